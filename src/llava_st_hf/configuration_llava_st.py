@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-ST model configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .coordinates import DEFAULT_NUM_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
+from .released_layout_llava_st import RELEASED_MODEL_TYPE, translate_config
+
+
+# The tokens that a picture or a video occupies, in the order in which the released tokenizer holds them.
+VISUAL_TOKENS = {
+    "image_start_token_id": "<im_start>",
+    "image_end_token_id": "<im_end>",
+    "image_token_id": "<im_patch>",
+    "video_start_token_id": "<vid_start>",
+    "video_end_token_id": "<vid_end>",
+    "video_token_id": "<vid_patch>",
+    "slow_video_start_token_id": "<slow_vid_start>",
+    "slow_video_end_token_id": "<slow_vid_end>",
+}
+PLACEHOLDER_FIELDS = (
+    "temporal_input_token_id",
+    "temporal_output_token_id",
+    "height_input_token_id",
+    "height_output_token_id",
+    "width_input_token_id",
+    "width_output_token_id",
+)
+# All special tokens of the model in vocabulary order: configuration field → token.
+SPECIAL_TOKENS = {**VISUAL_TOKENS, **dict(zip(PLACEHOLDER_FIELDS, PLACEHOLDER_TOKENS, strict=True))}
+
+
+@strict
+class LlavaSTConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`LlavaSTModel`] and [`LlavaSTForConditionalGeneration`]. The defaults are those of the released
+    LLaVA-ST-Qwen2-7B (arXiv:2501.08282).
+
+    The vocabulary is one: `text_config.vocab_size` counts the base tokens, the eight visual and six placeholder tokens and
+    the coordinate tokens, which are the last rows of both embedding matrices. Token ids that are not given are derived from
+    that layout, and stay what they are when the embeddings are resized later.
+
+    Args:
+        vision_config (`dict` or `SiglipVisionConfig`, *optional*):
+            The vision encoder. The default is so400m/14 at 384 pixels without its last layer and without head.
+        text_config (`dict` or `Qwen2Config`, *optional*):
+            The language model. The default is Qwen2-7B.
+        projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation between the projector's two layers.
+        packer_hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the attention in the Spatial-Temporal Packer.
+        packer_num_attention_heads (`int`, *optional*, defaults to 8):
+            Attention heads in each packer.
+        packer_spatial_scale (`int`, *optional*, defaults to 3):
+            Patches per side of the window that the spatial packer turns into one cell (27×27 patches → 9×9 cells).
+        packer_temporal_scale (`int`, *optional*, defaults to 5):
+            Frames that the slow packer turns into one (100 frames → 20).
+        packer_fast_scale (`int`, *optional*, defaults to 3):
+            Cells per side that the fast packer turns into one (9×9 → 3×3 per frame).
+        num_temporal_bins (`int`, *optional*, defaults to 100):
+            Coordinate tokens of the time axis.
+        num_spatial_bins (`int`, *optional*, defaults to 100):
+            Coordinate tokens of the height axis, and of the width axis.
+        use_lape (`bool`, *optional*, defaults to `True`):
+            Whether the model has coordinate tokens and adds their embeddings to visual features (Language-Aligned
+            Positional Embedding). A stage-1 model has none.
+        use_downsample_image (`bool`, *optional*, defaults to `False`):
+            Whether an image, too, goes through the spatial packer (81 tokens in place of 729).
+        plain_width_prompts (`bool`, *optional*, defaults to `False`):
+            Compatibility with the released weights: the exact position beside a `<WIDTH-INPUT>` token is ignored and the
+            token keeps its own embedding. Set by the conversion of released checkpoints; leave it off in new models.
+        drop_fast_features (`bool`, *optional*, defaults to `False`):
+            Compatibility with the released weights: at the positions of the fast stream stand the plain embeddings of the
+            tokens there, and the fast packer is not run. Set by the conversion; leave it off in new models.
+        image_token_id, image_start_token_id, image_end_token_id (`int`, *optional*):
+            `<im_patch>` and the two markers around an image's patches. Features stand at the markers as well.
+        video_token_id, video_start_token_id, video_end_token_id, slow_video_start_token_id, slow_video_end_token_id (`int`, *optional*):
+            `<vid_patch>` and the markers around a video's fast and slow stream. Features stand at the markers as well.
+        temporal_input_token_id, temporal_output_token_id, height_input_token_id, height_output_token_id, width_input_token_id, width_output_token_id (`int`, *optional*):
+            The released program's placeholders for coordinates.
+        coordinate_start_token_id (`int`, *optional*):
+            Id of `<TEMP-000>`; time, height and width bins follow one another from there.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of fresh packer and projector weights.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether logit rows are the input embeddings.
+
+    Raises:
+        ValueError: at construction, where sizes or ids contradict one another.
+    """
+
+    model_type = "llava_st"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=SiglipVisionConfig,
+            init_kwargs={
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 16,
+                "image_size": 384,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+        ),
+        "text_config": SubConfigSpec(
+            config_class=Qwen2Config,
+            init_kwargs={
+                "vocab_size": 151960,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        ),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector_hidden_act: str = "gelu"
+    packer_hidden_size: int = 1024
+    packer_num_attention_heads: int = 8
+    packer_spatial_scale: int = 3
+    packer_temporal_scale: int = 5
+    packer_fast_scale: int = 3
+    num_temporal_bins: int = DEFAULT_NUM_BINS
+    num_spatial_bins: int = DEFAULT_NUM_BINS
+    use_lape: bool = True
+    use_downsample_image: bool = False
+    plain_width_prompts: bool = False
+    drop_fast_features: bool = False
+    image_start_token_id: int | None = None
+    image_end_token_id: int | None = None
+    image_token_id: int | None = None
+    video_start_token_id: int | None = None
+    video_end_token_id: int | None = None
+    video_token_id: int | None = None
+    slow_video_start_token_id: int | None = None
+    slow_video_end_token_id: int | None = None
+    temporal_input_token_id: int | None = None
+    temporal_output_token_id: int | None = None
+    height_input_token_id: int | None = None
+    height_output_token_id: int | None = None
+    width_input_token_id: int | None = None
+    width_output_token_id: int | None = None
+    coordinate_start_token_id: int | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.vision_config.vision_use_head = False  # nothing reads the pooled output
+        num_coordinates = self.num_temporal_bins + 2 * self.num_spatial_bins if self.use_lape else 0
+        # Layout: … base tokens, the special tokens, the coordinates. The end of it is the end of the vocabulary, except
+        # in a configuration whose embeddings were resized, which has all ids written down.
+        if self.use_lape and self.coordinate_start_token_id is None:
+            self.coordinate_start_token_id = self.text_config.vocab_size - num_coordinates
+        if not self.use_lape:
+            self.coordinate_start_token_id = None
+        first = self.coordinate_start_token_id if self.use_lape else self.text_config.vocab_size
+        for token_id, field in enumerate(SPECIAL_TOKENS, start=first - len(SPECIAL_TOKENS)):
+            if getattr(self, field) is None:
+                setattr(self, field, token_id)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == RELEASED_MODEL_TYPE:
+            config_dict = translate_config(config_dict, name_or_path=str(pretrained_model_name_or_path))
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; a released LLaVA-ST configuration is translated, and keyword arguments take part in validation.
+
+        Raises:
+            ValueError: where the dictionary describes another kind of model.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type == RELEASED_MODEL_TYPE:
+            config_dict = translate_config(config_dict, name_or_path=str(kwargs.get("name_or_path", "")))
+        elif model_type != LlavaSTConfig.model_type:
+            raise ValueError(
+                f"{kwargs.get('name_or_path') or 'The configuration'} holds a model of type {model_type!r}, not a LLaVA-ST model "
+                f"({LlavaSTConfig.model_type!r}, or {RELEASED_MODEL_TYPE!r} as released)."
+            )
+        config_dict = dict(config_dict)
+        for name in cls.__dataclass_fields__.keys() & kwargs.keys() - {"dtype"}:
+            value, current = kwargs.pop(name), config_dict.get(name)
+            config_dict[name] = {**current, **value} if isinstance(current, dict) and isinstance(value, dict) else value
+        return super(LlavaSTConfig, LlavaSTConfig).from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self):
+        """Refuses sizes that do not fit one another. Part of `@strict` validation."""
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        if not isinstance(image_size, int) or not isinstance(patch_size, int):
+            raise ValueError(f"vision_config must describe square images and patches, got image_size={image_size}, patch_size={patch_size}.")
+        for name in ("packer_hidden_size", "packer_num_attention_heads", "packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.packer_hidden_size % self.packer_num_attention_heads:
+            raise ValueError(
+                f"packer_hidden_size={self.packer_hidden_size} is no multiple of packer_num_attention_heads={self.packer_num_attention_heads}."
+            )
+        if self.grid_size % self.packer_spatial_scale:
+            raise ValueError(
+                f"packer_spatial_scale={self.packer_spatial_scale} does not divide the vision grid of {self.grid_size}×{self.grid_size} "
+                f"patches (image_size={image_size}, patch_size={patch_size})."
+            )
+        if self.packed_grid_size % self.packer_fast_scale:
+            raise ValueError(
+                f"packer_fast_scale={self.packer_fast_scale} does not divide the packed grid of {self.packed_grid_size}×{self.packed_grid_size} cells."
+            )
+        for name in ("num_temporal_bins", "num_spatial_bins"):
+            if not 2 <= getattr(self, name) <= 1000:  # token names have three digits
+                raise ValueError(f"{name} must be from 2 to 1000, got {getattr(self, name)}.")
+
+    def validate_token_ids(self):
+        """Refuses token ids that overlap or lie outside the vocabulary. Part of `@strict` validation."""
+        vocab_size = self.text_config.vocab_size
+        ids = {field: getattr(self, field) for field in SPECIAL_TOKENS}
+        for field, token_id in ids.items():
+            if not 0 <= token_id < vocab_size:
+                raise ValueError(
+                    f"{field}={token_id} lies outside the vocabulary of {vocab_size} tokens, which must hold {len(ids)} special tokens"
+                    + (f" and {self.num_temporal_bins} + 2·{self.num_spatial_bins} coordinate tokens." if self.use_lape else ".")
+                )
+        owners: dict[int, str] = {}
+        for field, token_id in ids.items():
+            if token_id in owners:
+                raise ValueError(f"{field} and {owners[token_id]} are both {token_id}; every special token needs an id of its own.")
+            owners[token_id] = field
+        if not self.use_lape:
+            return
+        start, end = self.coordinates.start_token_id, self.coordinates.end_token_id
+        if start < 0 or end > vocab_size:
+            raise ValueError(f"The coordinate tokens {start}…{end - 1} lie outside the vocabulary of {vocab_size} tokens.")
+        for field, token_id in ids.items():
+            if start <= token_id < end:
+                raise ValueError(f"{field}={token_id} overlaps the coordinate tokens {start}…{end - 1}.")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per side that the vision encoder sees (27)."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def packed_grid_size(self) -> int:
+        """Cells per side after the spatial packer (9); the slow stream's grid."""
+        return self.grid_size // self.packer_spatial_scale
+
+    @property
+    def fast_grid_size(self) -> int:
+        """Cells per side of the fast stream (3)."""
+        return self.packed_grid_size // self.packer_fast_scale
+
+    @property
+    def coordinates(self) -> CoordinateVocabulary:
+        """The coordinate vocabulary; only where `use_lape`."""
+        return CoordinateVocabulary(
+            start_token_id=self.coordinate_start_token_id,
+            num_temporal_bins=self.num_temporal_bins,
+            num_spatial_bins=self.num_spatial_bins,
+            placeholder_token_ids=tuple(getattr(self, field) for field in PLACEHOLDER_FIELDS),
+        )
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Ids at whose positions image features stand, markers included."""
+        return (self.image_start_token_id, self.image_token_id, self.image_end_token_id)
+
+    @property
+    def video_token_ids(self) -> tuple[int, ...]:
+        """Ids at whose positions video features stand, markers included."""
+        return (
+            self.video_start_token_id,
+            self.video_token_id,
+            self.video_end_token_id,
+            self.slow_video_start_token_id,
+            self.slow_video_end_token_id,
+        )
+
+
+class LlavaSTReleasedConfig(LlavaSTConfig):
+    """What `AutoConfig` finds for a released folder. Reads to a [`LlavaSTConfig`]; there are no instances of this class."""
+
+    model_type = RELEASED_MODEL_TYPE
+
+
+__all__ = ["LlavaSTConfig"]

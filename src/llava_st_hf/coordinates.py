@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinate vocabulary: position ↔ bin ↔ token, and what a position between two bins means.
+
+A *position* is a fraction in [0, 1] of the clip's length, the frame's height or the frame's width. Each axis is cut into
+bins: bin k of n stands for the position k / (n - 1), so the first bin is the very start and the last the very end. The
+bins of the three axes are tokens (`<TEMP-000>`, `<HEIGHT-000>`, `<WIDTH-000>` …), in this order, side by side in the
+vocabulary. A position between two bins is a blend of both, as input embedding and as training target (LLaVA-ST, section 3.2).
+
+Nothing outside this file knows how many bins there are or how a position turns into one.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+DEFAULT_NUM_BINS = 100
+
+AXES = ("temporal", "height", "width")
+TOKEN_NAMES = {"temporal": "TEMP", "height": "HEIGHT", "width": "WIDTH"}
+INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}
+
+# The released program writes one of these where a coordinate stands and carries the number beside the text.
+PLACEHOLDER_TOKENS = tuple(f"<{TOKEN_NAMES[axis]}-{use}>" for axis in AXES for use in ("INPUT", "OUTPUT"))
+WIDTH_INPUT_TOKEN = "<WIDTH-INPUT>"
+
+# `<t0.409>` is a position, `<t1.8s>` seconds, `<w320px>` pixels. `<t>` and `<tnan>` match so that they can be refused
+# by name; `<table>` or `<h1 class=…>` do not.
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
+INLINE_COORDINATE = re.compile(rf"<(?P<letter>[thw])(?P<number>{_NUMBER})?(?P<unit>s|px)?>")
+COORDINATE_TOKEN = re.compile(r"<(?P<name>TEMP|HEIGHT|WIDTH)-(?P<bin>\d{3})>")
+AXIS_OF_NAME = {name: axis for axis, name in TOKEN_NAMES.items()}
+
+# How far outside [0, 1] a position may lie and still be taken as the border: a rounding error, not another place.
+OVERSHOOT = 1e-3
+
+
+def coordinate_token(axis: str, index: int) -> str:
+    """The token of bin `index` on `axis` ("temporal", "height" or "width"): `coordinate_token("width", 7)` is `<WIDTH-007>`."""
+    return f"<{TOKEN_NAMES[axis]}-{index:03d}>"
+
+
+def coordinate_tokens(num_temporal_bins: int, num_spatial_bins: int) -> list[str]:
+    """All coordinate tokens in vocabulary order: temporal, then height, then width."""
+    sizes = {"temporal": num_temporal_bins, "height": num_spatial_bins, "width": num_spatial_bins}
+    return [coordinate_token(axis, index) for axis in AXES for index in range(sizes[axis])]
+
+
+def check_position(value: float, what: str, overshoot: float = OVERSHOOT) -> float:
+    """Returns `value` as a float clipped to [0, 1].
+
+    Raises:
+        ValueError: naming `what` and the value, where it is not finite or lies further than `overshoot` outside [0, 1].
+    """
+    value = float(value)
+    if not math.isfinite(value) or not -overshoot <= value <= 1 + overshoot:
+        raise ValueError(f"{what} is {value:g}, but a position is a finite fraction in [0, 1].")
+    return min(max(value, 0.0), 1.0)
+
+
+def position_to_bin(position: float, num_bins: int) -> int:
+    """The bin nearest to a position in [0, 1]."""
+    return round(position * (num_bins - 1))
+
+
+def bin_to_position(index: int, num_bins: int) -> float:
+    """The position (fraction in [0, 1]) that a bin stands for."""
+    return index / (num_bins - 1)
+
+
+def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], float] | None = None) -> tuple[str, float]:
+    """Reads one match of `INLINE_COORDINATE` as `(axis, position)`.
+
+    Args:
+        match: what `INLINE_COORDINATE` found.
+        to_position: turns `(axis, value, unit)` with unit "s" or "px" into a fraction; without it units are refused.
+
+    Raises:
+        ValueError: naming the coordinate as written, where it has no number, is not finite, lies outside [0, 1], or has
+            a unit that its axis or the caller does not know.
+    """
+    written, axis, unit = match.group(0), INLINE_LETTERS[match["letter"]], match["unit"]
+    if match["number"] is None:
+        raise ValueError(
+            f"The coordinate {written!r} has no number. Write <t0.409>, <h0.442> or <w0.352> for a fraction of the clip, "
+            "the height or the width; <t1.8s> for seconds; <w320px> for pixels."
+        )
+    value = float(match["number"])
+    if not math.isfinite(value):
+        raise ValueError(f"The coordinate {written!r} is not a finite number.")
+    if unit is None:
+        return axis, check_position(value, f"The coordinate {written!r}")
+    if (unit == "s") != (axis == "temporal"):
+        raise ValueError(f"The coordinate {written!r} has the wrong unit: <t…> takes s (seconds), <h…> and <w…> take px (pixels).")
+    if to_position is None:
+        raise ValueError(f"The coordinate {written!r} is in {'seconds' if unit == 's' else 'pixels'}, but no video or image stands before it.")
+    return axis, to_position(axis, value, written)
+
+
+@dataclass(frozen=True)
+class CoordinateVocabulary:
+    """Where the coordinate tokens stand in the vocabulary, and how positions between bins read as pairs of tokens.
+
+    Args:
+        start_token_id: id of `<TEMP-000>`; all other coordinate tokens follow it.
+        num_temporal_bins, num_spatial_bins: bins of the time axis, and of height and of width.
+        placeholder_token_ids: ids of `PLACEHOLDER_TOKENS`, which may stand for a coordinate in ids of the released program.
+    """
+
+    start_token_id: int
+    num_temporal_bins: int
+    num_spatial_bins: int
+    placeholder_token_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.num_temporal_bins + 2 * self.num_spatial_bins
+
+    @property
+    def end_token_id(self) -> int:
+        """One past the last coordinate token."""
+        return self.start_token_id + len(self)
+
+    def num_bins(self, axis: str) -> int:
+        return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins
+
+    def sizes(self) -> list[int]:
+        """Number of bins of each axis, in vocabulary order."""
+        return [self.num_bins(axis) for axis in AXES]
+
+    def token_ids(self, axis: str) -> range:
+        start = self.start_token_id + sum(self.num_bins(a) for a in AXES[: AXES.index(axis)])
+        return range(start, start + self.num_bins(axis))
+
+    def between_tokens(self, token_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The two tokens around each exact position, and the weight of the upper one.
+
+        With y = (n - 1) x, f = ⌊y⌋, c = ⌈y⌉ and r = y - f, a position x on an axis with n bins is (1 - r) · bin f + r · bin c.
+
+        Args:
+            token_ids: ids of any shape. Where a position is given, the id tells the axis: a coordinate token or a placeholder.
+            positions: same shape; fractions in [0, 1], NaN where a token is no coordinate or stands for its own bin exactly.
+
+        Returns:
+            `(lower_ids, upper_ids, weight)`, all of the shape given. Where there is no position, or the token belongs to
+            no axis, both ids are the token itself and the weight is 0.
+        """
+        lower = upper = token_ids
+        weight = torch.zeros_like(positions)
+        given = ~torch.isnan(positions)
+        for number, axis in enumerate(AXES):
+            ids = self.token_ids(axis)
+            on_axis = (token_ids >= ids.start) & (token_ids < ids.stop)
+            for placeholder in self.placeholder_token_ids[2 * number : 2 * number + 2]:
+                on_axis = on_axis | (token_ids == placeholder)
+            on_axis = on_axis & given
+            scaled = positions.nan_to_num().clamp(0, 1) * (len(ids) - 1)
+            floor, ceil = scaled.floor(), scaled.ceil()
+            lower = torch.where(on_axis, ids.start + floor.long(), lower)
+            upper = torch.where(on_axis, ids.start + ceil.long(), upper)
+            weight = torch.where(on_axis, scaled - floor, weight)
+        return lower, upper, weight
+
+
+def propagation_matrix(sizes: list[int], device=None, dtype=torch.float32) -> torch.Tensor:
+    """Neighbouring Token Propagation (LLaVA-ST, section 3.2): M[i, j] = 2^-|i-j| within one axis, 0 across axes.
+
+    Args:
+        sizes: number of bins of each axis.
+
+    Returns:
+        (sum(sizes), sum(sizes)), symmetric, ones on the diagonal.
+    """
+    blocks = []
+    for size in sizes:
+        index = torch.arange(size, device=device, dtype=dtype)
+        blocks.append(torch.exp2(-(index[:, None] - index[None, :]).abs()))
+    return torch.block_diag(*blocks)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Soft two-hot cross-entropy over a large vocabulary, in the memory of a few hundred logit rows.
+
+A target is a pair of tokens (lower, upper) with weights (1 - r, r): an exact position between two coordinate bins, or an
+ordinary token with r = 0. The loss of one position is logsumexp(logits) - (1 - r)·logit[lower] - r·logit[upper], so no
+target over the vocabulary is ever built. Logits are made for a chunk of positions at a time; their gradient is folded
+into those of the hidden states and of the head at once, and the chunk is dropped.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+# Logits alive at one time: 2^25 fp32 values, 128 MiB. Larger chunks were not faster on CPU, and only a little on GPU.
+_MAX_CHUNK_LOGITS = 2**25
+
+
+class _CoordinateCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_states, weight, lower, upper, upper_weight, propagation, first_coordinate):
+        num_positions, vocab_size = hidden_states.shape[0], weight.shape[0]
+        device_type = hidden_states.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden_states.dtype
+        chunk_size = max(1, _MAX_CHUNK_LOGITS // vocab_size)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        losses = torch.empty(num_positions, dtype=torch.float32, device=hidden_states.device)
+        grad_hidden = torch.empty_like(hidden_states) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+
+        with torch.autocast(device_type, enabled=False):
+            head = weight.to(dtype)
+            for start in range(0, num_positions, chunk_size):
+                chunk = slice(start, start + chunk_size)
+                states = hidden_states[chunk].to(dtype)  # (chunk, hidden)
+                targets = torch.stack((lower[chunk], upper[chunk]), dim=-1)  # (chunk, 2)
+                shares = torch.stack((1 - upper_weight[chunk], upper_weight[chunk]), dim=-1).float()  # (chunk, 2)
+                logits = F.linear(states, head).float()  # (chunk, vocab)
+                normaliser = logits.logsumexp(dim=-1)
+                losses[chunk] = normaliser - (shares * logits.gather(-1, targets)).sum(-1)
+                if not (needs_hidden or needs_weight):
+                    continue
+                # d loss / d logits = softmax - target, in the memory of the logits themselves
+                grad_logits = logits.sub_(normaliser[:, None]).exp_().scatter_add_(-1, targets, -shares).to(dtype)
+                del logits
+                if needs_hidden:
+                    grad_hidden[chunk] = (grad_logits @ head).to(grad_hidden.dtype)
+                if needs_weight:
+                    if propagation is not None:
+                        # Rows share their gradient with their neighbours; hidden states see the plain one (above).
+                        columns = grad_logits[:, first_coordinate : first_coordinate + propagation.shape[0]]
+                        columns.add_(columns @ propagation.to(dtype))
+                    if grad_weight.dtype == dtype:
+                        grad_weight.addmm_(grad_logits.T, states)
+                    else:
+                        grad_weight += (grad_logits.T @ states).to(grad_weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_sum, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # Scaled out of place: the graph may be walked again (retain_graph).
+        return (
+            None if grad_hidden is None else grad_hidden * grad_sum,
+            None if grad_weight is None else grad_weight * grad_sum,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def coordinate_cross_entropy(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+    upper_weight: torch.Tensor,
+    propagation: torch.Tensor | None = None,
+    first_coordinate: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed soft cross-entropy of two-hot targets (LLaVA-ST, section 3.2).
+
+    Args:
+        hidden_states: (num_positions, hidden_size), the decoder's output at each supervised position.
+        weight: (vocab_size, hidden_size), the output embeddings.
+        lower, upper: (num_positions,) ids of the two target tokens; the same id where the target is one token.
+        upper_weight: (num_positions,) share r of `upper`; `lower` has 1 - r.
+        propagation: (num_coordinates, num_coordinates) matrix of Neighbouring Token Propagation; the gradient of the
+            coordinate rows of `weight` becomes (I + M)·g. None leaves it as it is.
+        first_coordinate: row of `weight` at which the coordinate tokens begin.
+
+    Returns:
+        `(loss_sum, losses)`: the differentiable sum (float32 scalar) and, for logging only, each position's loss.
+    """
+    return _CoordinateCrossEntropy.apply(hidden_states, weight, lower, upper, upper_weight, propagation, first_coordinate)

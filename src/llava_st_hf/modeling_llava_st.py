@@ -1,0 +1,558 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a Qwen2 decoder whose
+vocabulary holds the coordinates (LLaVA-ST, arXiv:2501.08282)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .configuration_llava_st import LlavaSTConfig
+from .coordinates import propagation_matrix
+from .generation_llava_st import LlavaSTGenerationMixin
+from .loss_llava_st import coordinate_cross_entropy
+from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
+
+
+@dataclass
+class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Output of [`LlavaSTModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The decoder's last hidden states.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the decoder's attention.
+        image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+            Features of all images as they entered the decoder.
+        video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
+            Features of all videos as they entered the decoder: of each video the fast stream, then the slow one.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class LlavaSTCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of [`LlavaSTForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Soft cross-entropy, averaged over supervised tokens.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+            Prediction scores; coordinate tokens are the last columns. Not built in training (see `skip_logits`).
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the decoder's attention.
+        token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
+            Loss of each supervised token in batch-major order, detached, for logging.
+        image_hidden_states, video_hidden_states (`torch.FloatTensor`, *optional*):
+            As in [`LlavaSTModelOutputWithPast`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor] | None = None
+    attentions: tuple[torch.FloatTensor] | None = None
+    token_losses: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+class LlavaSTMultiModalProjector(nn.Module):
+    def __init__(self, config: LlavaSTConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(image_features)))
+
+
+class LlavaSTPreTrainedModel(PreTrainedModel):
+    config: LlavaSTConfig
+    config_class = LlavaSTConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlavaSTWindowPacker"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # SigLIP's post-norm, pooling head and 27th layer, where a checkpoint brings them: features are taken before.
+    _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*(post_layernorm|head)\.", r"vision_tower\..*position_ids"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LlavaSTWindowPacker):
+            for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
+                init.trunc_normal_(linear.weight, std=self.config.initializer_range)
+            for linear in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(linear.weight)
+        elif isinstance(module, LlavaSTModel) and self.config.use_lape:
+            self._init_coordinate_rows(module.get_input_embeddings().weight, is_output=self.config.tie_word_embeddings)
+            if module.lm_head is not None:
+                self._init_coordinate_rows(module.lm_head.weight, is_output=True)
+        elif isinstance(module, LlavaSTForConditionalGeneration) and self.config.use_lape:
+            if not self.config.tie_word_embeddings:
+                self._init_coordinate_rows(module.lm_head.weight, is_output=True)
+
+    def _init_coordinate_rows(self, weight: torch.Tensor, is_output: bool):
+        """Large beside an ordinary row, so that LAPE is heard from the first step."""
+        if getattr(weight, "_is_hf_initialized", False):
+            return
+        coordinates = self.config.coordinates
+        rows = weight[coordinates.start_token_id : coordinates.end_token_id]
+        if is_output:
+            init.uniform_(rows, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+        else:
+            init.normal_(rows)
+
+
+class LlavaSTModel(LlavaSTPreTrainedModel):
+    """
+    SigLIP, projector, LAPE, packer and decoder, without language modeling head.
+
+    LAPE reads the input *and* the output rows of the coordinate tokens. Inside [`LlavaSTForConditionalGeneration`] the
+    latter are those of its `lm_head`; a model of this class by itself holds an `lm_head` of its own for them, loaded from
+    the same key of a checkpoint.
+    """
+
+    def __init__(self, config: LlavaSTConfig, head_owner: "LlavaSTForConditionalGeneration | None" = None):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower.post_layernorm = nn.Identity()  # the projector was trained on un-normalised features
+        self.multi_modal_projector = LlavaSTMultiModalProjector(config)
+        self.packer = LlavaSTSpatialTemporalPacker(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        # Kept out of nn.Module's registry: a reference, not a child. Deep copies and PEFT's replacing of `lm_head` are
+        # followed, as they would not be by a second reference to the head itself.
+        self.__dict__["_head_owner"] = head_owner
+        self.lm_head = None
+        if head_owner is None and config.use_lape and not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def _output_rows(self) -> torch.Tensor:
+        """(num_coordinates, hidden_size), the logit rows of the coordinate tokens."""
+        head = self.lm_head if self._head_owner is None else self._head_owner.get_output_embeddings()
+        coordinates = self.config.coordinates
+        rows = slice(coordinates.start_token_id, coordinates.end_token_id)
+        if head.weight.is_meta:  # offloaded by a device_map: only the hooks can bring it
+            from accelerate.utils import align_module_device
+
+            with align_module_device(head):
+                return head.weight[rows].clone()
+        return head.weight[rows]
+
+    def _propagate(self, rows: torch.Tensor) -> torch.Tensor:
+        """Neighbouring Token Propagation: the same values, and in training the gradient (I + M)·g (section 3.2)."""
+        if not (self.training and torch.is_grad_enabled()):
+            return rows
+        matrix = propagation_matrix(self.config.coordinates.sizes(), device=rows.device, dtype=rows.dtype)
+        mixed = matrix @ rows
+        return rows + (mixed - mixed.detach())
+
+    def _table_ids(self, device: torch.device) -> torch.Tensor:
+        """Tokens whose embeddings build visual features: coordinates, then the markers of the fast stream."""
+        markers = [self.config.video_start_token_id, self.config.video_token_id, self.config.video_end_token_id]
+        markers = torch.tensor(markers, device=device)
+        if not self.config.use_lape:
+            return markers
+        coordinates = self.config.coordinates
+        return torch.cat((torch.arange(coordinates.start_token_id, coordinates.end_token_id, device=device), markers))
+
+    def embed_tokens(
+        self, input_ids: torch.LongTensor, coordinates: torch.FloatTensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Embeds tokens, blending neighbouring bins where an exact position is given.
+
+        Args:
+            input_ids: (batch_size, sequence_length)
+            coordinates: same shape, fractions in [0, 1] or NaN, or None.
+
+        Returns:
+            `(inputs_embeds, token_table)`: (batch_size, sequence_length, hidden_size), and the rows of `_table_ids`.
+        """
+        # One lookup for tokens and table: each lookup costs a gradient of the size of the whole matrix.
+        ids = torch.cat((input_ids.flatten(), self._table_ids(input_ids.device)))
+        embeds, table = self.get_input_embeddings()(ids).split([input_ids.numel(), len(ids) - input_ids.numel()])
+        embeds = embeds.view(*input_ids.shape, -1)  # (batch, sequence, hidden)
+        if not self.config.use_lape or (coordinates is None and not (self.training and torch.is_grad_enabled())):
+            return embeds, table
+
+        vocabulary = self.config.coordinates
+        rows = self._propagate(table[: len(vocabulary)])
+        if coordinates is None:
+            coordinates = torch.full_like(input_ids, float("nan"), dtype=torch.float32)
+        if self.config.plain_width_prompts:
+            coordinates = coordinates.masked_fill(input_ids == self.config.width_input_token_id, float("nan"))
+        lower, upper, weight = vocabulary.between_tokens(input_ids, coordinates.float())
+        is_coordinate = (lower >= vocabulary.start_token_id) & (lower < vocabulary.end_token_id)
+        lower, upper = ((ids - vocabulary.start_token_id).clamp(0, len(vocabulary) - 1) for ids in (lower, upper))
+        lower, upper = F.embedding(lower, rows), F.embedding(upper, rows)  # (batch, sequence, hidden)
+        blended = lower + weight[..., None].to(lower.dtype) * (upper - lower)
+        return torch.where(is_coordinate[..., None], blended, embeds), table
+
+    def _add_positions(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
+        """
+        Language-Aligned Positional Embedding (LLaVA-ST, section 3.2): each axis adds the mean of its tokens' input and
+        output embeddings, interpolated from bins to frames, rows and columns.
+
+        Args:
+            features: (videos, frames, rows, columns, hidden_size)
+            token_table: rows of `_table_ids`, where already looked up.
+        """
+        if not self.config.use_lape:
+            return features
+        if token_table is None:
+            token_table = self.get_input_embeddings()(self._table_ids(features.device))
+        vocabulary = self.config.coordinates
+        table = token_table[: len(vocabulary)]
+        if not self.config.tie_word_embeddings:
+            table = (table + self._output_rows().to(table.device)) / 2
+        table = self._propagate(table)
+        for dim, rows in enumerate(table.split(vocabulary.sizes()), start=1):
+            length = features.shape[dim]
+            if dim == 1 and length == 1:
+                rows = rows[:1]  # a single frame is an image, at the start of time
+            elif len(rows) != length:
+                rows = F.interpolate(rows.float().T[None], size=length, mode="linear", align_corners=False)[0].T
+            shape = [1] * (dim) + [length] + [1] * (3 - dim) + [-1]
+            features = features + rows.to(features.device, features.dtype).view(shape)
+        return features
+
+    def _patch_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """(frames, 3, height, width) pixels → the encoder's output and (frames, rows, columns, hidden_size) features"""
+        grid = self.config.grid_size
+        vision_outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        features = self.multi_modal_projector(vision_outputs.last_hidden_state)
+        return vision_outputs, features.view(-1, grid, grid, features.shape[-1])
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, token_table: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        Features of images as they enter the decoder.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`):
+                Normalised pixels.
+            token_table (`torch.FloatTensor`, *optional*):
+                Second output of `embed_tokens`, to save a lookup.
+
+        Returns:
+            `BaseModelOutputWithPooling` whose `pooler_output` is `(num_images, num_image_tokens, hidden_size)`: 729 tokens,
+            or 81 with `use_downsample_image`.
+        """
+        vision_outputs, features = self._patch_features(pixel_values, **kwargs)
+        features = self._add_positions(features[:, None], token_table)  # (images, 1, rows, columns, hidden)
+        if self.config.use_downsample_image:
+            features = self.packer.spatial(features)
+        vision_outputs.pooler_output = features.flatten(1, 3)  # (images, tokens, hidden)
+        return vision_outputs
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.FloatTensor, token_table: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        Features of videos as they enter the decoder.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`):
+                Normalised pixels.
+            token_table (`torch.FloatTensor`, *optional*):
+                Second output of `embed_tokens`, to save a lookup.
+
+        Returns:
+            `BaseModelOutputWithPooling` whose `pooler_output` is `(num_videos, num_video_tokens, hidden_size)`: of each video
+            the fast stream, frame by frame, then the slow one (900 + 1620 tokens for 100 frames). With
+            `drop_fast_features` the plain embeddings of the tokens there stand in place of the fast stream.
+        """
+        videos, frames = pixel_values_videos.shape[:2]
+        vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), **kwargs)
+        features = features.unflatten(0, (videos, frames))  # (videos, frames, rows, columns, hidden)
+        features = self._add_positions(features, token_table)
+        fast, slow = self.packer(features, use_fast=not self.config.drop_fast_features)
+        slow = slow.flatten(1, 3)  # (videos, ⌈frames/5⌉·81, hidden)
+        if fast is None:
+            if token_table is None:
+                token_table = self.get_input_embeddings()(self._table_ids(slow.device))
+            start, patch, end = token_table[-3:, None].to(slow.device, slow.dtype)
+            num_fast = frames * self.config.fast_grid_size**2
+            fast = torch.cat((start, patch.expand(num_fast - 2, -1), end)).expand(videos, -1, -1)
+        else:
+            fast = fast.flatten(1, 3)  # (videos, frames·9, hidden)
+        vision_outputs.pooler_output = torch.cat((fast, slow), dim=1)  # (videos, tokens, hidden)
+        return vision_outputs
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor, token_ids: tuple[int, ...]
+    ) -> torch.BoolTensor:
+        """(batch_size, sequence_length), True where one of `token_ids` stands; found by their embeddings without ids."""
+        if input_ids is not None:
+            return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
+        mask = torch.zeros(inputs_embeds.shape[:-1], dtype=torch.bool, device=inputs_embeds.device)
+        for row in self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device)):
+            mask |= (inputs_embeds == row).all(-1)
+        return mask
+
+    def _insert(self, kind, features, token_ids, input_ids, inputs_embeds):
+        """Puts features where their tokens stand; returns the embeddings and the flat features."""
+        features = torch.cat([item.flatten(0, -2) for item in features])  # (tokens, hidden)
+        features = features.to(inputs_embeds.device, inputs_embeds.dtype)
+        mask = self.get_placeholder_mask(input_ids, inputs_embeds, token_ids)
+        torch_compilable_check(
+            mask.sum() == features.shape[0],
+            lambda: f"The {kind}s give {features.shape[0]} features, but the text has {int(mask.sum())} {kind} tokens for them.",
+        )
+        return inputs_embeds.masked_scatter(mask[..., None], features), features
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        coordinates: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LlavaSTModelOutputWithPast:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`, *optional*):
+                All images of the batch, in the order of their tokens.
+            pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`, *optional*):
+                All videos of the batch, in the order of their tokens.
+            coordinates (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The exact position (fraction in [0, 1]) of each coordinate token, NaN at every other token. Goes with `input_ids`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if coordinates is not None and input_ids is None:
+            raise ValueError("coordinates go with input_ids: embeddings given as inputs_embeds already say where things are.")
+        mm_encoder_outputs = dict(mm_encoder_outputs or {})
+        has_media = pixel_values is not None or pixel_values_videos is not None
+
+        token_table = None
+        if inputs_embeds is None:
+            if coordinates is None and not has_media and not (self.training and torch.is_grad_enabled()):
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: what stock Qwen2 does
+            else:
+                inputs_embeds, token_table = self.embed_tokens(input_ids, coordinates)
+
+        if pixel_values is not None:
+            mm_encoder_outputs["image"] = self.get_image_features(pixel_values, token_table=token_table, return_dict=True)
+        if pixel_values_videos is not None:
+            mm_encoder_outputs["video"] = self.get_video_features(pixel_values_videos, token_table=token_table, return_dict=True)
+        media_features = {"image": None, "video": None}
+        for kind, token_ids in (("image", self.config.image_token_ids), ("video", self.config.video_token_ids)):
+            if mm_encoder_outputs.get(kind) is not None:
+                inputs_embeds, media_features[kind] = self._insert(
+                    kind, mm_encoder_outputs[kind].pooler_output, token_ids, input_ids, inputs_embeds
+                )
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        return LlavaSTModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=media_features["image"],
+            video_hidden_states=media_features["video"],
+        )
+
+
+class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationMixin):
+    """LLaVA-ST: reads images, videos and text with coordinates, writes text with coordinates."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LlavaSTConfig):
+        super().__init__(config)
+        self.model = LlavaSTModel(config, head_owner=self)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> tuple | BaseModelOutputWithPooling:
+        r"""Features of images as they enter the decoder: see [`LlavaSTModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""Features of videos as they enter the decoder: see [`LlavaSTModel.get_video_features`]."""
+        return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def _loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.LongTensor,
+        coordinates: torch.FloatTensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(loss, token_losses)` of the supervised positions; see `coordinate_cross_entropy`."""
+        labels = labels[:, 1:].to(hidden_states.device)  # each position predicts the next token
+        supervised = labels != -100
+        hidden_states, lower = hidden_states[:, :-1][supervised], labels[supervised]  # (supervised, hidden), (supervised,)
+        upper, weight = lower, torch.zeros_like(lower, dtype=torch.float32)
+        propagation, first_coordinate = None, 0
+        if self.config.use_lape:
+            vocabulary = self.config.coordinates
+            first_coordinate = vocabulary.start_token_id
+            if coordinates is not None:
+                positions = coordinates[:, 1:].to(hidden_states.device)[supervised].float()
+                lower, upper, weight = vocabulary.between_tokens(lower, positions)
+            if self.training:
+                propagation = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
+        head = self.get_output_embeddings()
+        loss, token_losses = coordinate_cross_entropy(
+            hidden_states, head.weight, lower, upper, weight, propagation, first_coordinate
+        )
+        if num_items_in_batch is None:
+            num_items_in_batch = supervised.sum()
+        elif isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch, token_losses
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        coordinates: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        skip_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LlavaSTCausalLMOutputWithPast:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`, *optional*):
+                All images of the batch, in the order of their tokens.
+            pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`, *optional*):
+                All videos of the batch, in the order of their tokens.
+            coordinates (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The exact position (fraction in [0, 1]) of each coordinate token, NaN at every other token. Where the token is
+                supervised too, its target is two-hot between the neighbouring bins.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Ids to predict, -100 where nothing is supervised.
+            skip_logits (`bool`, *optional*):
+                Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are
+                left out in training mode.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            coordinates=coordinates,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+
+        loss = token_losses = logits = None
+        if labels is not None:
+            loss, token_losses = self._loss(hidden_states, labels, coordinates, num_items_in_batch)
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        if not skip_logits:
+            logits = self.lm_head(_keep_positions(hidden_states, logits_to_keep))
+
+        return LlavaSTCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            token_losses=token_losses,
+            image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+
+def _keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions that logits are wanted of: the last so many (0: all), an index, or a (batch, sequence) mask, which
+    flattens the batch. (transformers ≥ 5.21 has `slice_logits_to_keep` for it.)"""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
+
+
+__all__ = ["LlavaSTForConditionalGeneration", "LlavaSTModel", "LlavaSTPreTrainedModel"]
