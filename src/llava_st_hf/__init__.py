@@ -6,15 +6,24 @@ Importing the package registers its classes with transformers' Auto classes and 
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoVideoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
+from .grounding import Media, parse_answer
+from .image_processing_llava_st import LlavaSTImageProcessor
 from .modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
+from .pipeline_llava_st import VideoGroundingPipeline
+from .processing_llava_st import LlavaSTProcessor
 from .released_layout_llava_st import register_released_layout
 from .version import __version__ as __version__
+from .video_processing_llava_st import LlavaSTVideoProcessor
 
 
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
@@ -22,6 +31,26 @@ AutoConfig.register(LlavaSTReleasedConfig.model_type, LlavaSTReleasedConfig)
 AutoModel.register(LlavaSTConfig, LlavaSTModel)
 AutoModelForImageTextToText.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
 AutoModelForMultimodalLM.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
+AutoImageProcessor.register(LlavaSTConfig, fast_image_processor_class=LlavaSTImageProcessor)
+AutoVideoProcessor.register(LlavaSTConfig, LlavaSTVideoProcessor)
+AutoProcessor.register(LlavaSTConfig, LlavaSTProcessor)
 register_released_layout()
+PIPELINE_REGISTRY.register_pipeline(
+    "video-grounding",
+    pipeline_class=VideoGroundingPipeline,
+    pt_model=AutoModelForImageTextToText,
+    type="multimodal",
+)
 
-
+__all__ = [
+    "LlavaSTConfig",
+    "LlavaSTForConditionalGeneration",
+    "LlavaSTImageProcessor",
+    "LlavaSTModel",
+    "LlavaSTPreTrainedModel",
+    "LlavaSTProcessor",
+    "LlavaSTVideoProcessor",
+    "Media",
+    "VideoGroundingPipeline",
+    "parse_answer",
+]

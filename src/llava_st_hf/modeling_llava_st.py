@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -17,8 +16,8 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_llava_st import LlavaSTConfig
-from .coordinates import propagation_matrix
 from .generation_llava_st import LlavaSTGenerationMixin
+from .lape_llava_st import add_positions, blend_coordinates, propagate
 from .loss_llava_st import coordinate_cross_entropy
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 
@@ -168,13 +167,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 return head.weight[rows].clone()
         return head.weight[rows]
 
-    def _propagate(self, rows: torch.Tensor) -> torch.Tensor:
-        """Neighbouring Token Propagation: the same values, and in training the gradient (I + M)·g (section 3.2)."""
-        if not (self.training and torch.is_grad_enabled()):
-            return rows
-        matrix = propagation_matrix(self.config.coordinates.sizes(), device=rows.device, dtype=rows.dtype)
-        mixed = matrix @ rows
-        return rows + (mixed - mixed.detach())
+    def _trains(self) -> bool:
+        """Whether Neighbouring Token Propagation is on: it alters gradients alone."""
+        return self.training and torch.is_grad_enabled()
 
     def _table_ids(self, device: torch.device) -> torch.Tensor:
         """Tokens whose embeddings build visual features: coordinates, then the markers of the fast stream."""
@@ -202,26 +197,19 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         ids = torch.cat((input_ids.flatten(), self._table_ids(input_ids.device)))
         embeds, table = self.get_input_embeddings()(ids).split([input_ids.numel(), len(ids) - input_ids.numel()])
         embeds = embeds.view(*input_ids.shape, -1)  # (batch, sequence, hidden)
-        if not self.config.use_lape or (coordinates is None and not (self.training and torch.is_grad_enabled())):
+        if not self.config.use_lape or (coordinates is None and not self._trains()):
             return embeds, table
-
         vocabulary = self.config.coordinates
-        rows = self._propagate(table[: len(vocabulary)])
-        if coordinates is None:
-            coordinates = torch.full_like(input_ids, float("nan"), dtype=torch.float32)
-        if self.config.plain_width_prompts:
+        rows = table[: len(vocabulary)]
+        if self._trains():
+            rows = propagate(rows, vocabulary.sizes())
+        if coordinates is not None and self.config.plain_width_prompts:
             coordinates = coordinates.masked_fill(input_ids == self.config.width_input_token_id, float("nan"))
-        lower, upper, weight = vocabulary.between_tokens(input_ids, coordinates.float())
-        is_coordinate = (lower >= vocabulary.start_token_id) & (lower < vocabulary.end_token_id)
-        lower, upper = ((ids - vocabulary.start_token_id).clamp(0, len(vocabulary) - 1) for ids in (lower, upper))
-        lower, upper = F.embedding(lower, rows), F.embedding(upper, rows)  # (batch, sequence, hidden)
-        blended = lower + weight[..., None].to(lower.dtype) * (upper - lower)
-        return torch.where(is_coordinate[..., None], blended, embeds), table
+        return blend_coordinates(input_ids, embeds, coordinates, rows, vocabulary), table
 
     def _add_positions(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
         """
-        Language-Aligned Positional Embedding (LLaVA-ST, section 3.2): each axis adds the mean of its tokens' input and
-        output embeddings, interpolated from bins to frames, rows and columns.
+        Language-Aligned Positional Embedding (LLaVA-ST, section 3.2).
 
         Args:
             features: (videos, frames, rows, columns, hidden_size)
@@ -232,19 +220,12 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         if token_table is None:
             token_table = self.get_input_embeddings()(self._table_ids(features.device))
         vocabulary = self.config.coordinates
-        table = token_table[: len(vocabulary)]
+        rows = token_table[: len(vocabulary)]
         if not self.config.tie_word_embeddings:
-            table = (table + self._output_rows().to(table.device)) / 2
-        table = self._propagate(table)
-        for dim, rows in enumerate(table.split(vocabulary.sizes()), start=1):
-            length = features.shape[dim]
-            if dim == 1 and length == 1:
-                rows = rows[:1]  # a single frame is an image, at the start of time
-            elif len(rows) != length:
-                rows = F.interpolate(rows.float().T[None], size=length, mode="linear", align_corners=False)[0].T
-            shape = [1] * (dim) + [length] + [1] * (3 - dim) + [-1]
-            features = features + rows.to(features.device, features.dtype).view(shape)
-        return features
+            rows = (rows + self._output_rows().to(rows.device)) / 2
+        if self._trains():
+            rows = propagate(rows, vocabulary.sizes())
+        return add_positions(features, rows, vocabulary.sizes())
 
     def _patch_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """(frames, 3, height, width) pixels → the encoder's output and (frames, rows, columns, hidden_size) features"""
@@ -370,7 +351,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
 
         token_table = None
         if inputs_embeds is None:
-            if coordinates is None and not has_media and not (self.training and torch.is_grad_enabled()):
+            if coordinates is None and not has_media and not self._trains():
                 inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: what stock Qwen2 does
             else:
                 inputs_embeds, token_table = self.embed_tokens(input_ids, coordinates)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast videos become model inputs, and in how much memory.
+
+    python examples/benchmarks/preprocessing.py
+
+Needs `decord2` and `av`, no GPU, no network and no other files: it encodes its own videos, 25 frames per second, and
+prints one line per resolution with the ratios
+
+- `frames vs PIL`: time of PIL frame by frame (bicubic to 384x384, /255 and normalised in float64, cast to float32) over
+  time of the video processor, on 100 frames in memory. Higher is better.
+- `file vs decode`: time from file to tensor over time of decord alone (`get_batch` of the same frames). Lower is better,
+  and 1 means that resizing is hidden behind decoding.
+- `peak vs output`: peak memory above what was used before the call, from file to tensor in a process of its own, over
+  the size of the output tensor. Lower is better.
+
+Every time is the best of `--repeats` runs, the two sides of a ratio taking turns.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
+
+
+LADDER = [(320, 180), (640, 360), (1280, 720), (1920, 1080), (360, 640)]  # width x height
+
+
+def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
+    """A drifting texture under a little noise, which costs the decoder about what a filmed scene does."""
+    generator = np.random.default_rng(0)
+    texture = np.asarray(
+        Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize((width, height))
+    )
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(num_frames):
+            frame = np.roll(texture, (2 * index, 3 * index), axis=(0, 1))
+            noise = generator.integers(0, 9, (height, width, 1), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.minimum(frame, 246) + noise, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def pil_baseline(frames: np.ndarray) -> torch.Tensor:
+    """What the ordinary PIL pipeline does, frame by frame."""
+    pixels = []
+    for frame in frames:
+        image = np.asarray(Image.fromarray(frame).resize((384, 384), Image.Resampling.BICUBIC))
+        image = (image.astype(np.float64) / 255 - 0.5) / 0.5
+        pixels.append(image.transpose(2, 0, 1).astype(np.float32))
+    return torch.from_numpy(np.stack(pixels))  # (num_frames, 3, 384, 384)
+
+
+def best_times(*functions, repeats: int) -> list[float]:
+    """The least time in seconds of each function; they take turns, so that a slow moment hits all of them."""
+    best = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for position, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            best[position] = min(best[position], time.perf_counter() - start)
+    return best
+
+
+def peak_over_output(path: Path) -> float:
+    """Runs this script on one file in a process of its own and reads the ratio that it prints."""
+    command = [sys.executable, __file__, "--measure-peak", str(path)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_peak(path: str) -> None:
+    processor = LlavaSTVideoProcessor()
+    # Loads the libraries and starts the thread pools, which are no part of one call's memory.
+    processor(np.zeros((1, 400, 700, 3), dtype=np.uint8), num_frames=1, return_tensors="pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = processor(path, return_tensors="pt").pixel_values_videos
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print((after - before) * 1024 / pixels.nbytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--num-frames", type=int, default=100, help="length of the encoded videos, at least 100")
+    parser.add_argument("--measure-peak", metavar="FILE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure_peak:
+        measure_peak(args.measure_peak)
+        return
+
+    processor = LlavaSTVideoProcessor()
+    indices = sample_frame_indices(0, args.num_frames - 1, 100)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; 100 of {args.num_frames} frames")
+    print("resolution   frames→tensor    PIL  frames vs PIL   file→tensor  decode  file vs decode  peak vs output")
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in LADDER:
+            path = Path(folder) / f"{width}x{height}.mp4"
+            write_video(path, width, height, args.num_frames)
+            frames = decord.VideoReader(str(path)).get_batch(indices).asnumpy()  # (100, height, width, 3)
+            ours, pil = best_times(
+                lambda: processor(frames, do_sample_frames=False, return_tensors="pt"),
+                lambda: pil_baseline(frames),
+                repeats=args.repeats,
+            )
+            file, decode = best_times(
+                lambda: processor(str(path), return_tensors="pt"),
+                lambda: decord.VideoReader(str(path)).get_batch(indices).asnumpy(),
+                repeats=args.repeats,
+            )
+            print(
+                f"{path.stem:>10}   {ours:10.3f} s {pil:6.2f} s {pil / ours:12.1f}x {file:11.3f} s {decode:6.3f} s "
+                f"{file / decode:13.2f}x {peak_over_output(path):14.2f}x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small videos and damaged files, encoded on the spot for the tests."""
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def moving_frames(num_frames: int, height: int, width: int) -> np.ndarray:
+    """A smooth picture that changes from frame to frame, uint8 `(num_frames, height, width, 3)`."""
+    time, row, column = np.ogrid[:num_frames, :height, :width]
+    red = 127 + 120 * np.sin(0.05 * column + 0.4 * time + 0.0 * row)
+    green = 127 + 120 * np.cos(0.07 * row - 0.3 * time + 0.0 * column)
+    blue = 40 + (2 * time + row + column) % 160 + 0.0 * red
+    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = 25, codec: str = "mpeg4", options: dict | None = None) -> Path:
+    """Encodes uint8 `(num_frames, height, width, 3)` frames at `fps` frames per second. `libx264` needs even sizes."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.bit_rate = 8_000_000
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path, seconds: float = 0.5) -> Path:
+    """An MP4 file with a silent sound track and no picture."""
+    rate = 16000
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=rate)
+        stream.layout = "mono"
+        samples = np.zeros((1, int(rate * seconds)), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_sideways(path: Path, source: Path) -> Path:
+    """A copy of an MP4 file marked, as a phone held upright marks it, to be turned a quarter clockwise."""
+    data = bytearray(source.read_bytes())
+    matrix = data.find(b"tkhd") + 4 + 40  # after the fields of a version 0 track header
+    quarter_turn = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
+    data[matrix : matrix + 36] = struct.pack(">9i", *quarter_turn)
+    path.write_bytes(data)
+    return path

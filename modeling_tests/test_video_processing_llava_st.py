@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+import http.server
+import json
+import logging
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from transformers.video_utils import VideoMetadata
+
+from llava_st_hf import video_decoding_llava_st
+from llava_st_hf.video_processing_llava_st import (
+    LlavaSTVideoProcessor,
+    read_video_metadata,
+    resolve_clip,
+    sample_frame_indices,
+)
+from modeling_tests.media import moving_frames, write_audio, write_sideways, write_video
+from modeling_tests.reference import REFERENCE, requires_reference
+
+
+ONE_STEP = 2 / 255
+BACKENDS = ["decord", "pyav"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def video(folder):
+    """30 frames of 64x48 at 10 frames per second, with a keyframe every 12."""
+    return write_video(folder / "video.mp4", moving_frames(30, 48, 64), fps=10)
+
+
+@pytest.fixture(scope="module")
+def decoded(video):
+    """All of its frames, uint8 (30, 48, 64, 3), as decord gives them."""
+    reader = video_decoding_llava_st.open_video_file(str(video), "decord")
+    return torch.cat(list(reader.chunks(list(range(30))))).numpy()
+
+
+@pytest.fixture
+def processor():
+    return LlavaSTVideoProcessor(size={"height": 32, "width": 32}, num_frames=8)
+
+
+def run(processor, videos, **kwargs):
+    out = processor(videos, return_tensors="pt", return_metadata=True, **kwargs)
+    return out.pixel_values_videos, out.video_metadata
+
+
+def pil_pixels(frames, size):
+    resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC) for frame in frames]
+    return ((torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+
+
+def assert_close_to_pil(actual, expected):
+    difference = (actual - expected).abs()
+    assert difference.max() <= ONE_STEP + 1e-6
+    assert difference.mean() < 0.01 * ONE_STEP
+
+
+# Sampling
+
+
+@requires_reference
+def test_indices_equal_the_reference():
+    cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["frame_indices"]
+    for case in cases:
+        first, last = case["split"]
+        assert sample_frame_indices(first, last, 100) == case["indices"]
+        metadata = VideoMetadata(total_num_frames=case["n_frames"])
+        sampled = LlavaSTVideoProcessor().sample_frames(metadata, clip={"frames": case["split"]})
+        assert sampled.tolist() == [min(index, case["n_frames"] - 1) for index in case["indices"]]
+
+
+@given(first=st.integers(0, 10**6), length=st.integers(1, 10**6), num_frames=st.integers(2, 300))
+def test_indices_run_evenly_from_end_to_end(first, length, num_frames):
+    last = first + length - 1
+    indices = sample_frame_indices(first, last, num_frames)
+    assert len(indices) == num_frames and indices[0] == first and indices[-1] == last
+    gaps = np.diff(indices)
+    assert gaps.min() >= 0 and gaps.max() - gaps.min() <= 2
+
+
+def test_one_frame_is_the_first():
+    assert sample_frame_indices(5, 9, 1) == [5]
+
+
+@given(data=st.data(), total=st.integers(1, 5000), fps=st.sampled_from([1.0, 6.105, 23.976, 25.0, 30000 / 1001]))
+def test_a_clip_in_seconds_covers_what_is_on_screen(data, total, fps):
+    metadata = VideoMetadata(total_num_frames=total, fps=fps)
+    start = data.draw(st.floats(0, total / fps, exclude_max=True))
+    end = data.draw(st.floats(start, total / fps, exclude_min=True)) if start < total / fps else total / fps
+    first, last = resolve_clip({"start": start, "end": end}, metadata)
+    assert 0 <= first <= last < total
+    assert first / fps <= start + 1e-5 and (last + 1) / fps >= min(end, total / fps) - 1e-5
+    assert last / fps <= end + 1e-5
+
+
+def test_whole_video_in_seconds_is_the_whole_video():
+    metadata = VideoMetadata(total_num_frames=187, fps=6.105)
+    for clip in ({"start": 0}, {"end": 187 / 6.105}, {"start": 0.0, "end": 187 / 6.105}, None):
+        assert resolve_clip(clip, metadata) == (0, 186)
+
+
+@pytest.mark.parametrize(
+    "clip, message",
+    [
+        ({"frames": [5, 4]}, "reversed"),
+        ({"frames": [-1, 4]}, "negative"),
+        ({"frames": [0, 31]}, "30 frames"),
+        ({"frames": [30, 30]}, "30 frames"),
+        ({"frames": [0.5, 4]}, "whole numbers"),
+        ({"frames": [float("nan"), 4]}, "whole numbers"),
+        ({"frames": [1, 2, 3]}, "first, last"),
+        ({"frames": 3}, "first, last"),
+        ({"start": 1.0, "end": 1.0}, "empty"),
+        ({"start": 2.0, "end": 1.0}, "reversed"),
+        ({"start": -1.0, "end": 1.0}, "negative"),
+        ({"start": float("nan")}, "finite"),
+        ({"end": float("inf")}, "finite"),
+        ({"start": 0.0, "end": 3.2}, r"3\.000 s"),
+        ({"start": 3.0}, r"3\.0"),
+        ({"start": "1"}, "numbers"),
+        ({"start": 1.0, "frames": [0, 1]}, "must be"),
+        ({}, "must be"),
+        ("0-4", "must be"),
+    ],
+)
+def test_impossible_clips_are_refused(processor, video, clip, message):
+    with pytest.raises(ValueError, match=message):
+        run(processor, str(video), clips=[clip])
+
+
+def test_a_clip_of_one_frame_is_that_frame(processor, video, decoded):
+    pixels, metadata = run(processor, str(video), clips=[{"frames": [7, 7]}])
+    assert metadata[0].frames_indices == [7] * 8
+    assert_close_to_pil(pixels[0], pil_pixels(decoded[[7] * 8], 32))
+
+
+def test_a_last_frame_one_too_far_is_clamped(processor, video):
+    _, metadata = run(processor, str(video), clips=[{"frames": [22, 30]}])
+    assert metadata[0].frames_indices == [22, 23, 24, 25, 27, 28, 29, 29]
+
+
+def test_each_video_has_its_own_clip(processor, video):
+    _, metadata = run(processor, [str(video)] * 3, clips=[None, {"frames": [3, 10]}, {"start": 1.0, "end": 1.8}])
+    ends = [(item.frames_indices[0], item.frames_indices[-1]) for item in metadata]
+    assert ends == [(0, 29), (3, 10), (10, 17)]
+    with pytest.raises(ValueError, match="2 videos and 1 `clips`"):
+        run(processor, [str(video)] * 2, clips=[None])
+
+
+def test_seconds_need_a_frame_rate(processor):
+    frames = moving_frames(10, 16, 16)
+    with pytest.raises(ValueError, match="frame rate"):
+        run(processor, frames, clips=[{"start": 0.1}])
+    metadata = [{"fps": 5.0}]
+    _, metadata = run(processor, frames, clips=[{"start": 1.0}], video_metadata=metadata)
+    assert metadata[0].frames_indices[0] == 5
+
+
+# Pixels
+
+
+@requires_reference
+@pytest.mark.parametrize("case", range(3))
+def test_pixels_agree_with_the_reference(case):
+    with safe_open(REFERENCE / "tiny" / "expected.safetensors", "pt") as recorded:
+        frames = recorded.get_tensor(f"preprocess.{case}.frames")
+        expected = recorded.get_tensor(f"preprocess.{case}.pixel_values_stride5")
+    pixels, _ = run(LlavaSTVideoProcessor(), frames, do_sample_frames=False)
+    assert_close_to_pil(pixels[0, :, :, ::5, ::5], expected)
+
+
+def test_defaults_are_the_models():
+    pixels, metadata = run(LlavaSTVideoProcessor(), moving_frames(3, 24, 20))
+    assert pixels.shape == (1, 100, 3, 384, 384) and pixels.dtype == torch.float32
+    assert metadata[0].frames_indices == sample_frame_indices(0, 2, 100)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_gives_its_frames_and_metadata(processor, video, decoded, backend):
+    pixels, metadata = run(processor, str(video), video_backend=backend)
+    indices = sample_frame_indices(0, 29, 8)
+    assert_close_to_pil(pixels[0], pil_pixels(decoded[indices], 32))
+    assert metadata == [VideoMetadata(30, 10.0, 64, 48, 3.0, backend, indices)]
+    assert dict(read_video_metadata(video, backend)) == {**metadata[0], "frames_indices": None}
+
+
+@pytest.mark.parametrize("frames_and_size", [(1, (48, 64)), (3, (96, 54)), (5, (77, 333)), (2, (400, 500))])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_short_odd_and_portrait_videos(folder, frames_and_size, backend):
+    count, (height, width) = frames_and_size
+    path = write_video(folder / f"{count}.mp4", moving_frames(count, height, width))
+    reader = video_decoding_llava_st.open_video_file(str(path), "decord")
+    decoded = torch.cat(list(reader.chunks(list(range(count))))).numpy()
+    assert np.abs(decoded.astype(int) - moving_frames(count, height, width)).mean() < 10
+    pixels, metadata = run(LlavaSTVideoProcessor(num_frames=7), str(path), video_backend=backend)
+    assert (metadata[0].total_num_frames, metadata[0].height, metadata[0].width) == (count, height, width)
+    assert_close_to_pil(pixels[0], pil_pixels(decoded[metadata[0].frames_indices], 384))
+
+
+def test_backends_give_equal_frames_also_around_keyframes_and_reordered_frames(folder):
+    path = write_video(folder / "h264.mp4", moving_frames(60, 48, 64), codec="libx264", options={"movflags": "faststart"})
+    processor = LlavaSTVideoProcessor(size={"height": 32, "width": 32})
+    for clip in (None, {"frames": [13, 58]}, {"frames": [59, 59]}):
+        both = [run(processor, str(path), clips=[clip], video_backend=backend)[0] for backend in BACKENDS]
+        assert torch.equal(*both)
+
+
+def test_small_chunks_change_nothing(processor, video, monkeypatch):
+    expected, _ = run(processor, str(video))
+    monkeypatch.setattr(video_decoding_llava_st, "CHUNK_BYTES", 1)
+    for backend in BACKENDS:
+        assert torch.equal(run(processor, str(video), video_backend=backend)[0], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sideways_phone_videos_are_turned_upright(processor, folder, video, decoded, backend):
+    path = write_sideways(folder / "sideways.mp4", video)
+    pixels, metadata = run(processor, str(path), video_backend=backend)
+    assert (metadata[0].height, metadata[0].width) == (64, 48)
+    upright = np.rot90(decoded[metadata[0].frames_indices], -1, axes=(1, 2)).copy()
+    assert_close_to_pil(pixels[0], pil_pixels(upright, 32))
+
+
+def test_an_8k_frame(folder):
+    # A smooth picture stands for the original: encoding is lossy, and the check is that nothing is garbled.
+    row, column = np.ogrid[:4320, :7680]
+    frame = np.stack([np.broadcast_to(x, (4320, 7680)) for x in (row // 17, column // 31, (row + column) // 48)], -1)
+    path = write_video(folder / "8k.mp4", frame[None].astype(np.uint8), options={"movflags": "faststart"})
+    pixels, metadata = run(LlavaSTVideoProcessor(num_frames=2), str(path))
+    assert pixels.shape == (1, 2, 3, 384, 384) and (metadata[0].height, metadata[0].width) == (4320, 7680)
+    assert (pixels[0] - pil_pixels(frame[None].astype(np.uint8), 384)).abs().mean() < 3 * ONE_STEP
+
+
+# Kinds of input
+
+
+def test_every_way_to_give_frames_means_the_same(processor, video, decoded, folder):
+    expected, _ = run(processor, str(video))
+    paths = []
+    for index, frame in enumerate(decoded):
+        paths.append(str(folder / f"frame{index}.png"))
+        Image.fromarray(frame).save(paths[-1])
+    floats = decoded.astype(np.float32)
+    pictures = [Image.fromarray(frame) for frame in decoded]
+    ways = [video, video.as_uri(), decoded, torch.from_numpy(decoded), decoded.transpose(0, 3, 1, 2), list(decoded), pictures]
+    ways += [paths, [str(video)], [[str(video)]], [pictures], [[pictures]], [[[*paths]]], decoded[None], decoded[:, ::-1][:, ::-1]]
+    for way in ways:
+        pixels, metadata = run(processor, way)
+        torch.testing.assert_close(pixels, expected)
+        assert (metadata[0].total_num_frames, metadata[0].height, metadata[0].width) == (30, 48, 64)
+        assert metadata[0].frames_indices == sample_frame_indices(0, 29, 8)
+    pixels, _ = run(processor, floats)
+    torch.testing.assert_close(pixels, expected, atol=2 * ONE_STEP, rtol=0)
+    pixels, _ = run(processor, floats / 255, do_rescale=False)
+    torch.testing.assert_close(pixels, expected, atol=2 * ONE_STEP, rtol=0)
+
+
+def test_url_is_downloaded(processor, video, folder):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert torch.equal(run(processor, f"{url}/video.mp4")[0], run(processor, str(video))[0])
+        with pytest.raises(OSError, match="absent.mp4"):
+            run(processor, f"{url}/absent.mp4")
+        server.shutdown()
+
+
+def test_kinds_can_be_mixed_in_a_batch(processor, video, decoded):
+    pixels, metadata = run(processor, [str(video), decoded, list(decoded)])
+    assert pixels.shape == (3, 8, 3, 32, 32)
+    assert [item.video_backend for item in metadata] == ["decord", None, None]
+
+
+def test_frames_without_metadata_have_no_frame_rate(processor):
+    _, metadata = run(processor, moving_frames(10, 20, 30))
+    assert metadata == [VideoMetadata(10, None, 30, 20, None, None, sample_frame_indices(0, 9, 8))]
+
+
+def test_metadata_of_frames_is_kept_and_not_written_to(processor):
+    given = VideoMetadata(total_num_frames=10, fps=5.0)
+    _, metadata = run(processor, moving_frames(10, 20, 30), video_metadata=given)
+    assert metadata[0].duration == 2.0 and given.frames_indices is None
+
+
+def test_frames_sampled_before_keep_their_own_indices(processor):
+    frames = moving_frames(4, 20, 30)
+    given = [{"total_num_frames": 100, "fps": 10.0, "frames_indices": [0, 33, 66, 99]}]
+    _, metadata = run(processor, frames, video_metadata=given, do_sample_frames=False)
+    assert metadata[0].frames_indices == [0, 33, 66, 99] and metadata[0].duration == 10.0
+    _, metadata = run(processor, frames, video_metadata=given, num_frames=2)
+    assert metadata[0].frames_indices == [0, 99]
+    with pytest.raises(ValueError, match="frames sampled before"):
+        run(processor, frames, video_metadata=given, clips=[{"frames": [0, 3]}])
+    with pytest.raises(ValueError, match="100 frames and the video has 4"):
+        run(processor, frames, video_metadata=[{"total_num_frames": 100}])
+    with pytest.raises(ValueError, match="one per video"):
+        run(processor, [frames, frames], video_metadata=[{"total_num_frames": 4}])
+
+
+def test_without_sampling_every_frame_is_kept(processor, video):
+    pixels, metadata = run(processor, str(video), do_sample_frames=False)
+    assert pixels.shape[1] == 30 and metadata[0].frames_indices == list(range(30))
+    _, metadata = run(processor, str(video), do_sample_frames=False, clips=[{"frames": [28, 30]}])
+    assert metadata[0].frames_indices == [28, 29]
+
+
+def test_frames_per_second_instead_of_a_number(processor, video):
+    assert run(processor, str(video), fps=2)[0].shape[1] == 6
+    assert run(processor, str(video), fps=2, clips=[{"start": 1.0, "end": 2.0}])[0].shape[1] == 2
+    with pytest.raises(ValueError, match="not both"):
+        run(processor, str(video), fps=2, num_frames=3)
+    with pytest.raises(ValueError, match="frame rate"):
+        run(processor, moving_frames(3, 8, 8), fps=2)
+
+
+def test_unequal_frame_counts_need_sampling_or_a_list(processor):
+    videos = [moving_frames(3, 8, 8), moving_frames(4, 8, 8)]
+    with pytest.raises(ValueError, match="do_sample_frames=True"):
+        run(processor, videos, do_sample_frames=False)
+    listed = processor(videos, do_sample_frames=False).pixel_values_videos
+    assert [len(pixels) for pixels in listed] == [3, 4]
+
+
+def test_numpy_output(processor):
+    pixels = processor(moving_frames(3, 8, 8), return_tensors="np").pixel_values_videos
+    assert isinstance(pixels, np.ndarray) and pixels.shape == (1, 8, 3, 32, 32)
+
+
+# Bad input
+
+
+def bad_file(folder, kind):
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is no video " * 100)
+    elif kind == "audio":
+        write_audio(path)
+    elif kind == "folder":
+        path.mkdir(exist_ok=True)
+    elif kind in ("truncated", "headless"):
+        options = {"movflags": "faststart"} if kind == "truncated" else {}
+        write_video(path, moving_frames(30, 48, 64), options=options)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * 0.6)])
+    elif kind == "corrupt":
+        write_video(path, moving_frames(30, 48, 64), codec="libx264")
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle - 300 : middle + 300] = bytes(600)
+        path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "audio", "folder", "truncated", "headless", "corrupt"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bad_file_is_named(processor, folder, kind, backend):
+    path = bad_file(folder, kind)
+    with pytest.raises(OSError, match=f"{kind}.mp4"):
+        run(processor, [str(path)], video_backend=backend)
+    if kind == "missing":
+        with pytest.raises(FileNotFoundError):
+            read_video_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "videos, message",
+    [
+        (np.full((2, 8, 8, 3), np.nan), "NaN"),
+        (torch.full((2, 3, 8, 8), float("inf")), "infinity"),
+        (np.zeros((0, 8, 8, 3), dtype=np.uint8), "0"),
+        (np.zeros((2, 8, 8, 7), dtype=np.uint8), "channels"),
+        (np.zeros(5, dtype=np.uint8), "needs a height"),
+        (np.full((2, 8, 8, 3), 256), "0 to 255"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "one size"),
+        ([], "empty list"),
+        (3, "must be a path"),
+    ],
+)
+def test_bad_frames_are_refused(processor, videos, message):
+    with pytest.raises(ValueError, match=message):
+        run(processor, videos)
+
+
+def test_a_missing_frame_file_is_named(processor):
+    with pytest.raises(FileNotFoundError, match="frame7.jpg"):
+        run(processor, ["frame7.jpg"])
+
+
+def test_pyav_takes_over_with_a_warning_where_decord_is_missing(processor, video, monkeypatch, caplog):
+    expected, _ = run(processor, str(video))
+    monkeypatch.setattr(video_decoding_llava_st, "is_decord_available", lambda: False)
+    video_decoding_llava_st.logger.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(video_decoding_llava_st.logger, "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        pixels, metadata = run(processor, str(video))
+    assert torch.equal(pixels, expected) and metadata[0].video_backend == "pyav"
+    assert "falling back to PyAV" in caplog.text
+
+
+def test_a_backend_that_is_missing_or_unknown_is_named(processor, video, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="pip install av"):
+        run(processor, str(video), video_backend="pyav")
+    with pytest.raises(ValueError, match="'opencv'"):
+        run(processor, str(video), video_backend="opencv")
+
+
+def test_survives_saving(tmp_path):
+    LlavaSTVideoProcessor(num_frames=12, size={"height": 28, "width": 42}).save_pretrained(tmp_path)
+    loaded = LlavaSTVideoProcessor.from_pretrained(tmp_path)
+    assert loaded.num_frames == 12 and dict(loaded.size) == {"height": 28, "width": 42}

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pixels for LLaVA-ST: any kind of image to a normalised float32 tensor.
+
+Every picture is squashed to a square with an antialiased bicubic filter (the aspect ratio is not kept), divided by 255
+and normalised with mean = std = 0.5. The video processor uses the same functions on its frames.
+"""
+
+import base64
+import os
+import urllib.request
+from io import BytesIO
+from urllib.parse import urlparse
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.utils import TensorType, logging
+
+
+logger = logging.get_logger(__name__)
+
+DOWNLOAD_TIMEOUT = 60  # seconds without an answer
+EXIF_ORIENTATION = 0x0112
+# Pixels. Where torch's uint8 kernel enlarges or shrinks little, about one value in a million is two steps from PIL's. Frames
+# smaller than this go through PIL itself, which costs little for them.
+SMALL_FRAME = 640 * 360
+INTERPOLATION_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
+
+
+def local_path(source: str | os.PathLike) -> str:
+    """The path meant by a path or a `file://` URL. Raises `FileNotFoundError` or `IsADirectoryError` naming it."""
+    path = os.fspath(source)
+    if path.startswith("file://"):
+        path = urllib.request.url2pathname(urlparse(path).path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a directory, not a file")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {path[:500]}")
+    if os.path.getsize(path) == 0:
+        raise OSError(f"{path} is empty")
+    return path
+
+
+def open_url(url: str):
+    """An open stream on an `http(s)://` URL. Raises `OSError` naming the URL."""
+    try:
+        # Several media hosts turn the default agent of urllib away.
+        request = urllib.request.Request(url, headers={"User-Agent": "llava_st_hf"})
+        return urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot download {url}: {error}") from error
+
+
+def is_url(source) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
+    """The image behind a path, a URL or a `data:` URI, with its header read and its pixels not."""
+    if is_url(source):
+        with open_url(source) as stream:
+            file = BytesIO(stream.read())
+    elif isinstance(source, str) and source.startswith("data:"):
+        file = BytesIO(base64.b64decode(source.partition(",")[2]))
+    else:
+        file = local_path(source)
+    try:
+        return PIL.Image.open(file)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{str(source)[:500]} is not an image that can be read: {error}") from error
+
+
+def load_image(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
+    """
+    Reads a picture and turns it upright.
+
+    Args:
+        image: path, `file://` or `http(s)://` URL, `data:` URI with base64, or a PIL image.
+
+    Returns:
+        The PIL image in its own mode, with the EXIF orientation applied.
+
+    Raises:
+        OSError: naming the file, if it is missing, empty, a directory, damaged or no image.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(image)
+    opened = _open_image(image)
+    try:
+        opened.load()
+        return PIL.ImageOps.exif_transpose(opened)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{str(image)[:500]} is a damaged image: {error}") from error
+
+
+def original_size(image: ImageInput | os.PathLike) -> tuple[int, int]:
+    """
+    The `(height, width)` in pixels of one image as it is seen, that is after its EXIF orientation.
+
+    The model answers with boxes as fractions of the picture; this is the size that maps them back. Only the header of a
+    file is read. Accepts what the image processor accepts: path, URL, PIL image, array or tensor.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = _open_image(image)
+    if isinstance(image, PIL.Image.Image):
+        width, height = image.size
+        on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (width, height) if on_its_side else (height, width)
+    frames = channels_first(image[None], input_data_format=None)  # (1, channels, height, width)
+    return frames.shape[-2], frames.shape[-1]
+
+
+def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> np.ndarray:
+    """
+    A PIL image as uint8 `(height, width, channels)`, or `(height, width)` for greyscale left unconverted.
+
+    Transparency is dropped, not composited: what lies under it shows, as in the program the model was trained with.
+    Sixteen-bit greyscale (modes `I;16…`, and `I`, which older versions of PIL use for it) is scaled by 1/257, because
+    PIL's own conversion would clip everything above 255 to white. Raises `ValueError` for mode `F`, whose white is unknown.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError(
+                f"a PIL image of mode {image.mode!r} must hold 16-bit values, 0 to 65535; this one holds "
+                f"{values.min()} to {values.max()}"
+            )
+        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("a PIL image of mode 'F' has no known white; convert it to mode 'L' or 'RGB' first")
+    return np.array(image.convert("RGB") if do_convert_rgb else image)
+
+
+def channels_first(
+    frames: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None
+) -> torch.Tensor:
+    """
+    Frames as a `(num_frames, channels, height, width)` tensor, which shares memory with the input where it can.
+
+    Args:
+        frames: `(num_frames, height, width)`, `(num_frames, height, width, channels)` or
+            `(num_frames, channels, height, width)`, with 1, 3 or 4 channels.
+        input_data_format: where the channels stand; found from the shape if `None`.
+
+    Raises:
+        ValueError: naming the shape, if it is none of these or has an empty side.
+    """
+    shape = tuple(frames.shape)
+    if isinstance(frames, np.ndarray):
+        # torch knows neither negative strides (a flipped picture, BGR turned into RGB) nor foreign byte orders.
+        if any(stride < 0 for stride in frames.strides) or not frames.dtype.isnative:
+            frames = np.ascontiguousarray(frames, dtype=frames.dtype.newbyteorder("="))
+        try:
+            frames = torch.from_numpy(frames)
+        except TypeError as error:
+            raise ValueError(f"pixels must be numbers, not {frames.dtype}") from error
+    if frames.ndim == 3:
+        frames = frames[:, None]  # (num_frames, 1, height, width)
+        input_data_format = ChannelDimension.FIRST
+    if frames.ndim != 4 or 0 in shape:
+        raise ValueError(f"an image needs a height, a width and 1, 3 or 4 channels, none of them 0; got {shape[1:]}")
+    if input_data_format is None:
+        try:
+            input_data_format = infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
+        except ValueError as error:
+            raise ValueError(f"cannot tell which axis of an image of shape {shape[1:]} holds 1, 3 or 4 channels") from error
+    if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+        frames = frames.permute(0, 3, 1, 2)  # (num_frames, channels, height, width)
+    if frames.shape[1] not in (1, 3, 4):
+        raise ValueError(f"an image needs 1, 3 or 4 channels; got {frames.shape[1]} in an array of shape {shape[1:]}")
+    return frames
+
+
+def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None = True) -> torch.Tensor:
+    """
+    Pixels `(num_frames, channels, height, width)` as uint8, or as float32 on the same 0–255 scale if they were floats.
+
+    uint16 is scaled by 1/257. Greyscale is repeated and a fourth (alpha) channel dropped if `do_convert_rgb`.
+    Raises `ValueError` for NaN, infinity, booleans, and integers outside 0–255.
+    """
+    if do_convert_rgb:
+        frames = frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else frames[:, :3]
+    if frames.dtype == torch.uint8:
+        return frames
+    if frames.dtype.is_floating_point:
+        if not torch.isfinite(frames).all():
+            raise ValueError("the pixels hold NaN or infinity")
+        return frames.float()
+    if frames.dtype == torch.uint16:
+        return (frames.float() / 257).round_().to(torch.uint8)
+    if frames.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+        if frames.min() < 0 or frames.max() > 255:
+            raise ValueError(f"integer pixels must lie in 0 to 255; got {frames.min()} to {frames.max()}")
+        return frames.to(torch.uint8)
+    raise ValueError(f"pixels must be uint8, uint16, another integer type within 0 to 255, or floats; got {frames.dtype}")
+
+
+def pixel_affine(
+    do_rescale: bool | None,
+    rescale_factor: float,
+    do_normalize: bool | None,
+    image_mean: float | list[float] | tuple[float, ...],
+    image_std: float | list[float] | tuple[float, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rescaling and normalising as one `pixels * scale + shift`; both are `(channels or 1, 1, 1)` float32 tensors."""
+    factor = rescale_factor if do_rescale else 1.0
+    mean = np.atleast_1d(np.asarray(image_mean, dtype=np.float64)) if do_normalize else np.zeros(1)
+    std = np.atleast_1d(np.asarray(image_std, dtype=np.float64)) if do_normalize else np.ones(1)
+    scale, shift = np.broadcast_arrays(factor / std, -mean / std)
+    return (torch.tensor(scale, dtype=torch.float32)[:, None, None], torch.tensor(shift, dtype=torch.float32)[:, None, None])
+
+
+def resize_pixels(
+    frames: torch.Tensor, size: tuple[int, int], mode: str, white: float | None
+) -> torch.Tensor:
+    """
+    Antialiased resize of `(num_frames, channels, height, width)` to `size = (height, width)`.
+
+    uint8 on the CPU stays uint8 and agrees with PIL to one step. Floats are clipped to 0..`white` as uint8 is by its
+    nature, because bicubic filters overshoot at edges; `white=None` leaves the overshoot. On an accelerator uint8 comes
+    back as floats holding whole numbers.
+    """
+    height, width = frames.shape[-2:]
+    if (height, width) == size:
+        return frames
+    if frames.dtype != torch.uint8 or frames.device.type != "cpu":
+        eight_bit = frames.dtype == torch.uint8
+        frames = _interpolate(frames.float(), size, mode)
+        if eight_bit:
+            return frames.round_().clamp_(0, 255)
+        return frames if white is None else frames.clamp_(0, white)
+    if frames.shape[1] == 3 and height * width < SMALL_FRAME:
+        return _resize_with_pil(frames, size, mode)
+    # PIL rounds between its two passes, and so does torch's uint8 kernel, but PIL starts with the rows of pictures
+    # that shrink far more in height than in width. (Rule found by measuring PIL, for each shape and size tried.)
+    if height > size[0] and height - size[0] > 2 * (width - size[1]):
+        frames = _interpolate(frames, (size[0], width), mode)
+    return _interpolate(frames, size, mode)
+
+
+def _interpolate(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    # The uint8 kernel is several times faster when the channels of a pixel lie side by side.
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.interpolate(frames, size=size, mode=mode, antialias=True)
+
+
+def _resize_with_pil(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    resample = PILImageResampling.BICUBIC if mode == "bicubic" else PILImageResampling.BILINEAR
+    resized = torch.empty(len(frames), *size, 3, dtype=torch.uint8)  # (num_frames, height, width, 3)
+    for frame, out in zip(frames.permute(0, 2, 3, 1).contiguous(), resized):
+        image = PIL.Image.fromarray(frame.numpy()).resize(size[::-1], resample)
+        out.copy_(torch.from_numpy(np.array(image)))
+    return resized.permute(0, 3, 1, 2)  # (num_frames, 3, height, width)
+
+
+def normalize_pixels(pixels: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor) -> None:
+    """`pixels * scale + shift` of one image `(channels, height, width)`, written into the float32 tensor `out`."""
+    scale, shift = affine
+    if len(scale) not in (1, len(pixels)):
+        raise ValueError(f"mean and std have {len(scale)} channels and the image has {len(pixels)}")
+    out.copy_(pixels)
+    torch.addcmul(shift.to(out.device), out, scale.to(out.device), out=out)
+
+
+def check_preprocess_options(
+    do_resize: bool | None,
+    size: SizeDict,
+    resample: PILImageResampling | int,
+    do_center_crop: bool | None,
+    do_pad: bool | None,
+    data_format: str | ChannelDimension | None,
+) -> None:
+    """Refuses, with a `ValueError`, the general transformers options that have no meaning for LLaVA-ST."""
+    if do_center_crop or do_pad:
+        raise ValueError("LLaVA-ST sees the whole picture squashed to a square: it neither crops nor pads")
+    if do_resize and not (size.height and size.width):
+        raise ValueError(f"`size` must be {{'height': …, 'width': …}} in pixels, because the aspect ratio is not kept; got {size}")
+    if do_resize and resample not in INTERPOLATION_MODES:
+        raise ValueError(f"`resample` must be BICUBIC or BILINEAR, which can be antialiased; got {resample}")
+    if data_format is not None and ChannelDimension(data_format) != ChannelDimension.FIRST:
+        raise ValueError("pixel values are always channels first")
+
+
+class LlavaSTImageProcessor(TorchvisionBackend):
+    r"""
+    Image processor of LLaVA-ST.
+
+    Takes one image or any nesting of lists of images, each a path, a `file://` or `http(s)://` URL, a `data:` URI, a PIL
+    image, or an array or tensor of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
+    (a fourth leading axis is a batch). Integers and floats are on the 0–255 scale; pass `do_rescale=False` for floats
+    already in 0–1. EXIF orientation is applied to files and PIL images. Transparency is dropped, not composited.
+
+    Returns `pixel_values`, float32 `(num_images, 3, 384, 384)` by default.
+
+    Raises `OSError` naming the file for one that is missing, empty or no image, and `ValueError` for NaN, infinite or
+    out-of-range pixels and for arrays that have not the shape of an image.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 384, "width": 384}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def fetch_images(self, image_url_or_urls):
+        """Reads paths and URLs into upright PIL images, in the nesting given; anything else passes through."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            return load_image(image_url_or_urls)
+        return image_url_or_urls
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        """Any nesting of images as a flat list; a batch axis of an array is a nesting too."""
+        if isinstance(images, (list, tuple)):
+            return [image for nested in images for image in self._prepare_images_structure(nested, expected_ndims)]
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == expected_ndims + 1:
+            return list(images)
+        return [self.fetch_images(images)]
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: torch.device | str | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One image as a `(channels, height, width)` tensor of uint8, or of float32 if it came as floats."""
+        if isinstance(image, PIL.Image.Image):
+            image = pil_to_array(load_image(image), do_convert_rgb)
+            input_data_format = ChannelDimension.LAST
+        if not isinstance(image, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"an image must be a path, a URL, a PIL image, an array or a tensor; got {type(image)}")
+        frames = channels_first(image[None], input_data_format)  # (1, channels, height, width)
+        return checked_pixels(frames.to(device) if device is not None else frames, do_convert_rgb)[0]
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int,
+        do_center_crop: bool | None,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        do_pad: bool | None,
+        data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Resizes and normalises prepared images; the resize keeps uint8, and one pass makes the floats."""
+        check_preprocess_options(do_resize, size, resample, do_center_crop, do_pad, data_format)
+        affine = pixel_affine(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        pixel_values = []
+        for image in images:
+            if do_resize:
+                white = 1 / rescale_factor if do_rescale else None
+                mode = INTERPOLATION_MODES[resample]
+                image = resize_pixels(image[None], (size.height, size.width), mode, white)[0]
+            pixels = torch.empty(image.shape, dtype=torch.float32, device=image.device)  # (channels, height, width)
+            normalize_pixels(image, affine, out=pixels)
+            pixel_values.append(pixels)
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+__all__ = ["LlavaSTImageProcessor", "load_image", "original_size"]

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor class for LLaVA-ST: messages and media → model inputs; generated ids → grounding."""
+
+import copy
+import math
+import re
+
+import torch
+from transformers import BatchFeature, PreTrainedConfig
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+
+from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
+from .coordinates import (
+    AXES,
+    AXIS_OF_NAME,
+    COORDINATE_TOKEN,
+    INLINE_COORDINATE,
+    INLINE_LETTERS,
+    TOKEN_NAMES,
+    WIDTH_INPUT_TOKEN,
+    bin_to_position,
+    coordinate_token,
+    position_to_bin,
+    read_coordinate,
+)
+from .grounding import Media, parse_answer
+from .image_processing_llava_st import LlavaSTImageProcessor, original_size
+from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
+from .released_layout_llava_st import RELEASED_MODEL_TYPE
+from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
+
+
+_SPECIAL_TOKEN = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS.values()))
+_ANSWER = re.compile(r"<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
+# Spans and boxes written with exact positions, for the check of their order.
+_ANY = re.sub(r"\?P<\w+>", "?:", INLINE_COORDINATE.pattern)
+_T, _H, _W = (_ANY.replace("[thw]", letter) for letter in INLINE_LETTERS)
+_INLINE_SPAN = re.compile(rf"\{{\s*{_T}[\s,]*{_T}\s*\}}")
+_INLINE_BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
+
+
+class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
+    videos_kwargs: LlavaSTVideoProcessorKwargs
+    _defaults = {"text_kwargs": {"padding_side": "left"}}  # generation continues at the right
+
+
+class LlavaSTBatchFeature(BatchFeature):
+    """Model inputs, with what it takes to read the answer beside them.
+
+    `media[i]` lists sample i's media in order as [`Media`]: size, frame rate and clip of the original files. It is no key, so
+    `model.generate(**inputs)` takes the inputs as they are.
+    """
+
+    media: list[list[Media]]
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "media": self.media}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.media = state["media"]
+
+
+class _MediaText(str):
+    """The tokens that stand for one image or video, and the [`Media`] that coordinates in seconds or pixels refer to."""
+
+    media: Media
+
+    def __new__(cls, text: str, media: Media):
+        self = super().__new__(cls, text)
+        self.media = media
+        return self
+
+
+class LlavaSTProcessor(ProcessorMixin):
+    r"""
+    Wraps image processor, video processor and tokenizer.
+
+    Text may hold exact coordinates anywhere: `<t0.409>`, `<h0.442>`, `<w0.352>` as fractions of the clip, the height and the
+    width, `<t1.8s>` in seconds and `<w320px>` in pixels of the image or video before it. Boxes are `[<w><h><w><h>]`, spans
+    `{<t><t>}`. Each becomes the token of its nearest bin, and its exact position stands in `coordinates`.
+
+    Args:
+        image_processor (`LlavaSTImageProcessor`), tokenizer (`PreTrainedTokenizerBase`), video_processor (`LlavaSTVideoProcessor`):
+            The three parts. Coordinate bins are those that the tokenizer has.
+        patch_size (`int`, *optional*, defaults to 14):
+            Patch size of the vision encoder, in pixels.
+        packer_spatial_scale, packer_temporal_scale, packer_fast_scale (`int`, *optional*, defaults to 3, 5, 3):
+            As in [`LlavaSTConfig`].
+        use_downsample_image (`bool`, *optional*, defaults to `False`):
+            As in [`LlavaSTConfig`].
+        plain_width_prompts (`bool`, *optional*, defaults to `False`):
+            As in [`LlavaSTConfig`]: outside assistant messages, a width is written as `<WIDTH-INPUT>`.
+        chat_template (`str`, *optional*):
+            Jinja template; ChatML with `{% generation %}` marks by default.
+    """
+
+    valid_processor_kwargs = LlavaSTProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        patch_size: int = 14,
+        packer_spatial_scale: int = 3,
+        packer_temporal_scale: int = 5,
+        packer_fast_scale: int = 3,
+        use_downsample_image: bool = False,
+        plain_width_prompts: bool = False,
+        chat_template=None,
+        **kwargs,
+    ):
+        self.patch_size = patch_size
+        self.packer_spatial_scale = packer_spatial_scale
+        self.packer_temporal_scale = packer_temporal_scale
+        self.packer_fast_scale = packer_fast_scale
+        self.use_downsample_image = use_downsample_image
+        self.plain_width_prompts = plain_width_prompts
+        self.image_token, self.video_token = "<image>", "<video>"
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
+
+        added = tokenizer.get_added_vocab()
+        missing = [token for token in VISUAL_TOKENS.values() if token not in added]
+        if missing:
+            raise ValueError(f"The tokenizer has no {', '.join(missing)}: it is not that of a LLaVA-ST model.")
+        self.image_token_id = added[VISUAL_TOKENS["image_token_id"]]
+        self.video_token_id = added[VISUAL_TOKENS["video_token_id"]]
+        self.image_token_ids = [added[token] for field, token in VISUAL_TOKENS.items() if field.startswith("image")]
+        self.video_token_ids = [added[token] for field, token in VISUAL_TOKENS.items() if "video" in field]
+        names = [match["name"] for match in map(COORDINATE_TOKEN.fullmatch, added) if match]
+        counts = {axis: names.count(TOKEN_NAMES[axis]) for axis in AXES}
+        if counts["height"] != counts["width"]:
+            raise ValueError(f"The tokenizer has {counts['height']} height and {counts['width']} width tokens; they must be as many.")
+        self.num_temporal_bins, self.num_spatial_bins = counts["temporal"], counts["height"]
+        self._coordinate_ids = {added[coordinate_token(axis, i)] for axis in AXES for i in range(counts[axis])}
+        if self.num_temporal_bins:
+            self._coordinate_ids.add(added[WIDTH_INPUT_TOKEN])
+
+    # Loading
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        processor_dict, unused_kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        released = cls._released_config(pretrained_model_name_or_path, **kwargs)
+        if released is not None:
+            processor_dict["plain_width_prompts"] = released.plain_width_prompts
+            processor_dict["use_downsample_image"] = released.use_downsample_image
+            processor_dict["chat_template"] = CHAT_TEMPLATE
+        return processor_dict, unused_kwargs
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        if cls._released_config(pretrained_model_name_or_path, **kwargs) is None:
+            return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        # A released folder has a tokenizer only; its program has sizes and normalisation in its code.
+        kwargs.pop("subfolder", None)
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, subfolder="", **kwargs)
+        return [LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor()]
+
+    @staticmethod
+    def _released_config(pretrained_model_name_or_path, **kwargs) -> LlavaSTConfig | None:
+        """The configuration of a folder in the released layout, else None."""
+        hub = {name: kwargs[name] for name in ("cache_dir", "token", "revision", "local_files_only", "force_download") if name in kwargs}
+        try:
+            raw, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        except OSError:
+            return None  # no config.json, as in a folder that a processor was saved to
+        if raw.get("model_type") != RELEASED_MODEL_TYPE:
+            return None
+        return LlavaSTConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+
+    # Media
+
+    def _num_stream_tokens(self, num_frames: int) -> tuple[int, int]:
+        """Tokens of the fast and of the slow stream of a video."""
+        size = self.video_processor.size
+        rows, columns = (size[side] // self.patch_size // self.packer_spatial_scale for side in ("height", "width"))
+        fast = num_frames * (rows // self.packer_fast_scale) * (columns // self.packer_fast_scale)
+        return fast, math.ceil(num_frames / self.packer_temporal_scale) * rows * columns
+
+    def _num_image_tokens(self) -> int:
+        scale = self.patch_size * (self.packer_spatial_scale if self.use_downsample_image else 1)
+        return (self.image_processor.size["height"] // scale) * (self.image_processor.size["width"] // scale)
+
+    @staticmethod
+    def _stream_text(kind: str, count: int) -> str:
+        """`count` tokens: start marker, patches, end marker, as the released program writes them."""
+        start, end = VISUAL_TOKENS[f"{kind}_start_token_id"], VISUAL_TOKENS[f"{kind}_end_token_id"]
+        patch = VISUAL_TOKENS["image_token_id" if kind == "image" else "video_token_id"]
+        return start + patch * (count - 2) + end if count > 1 else patch * count
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self._stream_text("image", self._num_image_tokens())
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        fast, slow = self._num_stream_tokens(len(video_inputs["pixel_values_videos"][video_idx]))
+        return self._stream_text("video", fast) + self._stream_text("slow_video", slow)
+
+    def _process_images(self, images, **kwargs):
+        sizes = [original_size(image) for image in make_flat_list_of_images(images)]
+        processed, replacements = super()._process_images(images, **kwargs)
+        media = [Media("image", width=width, height=height) for height, width in sizes]
+        return processed, [_MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
+
+    def _process_videos(self, videos, **kwargs):
+        kwargs["return_metadata"] = True
+        processed = self.video_processor(videos, **kwargs)
+        replacements = []
+        for index, metadata in enumerate(processed["video_metadata"]):
+            frames = metadata.frames_indices
+            media = Media(
+                "video",
+                width=int(metadata.width),
+                height=int(metadata.height),
+                fps=metadata.fps,
+                first_frame=int(frames[0]),
+                last_frame=int(frames[-1]),
+            )
+            replacements.append(_MediaText(self.replace_video_token(processed, index), media))
+        return processed, replacements
+
+    # Text
+
+    def get_text_with_replacements(self, text, images_replacements=(), videos_replacements=(), audio_replacements=()):
+        """Writes media and coordinates as tokens. The offsets returned hold, of each coordinate, how it was written."""
+        media = {self.image_token: iter(images_replacements), self.video_token: iter(videos_replacements)}
+        pattern = re.compile(
+            f"(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{_ANY})|(?P<literal>{COORDINATE_TOKEN.pattern})"
+        )
+        texts, offsets = [], []
+        for sample in text:
+            if not sample:
+                raise ValueError("The prompt is empty.")
+            if (found := _SPECIAL_TOKEN.search(sample)) is not None:
+                raise ValueError(
+                    f"The text holds the model's own token {found[0]!r}. Write {self.image_token} or {self.video_token} for media, and "
+                    "coordinates like <t0.409>, <h0.442>, <w0.352>."
+                )
+            answers = [match.span(1) for match in _ANSWER.finditer(sample)]
+            pieces, sample_offsets, sample_media, cursor, length = [], [], [], 0, 0
+            resolved: dict[int, float] = {}
+            for match in pattern.finditer(sample):
+                start, end = match.span()
+                in_answer = any(a <= start < b for a, b in answers)
+                kind, position = "coordinate", None
+                if match["media"]:
+                    kind = "image" if match[0] == self.image_token else "video"
+                    replacement = next(media[match[0]], None)
+                    if replacement is None:  # counted and reported by validate_inputs, unless no media were passed at all
+                        raise ValueError(f"The text has more {match[0]} than there are {kind}s.")
+                    sample_media.append(replacement.media)
+                else:
+                    axis, position = self._read(match, sample_media)
+                    if match["inline"]:
+                        resolved[start] = position
+                    replacement = self._coordinate_text(axis, position, in_answer)
+                    if match["literal"]:
+                        position = None  # a bin, exactly
+                pieces += [sample[cursor:start], replacement]
+                new_start = length + start - cursor
+                length = new_start + len(replacement)
+                cursor = end
+                sample_offsets.append(
+                    {
+                        "type": kind,
+                        "span": (start, end),
+                        "new_span": (new_start, length),
+                        "text": match[0],
+                        "replacement": str(replacement),
+                        "position": position,
+                        "media": sample_media[-1] if kind != "coordinate" else None,
+                    }
+                )
+            self._check_order(sample, resolved)
+            texts.append("".join([*pieces, sample[cursor:]]))
+            offsets.append(sample_offsets)
+        return texts, offsets
+
+    def _read(self, match: re.Match, sample_media: list[Media]) -> tuple[str, float]:
+        """Axis and position of a coordinate, inline or as a token."""
+        if not self.num_temporal_bins:
+            raise ValueError(f"The text holds the coordinate {match[0]!r}, but this tokenizer has no coordinate tokens (a stage-1 model).")
+        if (token := COORDINATE_TOKEN.fullmatch(match[0])) is not None:
+            axis = AXIS_OF_NAME[token["name"]]
+            num_bins = self._num_bins(axis)
+            if int(token["bin"]) >= num_bins:
+                raise ValueError(f"{match[0]!r} is no token of this model, which has {num_bins} {axis} bins.")
+            return axis, bin_to_position(int(token["bin"]), num_bins)
+        to_position = None
+        if sample_media:
+            medium = sample_media[-1]
+
+            def to_position(axis, value, written):
+                if axis == "temporal":
+                    return medium.time_position(value, written)
+                return medium.pixel_position(axis, value, written)
+
+        return read_coordinate(INLINE_COORDINATE.fullmatch(match[0]), to_position)
+
+    def _num_bins(self, axis: str) -> int:
+        return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins
+
+    def _coordinate_text(self, axis: str, position: float, in_answer: bool) -> str:
+        if axis == "width" and self.plain_width_prompts and not in_answer:
+            return WIDTH_INPUT_TOKEN
+        return coordinate_token(axis, position_to_bin(position, self._num_bins(axis)))
+
+    @staticmethod
+    def _check_order(sample: str, resolved: dict[int, float]) -> None:
+        """Refuses spans and boxes that end before they start."""
+        for span in _INLINE_SPAN.finditer(sample):
+            first, last = (resolved[m.start() + span.start()] for m in INLINE_COORDINATE.finditer(span[0]))
+            if first > last:
+                raise ValueError(f"The span {span[0]!r} ends before it starts.")
+        for box in _INLINE_BOX.finditer(sample):
+            x1, y1, x2, y2 = (resolved[m.start() + box.start()] for m in INLINE_COORDINATE.finditer(box[0]))
+            if x1 > x2 or y1 > y2:
+                raise ValueError(f"The box {box[0]!r} is reversed: boxes are [left, top, right, bottom].")
+
+    def __call__(self, images=None, text=None, videos=None, **kwargs: Unpack[LlavaSTProcessorKwargs]) -> LlavaSTBatchFeature:
+        """
+        Args:
+            images, videos: media in the order of their `<image>` and `<video>` in the text, flat or one list per sample.
+            text (`str` or `list[str]`): prompts, rendered by the chat template or written by hand.
+            kwargs: of the tokenizer, the image processor and the video processor (such as `clips`, `num_frames`, `fps`).
+
+        Returns:
+            [`LlavaSTBatchFeature`] with `input_ids`, `attention_mask`, `pixel_values`, `pixel_values_videos` as far as there
+            are such, `coordinates` (batch_size, sequence_length) where the text has exact positions, and the attribute `media`.
+
+        Raises:
+            ValueError, OSError: naming what is wrong with text, media or a coordinate, before anything is decoded twice.
+        """
+        keep_offsets = kwargs.pop("return_text_replacement_offsets", False)
+        # Tensors are made at the end, when `coordinates` are there too; callers may ask for them at any of three places.
+        return_tensors = kwargs.pop("return_tensors", None)
+        for group in ("text_kwargs", "common_kwargs"):
+            if group in kwargs:
+                kwargs[group] = dict(kwargs[group])
+                return_tensors = kwargs[group].pop("return_tensors", None) or return_tensors
+        data = super().__call__(images=images, text=text, videos=videos, return_text_replacement_offsets=True, **kwargs)
+        offsets = data.pop("text_replacement_offsets", [])
+        media = [[entry["media"] for entry in sample if entry["media"] is not None] for sample in offsets]
+        if "input_ids" in data and any(entry["position"] is not None for sample in offsets for entry in sample):
+            data["coordinates"] = [
+                self._coordinates(list(ids), [entry["position"] for entry in sample if entry["type"] == "coordinate"])
+                for ids, sample in zip(data["input_ids"], offsets, strict=True)
+            ]
+        if keep_offsets:
+            data["text_replacement_offsets"] = offsets
+        inputs = LlavaSTBatchFeature(dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        inputs.media = media
+        return inputs
+
+    def _coordinates(self, input_ids: list[int], positions: list[float | None]) -> list[float]:
+        """The exact positions beside the tokens they became; NaN elsewhere."""
+        coordinates = [math.nan] * len(input_ids)
+        places = [index for index, token_id in enumerate(input_ids) if token_id in self._coordinate_ids]
+        if len(places) > len(positions):
+            raise ValueError(f"The text has {len(positions)} coordinates, but {len(places)} coordinate tokens came of it.")
+        # Truncation takes tokens from one end; positions are dropped from the same.
+        if self.tokenizer.truncation_side == "left":
+            positions = positions[len(positions) - len(places) :]
+        for index, position in zip(places, positions):  # noqa: B905
+            coordinates[index] = math.nan if position is None else position
+        return coordinates
+
+    def _check_special_mm_tokens(self, text, text_inputs, modalities):
+        """Refuses a prompt whose media tokens were cut off by truncation."""
+        for ids, sample in zip(text_inputs["input_ids"], text, strict=True):
+            ids = list(ids)
+            for modality, token_ids in (("image", self.image_token_ids), ("video", self.video_token_ids)):
+                tokens = [token for field, token in VISUAL_TOKENS.items() if modality in field]
+                expected, found = sum(map(sample.count, tokens)), sum(map(ids.count, token_ids))
+                if expected != found:
+                    raise ValueError(
+                        f"Truncation left {found} of {expected} {modality} tokens. Raise max_length above {len(ids)}, or turn truncation off."
+                    )
+
+    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+        """
+        As in transformers, with content items for people who think in seconds and pixels:
+
+        - `{"type": "video", "path": …, "clip": [first, last]}` (frames, both included) or `"start"`, `"end"` in seconds;
+        - `{"type": "span", "start": 1.8, "end": 2.5}`, `{"type": "time", "time": 1.8}` in seconds from the start of the file;
+        - `{"type": "box", "box": [x1, y1, x2, y2]}` in pixels of the original.
+
+        Each refers to the image or video before it.
+        """
+        conversation, clips = prepare_conversation(conversation)
+        if any(clip is not None for clip in clips):
+            processor_kwargs = copy.copy(kwargs.get("processor_kwargs") or {})
+            processor_kwargs["clips"] = clips
+            kwargs["processor_kwargs"] = processor_kwargs
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    # Answers
+
+    def post_process_grounding(self, generated_ids, inputs: LlavaSTBatchFeature | None = None, media=None, **question) -> list[dict]:
+        """
+        What generated answers mean, in seconds and pixels.
+
+        Args:
+            generated_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Output of `generate`; with `inputs`, the prompt is cut off.
+            inputs ([`LlavaSTBatchFeature`], *optional*):
+                What the processor made of the questions.
+            media (`list[list[Media]]`, *optional*):
+                In place of `inputs`, where ids are answers only.
+            question:
+                `span`, `start`, `box` that the question gave, as fractions; see `parse_answer`.
+
+        Returns:
+            One dictionary per answer: see `parse_answer`.
+        """
+        generated_ids = torch.as_tensor(generated_ids)
+        if inputs is not None:
+            prompt = inputs["input_ids"]
+            if not torch.equal(generated_ids[:, : prompt.shape[1]].cpu(), torch.as_tensor(prompt).cpu()):
+                raise ValueError("generated_ids do not begin with the prompt of `inputs`; pass media=inputs.media with answers alone.")
+            generated_ids, media = generated_ids[:, prompt.shape[1] :], inputs.media
+        if media is None or len(media) != len(generated_ids):
+            raise ValueError(f"There are {len(generated_ids)} answers, and media for {None if media is None else len(media)}.")
+        return [
+            parse_answer(
+                self.decode_answer(ids), sample[-1] if sample else None, self.num_temporal_bins, self.num_spatial_bins, **question
+            )
+            for ids, sample in zip(generated_ids, media, strict=True)
+        ]
+
+    def decode_answer(self, ids) -> str:
+        """The text of an answer, its coordinate tokens kept and other special tokens dropped."""
+        coordinates = self._coordinate_ids
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        ids = [i for i in torch.as_tensor(ids).tolist() if i in coordinates or i not in special]
+        return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
+        """Decoded texts. Coordinate tokens are special tokens of the released tokenizer, so they are kept by hand."""
+        if not skip_special_tokens:
+            return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=False, **kwargs)
+        return [self.decode_answer(ids) for ids in generated_outputs]
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
+        """Placeholder tokens of media of given sizes, (height, width) and (frames, height, width): all sizes are squashed to one."""
+        data = {}
+        if image_sizes is not None:
+            data["num_image_tokens"] = [self._num_image_tokens()] * len(image_sizes)
+            data["num_image_patches"] = [1] * len(image_sizes)
+        if video_sizes is not None:
+            data["num_video_tokens"] = [sum(self._num_stream_tokens(frames)) for frames, _, _ in video_sizes]
+        return MultiModalData(**data)
+
+
+__all__ = ["LlavaSTProcessor"]
