@@ -3,7 +3,7 @@
 
     python examples/benchmarks/preprocessing.py
 
-Needs `decord2` and `av`, no GPU, no network and no other files: it encodes its own videos, 25 frames per second, and
+Needs `decord2` and `av`, no GPU, no network and no other files (the memory needs Linux): it encodes its own videos, 25 frames per second, and
 prints one line per resolution with the ratios
 
 - `frames vs PIL`: time of PIL frame by frame (bicubic to 384x384, /255 and normalised in float64, cast to float32) over
@@ -17,7 +17,6 @@ Every time is the best of `--repeats` runs, the two sides of a ratio taking turn
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -83,10 +82,16 @@ def measure_peak(path: str) -> None:
     processor = LlavaSTVideoProcessor()
     # Loads the libraries and starts the thread pools, which are no part of one call's memory.
     processor(np.zeros((1, 400, 700, 3), dtype=np.uint8), num_frames=1, return_tensors="pt")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is used now
+    before = resident_bytes("VmRSS")
     pixels = processor(path, return_tensors="pt").pixel_values_videos
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) * 1024 / pixels.nbytes)
+    print((resident_bytes("VmHWM") - before) / pixels.nbytes)
+
+
+def resident_bytes(field: str) -> int:
+    """Memory of this process: `VmRSS` now, `VmHWM` at most."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

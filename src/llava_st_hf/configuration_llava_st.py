@@ -78,7 +78,9 @@ class LlavaSTConfig(PreTrainedConfig):
             `<im_patch>` and the two markers around an image's patches. Features stand at the markers as well.
         video_token_id, video_start_token_id, video_end_token_id, slow_video_start_token_id, slow_video_end_token_id (`int`, *optional*):
             `<vid_patch>` and the markers around a video's fast and slow stream. Features stand at the markers as well.
-        temporal_input_token_id, temporal_output_token_id, height_input_token_id, height_output_token_id, width_input_token_id, width_output_token_id (`int`, *optional*):
+        temporal_input_token_id, temporal_output_token_id, height_input_token_id (`int`, *optional*):
+            See below.
+        height_output_token_id, width_input_token_id, width_output_token_id (`int`, *optional*):
             The released program's placeholders for coordinates.
         coordinate_start_token_id (`int`, *optional*):
             Id of `<TEMP-000>`; time, height and width bins follow one another from there.
@@ -166,6 +168,9 @@ class LlavaSTConfig(PreTrainedConfig):
         for token_id, field in enumerate(SPECIAL_TOKENS, start=first - len(SPECIAL_TOKENS)):
             if getattr(self, field) is None:
                 setattr(self, field, token_id)
+        # `@strict` calls these as well, after __init__, but raises an error of its own that is no ValueError.
+        self.validate_architecture()
+        self.validate_token_ids()
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
@@ -199,13 +204,16 @@ class LlavaSTConfig(PreTrainedConfig):
         """Refuses sizes that do not fit one another. Part of `@strict` validation."""
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
         if not isinstance(image_size, int) or not isinstance(patch_size, int):
-            raise ValueError(f"vision_config must describe square images and patches, got image_size={image_size}, patch_size={patch_size}.")
-        for name in ("packer_hidden_size", "packer_num_attention_heads", "packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            raise ValueError(
+                f"vision_config must describe square images and patches, got image_size={image_size}, patch_size={patch_size}."
+            )
+        for name in ("hidden_size", "num_attention_heads", "spatial_scale", "temporal_scale", "fast_scale"):
+            if getattr(self, f"packer_{name}") < 1:
+                raise ValueError(f"packer_{name} must be at least 1, got {getattr(self, f'packer_{name}')}.")
         if self.packer_hidden_size % self.packer_num_attention_heads:
             raise ValueError(
-                f"packer_hidden_size={self.packer_hidden_size} is no multiple of packer_num_attention_heads={self.packer_num_attention_heads}."
+                f"packer_hidden_size={self.packer_hidden_size} is no multiple of "
+                f"packer_num_attention_heads={self.packer_num_attention_heads}."
             )
         if self.grid_size % self.packer_spatial_scale:
             raise ValueError(
@@ -214,35 +222,57 @@ class LlavaSTConfig(PreTrainedConfig):
             )
         if self.packed_grid_size % self.packer_fast_scale:
             raise ValueError(
-                f"packer_fast_scale={self.packer_fast_scale} does not divide the packed grid of {self.packed_grid_size}×{self.packed_grid_size} cells."
+                f"packer_fast_scale={self.packer_fast_scale} does not divide the packed grid of "
+                f"{self.packed_grid_size}×{self.packed_grid_size} cells."
             )
         for name in ("num_temporal_bins", "num_spatial_bins"):
             if not 2 <= getattr(self, name) <= 1000:  # token names have three digits
                 raise ValueError(f"{name} must be from 2 to 1000, got {getattr(self, name)}.")
 
     def validate_token_ids(self):
-        """Refuses token ids that overlap or lie outside the vocabulary. Part of `@strict` validation."""
-        vocab_size = self.text_config.vocab_size
+        """Refuses token ids that overlap one another or do not fit below the coordinates. Part of `@strict` validation."""
+        super().validate_token_ids()
         ids = {field: getattr(self, field) for field in SPECIAL_TOKENS}
+        if self.use_lape:
+            ids["coordinate_start_token_id"] = self.coordinate_start_token_id
         for field, token_id in ids.items():
-            if not 0 <= token_id < vocab_size:
+            if token_id < 0:
+                needed = f"{len(SPECIAL_TOKENS)} special tokens"
+                if self.use_lape:
+                    needed += f" and {self.num_temporal_bins} + 2·{self.num_spatial_bins} coordinate tokens"
                 raise ValueError(
-                    f"{field}={token_id} lies outside the vocabulary of {vocab_size} tokens, which must hold {len(ids)} special tokens"
-                    + (f" and {self.num_temporal_bins} + 2·{self.num_spatial_bins} coordinate tokens." if self.use_lape else ".")
+                    f"{field}={token_id} lies outside the vocabulary of {self.text_config.vocab_size} tokens, which must hold {needed}."
                 )
         owners: dict[int, str] = {}
-        for field, token_id in ids.items():
-            if token_id in owners:
-                raise ValueError(f"{field} and {owners[token_id]} are both {token_id}; every special token needs an id of its own.")
-            owners[token_id] = field
-        if not self.use_lape:
-            return
-        start, end = self.coordinates.start_token_id, self.coordinates.end_token_id
-        if start < 0 or end > vocab_size:
-            raise ValueError(f"The coordinate tokens {start}…{end - 1} lie outside the vocabulary of {vocab_size} tokens.")
-        for field, token_id in ids.items():
-            if start <= token_id < end:
-                raise ValueError(f"{field}={token_id} overlaps the coordinate tokens {start}…{end - 1}.")
+        for field in SPECIAL_TOKENS:
+            owner = owners.setdefault(ids[field], field)
+            if owner != field:
+                raise ValueError(f"{field} and {owner} are both {ids[field]}; every special token needs an id of its own.")
+            if self.use_lape and self.coordinates.start_token_id <= ids[field] < self.coordinates.end_token_id:
+                raise ValueError(
+                    f"{field}={ids[field]} overlaps the coordinate tokens "
+                    f"{self.coordinates.start_token_id}…{self.coordinates.end_token_id - 1}."
+                )
+
+    def check_vocabulary(self, vocab_size: int | None = None):
+        """Checks that a vocabulary holds every token that the model reads by id. Models check it when they are built: a
+        configuration by itself may be on its way to other sizes.
+
+        Args:
+            vocab_size: rows of the embedding matrices, by default those of `text_config`.
+
+        Raises:
+            ValueError: naming the first id beyond the vocabulary.
+        """
+        vocab_size = self.text_config.vocab_size if vocab_size is None else vocab_size
+        if self.use_lape and self.coordinates.end_token_id > vocab_size:
+            raise ValueError(
+                f"The coordinate tokens {self.coordinates.start_token_id}…{self.coordinates.end_token_id - 1} "
+                f"lie outside the vocabulary of {vocab_size} tokens."
+            )
+        for field in SPECIAL_TOKENS:
+            if getattr(self, field) >= vocab_size:
+                raise ValueError(f"{field}={getattr(self, field)} lies outside the vocabulary of {vocab_size} tokens.")
 
     @property
     def grid_size(self) -> int:
@@ -269,21 +299,13 @@ class LlavaSTConfig(PreTrainedConfig):
             placeholder_token_ids=tuple(getattr(self, field) for field in PLACEHOLDER_FIELDS),
         )
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        """Ids at whose positions image features stand, markers included."""
-        return (self.image_start_token_id, self.image_token_id, self.image_end_token_id)
-
-    @property
-    def video_token_ids(self) -> tuple[int, ...]:
-        """Ids at whose positions video features stand, markers included."""
-        return (
-            self.video_start_token_id,
-            self.video_token_id,
-            self.video_end_token_id,
-            self.slow_video_start_token_id,
-            self.slow_video_end_token_id,
-        )
+    def media_token_ids(self, kind: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """`(openings, patches, closings)`: ids at whose positions features of `kind` ("image" or "video") stand."""
+        if kind == "image":
+            return (self.image_start_token_id,), (self.image_token_id,), (self.image_end_token_id,)
+        openings = (self.video_start_token_id, self.slow_video_start_token_id)
+        closings = (self.video_end_token_id, self.slow_video_end_token_id)
+        return openings, (self.video_token_id,), closings
 
 
 class LlavaSTReleasedConfig(LlavaSTConfig):

@@ -96,7 +96,8 @@ def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], fl
     if (unit == "s") != (axis == "temporal"):
         raise ValueError(f"The coordinate {written!r} has the wrong unit: <t…> takes s (seconds), <h…> and <w…> take px (pixels).")
     if to_position is None:
-        raise ValueError(f"The coordinate {written!r} is in {'seconds' if unit == 's' else 'pixels'}, but no video or image stands before it.")
+        unit_name = "seconds" if unit == "s" else "pixels"
+        raise ValueError(f"The coordinate {written!r} is in {unit_name}, but no video or image stands before it.")
     return axis, to_position(axis, value, written)
 
 

@@ -12,19 +12,18 @@ class LlavaSTGenerationMixin(GenerationMixin):
         transformers counts and slices features by `config.image_token_id` and `config.video_token_id`; ours stand at the
         markers as well. Which of these ids stands there makes no difference to the model: features replace them all.
         """
-        config = self.config
-        for token_ids, patch in ((config.image_token_ids, config.image_token_id), (config.video_token_ids, config.video_token_id)):
-            input_ids = input_ids.masked_fill(torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device)), patch)
+        for kind in ("image", "video"):
+            patch = self.config.media_token_ids(kind)[1][0]
+            input_ids = input_ids.masked_fill(self.model.get_placeholder_mask(kind, input_ids), patch)
         return input_ids
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         if input_ids is None or input_ids.numel() == 0:
             # Prompts given as embeddings: ids that have media tokens at the right places serve the count.
-            config = self.config
             input_ids = torch.full(inputs_embeds.shape[:-1], -1, device=inputs_embeds.device)
-            for token_ids in (config.image_token_ids, config.video_token_ids):
-                mask = self.model.get_placeholder_mask(None, inputs_embeds, token_ids)
-                input_ids = input_ids.masked_fill(mask, token_ids[1])
+            for kind in ("image", "video"):
+                patch = self.config.media_token_ids(kind)[1][0]
+                input_ids = input_ids.masked_fill(self.model.get_placeholder_mask(kind, None, inputs_embeds), patch)
         return super()._expand_multimodal_outputs(
             self._patch_token_ids(input_ids), mm_encoder_output, expand_size=expand_size, inputs_embeds=inputs_embeds
         )
@@ -32,9 +31,21 @@ class LlavaSTGenerationMixin(GenerationMixin):
     def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
         return super()._prefill(self._patch_token_ids(input_ids), generation_config, model_kwargs, is_first_iteration)
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, past_key_values=None, coordinates=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        attention_mask=None,
+        past_key_values=None,
+        inputs_embeds=None,  # `generate` takes embeddings only where this argument is spelled out
+        coordinates=None,
+        **kwargs,
+    ):
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
         token_ids = model_inputs.get("input_ids")
         if coordinates is None or token_ids is None:

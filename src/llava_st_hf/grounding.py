@@ -6,7 +6,7 @@ and what could not be is said in plain notes.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from .coordinates import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
 
@@ -80,13 +80,15 @@ class Media:
 
 _T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-(\d{{3}})>" for axis in AXES)
 _SEP = r"[\s,]*"
+# A bracket may be missing or followed by blanks; blanks alone are not part of a box, so that a scan stays linear.
+_OPEN = r"(?:\[[\s,]*)?"
 _CORNERS = rf"{_W}{_SEP}{_H}{_SEP}{_W}{_SEP}{_H}"
 # Longest reading first: a time with its box, a box, a span, a time alone, and what is left of a broken one.
 _ITEM = re.compile(
-    rf"(?P<moment>{_T}\s*:?\s*\[?{_SEP}{_CORNERS}{_SEP}\]?)"
-    rf"|(?P<box>\[?{_SEP}{_CORNERS}{_SEP}\]?)"
-    rf"|(?P<span>\{{?\s*{_T}(?:{_SEP}|\s*(?:to|and|-|–)\s*){_T}(?!\s*:?\s*\[?{_SEP}<(?:WIDTH|HEIGHT)-)\s*\}}?)"
-    rf"|(?P<broken>\[?{_SEP}(?:<(?:WIDTH|HEIGHT)-\d{{3}}>{_SEP})+\]?)"
+    rf"(?P<moment>{_T}\s*:?\s*{_OPEN}{_CORNERS}{_SEP}\]?)"
+    rf"|(?P<box>{_OPEN}{_CORNERS}{_SEP}\]?)"
+    rf"|(?P<span>(?:\{{\s*)?{_T}(?:{_SEP}|\s*(?:to|and|-|–)\s*){_T}(?!\s*:?\s*{_OPEN}<(?:WIDTH|HEIGHT)-)\s*\}}?)"
+    rf"|(?P<broken>{_OPEN}(?:<(?:WIDTH|HEIGHT)-\d{{3}}>{_SEP})+\]?)"
     rf"|(?P<time>{_T}(?:\s*:)?)"
 )
 # Words of the answer's frame, which say nothing of what happens.
@@ -104,10 +106,13 @@ class _Event:
     start: float | None = None
     end: float | None = None
     caption: str = ""
-    moments: list[tuple[float | None, tuple[float, float, float, float]]] | None = None
+    moments: list[tuple[float | None, tuple[float, float, float, float]]] = field(default_factory=list)
+
+    def is_placeless(self) -> bool:
+        return self.start is None and self.end is None and not self.moments
 
     def is_empty(self) -> bool:
-        return self.start is None and self.end is None and not self.moments and not _clean(self.caption)
+        return self.is_placeless() and not _clean(self.caption)
 
 
 def _clean(caption: str) -> str | None:
@@ -136,13 +141,13 @@ def _read_events(text: str, num_temporal_bins: int, num_spatial_bins: int, is_vi
     def position(b: str) -> float:
         return bin_to_position(min(int(b), num_temporal_bins - 1), num_temporal_bins)
 
-    events, event, cursor = [], _Event(moments=[]), 0
+    events, event, cursor = [], _Event(), 0
 
     def close():
         nonlocal event
         if not event.is_empty():
             events.append(event)
-        event = _Event(moments=[])
+        event = _Event()
 
     for item in _ITEM.finditer(text):
         before, cursor = text[cursor : item.start()], item.end()
@@ -223,6 +228,11 @@ def parse_answer(
     if not is_video and any(e.start is not None or e.end is not None or any(t is not None for t, _ in e.moments) for e in events):
         notes.append("The answer gives times, but the question was about an image; they are left out.")
 
+    asked = span is not None or start is not None or box is not None
+    if not asked and all(event.is_placeless() for event in events):
+        notes.append("The answer names no time or place that could be read.")
+        return result
+
     for number, event in enumerate(events):
         given = number == 0 and len(events) == 1
         if given and span is not None and event.start is None and event.end is None:
@@ -231,9 +241,9 @@ def parse_answer(
             event.start = start
         if given and event.start is not None and event.end is not None:
             event.start, event.end = _in_order(event.start, event.end, "The event's span", notes)
-        moments = event.moments or ([(start, box)] if given and box is not None else [])
-        event.moments = moments
-        if is_video and event.start is None and event.end is None and (times := [t for t, _ in moments if t is not None]):
+        if given and box is not None and not event.moments:
+            event.moments = [(start, box)]
+        if is_video and event.start is None and event.end is None and (times := [t for t, _ in event.moments if t is not None]):
             event.start, event.end = min(times), max(times)  # a tubelet without a span lasts as long as its boxes
         result["events"].append(_to_units(event, media, is_video))
     return result

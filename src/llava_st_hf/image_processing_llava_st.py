@@ -8,6 +8,7 @@ and normalised with mean = std = 0.5. The video processor uses the same function
 import base64
 import os
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from urllib.parse import urlparse
 
@@ -259,18 +260,21 @@ def _interpolate(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torc
 
 def _resize_with_pil(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     resample = PILImageResampling.BICUBIC if mode == "bicubic" else PILImageResampling.BILINEAR
-    resized = torch.empty(len(frames), *size, 3, dtype=torch.uint8)  # (num_frames, height, width, 3)
-    for frame, out in zip(frames.permute(0, 2, 3, 1).contiguous(), resized):
-        image = PIL.Image.fromarray(frame.numpy()).resize(size[::-1], resample)
-        out.copy_(torch.from_numpy(np.array(image)))
-    return resized.permute(0, 3, 1, 2)  # (num_frames, 3, height, width)
+
+    def resize(frame: np.ndarray) -> np.ndarray:
+        return np.array(PIL.Image.fromarray(frame).resize(size[::-1], resample))
+
+    frames = frames.permute(0, 2, 3, 1).contiguous().numpy()  # (num_frames, height, width, 3)
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as executor:
+        resized = np.stack(list(executor.map(resize, frames)))
+    return torch.from_numpy(resized).permute(0, 3, 1, 2)  # (num_frames, 3, height, width)
 
 
 def normalize_pixels(pixels: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor) -> None:
-    """`pixels * scale + shift` of one image `(channels, height, width)`, written into the float32 tensor `out`."""
+    """`pixels * scale + shift` of images `(…, channels, height, width)`, written into the float32 tensor `out`."""
     scale, shift = affine
-    if len(scale) not in (1, len(pixels)):
-        raise ValueError(f"mean and std have {len(scale)} channels and the image has {len(pixels)}")
+    if len(scale) not in (1, pixels.shape[-3]):
+        raise ValueError(f"mean and std have {len(scale)} channels and the image has {pixels.shape[-3]}")
     out.copy_(pixels)
     torch.addcmul(shift.to(out.device), out, scale.to(out.device), out=out)
 

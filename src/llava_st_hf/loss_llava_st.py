@@ -10,6 +10,8 @@ into those of the hidden states and of the head at once, and the chunk is droppe
 import torch
 from torch.nn import functional as F
 
+from .coordinates import CoordinateVocabulary, propagation_matrix
+
 
 # Logits alive at one time: 2^25 fp32 values, 128 MiB. Larger chunks were not faster on CPU, and only a little on GPU.
 _MAX_CHUNK_LOGITS = 2**25
@@ -97,3 +99,39 @@ def coordinate_cross_entropy(
         `(loss_sum, losses)`: the differentiable sum (float32 scalar) and, for logging only, each position's loss.
     """
     return _CoordinateCrossEntropy.apply(hidden_states, weight, lower, upper, upper_weight, propagation, first_coordinate)
+
+
+def supervised_cross_entropy(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.LongTensor,
+    positions: torch.FloatTensor | None,
+    vocabulary: CoordinateVocabulary | None,
+    propagate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`coordinate_cross_entropy` of the supervised positions of a batch.
+
+    Args:
+        hidden_states: (batch_size, sequence_length, hidden_size), the decoder's output.
+        weight: (vocab_size, hidden_size), the output embeddings.
+        targets: (batch_size, sequence_length), for each position the id to predict *there*, -100 where none is.
+        positions: same shape, the exact position (fraction in [0, 1]) of each target, NaN where it has none; or None.
+        vocabulary: where the coordinate tokens stand, None in a model that has none.
+        propagate: whether the coordinate rows of `weight` take part in Neighbouring Token Propagation.
+
+    Returns:
+        `(loss_sum, losses)` as `coordinate_cross_entropy`; losses are those of the supervised positions, batch-major.
+    """
+    targets = targets.to(hidden_states.device)
+    supervised = targets != -100
+    hidden_states, lower = hidden_states[supervised], targets[supervised]  # (supervised, hidden), (supervised,)
+    upper, upper_weight = lower, torch.zeros_like(lower, dtype=torch.float32)
+    matrix, first_coordinate = None, 0
+    if vocabulary is not None:
+        first_coordinate = vocabulary.start_token_id
+        if positions is not None:
+            positions = positions.to(hidden_states.device)[supervised].float()
+            lower, upper, upper_weight = vocabulary.between_tokens(lower, positions)
+        if propagate:
+            matrix = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
+    return coordinate_cross_entropy(hidden_states, weight, lower, upper, upper_weight, matrix, first_coordinate)

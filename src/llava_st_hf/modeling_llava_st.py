@@ -2,15 +2,13 @@
 """PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a Qwen2 decoder whose
 vocabulary holds the coordinates (LLaVA-ST, arXiv:2501.08282)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -18,56 +16,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
 from .lape_llava_st import add_positions, blend_coordinates, propagate
-from .loss_llava_st import coordinate_cross_entropy
+from .loss_llava_st import supervised_cross_entropy
+from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
-
-
-@dataclass
-class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
-    """
-    Output of [`LlavaSTModel`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
-            The decoder's last hidden states.
-        past_key_values (`Cache`, *optional*):
-            Keys and values of the decoder's attention.
-        image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
-            Features of all images as they entered the decoder.
-        video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
-            Features of all videos as they entered the decoder: of each video the fast stream, then the slow one.
-    """
-
-    image_hidden_states: torch.FloatTensor | None = None
-    video_hidden_states: torch.FloatTensor | None = None
-
-
-@dataclass
-class LlavaSTCausalLMOutputWithPast(ModelOutput):
-    """
-    Output of [`LlavaSTForConditionalGeneration`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Soft cross-entropy, averaged over supervised tokens.
-        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
-            Prediction scores; coordinate tokens are the last columns. Not built in training (see `skip_logits`).
-        past_key_values (`Cache`, *optional*):
-            Keys and values of the decoder's attention.
-        token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
-            Loss of each supervised token in batch-major order, detached, for logging.
-        image_hidden_states, video_hidden_states (`torch.FloatTensor`, *optional*):
-            As in [`LlavaSTModelOutputWithPast`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor] | None = None
-    attentions: tuple[torch.FloatTensor] | None = None
-    token_losses: torch.FloatTensor | None = None
-    image_hidden_states: torch.FloatTensor | None = None
-    video_hidden_states: torch.FloatTensor | None = None
 
 
 class LlavaSTMultiModalProjector(nn.Module):
@@ -109,9 +60,18 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
             self._init_coordinate_rows(module.get_input_embeddings().weight, is_output=self.config.tie_word_embeddings)
             if module.lm_head is not None:
                 self._init_coordinate_rows(module.lm_head.weight, is_output=True)
-        elif isinstance(module, LlavaSTForConditionalGeneration) and self.config.use_lape:
-            if not self.config.tie_word_embeddings:
-                self._init_coordinate_rows(module.lm_head.weight, is_output=True)
+        elif isinstance(module, LlavaSTForConditionalGeneration) and self.config.use_lape and not self.config.tie_word_embeddings:
+            self._init_coordinate_rows(module.lm_head.weight, is_output=True)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As in transformers. Coordinate and special tokens keep their ids, so the matrices never end before them.
+
+        Raises:
+            ValueError: where `new_num_tokens` would cut one of them off.
+        """
+        if new_num_tokens is not None:
+            self.config.check_vocabulary(new_num_tokens)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def _init_coordinate_rows(self, weight: torch.Tensor, is_output: bool):
         """Large beside an ordinary row, so that LAPE is heard from the first step."""
@@ -136,6 +96,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
 
     def __init__(self, config: LlavaSTConfig, head_owner: "LlavaSTForConditionalGeneration | None" = None):
         super().__init__(config)
+        config.check_vocabulary()
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.vision_tower.post_layernorm = nn.Identity()  # the projector was trained on un-normalised features
         self.multi_modal_projector = LlavaSTMultiModalProjector(config)
@@ -148,12 +109,6 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         if head_owner is None and config.use_lape and not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.language_model.set_input_embeddings(value)
 
     def _output_rows(self) -> torch.Tensor:
         """(num_coordinates, hidden_size), the logit rows of the coordinate tokens."""
@@ -180,7 +135,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         coordinates = self.config.coordinates
         return torch.cat((torch.arange(coordinates.start_token_id, coordinates.end_token_id, device=device), markers))
 
-    def embed_tokens(
+    def embed_inputs(
         self, input_ids: torch.LongTensor, coordinates: torch.FloatTensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -246,7 +201,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`):
                 Normalised pixels.
             token_table (`torch.FloatTensor`, *optional*):
-                Second output of `embed_tokens`, to save a lookup.
+                Second output of `embed_inputs`, to save a lookup.
 
         Returns:
             `BaseModelOutputWithPooling` whose `pooler_output` is `(num_images, num_image_tokens, hidden_size)`: 729 tokens,
@@ -271,12 +226,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`):
                 Normalised pixels.
             token_table (`torch.FloatTensor`, *optional*):
-                Second output of `embed_tokens`, to save a lookup.
+                Second output of `embed_inputs`, to save a lookup.
 
         Returns:
             `BaseModelOutputWithPooling` whose `pooler_output` is `(num_videos, num_video_tokens, hidden_size)`: of each video
             the fast stream, frame by frame, then the slow one (900 + 1620 tokens for 100 frames). With
             `drop_fast_features` the plain embeddings of the tokens there stand in place of the fast stream.
+            `last_hidden_state` is the encoder's, `(num_videos, num_frames, num_patches, vision_hidden_size)`.
         """
         videos, frames = pixel_values_videos.shape[:2]
         vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), **kwargs)
@@ -292,25 +248,44 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             fast = torch.cat((start, patch.expand(num_fast - 2, -1), end)).expand(videos, -1, -1)
         else:
             fast = fast.flatten(1, 3)  # (videos, frames·9, hidden)
+        vision_outputs.last_hidden_state = vision_outputs.last_hidden_state.unflatten(0, (videos, frames))
         vision_outputs.pooler_output = torch.cat((fast, slow), dim=1)  # (videos, tokens, hidden)
         return vision_outputs
 
     def get_placeholder_mask(
-        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor, token_ids: tuple[int, ...]
+        self, kind: str, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None = None
     ) -> torch.BoolTensor:
-        """(batch_size, sequence_length), True where one of `token_ids` stands; found by their embeddings without ids."""
-        if input_ids is not None:
-            return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
-        mask = torch.zeros(inputs_embeds.shape[:-1], dtype=torch.bool, device=inputs_embeds.device)
-        for row in self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device)):
-            mask |= (inputs_embeds == row).all(-1)
-        return mask
+        """
+        Where features stand: at the patch tokens and at the markers around them. A marker without patches beside it is
+        text, such as one that the model itself wrote.
 
-    def _insert(self, kind, features, token_ids, input_ids, inputs_embeds):
+        Args:
+            kind: "image" or "video".
+            input_ids: (batch_size, sequence_length), or None: then tokens are found by their embeddings.
+            inputs_embeds: (batch_size, sequence_length, hidden_size); read only without `input_ids`.
+
+        Returns:
+            (batch_size, sequence_length), True at the positions of features.
+        """
+
+        def positions_of(token_ids: tuple[int, ...]) -> torch.BoolTensor:
+            if input_ids is not None:
+                masks = [input_ids == token_id for token_id in token_ids]
+            else:
+                rows = self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device))
+                masks = [(inputs_embeds == row).all(-1) for row in rows.to(inputs_embeds.device)]
+            return torch.stack(masks).any(0)
+
+        openings, patches, closings = map(positions_of, self.config.media_token_ids(kind))
+        before_content = nn.functional.pad(patches | closings, (0, 1))[:, 1:]
+        after_content = nn.functional.pad(patches | openings, (1, 0))[:, :-1]
+        return patches | (openings & before_content) | (closings & after_content)
+
+    def _insert(self, kind, features, input_ids, inputs_embeds):
         """Puts features where their tokens stand; returns the embeddings and the flat features."""
         features = torch.cat([item.flatten(0, -2) for item in features])  # (tokens, hidden)
         features = features.to(inputs_embeds.device, inputs_embeds.dtype)
-        mask = self.get_placeholder_mask(input_ids, inputs_embeds, token_ids)
+        mask = self.get_placeholder_mask(kind, input_ids, inputs_embeds)
         torch_compilable_check(
             mask.sum() == features.shape[0],
             lambda: f"The {kind}s give {features.shape[0]} features, but the text has {int(mask.sum())} {kind} tokens for them.",
@@ -354,17 +329,17 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             if coordinates is None and not has_media and not self._trains():
                 inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: what stock Qwen2 does
             else:
-                inputs_embeds, token_table = self.embed_tokens(input_ids, coordinates)
+                inputs_embeds, token_table = self.embed_inputs(input_ids, coordinates)
 
         if pixel_values is not None:
             mm_encoder_outputs["image"] = self.get_image_features(pixel_values, token_table=token_table, return_dict=True)
         if pixel_values_videos is not None:
             mm_encoder_outputs["video"] = self.get_video_features(pixel_values_videos, token_table=token_table, return_dict=True)
         media_features = {"image": None, "video": None}
-        for kind, token_ids in (("image", self.config.image_token_ids), ("video", self.config.video_token_ids)):
+        for kind in media_features:
             if mm_encoder_outputs.get(kind) is not None:
                 inputs_embeds, media_features[kind] = self._insert(
-                    kind, mm_encoder_outputs[kind].pooler_output, token_ids, input_ids, inputs_embeds
+                    kind, mm_encoder_outputs[kind].pooler_output, input_ids, inputs_embeds
                 )
 
         outputs = self.language_model(
@@ -398,19 +373,9 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.lm_head = value
-
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> tuple | BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
         r"""Features of images as they enter the decoder: see [`LlavaSTModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
@@ -423,30 +388,26 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
     def _loss(
         self,
         hidden_states: torch.Tensor,
-        labels: torch.LongTensor,
+        labels: torch.LongTensor | None,
+        shift_labels: torch.LongTensor | None,
         coordinates: torch.FloatTensor | None,
+        shift_coordinates: torch.FloatTensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(loss, token_losses)` of the supervised positions; see `coordinate_cross_entropy`."""
-        labels = labels[:, 1:].to(hidden_states.device)  # each position predicts the next token
-        supervised = labels != -100
-        hidden_states, lower = hidden_states[:, :-1][supervised], labels[supervised]  # (supervised, hidden), (supervised,)
-        upper, weight = lower, torch.zeros_like(lower, dtype=torch.float32)
-        propagation, first_coordinate = None, 0
-        if self.config.use_lape:
-            vocabulary = self.config.coordinates
-            first_coordinate = vocabulary.start_token_id
-            if coordinates is not None:
-                positions = coordinates[:, 1:].to(hidden_states.device)[supervised].float()
-                lower, upper, weight = vocabulary.between_tokens(lower, positions)
-            if self.training:
-                propagation = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
-        head = self.get_output_embeddings()
-        loss, token_losses = coordinate_cross_entropy(
-            hidden_states, head.weight, lower, upper, weight, propagation, first_coordinate
+        """`(loss, token_losses)`; see `supervised_cross_entropy`."""
+        if shift_labels is None:
+            hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]  # each position predicts the next token
+            shift_coordinates = None if coordinates is None else coordinates[:, 1:]
+        loss, token_losses = supervised_cross_entropy(
+            hidden_states,
+            self.get_output_embeddings().weight,
+            shift_labels,
+            shift_coordinates,
+            vocabulary=self.config.coordinates if self.config.use_lape else None,
+            propagate=self.training,
         )
         if num_items_in_batch is None:
-            num_items_in_batch = supervised.sum()
+            num_items_in_batch = max(1, token_losses.numel())  # nothing supervised: 0, not NaN
         elif isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.device)
         return loss / num_items_in_batch, token_losses
@@ -468,6 +429,8 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         skip_logits: bool | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        shift_coordinates: torch.FloatTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaSTCausalLMOutputWithPast:
@@ -485,6 +448,9 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             skip_logits (`bool`, *optional*):
                 Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are
                 left out in training mode.
+            shift_labels, shift_coordinates (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                For each position the id to predict there, and that target's exact position. They replace `labels`, and
+                `coordinates` as far as targets go, where a sequence is cut into shards that do not see their next token.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
         """
@@ -505,10 +471,12 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         hidden_states = outputs.last_hidden_state
 
         loss = token_losses = logits = None
-        if labels is not None:
-            loss, token_losses = self._loss(hidden_states, labels, coordinates, num_items_in_batch)
+        if labels is not None or shift_labels is not None:
+            loss, token_losses = self._loss(
+                hidden_states, labels, shift_labels, coordinates, shift_coordinates, num_items_in_batch
+            )
         if skip_logits is None:
-            skip_logits = self.training and labels is not None
+            skip_logits = self.training and loss is not None
         if not skip_logits:
             logits = self.lm_head(_keep_positions(hidden_states, logits_to_keep))
 

@@ -88,7 +88,9 @@ def translate_config(released: dict, name_or_path: str = "") -> dict:
             f"and LLaVA-ST has {_PACKER_TYPE!r}."
         )
     if not str(released.get("mm_vision_tower", _VISION_TOWER)).rstrip("/").endswith(_VISION_TOWER):
-        raise ValueError(f"The configuration{where} names the vision tower {released['mm_vision_tower']!r}; LLaVA-ST has {_VISION_TOWER!r}.")
+        raise ValueError(
+            f"The configuration{where} names the vision tower {released['mm_vision_tower']!r}; LLaVA-ST has {_VISION_TOWER!r}."
+        )
     if released.get("rope_scaling"):
         raise ValueError(f"The configuration{where} has rope_scaling {released['rope_scaling']!r}, which no released LLaVA-ST has.")
     # A stage-1 checkpoint has no coordinate tables, and says nothing of their sizes.

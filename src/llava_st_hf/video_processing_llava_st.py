@@ -165,7 +165,9 @@ class FramesReader:
         if isinstance(self.frames, torch.Tensor):
             step = max(1, CHUNK_BYTES // self.frames[0].nbytes)
             for position in range(0, len(indices), step):
-                yield checked_pixels(self.frames[indices[position : position + step]], self.do_convert_rgb)
+                # Indexed with the channels last, the layout that the resize is fast in and most arrays come in.
+                frames = self.frames.permute(0, 2, 3, 1)[indices[position : position + step]]
+                yield checked_pixels(frames.permute(0, 3, 1, 2), self.do_convert_rgb)
             return
         for index in indices:
             frame = checked_pixels(self._frame(index), self.do_convert_rgb)
@@ -355,21 +357,30 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             kwargs["image_mean"],
             kwargs["image_std"],
         )
+
+        def resized_chunks():
+            for frames in reader.chunks(unique.tolist()):
+                if not isinstance(reader, FramesReader):
+                    frames = frames.permute(0, 3, 1, 2)  # (chunk_frames, 3, height, width)
+                if kwargs["device"] is not None:
+                    frames = frames.to(kwargs["device"])
+                if kwargs["do_resize"]:
+                    white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
+                    size = (kwargs["size"].height, kwargs["size"].width)
+                    frames = resize_pixels(frames, size, INTERPOLATION_MODES[kwargs["resample"]], white)
+                yield frames  # (chunk_frames, channels, height, width)
+
         pixels, position = None, 0
-        for frames in prefetch(reader.chunks(unique.tolist())):
-            if not isinstance(reader, FramesReader):
-                frames = frames.permute(0, 3, 1, 2)  # (chunk_frames, 3, height, width)
-            if kwargs["device"] is not None:
-                frames = frames.to(kwargs["device"])
-            if kwargs["do_resize"]:
-                white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
-                size = (kwargs["size"].height, kwargs["size"].width)
-                frames = resize_pixels(frames, size, INTERPOLATION_MODES[kwargs["resample"]], white)
+        for frames in prefetch(resized_chunks()):
             if pixels is None:
                 pixels = torch.empty(len(indices), *frames.shape[1:], dtype=torch.float32, device=frames.device)
-            for row in np.flatnonzero((rows >= position) & (rows < position + len(frames))):
-                normalize_pixels(frames[rows[row] - position], affine, out=pixels[row])
-            position += len(frames)
+            # Indices never descend, so a chunk fills one stretch of the output; frames asked for twice are repeated.
+            start, stop = np.searchsorted(rows, (position, position + len(frames)))
+            if stop - start > len(frames):
+                frames, position = frames[rows[start:stop] - position], position + len(frames)
+            else:
+                position += len(frames)
+            normalize_pixels(frames, affine, out=pixels[start:stop])
 
         if isinstance(reader, FramesReader):
             indices = [reader.positions[index] for index in indices]
