@@ -98,7 +98,7 @@ def test_url_is_downloaded(processor, picture, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         torch.testing.assert_close(pixels_of(processor, f"{url}/picture.png"), pixels_of(processor, picture))
-        with pytest.raises(OSError, match="absent.png"):
+        with pytest.raises(OSError, match=r"absent\.png"):
             processor(f"{url}/absent.png")
         server.shutdown()
 
@@ -179,7 +179,7 @@ def test_a_bad_file_is_named(processor, tmp_path, kind):
 
 
 def test_a_missing_file_is_not_found(processor):
-    with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
         processor("nowhere.jpg")
 
 

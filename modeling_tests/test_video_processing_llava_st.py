@@ -275,7 +275,7 @@ def test_url_is_downloaded(processor, video, folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         assert torch.equal(run(processor, f"{url}/video.mp4")[0], run(processor, str(video))[0])
-        with pytest.raises(OSError, match="absent.mp4"):
+        with pytest.raises(OSError, match=r"absent\.mp4"):
             run(processor, f"{url}/absent.mp4")
         server.shutdown()
 
@@ -399,7 +399,7 @@ def test_bad_frames_are_refused(processor, videos, message):
 
 
 def test_a_missing_frame_file_is_named(processor):
-    with pytest.raises(FileNotFoundError, match="frame7.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"frame7\.jpg"):
         run(processor, ["frame7.jpg"])
 
 

@@ -3,8 +3,8 @@
 
     python examples/benchmarks/preprocessing.py
 
-Needs `decord2` and `av`, no GPU, no network and no other files (the memory needs Linux): it encodes its own videos, 25 frames per second, and
-prints one line per resolution with the ratios
+Needs `decord2` and `av`, no GPU, no network and no other files, and Linux for the memory: it
+encodes its own videos, 25 frames per second, and prints one line per resolution with the ratios
 
 - `frames vs PIL`: time of PIL frame by frame (bicubic to 384x384, /255 and normalised in float64, cast to float32) over
   time of the video processor, on 100 frames in memory. Higher is better.
@@ -38,9 +38,7 @@ LADDER = [(320, 180), (640, 360), (1280, 720), (1920, 1080), (360, 640)]  # widt
 def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
     """A drifting texture under a little noise, which costs the decoder about what a filmed scene does."""
     generator = np.random.default_rng(0)
-    texture = np.asarray(
-        Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize((width, height))
-    )
+    texture = np.asarray(Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize((width, height)))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -70,6 +68,23 @@ def best_times(*functions, repeats: int) -> list[float]:
             function()
             best[position] = min(best[position], time.perf_counter() - start)
     return best
+
+
+def measure(processor: LlavaSTVideoProcessor, path: Path, indices: list[int], repeats: int) -> str:
+    """The printed line of one video."""
+    frames = decord.VideoReader(str(path)).get_batch(indices).asnumpy()  # (100, height, width, 3)
+    ours, pil = best_times(
+        lambda: processor(frames, do_sample_frames=False, return_tensors="pt"), lambda: pil_baseline(frames), repeats=repeats
+    )
+    file, decode = best_times(
+        lambda: processor(str(path), return_tensors="pt"),
+        lambda: decord.VideoReader(str(path)).get_batch(indices).asnumpy(),
+        repeats=repeats,
+    )
+    return (
+        f"{path.stem:>10}   {ours:10.3f} s {pil:6.2f} s {pil / ours:12.1f}x {file:11.3f} s {decode:6.3f} s "
+        f"{file / decode:13.2f}x {peak_over_output(path):14.2f}x"
+    )
 
 
 def peak_over_output(path: Path) -> float:
@@ -112,22 +127,7 @@ def main() -> None:
         for width, height in LADDER:
             path = Path(folder) / f"{width}x{height}.mp4"
             write_video(path, width, height, args.num_frames)
-            frames = decord.VideoReader(str(path)).get_batch(indices).asnumpy()  # (100, height, width, 3)
-            ours, pil = best_times(
-                lambda: processor(frames, do_sample_frames=False, return_tensors="pt"),
-                lambda: pil_baseline(frames),
-                repeats=args.repeats,
-            )
-            file, decode = best_times(
-                lambda: processor(str(path), return_tensors="pt"),
-                lambda: decord.VideoReader(str(path)).get_batch(indices).asnumpy(),
-                repeats=args.repeats,
-            )
-            print(
-                f"{path.stem:>10}   {ours:10.3f} s {pil:6.2f} s {pil / ours:12.1f}x {file:11.3f} s {decode:6.3f} s "
-                f"{file / decode:13.2f}x {peak_over_output(path):14.2f}x",
-                flush=True,
-            )
+            print(measure(processor, path, indices, args.repeats), flush=True)
 
 
 if __name__ == "__main__":

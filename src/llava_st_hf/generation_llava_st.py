@@ -29,6 +29,13 @@ class LlavaSTGenerationMixin(GenerationMixin):
         )
 
     def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
+        coordinates, cache = model_kwargs.get("coordinates"), model_kwargs.get("past_key_values")
+        if coordinates is not None and cache is not None and is_first_iteration:
+            # Where a kept cache goes on, prompt and coordinates may be those of the new tokens alone.
+            attention_mask = model_kwargs.get("attention_mask")
+            length = cache.get_seq_length() + input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+            seen = max(0, length - coordinates.shape[1])
+            model_kwargs["coordinates"] = torch.nn.functional.pad(coordinates, (seen, 0), value=float("nan"))
         return super()._prefill(self._patch_token_ids(input_ids), generation_config, model_kwargs, is_first_iteration)
 
     def prepare_inputs_for_generation(

@@ -16,7 +16,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -28,10 +27,8 @@ from transformers.image_utils import (
     SizeDict,
     infer_channel_dimension_format,
 )
-from transformers.utils import TensorType, logging
+from transformers.utils import TensorType
 
-
-logger = logging.get_logger(__name__)
 
 DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 EXIF_ORIENTATION = 0x0112
@@ -136,8 +133,7 @@ def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> 
         values = np.asarray(image).astype(np.int64)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:
             raise ValueError(
-                f"a PIL image of mode {image.mode!r} must hold 16-bit values, 0 to 65535; this one holds "
-                f"{values.min()} to {values.max()}"
+                f"a PIL image of mode {image.mode!r} must hold 16-bit values, 0 to 65535; this one holds {values.min()} to {values.max()}"
             )
         image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -145,9 +141,7 @@ def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> 
     return np.array(image.convert("RGB") if do_convert_rgb else image)
 
 
-def channels_first(
-    frames: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None
-) -> torch.Tensor:
+def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
     """
     Frames as a `(num_frames, channels, height, width)` tensor, which shares memory with the input where it can.
 
@@ -224,9 +218,7 @@ def pixel_affine(
     return (torch.tensor(scale, dtype=torch.float32)[:, None, None], torch.tensor(shift, dtype=torch.float32)[:, None, None])
 
 
-def resize_pixels(
-    frames: torch.Tensor, size: tuple[int, int], mode: str, white: float | None
-) -> torch.Tensor:
+def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white: float | None) -> torch.Tensor:
     """
     Antialiased resize of `(num_frames, channels, height, width)` to `size = (height, width)`.
 

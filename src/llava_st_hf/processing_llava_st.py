@@ -7,8 +7,9 @@ import re
 
 import torch
 from transformers import BatchFeature, PreTrainedConfig
-from transformers.image_utils import make_flat_list_of_images
+from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.video_utils import VideoInput
 
 from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
 from .coordinates import (
@@ -319,7 +320,13 @@ class LlavaSTProcessor(ProcessorMixin):
             if x1 > x2 or y1 > y2:
                 raise ValueError(f"The box {box[0]!r} is reversed: boxes are [left, top, right, bottom].")
 
-    def __call__(self, images=None, text=None, videos=None, **kwargs: Unpack[LlavaSTProcessorKwargs]) -> LlavaSTBatchFeature:
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        videos: VideoInput | None = None,
+        **kwargs: Unpack[LlavaSTProcessorKwargs],
+    ) -> LlavaSTBatchFeature:
         """
         Args:
             images, videos: media in the order of their `<image>` and `<video>` in the text, flat or one list per sample.

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-
 from transformers.utils import is_decord_available, logging
 from transformers.video_utils import VideoMetadata
 
@@ -124,16 +123,13 @@ class DecordReader:
                     logger.warning_once("decord cannot read turned frames of this width: reading them with PyAV instead.")
                     yield from self._chunks_with_pyav(indices)
                     return
-                raise OSError(
-                    f"{self.path}: decoding failed within frames {wanted[0]} to {wanted[-1]}: {_first_line(error)}"
-                ) from error
+                raise OSError(f"{self.path}: decoding failed within frames {wanted[0]} to {wanted[-1]}: {_first_line(error)}") from error
             # A torch tensor comes when the user has set decord's bridge to torch.
             frames = batch if isinstance(batch, torch.Tensor) else torch.utils.dlpack.from_dlpack(batch.to_dlpack())
             self.metadata.height, self.metadata.width = frames.shape[1:3]
             yield frames  # (chunk_frames, height, width, 3)
             position += len(wanted)
             chunk_frames = max(1, CHUNK_BYTES // frames[0].numel())
-
 
     def _chunks_with_pyav(self, indices: list[int]) -> Iterator[torch.Tensor]:
         reader = PyAVReader(self.path)
@@ -197,9 +193,7 @@ class PyAVReader:
             stream.thread_type = "AUTO"
             # ffmpeg's filter and not `frame.to_ndarray`, whose colours differ from it (and decord) at odd sizes.
             graph = av.filter.Graph()
-            graph.link_nodes(
-                graph.add_buffer(template=stream), graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")
-            ).configure()
+            graph.link_nodes(graph.add_buffer(template=stream), graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")).configure()
             decoded, reached = iter(()), None
             for time in wanted:
                 keyframe = self.keyframes[max(0, bisect_right(self.keyframes, time) - 1)] if self.keyframes else time

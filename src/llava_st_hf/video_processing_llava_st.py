@@ -8,14 +8,13 @@ next one is being decoded, so that little more than the output is ever in memory
 import math
 import mimetypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 
 import numpy as np
 import PIL.Image
 import torch
-
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
@@ -24,7 +23,6 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor, validate_kwargs, validate_typed_dict
 from transformers.video_utils import VideoInput, VideoMetadata, VideoMetadataType
 
@@ -41,8 +39,6 @@ from .image_processing_llava_st import (
 )
 from .video_decoding_llava_st import CHUNK_BYTES, local_video, open_video_file, read_video_metadata
 
-
-logger = logging.get_logger(__name__)
 
 # Seconds given by people and by annotations carry rounding of this order; a frame is four orders longer.
 SECONDS_SLACK = 1e-6
@@ -88,9 +84,7 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
     if clip is None:
         return 0, total - 1
     if not isinstance(clip, dict) or not clip or not (set(clip) == {"frames"} or set(clip) <= {"start", "end"}):
-        raise ValueError(
-            f"a clip must be None, {{'frames': [first, last]}} or {{'start': seconds, 'end': seconds}}; got {clip!r}"
-        )
+        raise ValueError(f"a clip must be None, {{'frames': [first, last]}} or {{'start': seconds, 'end': seconds}}; got {clip!r}")
     if "frames" in clip:
         return _resolve_frames(clip["frames"], total)
     if not fps:
@@ -298,9 +292,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[LlavaSTVideoProcessorKwargs]) -> BatchFeature:
         """See the class for what goes in and what comes out."""
-        validate_kwargs(
-            captured_kwargs=kwargs.keys(), valid_processor_keys=[*self.valid_kwargs.__annotations__, "return_tensors"]
-        )
+        validate_kwargs(captured_kwargs=kwargs.keys(), valid_processor_keys=[*self.valid_kwargs.__annotations__, "return_tensors"])
         validate_typed_dict(self.valid_kwargs, kwargs)
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
@@ -308,9 +300,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             kwargs.setdefault(name, getattr(self, name, None))
         kwargs = self._standardize_kwargs(**kwargs)
         self._validate_preprocess_kwargs(**kwargs)
-        check_preprocess_options(
-            *(kwargs[name] for name in ("do_resize", "size", "resample", "do_center_crop", "do_pad", "data_format"))
-        )
+        check_preprocess_options(*(kwargs[name] for name in ("do_resize", "size", "resample", "do_center_crop", "do_pad", "data_format")))
 
         videos = flatten_videos(videos)
         all_metadata = flatten_metadata(kwargs["video_metadata"], videos)
@@ -319,7 +309,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"got {len(videos)} videos and {len(clips)} `clips`; pass one per video, None for all of it")
 
         pixel_values, video_metadata = [], []
-        for video, metadata, clip in zip(videos, all_metadata, clips):
+        for video, metadata, clip in zip(videos, all_metadata, clips, strict=True):
             if isinstance(video, (str, os.PathLike)):
                 with local_video(video) as path:
                     reader = open_video_file(path, kwargs["video_backend"])

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LLaVA-ST of random weights, small enough to build in a second: for trying the machinery, not for answers.
+
+    python examples/tiny_model.py tiny-random-llava-st
+"""
+
+import sys
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import Qwen2Tokenizer
+
+import llava_st_hf
+from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_tokens
+
+
+# ============================================================ Tokenizer
+
+
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Single bytes, the chat tokens of Qwen2, and the special tokens of LLaVA-ST in the released order."""
+    vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *SPECIAL_TOKENS.values(), *coordinate_tokens(DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None)
+
+
+# ============================================================ Model
+
+
+def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaSTForConditionalGeneration:
+    """The released architecture with two narrow layers in every part: 27×27 patches, 100 frames and 100 bins are kept."""
+    torch.manual_seed(seed)
+    config = llava_st_hf.LlavaSTConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 384,
+            "patch_size": 14,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        packer_hidden_size=32,
+        packer_num_attention_heads=4,
+    )
+    return llava_st_hf.LlavaSTForConditionalGeneration(config).eval()
+
+
+def save_tiny_model(folder: str, seed: int = 0) -> None:
+    """Writes model and processor to `folder`, as a checkpoint that every Auto class loads."""
+    tokenizer = build_tokenizer()
+    processor = llava_st_hf.LlavaSTProcessor(
+        image_processor=llava_st_hf.LlavaSTImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=llava_st_hf.LlavaSTVideoProcessor(),
+    )
+    build_model(tokenizer, seed).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    save_tiny_model(sys.argv[1])

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small processor made on the spot: a byte-level tokenizer without merges, with the special tokens in the released order."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from llava_st_hf import LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
+from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.coordinates import coordinate_tokens
+
+
+CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tiny_tokenizer(num_temporal_bins: int = 100, num_spatial_bins: int = 100, **kwargs) -> PreTrainedTokenizerFast:
+    """One token per byte, then the chat tokens, the fourteen special tokens and the coordinate tokens.
+
+    Bins of 0 make the tokenizer of a stage-1 model, which has no coordinate tokens.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **kwargs)
+    coordinates = coordinate_tokens(num_temporal_bins, num_spatial_bins) if num_temporal_bins else []
+    fast.add_tokens([*CHAT_TOKENS, *SPECIAL_TOKENS.values(), *coordinates], special_tokens=True)
+    return fast
+
+
+def tiny_processor(
+    size: int = 126,
+    num_frames: int = 10,
+    num_temporal_bins: int = 100,
+    num_spatial_bins: int = 100,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **kwargs,
+) -> LlavaSTProcessor:
+    """Pictures of `size` pixels in 14×14 patches (126: 9×9), videos of `num_frames` frames; 81 tokens an image, 28 a video."""
+    square = {"height": size, "width": size}
+    return LlavaSTProcessor(
+        LlavaSTImageProcessor(size=square),
+        tokenizer if tokenizer is not None else tiny_tokenizer(num_temporal_bins, num_spatial_bins),
+        LlavaSTVideoProcessor(size=square, num_frames=num_frames),
+        **kwargs,
+    )

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A released checkpoint, read as it is: every number that the released program gives comes out again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTModel
+from llava_st_hf.released_layout_llava_st import PACKER_SPLITS, rename_released_key, translate_config
+from modeling_tests.factories import tiny_model
+from modeling_tests.reference import ORIGINAL_CHECKPOINT, case_inputs, cases, config_overrides, expected, requires_reference
+
+
+NUM_FRAMES, NUM_FAST, BASE_ROWS = 100, 900, 581
+TABLES = ("temporal", "spatial_height", "spatial_width")
+RELEASED = {
+    "model_type": "llava_qwen", "mm_resampler_type": "fast_slow_resampler", "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "vocab_size": 600, "hidden_size": 64, "num_temporal_tokens": 50, "num_spatial_tokens": 40,
+}  # fmt: skip
+
+
+def load(folder=ORIGINAL_CHECKPOINT, cls=LlavaSTForConditionalGeneration, **options):
+    return cls.from_pretrained(folder, **config_overrides(), **options)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load()
+
+
+def close(actual, wanted, tolerance=1e-4):
+    torch.testing.assert_close(actual, wanted, atol=tolerance, rtol=0)
+
+
+@requires_reference
+@pytest.mark.parametrize("case", cases("inference"), ids=lambda case: case["key"])
+def test_inference_equals_the_released_program(model, case):
+    key, inputs = case["key"], case_inputs(case, model.config)
+    embeds = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    hook.remove()
+    text = expected()[f"{key}.text_positions"].long()
+    close(embeds[0][0, text], expected()[f"{key}.text_embeds"])
+    close(outputs.logits[0, text], expected()[f"{key}.text_logits"])
+    if case["modality"] == "video":
+        slow = outputs.video_hidden_states[NUM_FAST:]
+        close(slow, expected()[f"{key}.slow_features"].flatten(0, 1))
+    else:
+        close(outputs.image_hidden_states[:64], expected()[f"{key}.image_features_first64"])
+    generated = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    assert generated[0, inputs["input_ids"].shape[1] :].tolist() == expected()[f"{key}.generated_ids"].tolist()
+
+
+@requires_reference
+def test_fast_packer_equals_the_released_program_although_its_features_are_dropped(model):
+    case = next(case for case in cases("inference") if case["modality"] == "video")
+    pixels = case_inputs(case, model.config)["pixel_values_videos"]
+    base = model.model.eval()
+    with torch.no_grad():
+        features = base._patch_features(pixels[0])[1][None]
+        cells = base.packer.spatial(base._add_positions(features, None))
+        close(base.packer.fast(cells).flatten(2, 3)[0], expected()[f"{case['key']}.fast_features"].view(NUM_FRAMES, 9, -1))
+        outputs = base.get_video_features(pixels).pooler_output[0]
+    rows = base.get_input_embeddings().weight
+    assert torch.equal(outputs[0], rows[model.config.video_start_token_id])
+    assert torch.equal(outputs[1 : NUM_FAST - 1], rows[model.config.video_token_id].expand(NUM_FAST - 2, -1))
+    assert torch.equal(outputs[NUM_FAST - 1], rows[model.config.video_end_token_id])
+
+
+def released_gradient_norm(name: str, gradients: dict[str, torch.Tensor]) -> float:
+    """Norm of our gradients of what the released program holds as the parameter `name`."""
+    tables = {f"model.{table}_{use}_embeddings.weight": (use, n) for use in ("input", "output") for n, table in enumerate(TABLES)}
+    tables |= {"model.embed_tokens.weight": ("input", None), "lm_head.weight": ("output", None)}
+    if name in tables:
+        use, number = tables[name]
+        matrix = gradients["model.language_model.embed_tokens.weight" if use == "input" else "lm_head.weight"]
+        first = 0 if number is None else BASE_ROWS + 100 * number
+        return matrix[first : BASE_ROWS if number is None else first + 100].norm().item()
+    key = "model." + rename_released_key(name)
+    for fused, parts in PACKER_SPLITS.items():
+        if key.endswith(fused):
+            names = [key.removesuffix(fused) + part for part in parts]
+            return torch.cat([gradients[n].flatten() for n in names if n in gradients]).norm().item() if names[0] in gradients else 0.0
+    return gradients[key].norm().item() if key in gradients else 0.0
+
+
+@requires_reference
+@pytest.mark.parametrize("case", cases("training"), ids=lambda case: case["key"])
+def test_training_equals_the_released_program(model, case):
+    key, inputs = case["key"], case_inputs(case, model.config)
+    model.train().zero_grad()
+    model.model.vision_tower.requires_grad_(False)
+    loss = model(**inputs, labels=expected()[f"{key}.labels"].long()[None]).loss
+    loss.backward()
+    model.eval()
+    assert loss.item() == pytest.approx(case["loss"], abs=1e-5)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    for use, matrix in (("input", "model.language_model.embed_tokens.weight"), ("output", "lm_head.weight")):
+        for number, table in enumerate(TABLES):
+            first = BASE_ROWS + 100 * number
+            wanted = expected()[f"{key}.grad.{table}_{use}_embeddings"]
+            assert (gradients[matrix][first : first + 100] - wanted).norm() <= 1e-4 * wanted.norm(), (table, use)
+    for name, wanted in case["grad_norms"].items():
+        assert released_gradient_norm(name, gradients) == pytest.approx(wanted, rel=1e-4, abs=1e-7), name
+
+
+@requires_reference
+@pytest.mark.parametrize("cls", [LlavaSTForConditionalGeneration, LlavaSTModel])
+def test_every_released_tensor_finds_its_place(cls):
+    _, info = load(cls=cls, output_loading_info=True)
+    assert not any(info.values()), info
+
+
+@requires_reference
+def test_released_folder_in_shards_reads_the_same(model, tmp_path):
+    for file in ORIGINAL_CHECKPOINT.iterdir():
+        if file.name != "model.safetensors":
+            shutil.copy(file, tmp_path)
+    tensors, index = load_file(ORIGINAL_CHECKPOINT / "model.safetensors"), {}
+    for number in range(3):  # round robin: what belongs together lies in different files
+        name = f"model-{number + 1:05d}-of-00003.safetensors"
+        part = dict(list(sorted(tensors.items()))[number::3])
+        save_file(part, tmp_path / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    sharded, info = load(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    wanted = model.state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in sharded.state_dict().items())
+
+
+@requires_reference
+def test_saving_writes_our_layout_and_reads_back_equal(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == "llava_st" and saved["plain_width_prompts"] and saved["drop_fast_features"]
+    again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert again.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
+
+
+@requires_reference
+@pytest.mark.parametrize("released", [True, False])
+def test_model_without_head_gives_the_features_of_the_whole_model(model, tmp_path, released):
+    if released:
+        base = load(cls=AutoModel)
+    else:
+        model.save_pretrained(tmp_path)
+        base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is LlavaSTModel
+    pixels = torch.randn(1, 2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(base.get_image_features(pixels[0]).pooler_output, model.eval().get_image_features(pixels[0]).pooler_output)
+        assert torch.equal(base.get_video_features(pixels).pooler_output, model.get_video_features(pixels).pooler_output)
+
+
+@requires_reference
+def test_auto_config_translates_a_released_folder():
+    config = AutoConfig.from_pretrained(ORIGINAL_CHECKPOINT)
+    assert type(config) is LlavaSTConfig
+    assert config.text_config.vocab_size == BASE_ROWS + 300 and config.coordinate_start_token_id == BASE_ROWS
+    assert config.plain_width_prompts and config.drop_fast_features
+
+
+def test_translation_counts_the_coordinates_into_the_vocabulary():
+    translated = translate_config(dict(RELEASED))
+    assert translated["text_config"]["vocab_size"] == 600 + 50 + 2 * 40
+    assert (translated["num_temporal_bins"], translated["num_spatial_bins"]) == (50, 40)
+
+
+def test_translation_of_a_stage_1_checkpoint_has_no_coordinates():
+    released = {key: value for key, value in RELEASED.items() if not key.startswith("num_")}
+    translated = translate_config(released)
+    assert translated["use_lape"] is False and translated["text_config"]["vocab_size"] == 600
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type is 'spatial_pool'"),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "clip-vit-large"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
+    ],
+)
+def test_configuration_of_another_llava_is_refused_by_name(change, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        LlavaSTConfig.from_dict({**RELEASED, **change})
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llava_onevision"])
+def test_folder_of_another_model_is_refused_by_name(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "architectures": ["Other"]}))
+    with pytest.raises(ValueError, match=f"{model_type}.*not a LLaVA-ST model") as error:
+        LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_our_own_layout_is_untouched_by_the_translation(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the LLaVA-ST models return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+
+
+@dataclass
+class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Output of [`LlavaSTModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The decoder's last hidden states.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the decoder's attention.
+        image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+            Features of all images as they entered the decoder.
+        video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
+            Features of all videos as they entered the decoder: of each video the fast stream, then the slow one.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class LlavaSTCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of [`LlavaSTForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Soft cross-entropy, averaged over supervised tokens.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+            Prediction scores; coordinate tokens are the last columns. Not built in training (see `skip_logits`).
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the decoder's attention.
+        token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
+            Loss of each supervised token in batch-major order, detached, for logging.
+        image_hidden_states, video_hidden_states (`torch.FloatTensor`, *optional*):
+            As in [`LlavaSTModelOutputWithPast`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor] | None = None
+    attentions: tuple[torch.FloatTensor] | None = None
+    token_losses: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
