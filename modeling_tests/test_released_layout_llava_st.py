@@ -128,7 +128,7 @@ def test_released_folder_in_shards_reads_the_same(model, tmp_path):
     tensors, index = load_file(ORIGINAL_CHECKPOINT / "model.safetensors"), {}
     for number in range(3):  # round robin: what belongs together lies in different files
         name = f"model-{number + 1:05d}-of-00003.safetensors"
-        part = dict(list(sorted(tensors.items()))[number::3])
+        part = dict(sorted(tensors.items())[number::3])
         save_file(part, tmp_path / name, metadata={"format": "pt"})
         index |= dict.fromkeys(part, name)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))

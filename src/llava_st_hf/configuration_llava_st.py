@@ -78,10 +78,10 @@ class LlavaSTConfig(PreTrainedConfig):
             `<im_patch>` and the two markers around an image's patches. Features stand at the markers as well.
         video_token_id, video_start_token_id, video_end_token_id, slow_video_start_token_id, slow_video_end_token_id (`int`, *optional*):
             `<vid_patch>` and the markers around a video's fast and slow stream. Features stand at the markers as well.
-        temporal_input_token_id, temporal_output_token_id, height_input_token_id (`int`, *optional*):
-            See below.
-        height_output_token_id, width_input_token_id, width_output_token_id (`int`, *optional*):
-            The released program's placeholders for coordinates.
+        temporal_input_token_id, height_input_token_id, width_input_token_id (`int`, *optional*):
+            The released program's placeholders for coordinates in prompts.
+        temporal_output_token_id, height_output_token_id, width_output_token_id (`int`, *optional*):
+            The same for coordinates in answers.
         coordinate_start_token_id (`int`, *optional*):
             Id of `<TEMP-000>`; time, height and width bins follow one another from there.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -90,7 +90,8 @@ class LlavaSTConfig(PreTrainedConfig):
             Whether logit rows are the input embeddings.
 
     Raises:
-        ValueError: at construction, where sizes or ids contradict one another.
+        ValueError: at construction, where sizes or ids contradict one another. Ids beyond the vocabulary are refused when
+            a model is built (`check_vocabulary`).
     """
 
     model_type = "llava_st"
@@ -175,9 +176,20 @@ class LlavaSTConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == RELEASED_MODEL_TYPE:
-            config_dict = translate_config(config_dict, name_or_path=str(pretrained_model_name_or_path))
-        return config_dict, kwargs
+        return cls._read(config_dict, str(pretrained_model_name_or_path)), kwargs
+
+    @staticmethod
+    def _read(config_dict: dict, name_or_path: str) -> dict:
+        """A parsed config.json in our words: translated where it is a released one, refused where it is another model's."""
+        model_type = config_dict.get("model_type", LlavaSTConfig.model_type)
+        if model_type == RELEASED_MODEL_TYPE:
+            return translate_config(config_dict, name_or_path=name_or_path)
+        if model_type != LlavaSTConfig.model_type:
+            raise ValueError(
+                f"{name_or_path or 'The configuration'} holds a model of type {model_type!r}, not a LLaVA-ST model "
+                f"({LlavaSTConfig.model_type!r}, or {RELEASED_MODEL_TYPE!r} as released)."
+            )
+        return config_dict
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -186,15 +198,7 @@ class LlavaSTConfig(PreTrainedConfig):
         Raises:
             ValueError: where the dictionary describes another kind of model.
         """
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type == RELEASED_MODEL_TYPE:
-            config_dict = translate_config(config_dict, name_or_path=str(kwargs.get("name_or_path", "")))
-        elif model_type != LlavaSTConfig.model_type:
-            raise ValueError(
-                f"{kwargs.get('name_or_path') or 'The configuration'} holds a model of type {model_type!r}, not a LLaVA-ST model "
-                f"({LlavaSTConfig.model_type!r}, or {RELEASED_MODEL_TYPE!r} as released)."
-            )
-        config_dict = dict(config_dict)
+        config_dict = dict(cls._read(config_dict, str(kwargs.get("name_or_path") or "")))
         for name in cls.__dataclass_fields__.keys() & kwargs.keys() - {"dtype"}:
             value, current = kwargs.pop(name), config_dict.get(name)
             config_dict[name] = {**current, **value} if isinstance(current, dict) and isinstance(value, dict) else value
@@ -232,9 +236,8 @@ class LlavaSTConfig(PreTrainedConfig):
     def validate_token_ids(self):
         """Refuses token ids that overlap one another or do not fit below the coordinates. Part of `@strict` validation."""
         super().validate_token_ids()
-        ids = {field: getattr(self, field) for field in SPECIAL_TOKENS}
-        if self.use_lape:
-            ids["coordinate_start_token_id"] = self.coordinate_start_token_id
+        ids = {"coordinate_start_token_id": self.coordinate_start_token_id} if self.use_lape else {}
+        ids |= {field: getattr(self, field) for field in SPECIAL_TOKENS}
         for field, token_id in ids.items():
             if token_id < 0:
                 needed = f"{len(SPECIAL_TOKENS)} special tokens"

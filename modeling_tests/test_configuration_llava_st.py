@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration derives, keeps and refuses."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
+
+from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
+from modeling_tests.factories import BASE_VOCABULARY, tiny_config
+
+
+def test_defaults_are_those_of_the_published_model():
+    config = LlavaSTConfig()
+    assert (config.grid_size, config.packed_grid_size, config.fast_grid_size) == (27, 9, 3)
+    assert (config.vision_config.num_hidden_layers, config.vision_config.hidden_size) == (26, 1152)
+    assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (28, 3584)
+    assert config.text_config.rope_parameters["rope_theta"] == 1e6
+    assert not (config.plain_width_prompts or config.drop_fast_features or config.use_downsample_image)
+    assert config.coordinate_start_token_id + 300 == config.text_config.vocab_size
+
+
+def test_token_ids_are_derived_from_the_end_of_the_vocabulary():
+    config = tiny_config()
+    ids = [getattr(config, field) for field in SPECIAL_TOKENS]
+    assert ids == list(range(BASE_VOCABULARY, BASE_VOCABULARY + 14))
+    assert config.coordinate_start_token_id == BASE_VOCABULARY + 14
+    assert config.coordinates.end_token_id == config.text_config.vocab_size
+
+
+def test_stage_1_configuration_has_no_coordinate_tokens():
+    config = tiny_config(use_lape=False)
+    assert config.coordinate_start_token_id is None
+    assert config.width_output_token_id == config.text_config.vocab_size - 1
+
+
+@pytest.mark.parametrize("options", [{}, {"use_lape": False}, {"plain_width_prompts": True, "drop_fast_features": True}])
+def test_round_trip_through_a_folder(tmp_path, options):
+    config = tiny_config(**options)
+    config.save_pretrained(tmp_path)
+    for again in (LlavaSTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(again) is LlavaSTConfig
+        assert again.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+
+
+def test_configurations_may_be_given_as_objects():
+    text, vision = Qwen2Config(**tiny_config().text_config.to_dict()), SiglipVisionConfig(**tiny_config().vision_config.to_dict())
+    config = LlavaSTConfig(text_config=text, vision_config=vision, num_temporal_bins=6, num_spatial_bins=5)
+    assert config.text_config is text and config.grid_size == 9
+
+
+def test_overrides_on_loading_keep_the_rest_of_a_sub_configuration(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    config = LlavaSTConfig.from_pretrained(tmp_path, text_config={"intermediate_size": 48}, drop_fast_features=True)
+    assert config.text_config.intermediate_size == 48 and config.drop_fast_features
+    assert config.text_config.hidden_size == 32 and config.vision_config.image_size == 18
+
+
+def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
+    config = tiny_config()
+    start = config.coordinate_start_token_id
+    config.text_config.vocab_size += 64
+    config.save_pretrained(tmp_path)
+    assert LlavaSTConfig.from_pretrained(tmp_path).coordinate_start_token_id == start
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"packer_spatial_scale": 2}, "packer_spatial_scale=2"),
+        ({"packer_fast_scale": 2}, "packer_fast_scale=2"),
+        ({"packer_temporal_scale": 0}, "packer_temporal_scale must be at least 1"),
+        ({"packer_num_attention_heads": 3}, "packer_num_attention_heads=3"),
+        ({"num_temporal_bins": 1}, "num_temporal_bins"),
+        ({"num_spatial_bins": 1001, "text_config": {"vocab_size": 9999}}, "num_spatial_bins"),
+        ({"text_config": {"vocab_size": 20}}, "image_start_token_id=-10 lies outside the vocabulary of 20"),
+        ({"image_token_id": 7, "video_token_id": 7}, "video_token_id and image_token_id are both 7"),
+        ({"video_token_id": 115}, "video_token_id=115 overlaps the coordinate tokens 113…128"),
+        ({"coordinate_start_token_id": -4}, "coordinate_start_token_id=-4"),
+        ({"vision_config": {"image_size": 20}}, "packer_spatial_scale=3 does not divide the vision grid of 10×10"),
+    ],
+)
+def test_contradictions_are_refused_by_name(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        tiny_config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"coordinate_start_token_id": 120}, "The coordinate tokens 120…135 lie outside the vocabulary of 129"),
+        ({"image_token_id": 5000}, "image_token_id=5000 lies outside the vocabulary of 129"),
+    ],
+)
+def test_ids_beyond_the_vocabulary_are_refused_when_a_model_is_built(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        LlavaSTForConditionalGeneration(tiny_config(**options))
+
+
+def test_configuration_of_another_model_is_refused_by_type_and_place(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_onevision"}))
+    with pytest.raises(ValueError, match="llava_onevision") as error:
+        LlavaSTConfig.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value)

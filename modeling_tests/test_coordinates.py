@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Positions, bins and tokens, whatever the numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_st_hf.coordinates import (
+    AXES,
+    COORDINATE_TOKEN,
+    INLINE_COORDINATE,
+    CoordinateVocabulary,
+    bin_to_position,
+    check_position,
+    coordinate_token,
+    coordinate_tokens,
+    position_to_bin,
+    propagation_matrix,
+    read_coordinate,
+)
+
+
+positions = st.floats(0, 1)
+bins = st.integers(2, 1000)
+vocabularies = st.builds(
+    lambda start, temporal, spatial: CoordinateVocabulary(start, temporal, spatial, tuple(range(start - 6, start))),
+    st.integers(6, 500),
+    st.integers(2, 120),
+    st.integers(2, 120),
+)
+
+
+@given(positions, bins)
+def test_nearest_bin_is_within_half_a_bin(position, num_bins):
+    index = position_to_bin(position, num_bins)
+    assert 0 <= index < num_bins
+    assert abs(bin_to_position(index, num_bins) - position) <= 0.5 / (num_bins - 1) + 1e-12
+
+
+@given(bins, st.data())
+def test_a_bin_is_the_nearest_to_its_own_position(num_bins, data):
+    index = data.draw(st.integers(0, num_bins - 1))
+    assert position_to_bin(bin_to_position(index, num_bins), num_bins) == index
+
+
+@settings(deadline=None)
+@given(vocabularies, st.data())
+def test_two_hot_target_has_the_position_as_its_mean(vocabulary, data):
+    axis = data.draw(st.sampled_from(AXES))
+    position = data.draw(st.floats(0, 1, width=32))
+    ids = vocabulary.token_ids(axis)
+    token = data.draw(st.sampled_from([ids[0], ids[-1], *vocabulary.placeholder_token_ids[2 * AXES.index(axis) :][:2]]))
+    lower, upper, weight = vocabulary.between_tokens(torch.tensor([token]), torch.tensor([position]))
+    assert lower.item() in ids and upper.item() in ids and 0 <= upper - lower <= 1 and 0 <= weight < 1
+    mean = (1 - weight) * (lower - ids.start) + weight * (upper - ids.start)
+    assert mean.item() == pytest.approx(position * (len(ids) - 1), abs=1e-4)
+
+
+@settings(deadline=None)
+@given(vocabularies, st.floats(0, 1, width=32))
+def test_tokens_without_axis_or_position_stand_for_themselves(vocabulary, position):
+    first, end = vocabulary.start_token_id, vocabulary.end_token_id
+    ids = torch.tensor([0, end, first, first - 1])
+    given_positions = torch.tensor([position if 0 not in vocabulary.placeholder_token_ids else math.nan, position, math.nan, math.nan])
+    lower, upper, weight = vocabulary.between_tokens(ids, given_positions)
+    assert torch.equal(lower, ids) and torch.equal(upper, ids) and not weight.any()
+
+
+@given(vocabularies)
+def test_axes_tile_the_vocabulary_in_order(vocabulary):
+    ids = [token for axis in AXES for token in vocabulary.token_ids(axis)]
+    assert ids == list(range(vocabulary.start_token_id, vocabulary.end_token_id)) and len(ids) == len(vocabulary)
+
+
+def test_token_names_follow_vocabulary_order():
+    names = coordinate_tokens(3, 2)
+    assert names == ["<TEMP-000>", "<TEMP-001>", "<TEMP-002>", "<HEIGHT-000>", "<HEIGHT-001>", "<WIDTH-000>", "<WIDTH-001>"]
+    assert all(COORDINATE_TOKEN.fullmatch(name) for name in names)
+    assert coordinate_token("width", 7) == "<WIDTH-007>"
+
+
+@given(st.sampled_from("thw"), positions)
+def test_inline_coordinate_reads_back_what_was_written(letter, position):
+    match = INLINE_COORDINATE.fullmatch(f"<{letter}{position!r}>")
+    axis, read = read_coordinate(match)
+    assert axis[0] == letter and read == position
+
+
+@pytest.mark.parametrize("written", ["<t>", "<hnan>", "<winf>", "<t1.2>", "<t-0.5>", "<h3s>", "<t40px>", "<t3s>"])
+def test_unreadable_coordinates_are_refused_as_written(written):
+    with pytest.raises(ValueError, match=written):
+        read_coordinate(INLINE_COORDINATE.fullmatch(written))
+
+
+@pytest.mark.parametrize("text", ["<table>", "<h1 class=x>", "<width>", "t0.5", "<t 0.5>"])
+def test_markup_is_no_coordinate(text):
+    assert INLINE_COORDINATE.search(text) is None
+
+
+@given(st.floats(0, 1e-3))
+def test_tiny_overshoot_is_the_border(excess):
+    assert check_position(1 + excess, "x") == 1 and check_position(-excess, "x") == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1])
+def test_positions_elsewhere_are_refused_by_name(value):
+    with pytest.raises(ValueError, match="The left edge is"):
+        check_position(value, "The left edge")
+
+
+@given(st.lists(st.integers(2, 12), min_size=1, max_size=3))
+def test_propagation_matrix_halves_with_every_bin_and_never_crosses_axes(sizes):
+    matrix, starts = propagation_matrix(sizes), [sum(sizes[:n]) for n in range(len(sizes))]
+    axis_of = [axis for axis, size in enumerate(sizes) for _ in range(size)]
+    for i in range(sum(sizes)):
+        for j in range(sum(sizes)):
+            same = axis_of[i] == axis_of[j]
+            distance = abs((i - starts[axis_of[i]]) - (j - starts[axis_of[j]]))
+            assert matrix[i, j].item() == (2.0**-distance if same else 0.0)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`generate` in all its modes says what a plain forward pass says."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_tests.factories import NAN, mixed_batch, single_prompts, tiny_model, watch_new_tensors
+
+
+NEW = 6
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def batch(model):
+    return mixed_batch(model.config)
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    return model.generate(**mixed_batch(model.config), **GREEDY, output_logits=True, return_dict_in_generate=True)
+
+
+@torch.no_grad()
+def test_greedy_decoding_follows_full_forward_passes(model, batch, greedy):
+    ids, mask, positions = (batch.pop(key) for key in ("input_ids", "attention_mask", "coordinates"))
+    for step in range(NEW):
+        logits = model(input_ids=ids, attention_mask=mask, coordinates=positions, **batch).logits[:, -1]
+        torch.testing.assert_close(greedy.logits[step], logits, atol=2e-5, rtol=1e-4)
+        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
+        mask, positions = F.pad(mask, (0, 1), value=1), F.pad(positions, (0, 1), value=NAN)
+    assert torch.equal(ids, greedy.sequences)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
+        {"prefill_chunk_size": 1},
+        {"prefill_chunk_size": 7},
+        {"prefill_chunk_size": 1000},
+    ],
+    ids=str,
+)
+def test_modes_agree_with_greedy_decoding(model, batch, greedy, options):
+    sequences = model.generate(**batch, **{**GREEDY, **options})
+    assert torch.equal(sequences, greedy.sequences.repeat_interleave(options.get("num_return_sequences", 1), dim=0))
+
+
+def test_batch_equals_one_by_one(model, greedy):
+    for row, single in enumerate(single_prompts(model.config)):
+        assert torch.equal(model.generate(**single, **GREEDY)[0, -NEW:], greedy.sequences[row, -NEW:])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beam_search_keeps_every_rows_media(model, batch, use_cache):
+    beams = {**GREEDY, "num_beams": 3, "use_cache": use_cache}
+    together = model.generate(**batch, **beams)
+    for row, single in enumerate(single_prompts(model.config)):
+        assert torch.equal(model.generate(**single, **beams)[0, -NEW:], together[row, -NEW:])
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_assisted_decoding_equals_greedy_decoding(model, greedy, row):
+    single = single_prompts(model.config)[row]
+    assistant = tiny_model()
+    with torch.no_grad():
+        for parameter in assistant.model.language_model.layers.parameters():
+            parameter.mul_(1.1)
+    for helper in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": assistant}):
+        assert torch.equal(model.generate(**single, **GREEDY, **helper)[0, -NEW:], greedy.sequences[row, -NEW:])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_prompts_may_be_embeddings(model, batch, num_beams):
+    wanted = model.generate(**batch, **GREEDY, num_beams=num_beams)[:, -NEW:]
+    embeds = model.model.embed_inputs(batch.pop("input_ids"), batch.pop("coordinates"))[0].detach()
+    assert torch.equal(model.generate(inputs_embeds=embeds, **batch, **GREEDY, num_beams=num_beams)[:, -NEW:], wanted)
+
+
+@pytest.mark.parametrize("given", ["whole", "new tokens", "new tokens, whole coordinates"])
+def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
+    config, rows = model.config, len(batch["input_ids"])
+    turn = torch.tensor([[5, config.coordinate_start_token_id + 2, config.width_input_token_id, 6]]).expand(rows, -1)
+    turn_positions = torch.tensor([[NAN, 0.3, 0.77, NAN]]).expand(rows, -1)
+    batch["input_ids"] = torch.cat((greedy.sequences, turn), dim=1)
+    batch["attention_mask"] = F.pad(batch["attention_mask"], (0, NEW + 4), value=1)
+    batch["coordinates"] = torch.cat((F.pad(batch["coordinates"], (0, NEW), value=NAN), turn_positions), dim=1)
+    wanted = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    del batch["pixel_values"], batch["pixel_values_videos"]
+    if given != "whole":
+        batch["input_ids"] = batch["input_ids"][:, -5:]  # the cache holds all but the last generated token
+    if given == "new tokens":
+        batch["coordinates"] = batch["coordinates"][:, -5:]
+    cache = copy.deepcopy(greedy.past_key_values)
+    ours = model.generate(**batch, **GREEDY, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
+    torch.testing.assert_close(ours.logits[0], wanted.logits[0], atol=2e-5, rtol=1e-4)
+    assert torch.equal(ours.sequences[:, -NEW:], wanted.sequences[:, -NEW:])
+
+
+def test_exact_positions_matter_and_do_not_leak_into_decode_steps(model, batch, greedy):
+    seen = []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("coordinates")), with_kwargs=True)
+    model.generate(**batch, **GREEDY)
+    hook.remove()
+    assert torch.equal(seen[0].isnan(), batch["coordinates"].isnan()) and all(positions is None for positions in seen[1:])
+    del batch["coordinates"]
+    at_bins = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    assert not torch.allclose(at_bins.logits[0], greedy.logits[0], atol=1e-4)
+
+
+def test_markers_that_the_model_wrote_itself_are_text(model, batch):
+    config = model.config
+    stray = [config.image_start_token_id, config.video_end_token_id, config.slow_video_start_token_id, config.image_end_token_id]
+    batch["input_ids"] = F.pad(batch["input_ids"], (0, 4))
+    batch["input_ids"][:, -4:] = torch.tensor(stray)
+    batch["attention_mask"] = F.pad(batch["attention_mask"], (0, 4), value=1)
+    batch["coordinates"] = F.pad(batch["coordinates"], (0, 4), value=NAN)
+    cached, whole = (model.generate(**batch, **GREEDY, use_cache=use_cache) for use_cache in (True, False))
+    assert torch.equal(cached, whole)
+
+
+@torch.no_grad()
+def test_decode_step_makes_what_qwen2_makes(model, batch):
+    """Beyond the language model and its head nothing runs, above all no copy of a matrix as large as the vocabulary."""
+    step = {"input_ids": torch.full((4, 1), 7), "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
+    calls = []
+    for decode in (
+        lambda cache: model(**step, past_key_values=cache, use_cache=True).logits,
+        lambda cache: model.lm_head(model.model.language_model(**step, past_key_values=cache, use_cache=True).last_hidden_state),
+    ):
+        cache = model(**batch).past_key_values
+        with watch_new_tensors() as made:
+            decode(cache)
+        calls.append(list(made))
+    ours, qwen2 = calls
+    assert ours == qwen2
+    vocabulary = model.config.text_config.vocab_size
+    assert [shape for _, shape in ours if vocabulary in shape and shape[-1] != vocabulary] == []
+    assert len([shape for _, shape in ours if shape[-1] == vocabulary]) == 1  # the logits
+
+
+@torch.no_grad()
+def test_prefill_copies_no_vocabulary_sized_matrix(model, batch):
+    with watch_new_tensors() as made:
+        model(**batch, logits_to_keep=1)
+    vocabulary, hidden = model.config.text_config.vocab_size, model.config.text_config.hidden_size
+    assert made and (vocabulary, hidden) not in {shape for _, shape in made}

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss against dense two-hot targets over the whole vocabulary, and its memory."""
+
+import pytest
+import torch
+
+from llava_st_hf import loss_llava_st
+from llava_st_hf.coordinates import CoordinateVocabulary
+from llava_st_hf.loss_llava_st import supervised_cross_entropy
+from modeling_tests.factories import NAN, mixed_batch, tiny_model, watch_new_tensors
+
+
+BATCH, LENGTH, HIDDEN, BASE, AFTER = 3, 11, 16, 40, 5  # five ordinary tokens follow the coordinates: a resized vocabulary
+VOCABULARY = CoordinateVocabulary(BASE, 7, 5, tuple(range(BASE - 6, BASE)))
+SIZE = BASE + len(VOCABULARY) + AFTER
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, SIZE, (BATCH, LENGTH), generator=generator)
+    targets[:, ::2] = torch.randint(BASE - 6, BASE + len(VOCABULARY), (BATCH, (LENGTH + 1) // 2), generator=generator)
+    positions = torch.rand(BATCH, LENGTH, generator=generator).masked_fill(targets < BASE - 6, NAN)
+    positions[0, 0] = NAN  # a coordinate token without position: its own bin
+    positions[1, :4] = torch.tensor([0.0, 1.0, 0.5, 1 / 6])
+    targets[:, 5] = -100
+    hidden = torch.randn(BATCH, LENGTH, HIDDEN, generator=generator)
+    weight = torch.randn(SIZE, HIDDEN, generator=generator)
+    return hidden, weight, targets, positions
+
+
+def dense_target(token: int, position: float) -> torch.Tensor:
+    """The distribution over the whole vocabulary, bin by bin from the definition."""
+    target, start = torch.zeros(SIZE), BASE
+    for axis, size in enumerate(VOCABULARY.sizes()):
+        placeholders = VOCABULARY.placeholder_token_ids[2 * axis : 2 * axis + 2]
+        if position == position and (start <= token < start + size or token in placeholders):
+            scaled = torch.tensor(position) * (size - 1)
+            share = scaled - scaled.floor()
+            target[start + int(scaled.floor())] += 1 - share
+            target[start + int(scaled.ceil())] += share
+            return target
+        start += size
+    target[token] = 1
+    return target
+
+
+def neighbour_matrix() -> torch.Tensor:
+    matrix, start = torch.zeros(SIZE, SIZE), BASE
+    for size in VOCABULARY.sizes():
+        for i in range(size):
+            for j in range(size):
+                matrix[start + i, start + j] = 0.5 ** abs(i - j)
+        start += size
+    return matrix
+
+
+def dense_loss(hidden, weight, targets, positions, propagate):
+    if propagate:
+        mixed = neighbour_matrix() @ weight
+        weight_out = weight + mixed - mixed.detach()
+    else:
+        weight_out = weight
+    # Hidden states see the plain rows: the value of w + Mw - stopgrad(Mw) is w.
+    losses = []
+    for row, column in (targets != -100).nonzero().tolist():
+        log_probabilities = (hidden[row, column] @ weight_out.T).log_softmax(-1)
+        losses.append(-(dense_target(int(targets[row, column]), float(positions[row, column])) * log_probabilities).sum())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_loss_and_gradients_equal_dense_two_hot_targets(problem, monkeypatch, propagate, chunk):
+    monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
+    hidden, weight, targets, positions = problem
+    results = []
+    for dense in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if dense:
+            losses = dense_loss(h, w, targets, positions, propagate)
+            (0.3 * losses.sum()).backward()
+        else:
+            total, losses = supervised_cross_entropy(h, w, targets, positions, VOCABULARY, propagate)
+            assert total.item() == pytest.approx(losses.sum().item(), rel=1e-6)
+            (0.3 * total).backward()
+        results.append((losses.detach(), h.grad, w.grad))
+    for dense, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_without_positions_it_is_ordinary_cross_entropy(problem):
+    hidden, weight, targets, _ = problem
+    total, losses = supervised_cross_entropy(hidden, weight, targets, None, None, propagate=False)
+    wanted = torch.nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(losses, wanted[targets.flatten() != -100])
+    assert total.item() == pytest.approx(wanted.sum().item(), rel=1e-6)
+
+
+def test_position_on_a_bin_is_that_bins_token(problem):
+    hidden, weight, *_ = problem
+    targets = torch.full((BATCH, LENGTH), BASE)
+    on_bin = supervised_cross_entropy(hidden, weight, targets, torch.full((BATCH, LENGTH), 0.5), VOCABULARY, False)[0]
+    plain = supervised_cross_entropy(hidden, weight, targets + 3, None, VOCABULARY, False)[0]  # bin 3 of 0…6
+    torch.testing.assert_close(on_bin, plain)
+
+
+def test_only_what_needs_a_gradient_gets_one(problem):
+    hidden, weight, targets, positions = problem
+    frozen = weight.clone()
+    trained = hidden.clone().requires_grad_()
+    supervised_cross_entropy(trained, frozen, targets, positions, VOCABULARY, True)[0].backward()
+    assert trained.grad is not None and frozen.grad is None
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_logits_never_outgrow_the_chunk(problem, monkeypatch, trains):
+    chunk = 4
+    monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
+    hidden, weight, targets, positions = problem
+    hidden, weight = hidden.clone().requires_grad_(trains), weight.clone().requires_grad_(trains)
+    with watch_new_tensors() as made:
+        total, _ = supervised_cross_entropy(hidden, weight, targets, positions, VOCABULARY, propagate=False)
+        if trains:
+            total.backward()
+    sizes = [torch.Size(shape).numel() for _, shape in made if SIZE in shape and HIDDEN not in shape]
+    assert sizes and max(sizes) <= chunk * SIZE  # nothing of (positions, vocabulary), not even in backward
+
+
+def test_graph_may_be_walked_twice(problem):
+    hidden, weight, targets, positions = problem
+    weight = weight.clone().requires_grad_()
+    total, _ = supervised_cross_entropy(hidden, weight, targets, positions, VOCABULARY, True)
+    first = torch.autograd.grad(total, weight, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(total, weight)[0])
+
+
+def test_model_loss_averages_supervised_tokens_or_divides_by_the_number_given():
+    model = tiny_model()
+    batch = mixed_batch(model.config)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        mean = model(**batch, labels=labels)
+        divided = model(**batch, labels=labels, num_items_in_batch=torch.tensor(7))
+    assert mean.token_losses.numel() == int((labels[:, 1:] != -100).sum())
+    assert mean.loss.item() == pytest.approx(mean.token_losses.mean().item(), rel=1e-6)
+    assert divided.loss.item() == pytest.approx(mean.token_losses.sum().item() / 7, rel=1e-6)
+
+
+def test_model_loss_is_the_dense_loss_of_its_own_logits():
+    model = tiny_model()
+    batch = mixed_batch(model.config)
+    batch["coordinates"][:] = NAN
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        outputs = model(**batch, labels=labels)
+    wanted = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(outputs.loss, wanted)
+
+
+def test_shift_labels_replace_labels():
+    model = tiny_model()
+    batch = mixed_batch(model.config)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    positions = torch.nn.functional.pad(batch["coordinates"], (0, 1), value=NAN)[:, 1:]
+    with torch.no_grad():
+        wanted = model(**batch, labels=labels).loss
+        ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinates=positions).loss
+        at_bins = model(**batch, shift_labels=shifted).loss
+    torch.testing.assert_close(ours, wanted)
+    assert not torch.isclose(at_bins, wanted, atol=1e-4)
+
+
+def test_batch_without_supervision_costs_nothing():
+    model = tiny_model().train()
+    batch = mixed_batch(model.config)
+    loss = model(**batch, labels=torch.full_like(batch["input_ids"], -100)).loss
+    loss.backward()
+    assert loss.item() == 0 and not model.lm_head.weight.grad.any()
+
+
+def test_logits_are_left_out_in_training_only():
+    model = tiny_model()
+    batch = mixed_batch(model.config)
+    assert model(**batch, labels=batch["input_ids"]).logits is not None
+    model.train()
+    assert model(**batch, labels=batch["input_ids"]).logits is None
+    assert model(**batch, labels=batch["input_ids"], skip_logits=False).logits is not None
+    assert model(**batch).logits is not None

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models by themselves: positions, features, batching, saving, adapters, compilation and devices."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
+from modeling_tests.factories import (
+    NAN,
+    image_tokens,
+    left_padded,
+    mixed_batch,
+    random_images,
+    random_videos,
+    single_prompts,
+    tiny_config,
+    tiny_model,
+    video_tokens,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def batch(model):
+    return mixed_batch(model.config)
+
+
+def logits_of(model, batch, **options) -> torch.Tensor:
+    """Logits at all positions but padding."""
+    with torch.no_grad():
+        return model(**batch, **options).logits[batch["attention_mask"].bool()]
+
+
+def axis_rows(model, axis: str, length: int) -> torch.Tensor:
+    """(length, hidden) by the formula: the mean of the input and the output table, linearly interpolated, step by step."""
+    ids = list(model.config.coordinates.token_ids(axis))
+    table = [(model.get_input_embeddings().weight[i] + model.lm_head.weight[i]) / 2 for i in ids]
+    rows = []
+    for step in range(length):
+        source = max(0.0, (step + 0.5) * len(table) / length - 0.5)
+        low = min(int(source), len(table) - 1)
+        rows.append(torch.lerp(table[low], table[min(low + 1, len(table) - 1)], min(source - low, 1.0)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("num_frames", [3, 6, 7, 100])
+@torch.no_grad()
+def test_lape_adds_interpolated_rows_of_three_axes(model, num_frames):
+    features = torch.randn(2, num_frames, 9, 9, 32)
+    wanted = features + axis_rows(model, "temporal", num_frames)[:, None, None]
+    wanted = wanted + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
+    torch.testing.assert_close(model.model._add_positions(features, None), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_lape_puts_an_image_at_the_start_of_time(model):
+    features, first = torch.randn(2, 1, 9, 9, 32), model.config.coordinate_start_token_id
+    start = (model.get_input_embeddings().weight[first] + model.lm_head.weight[first]) / 2
+    wanted = features + start + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
+    torch.testing.assert_close(model.model._add_positions(features, None), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_positions_between_bins_blend_input_embeddings(model):
+    rows, vocabulary = model.get_input_embeddings().weight, model.config.coordinates
+    ids = torch.tensor([[vocabulary.start_token_id, model.config.height_output_token_id, 7, vocabulary.start_token_id + 2]])
+    embeds, _ = model.model.embed_inputs(ids, torch.tensor([[0.33, 0.9, NAN, NAN]]))
+    temporal, height = vocabulary.token_ids("temporal"), vocabulary.token_ids("height")
+    torch.testing.assert_close(embeds[0, 0], torch.lerp(rows[temporal[1]], rows[temporal[2]], 0.65))  # 0.33 · 5 = 1.65
+    torch.testing.assert_close(embeds[0, 1], torch.lerp(rows[height[3]], rows[height[4]], 0.6))  # 0.9 · 4 = 3.6
+    assert torch.equal(embeds[0, 2], rows[7]) and torch.equal(embeds[0, 3], rows[vocabulary.start_token_id + 2])
+
+
+@torch.no_grad()
+def test_plain_width_prompts_ignores_positions_at_the_width_input_placeholder_alone():
+    plain = tiny_model(plain_width_prompts=True)
+    config, rows = plain.config, plain.get_input_embeddings().weight
+    ids = torch.tensor([[config.width_input_token_id, config.width_output_token_id, config.height_input_token_id]])
+    embeds, _ = plain.model.embed_inputs(ids, torch.full(ids.shape, 0.4))
+    assert torch.equal(embeds[0, 0], rows[ids[0, 0]])
+    assert not torch.equal(embeds[0, 1], rows[ids[0, 1]]) and not torch.equal(embeds[0, 2], rows[ids[0, 2]])
+
+
+def test_neighbour_propagation_mixes_gradients_of_input_rows_in_training(model):
+    vocabulary, gradients = model.config.coordinates, []
+    ids = torch.tensor([[vocabulary.start_token_id + 2]])
+    for training in (True, False):
+        trained = copy.deepcopy(model).train(training)
+        embeds, _ = trained.model.embed_inputs(ids, torch.full(ids.shape, NAN))
+        assert torch.equal(embeds[0, 0], model.get_input_embeddings().weight[ids[0, 0]])
+        embeds.sum().backward()
+        gradients.append(trained.get_input_embeddings().weight.grad[vocabulary.start_token_id : vocabulary.end_token_id, 0])
+    assert gradients[0].tolist() == [0.25, 0.5, 2.0, 0.5, 0.25, 0.125] + [0.0] * 10  # (I + M)·g, its own axis only
+    assert gradients[1].tolist() == [0.0, 0.0, 1.0] + [0.0] * 13
+
+
+@torch.no_grad()
+def test_image_features_are_projected_patches_with_position(model):
+    pixels = random_images(2)
+    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]  # no post-norm
+    projected = model.model.multi_modal_projector(hidden).view(2, 1, 9, 9, -1)
+    wanted = model.model._add_positions(projected, None).flatten(1, 3)
+    torch.testing.assert_close(model.get_image_features(pixels).pooler_output, wanted)
+
+
+@torch.no_grad()
+def test_video_features_are_the_fast_stream_then_the_slow_one(model):
+    pixels = random_videos(2)
+    projected = torch.stack([model.model._patch_features(video)[1] for video in pixels])
+    fast, slow = model.model.packer(model.model._add_positions(projected, None))
+    features = model.get_video_features(pixels)
+    torch.testing.assert_close(features.pooler_output, torch.cat((fast.flatten(1, 3), slow.flatten(1, 3)), dim=1))
+    assert features.last_hidden_state.shape == (2, 4, 81, 32)
+
+
+@torch.no_grad()
+def test_downsampled_images_pass_the_spatial_packer():
+    downsampling = tiny_model(use_downsample_image=True)
+    ids = torch.tensor([[5, *image_tokens(downsampling.config), 6]])
+    outputs = downsampling(input_ids=ids, pixel_values=random_images(1))
+    assert outputs.image_hidden_states.shape == (9, 32)
+
+
+@torch.no_grad()
+def test_dropped_fast_features_are_the_plain_embeddings_of_the_tokens_there(model):
+    dropping = tiny_model(drop_fast_features=True)
+    config, rows = dropping.config, dropping.get_input_embeddings().weight
+    features = dropping.get_video_features(random_videos(1)).pooler_output[0]
+    fast = [config.video_start_token_id, config.video_token_id, config.video_token_id, config.video_end_token_id]
+    assert torch.equal(features[:4], rows[fast])
+    torch.testing.assert_close(features[4:], model.get_video_features(random_videos(1)).pooler_output[0, 4:])
+
+
+@pytest.mark.parametrize(("temporal", "spatial"), [(6, 5), (7, 5), (100, 100)])
+@pytest.mark.parametrize("num_frames", [1, 3, 7, 100])
+def test_any_number_of_frames_and_bins(temporal, spatial, num_frames):
+    sized = tiny_model(num_temporal_bins=temporal, num_spatial_bins=spatial)
+    tokens = video_tokens(sized.config, num_frames)
+    with torch.no_grad():
+        outputs = sized(input_ids=torch.tensor([[5, *tokens, 6]]), pixel_values_videos=random_videos(1, num_frames))
+    assert outputs.video_hidden_states.shape == (len(tokens), 32)
+    assert outputs.logits.isfinite().all()
+
+
+def test_batch_equals_one_by_one(model, batch):
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, single in enumerate(single_prompts(model.config)):
+            mask = batch["attention_mask"][row].bool()
+            torch.testing.assert_close(together[row, mask], model(**single).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_implementations_agree(model, batch):
+    other, wanted = copy.deepcopy(model), logits_of(model, batch)
+    for implementation in ("eager", "sdpa"):
+        other.set_attn_implementation(implementation)
+        torch.testing.assert_close(logits_of(other, batch), wanted, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_prefill_and_decode_step_compile_to_one_graph(model, batch):
+    torch.compiler.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    plain, ours = model(**batch), compiled(**batch)
+    torch.testing.assert_close(ours.logits, plain.logits, atol=2e-5, rtol=0)
+    step = {"input_ids": torch.full((4, 1), 7), "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
+    wanted = model(**step, past_key_values=plain.past_key_values).logits
+    torch.testing.assert_close(compiled(**step, past_key_values=ours.past_key_values).logits, wanted, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["pixel_values", "pixel_values_videos"])
+def test_features_that_do_not_fit_their_tokens_are_refused_with_both_numbers(model, batch, kind):
+    batch[kind] = torch.cat((batch[kind], batch[kind]))
+    counts = {"pixel_values": (486, 243), "pixel_values_videos": (44, 22)}[kind]
+    with pytest.raises(ValueError, match=rf"give {counts[0]} features, but the text has {counts[1]}"):
+        model(**batch)
+
+
+def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, batch):
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(input_ids=batch["input_ids"], inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="coordinates go with input_ids"):
+        model(inputs_embeds=embeds, coordinates=batch["coordinates"])
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_lape": False}], ids=str)
+def test_save_and_load_and_features_of_the_model_without_head(tmp_path, options):
+    whole = tiny_model(**options)
+    config = whole.config
+    batch = left_padded([[10, *image_tokens(config), 11], [12, *video_tokens(config), 13]])
+    batch |= {"pixel_values": random_images(1), "pixel_values_videos": random_videos(1)}
+    whole.save_pretrained(tmp_path)
+    again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(again) is LlavaSTForConditionalGeneration and not any(info.values()), info
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == config.tie_word_embeddings
+    assert torch.equal(logits_of(again, batch), logits_of(whole, batch))
+    base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(base) is LlavaSTModel and not info["missing_keys"]
+    with torch.no_grad():
+        wanted = whole.model(**batch)
+        ours = base(**batch)
+    assert torch.equal(ours.last_hidden_state, wanted.last_hidden_state)
+    assert torch.equal(ours.video_hidden_states, wanted.video_hidden_states)
+
+
+def test_model_without_head_saves_all_that_the_whole_model_needs(model, batch, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "base")
+    again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert not any(info.values()), info
+    assert torch.equal(logits_of(again, batch), logits_of(model, batch))
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_lape": False}], ids=str)
+def test_every_parameter_trains(options):
+    trained = tiny_model(**options).train()
+    config = trained.config
+    batch = left_padded([[10, *image_tokens(config), 11], [12, *video_tokens(config), 13]])
+    trained(**batch, pixel_values=random_images(1), pixel_values_videos=random_videos(1), labels=batch["input_ids"]).loss.backward()
+    assert [name for name, parameter in trained.named_parameters() if parameter.grad is None] == []
+
+
+def test_gradient_checkpointing_gives_equal_gradients(model, batch):
+    gradients = []
+    for checkpointing in (False, True):
+        trained = copy.deepcopy(model).train()
+        if checkpointing:
+            trained.gradient_checkpointing_enable()
+        trained(**batch, labels=batch["input_ids"]).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in trained.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_finite_and_near(model, batch, dtype):
+    wanted, low = logits_of(model, batch), copy.deepcopy(model).to(dtype)
+    ours = logits_of(low, batch)
+    assert ours.dtype is dtype and ours.isfinite().all()
+    assert (ours.float() - wanted).abs().mean() < 0.02 * wanted.abs().mean()
+    low.train()(**batch, labels=batch["input_ids"]).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in low.parameters())
+
+
+def test_changing_a_copys_head_changes_the_copys_positions_alone(model):
+    pixels, changed = random_images(1), copy.deepcopy(model)
+    with torch.no_grad():
+        wanted = model.get_image_features(pixels).pooler_output
+        changed.lm_head.weight += 1
+        ours = changed.get_image_features(pixels).pooler_output
+        assert torch.equal(model.get_image_features(pixels).pooler_output, wanted)
+    torch.testing.assert_close(ours, wanted + 1.5)  # half of one for each axis
+
+
+def test_pickling_keeps_the_model_whole(model, batch):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for again in (pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
+        assert again.model._head_owner is again
+        assert torch.equal(logits_of(again, batch), logits_of(model, batch))
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    ["auto", "cpu", {"model": "cpu", "lm_head": "disk"}, {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu",
+     "model.packer": "disk", "model.language_model": "disk", "lm_head": "disk"}],
+    ids=str,
+)  # fmt: skip
+def test_offloaded_weights_give_the_same_logits(model, batch, tmp_path, device_map):
+    model.save_pretrained(tmp_path)
+    offloaded = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+    torch.testing.assert_close(logits_of(offloaded, batch), logits_of(model, batch))
+
+
+def test_growing_the_vocabulary_keeps_coordinates_where_they_are(model, batch, tmp_path):
+    grown, wanted = copy.deepcopy(model), logits_of(model, batch)
+    size, start = wanted.shape[-1], model.config.coordinate_start_token_id
+    grown.resize_token_embeddings(size + 9, mean_resizing=False)
+    torch.testing.assert_close(logits_of(grown, batch)[:, :size], wanted)
+    grown.save_pretrained(tmp_path)
+    again = LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.coordinate_start_token_id == start and again.config.text_config.vocab_size == size + 9
+    torch.testing.assert_close(logits_of(again, batch)[:, :size], wanted)
+
+
+def test_cutting_coordinates_off_is_refused(model):
+    with pytest.raises(ValueError, match=r"coordinate tokens 113…128 lie outside the vocabulary of 120"):
+        copy.deepcopy(model).resize_token_embeddings(120)
+
+
+def test_fresh_coordinate_rows_are_heard(model):
+    torch.manual_seed(0)
+    fresh, rows = LlavaSTForConditionalGeneration(tiny_config(num_temporal_bins=100, num_spatial_bins=100)), slice(113, 413)
+    inputs, outputs = fresh.get_input_embeddings().weight, fresh.lm_head.weight
+    assert 0.95 < inputs[rows].std() < 1.05 and inputs[:113].std() < 0.05
+    bound = 32**-0.5
+    assert outputs[rows].abs().max() <= bound and 0.9 * bound / 3**0.5 < outputs[rows].std() and outputs[:113].std() < 0.05
+
+
+peft = pytest.importorskip("peft")
+
+
+def test_lora_on_all_linear_layers_trains_and_merges(model, batch):
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).train()
+    adapted(**batch, labels=batch["input_ids"]).loss.backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+    wanted = logits_of(adapted.eval(), batch)
+    torch.testing.assert_close(logits_of(adapted.merge_and_unload(), batch), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_trainable_token_indices_train_coordinate_rows_in_and_out(model, batch):
+    ids = list(range(model.config.coordinate_start_token_id, model.config.coordinates.end_token_id))
+    config = peft.LoraConfig(r=2, target_modules="q_proj", trainable_token_indices={"embed_tokens": ids, "lm_head": ids})
+    adapted = peft.get_peft_model(copy.deepcopy(model), config).train()
+    adapted(**batch, labels=batch["input_ids"]).loss.backward()
+    full = copy.deepcopy(model).train()
+    full(**batch, labels=batch["input_ids"]).loss.backward()
+    deltas = {name: p.grad for name, p in adapted.named_parameters() if "trainable_tokens" in name}
+    assert len(deltas) == 2
+    for name, gradient in deltas.items():
+        matrix = full.lm_head if "lm_head" in name else full.get_input_embeddings()
+        torch.testing.assert_close(gradient, matrix.weight.grad[ids], atol=1e-6, rtol=1e-4)
+    torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
+    wanted = logits_of(adapted.eval(), batch)
+    assert not torch.allclose(wanted, logits_of(model, batch), atol=1e-3)
+    torch.testing.assert_close(logits_of(adapted.merge_and_unload(), batch), wanted, atol=1e-4, rtol=1e-4)
