@@ -4,9 +4,10 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llava_st_hf import LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
 from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.coordinates import coordinate_tokens
+from modeling_tests.factories import tiny_config, tiny_model
 
 
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -43,3 +44,23 @@ def tiny_processor(
         LlavaSTVideoProcessor(size=square, num_frames=num_frames),
         **kwargs,
     )
+
+
+def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditionalGeneration:
+    """A tiny model with random weights that reads what `processor` makes."""
+    size = processor.image_processor.size["height"]
+    config = tiny_config(
+        num_temporal_bins=processor.num_temporal_bins,
+        num_spatial_bins=processor.num_spatial_bins,
+        vision_config={"image_size": size, "patch_size": processor.patch_size},
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "pad_token_id": processor.tokenizer.pad_token_id,
+            "eos_token_id": processor.tokenizer.eos_token_id,
+        },
+        packer_temporal_scale=processor.packer_temporal_scale,
+        plain_width_prompts=processor.plain_width_prompts,
+        use_downsample_image=processor.use_downsample_image,
+        **overrides,
+    )
+    return tiny_model(config)

@@ -80,45 +80,59 @@ class Media:
 
 _T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-(\d{{3}})>" for axis in AXES)
 _SEP = r"[\s,]*"
+_COLON = r"\s*(?::\s*)?"  # so written, and not \s*:?\s*, blanks are scanned once
 # A bracket may be missing or followed by blanks; blanks alone are not part of a box, so that a scan stays linear.
 _OPEN = r"(?:\[[\s,]*)?"
 _CORNERS = rf"{_W}{_SEP}{_H}{_SEP}{_W}{_SEP}{_H}"
-# Longest reading first: a time with its box, a box, a span, a time alone, and what is left of a broken one.
+_SPATIAL = r"<(?:WIDTH|HEIGHT)-\d{3}>"
+# Longest reading first: a time with its box, a box, a span, what is left of a broken box, a time alone.
 _ITEM = re.compile(
-    rf"(?P<moment>{_T}\s*:?\s*{_OPEN}{_CORNERS}{_SEP}\]?)"
+    rf"(?P<moment>{_T}{_COLON}{_OPEN}{_CORNERS}{_SEP}\]?)"
     rf"|(?P<box>{_OPEN}{_CORNERS}{_SEP}\]?)"
-    rf"|(?P<span>(?:\{{\s*)?{_T}(?:{_SEP}|\s*(?:to|and|-|–)\s*){_T}(?!\s*:?\s*{_OPEN}<(?:WIDTH|HEIGHT)-)\s*\}}?)"
-    rf"|(?P<broken>{_OPEN}(?:<(?:WIDTH|HEIGHT)-\d{{3}}>{_SEP})+\]?)"
+    rf"|(?P<span>(?:\{{\s*)?{_T}(?:{_SEP}|\s*(?:to|and|-|–)\s*){_T}(?!{_COLON}{_OPEN}{_SPATIAL})\s*\}}?)"
+    rf"|(?P<broken>(?:{_T}{_COLON})?{_OPEN}(?:{_SPATIAL}{_SEP})+\]?)"
     rf"|(?P<time>{_T}(?:\s*:)?)"
 )
 # Words of the answer's frame, which say nothing of what happens.
-_FRAME_WORDS = re.compile(
-    r"object bounding box(?:es)?\s*:?|\b(?:starts|ends)\s+(?:in|at)\b|\bfrom\b(?=\s*$)"
-    r"|^\W*(?:during(?: the (?:span|period) of)?|between|from|at|in the time (?:range|period))\b(?=\W*$)",
+_FRAME_WORDS = re.compile(r"object bounding box(?:es)?\s*:?|\b(?:starts|ends)\s+(?:in|at)\b", re.IGNORECASE)
+# … and those that lead into a time.
+_LEAD = re.compile(
+    r"\b(?:(?:and|then)\s+){0,2}(?:(?:in|during|within)\s+the\s+(?:span|period|time\s+(?:range|period|frame))(?:\s+of)?"
+    r"|during|between|from|at)\s*[{(\[]*\s*$",
     re.IGNORECASE,
 )
 _END_BEFORE = re.compile(r"\b(?:ends?|until|ending)\b[^.<]{0,20}$", re.IGNORECASE)
 _START_BEFORE = re.compile(r"\b(?:starts?|starting)\b[^.<]{0,20}$", re.IGNORECASE)
+_NOTHING_MORE = re.compile(r"[\s,]*(?:<[A-Z]*-?\d*)?\Z")
+_PART_OF_TOKEN = re.compile(r"<(?:[A-Z]{1,6}(?:-\d{0,3})?)?$")
 
 
 @dataclass
 class _Event:
     start: float | None = None
     end: float | None = None
-    caption: str = ""
+    words: list[str] = field(default_factory=list)
     moments: list[tuple[float | None, tuple[float, float, float, float]]] = field(default_factory=list)
+
+    # Whether words stood before the event's span: then its caption ends with it.
+    is_led: bool = False
+
+    def caption(self) -> str | None:
+        return _clean(" ".join(self.words))
 
     def is_placeless(self) -> bool:
         return self.start is None and self.end is None and not self.moments
 
     def is_empty(self) -> bool:
-        return self.is_placeless() and not _clean(self.caption)
+        return self.is_placeless() and not self.caption()
 
 
 def _clean(caption: str) -> str | None:
-    caption = re.sub(r"\s+", " ", _FRAME_WORDS.sub(" ", caption)).strip(" \t\n,.;:[]{}()")
-    caption = re.sub(r"^(?:and|then)\s+|^[,;.]\s*", "", caption, flags=re.IGNORECASE)
-    return caption if re.search(r"\w", caption) else None
+    caption = re.sub(r"\s+", " ", _FRAME_WORDS.sub(" ", caption))
+    caption = re.sub(r" +([.,;:])", r"\1", caption)
+    caption = re.sub(r"([.,;:])(?: ?[,;:])+", r"\1", caption).strip(" ,.;:[]{}()")  # what stood between was a coordinate
+    caption = re.sub(r"^(?:(?:and|then)\b[ ,]*){1,2}|(?:[ ,]+(?:and|then)){1,2}$", "", caption, flags=re.IGNORECASE)
+    return re.sub(r" +", " ", caption) if re.search(r"\w", caption) else None
 
 
 def _in_order(low: float, high: float, what: str, notes: list[str]) -> tuple[float, float]:
@@ -128,66 +142,109 @@ def _in_order(low: float, high: float, what: str, notes: list[str]) -> tuple[flo
     return high, low
 
 
-def _corners(bins: list[str], num_spatial_bins: int, written: str, notes: list[str]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (bin_to_position(min(int(b), num_spatial_bins - 1), num_spatial_bins) for b in bins)
-    if x1 > x2 or y1 > y2:
-        notes.append(f"The box {written} is reversed; its corners were put in order.")
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+class _Reader:
+    """Reads the events of one answer, in positions. Notes go to `notes`."""
 
+    def __init__(self, text: str, num_temporal_bins: int, num_spatial_bins: int, is_video: bool, notes: list[str]):
+        self.text, self.is_video, self.notes = text, is_video, notes
+        self.num_bins = {"TEMP": num_temporal_bins, "HEIGHT": num_spatial_bins, "WIDTH": num_spatial_bins}
+        self.events: list[_Event] = []
+        self.event = _Event()
 
-def _read_events(text: str, num_temporal_bins: int, num_spatial_bins: int, is_video: bool, notes: list[str]) -> list[_Event]:
-    """The events of an answer, in positions."""
+    def read(self) -> list[_Event]:
+        cursor = 0
+        for item in _ITEM.finditer(self.text):
+            before, cursor = self.text[cursor : item.start()], item.end()
+            positions = [self._position(*token) for token in COORDINATE_TOKEN.findall(item[0])]
+            getattr(self, f"_read_{item.lastgroup}")(item, before, positions)
+        rest = self.text[cursor:]
+        if _PART_OF_TOKEN.search(rest):
+            self.notes.append(f"The answer ends within a token, {rest[rest.rindex('<') :]!r}.")
+            rest = rest[: rest.rindex("<")]
+        if self.is_video or not self.event.moments:  # in a picture, what follows the last box has none
+            self.event.words.append(rest)
+        self._close()
+        return self.events
 
-    def position(b: str) -> float:
-        return bin_to_position(min(int(b), num_temporal_bins - 1), num_temporal_bins)
+    def _close(self):
+        if not self.event.is_empty():
+            self.events.append(self.event)
+        self.event = _Event()
 
-    events, event, cursor = [], _Event(), 0
+    def _position(self, name: str, number: str) -> float:
+        last = self.num_bins[name] - 1
+        if int(number) > last:
+            self.notes.append(f"<{name}-{number}> is no token of this model; it was read as the last one, {last}.")
+        return bin_to_position(min(int(number), last), last + 1)
 
-    def close():
-        nonlocal event
-        if not event.is_empty():
-            events.append(event)
-        event = _Event()
+    def _corners(self, item: re.Match, corners: list[float]) -> tuple[float, float, float, float]:
+        x1, y1, x2, y2 = corners
+        if x1 > x2 or y1 > y2:
+            self.notes.append(f"The box {item[0].strip()} is reversed; its corners were put in order.")
+        return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
-    for item in _ITEM.finditer(text):
-        before, cursor = text[cursor : item.start()], item.end()
-        written = item.group(0).strip()
-        bins = COORDINATE_TOKEN.findall(item.group(0))  # [(name, bin), …]
-        numbers = [number for _, number in bins]
-        if item["span"]:
-            # What stood before a first span leads into it; before a later one, it is the end of the earlier caption.
-            event.caption += f" {before}"
-            if event.start is not None or event.moments:
-                close()
-            event.start, event.end = _in_order(position(numbers[0]), position(numbers[1]), f"The span {written}", notes)
-        elif item["moment"]:
-            event.caption += f" {before}"
-            event.moments.append((position(numbers[0]), _corners(numbers[1:], num_spatial_bins, written, notes)))
-        elif item["box"]:
-            event.caption += f" {before}"
-            event.moments.append((None, _corners(numbers, num_spatial_bins, written, notes)))
-            if not is_video:  # in a picture each box grounds the phrase before it
-                close()
-        elif item["time"]:
-            if _END_BEFORE.search(before):
-                event.end = position(numbers[0])
-            elif _START_BEFORE.search(before):
-                event.start = position(numbers[0])
-            elif cursor == len(text) and event.moments:
-                notes.append(f"The answer ends within a moment, {written!r} without its box.")
-            elif written.endswith(":"):
-                notes.append(f"The moment {written!r} has no box.")
-            elif cursor == len(text) and re.search(r"\{\s*$", before):
-                notes.append(f"The answer ends within a span, {(before[-1:] + written)!r}.")
-            else:
-                event.start = event.end = position(numbers[0])
-            event.caption += f" {before}"
+    def _is_last(self, item: re.Match) -> bool:
+        """Whether no words follow: the answer may have been cut off here."""
+        return _NOTHING_MORE.match(self.text, item.end()) is not None
+
+    def _read_span(self, item: re.Match, before: str, positions: list[float]):
+        event = self.event
+        before = _LEAD.sub("", before)
+        if event.start is None and not event.moments:
+            event.words.append(before)
+        elif event.is_led and re.match(r"\s*[.;!?]", before):  # "A {…}. B {…}."
+            self._close()
+            self.event.words.append(before)
+        else:  # "{…} A. {…} B."
+            event.words.append(before)
+            self._close()
+        event = self.event
+        event.is_led = event.caption() is not None
+        event.start, event.end = _in_order(*positions, f"The span {item[0].strip()}", self.notes)
+
+    def _read_moment(self, item: re.Match, before: str, positions: list[float]):
+        self.event.words.append(before)
+        self.event.moments.append((positions[0], self._corners(item, positions[1:])))
+
+    def _read_box(self, item: re.Match, before: str, positions: list[float]):
+        if not self.is_video and self.event.moments and _clean(before):  # in a picture each box grounds the phrase before it
+            self._close()
+        self.event.words.append(before)
+        self.event.moments.append((None, self._corners(item, positions)))
+
+    def _read_broken(self, item: re.Match, before: str, positions: list[float]):
+        self.event.words.append(before)
+        written = item[0].strip()
+        if self._is_last(item):
+            self.notes.append(f"The answer ends within a box, {written!r}.")
         else:
-            event.caption += f" {before}"
-            notes.append(f"{written!r} is no box: it takes <WIDTH><HEIGHT><WIDTH><HEIGHT>.")
-    event.caption += f" {text[cursor:]}"
-    close()
-    return events
+            self.notes.append(f"{written!r} is no box: it takes <WIDTH><HEIGHT><WIDTH><HEIGHT>.")
+
+    def _read_time(self, item: re.Match, before: str, positions: list[float]):
+        event, written = self.event, item[0].strip()
+        is_end, is_start = _END_BEFORE.search(before), _START_BEFORE.search(before)
+        opens_span = re.search(r"\{\s*$", before)
+        before = _LEAD.sub("", before)
+        if is_end:
+            event.end = positions[0]
+        elif is_start:
+            event.start = positions[0]
+        elif event.moments and self._is_last(item):
+            self.notes.append(f"The answer ends within a moment, {written!r} without its box.")
+        elif written.endswith(":"):
+            self.notes.append(f"The moment {written!r} has no box.")
+        elif opens_span and self._is_last(item):
+            self.notes.append(f"The answer ends within a span, {'{' + written!r}.")
+        elif event.is_placeless():
+            event.start = event.end = positions[0]
+        elif event.start == event.end and not event.moments and _clean(before):  # "At …, A. At …, B."
+            event.words.append(before)
+            self._close()
+            self.event.start = self.event.end = positions[0]
+            return
+        else:
+            self.notes.append(f"The time {written!r} belongs to no span or box and was left out.")
+        event.words.append(before)
 
 
 def parse_answer(
@@ -222,9 +279,7 @@ def parse_answer(
             notes.append("The answer has coordinates, but the question had no image or video to place them in.")
         return result
     is_video = media.kind == "video"
-    if is_video and media.fps is None:
-        notes.append("The frame rate of the video is unknown, so times are left out; frames are given.")
-    events = _read_events(text, num_temporal_bins, num_spatial_bins, is_video, notes)
+    events = _Reader(text, num_temporal_bins, num_spatial_bins, is_video, notes).read()
     if not is_video and any(e.start is not None or e.end is not None or any(t is not None for t, _ in e.moments) for e in events):
         notes.append("The answer gives times, but the question was about an image; they are left out.")
 
@@ -232,6 +287,11 @@ def parse_answer(
     if not asked and all(event.is_placeless() for event in events):
         notes.append("The answer names no time or place that could be read.")
         return result
+    if not events:
+        notes.append("The answer says nothing.")
+        return result
+    if is_video and media.fps is None:
+        notes.append("The frame rate of the video is unknown, so times are left out.")
 
     for number, event in enumerate(events):
         given = number == 0 and len(events) == 1
@@ -245,12 +305,14 @@ def parse_answer(
             event.moments = [(start, box)]
         if is_video and event.start is None and event.end is None and (times := [t for t, _ in event.moments if t is not None]):
             event.start, event.end = min(times), max(times)  # a tubelet without a span lasts as long as its boxes
+        if is_video and media.fps is None and event.start is not None and event.end is not None:
+            notes.append(f"Event {number + 1} goes from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
         result["events"].append(_to_units(event, media, is_video))
     return result
 
 
 def _to_units(event: _Event, media: Media, is_video: bool) -> dict:
-    caption = _clean(event.caption)
+    caption = event.caption()
     if not is_video:
         return {"caption": caption, "boxes": [{"box": media.box(corners)} for _, corners in event.moments]}
     boxes = []

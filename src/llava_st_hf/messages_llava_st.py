@@ -70,7 +70,10 @@ def box_text(box) -> str:
             box = [box[name] for name in ("xmin", "ymin", "xmax", "ymax")]
         except KeyError as error:
             raise ValueError(f"The box {box!r} has no {error.args[0]!r}.") from None
-    box = list(box)
+    try:
+        box = list(box)
+    except TypeError:
+        box = [box]
     if len(box) != 4:
         raise ValueError(f"A box has four numbers, [x1, y1, x2, y2] in pixels; got {box!r}.")
     x1, y1, x2, y2 = (_number(value, f"A corner of the box {box!r}") for value in box)
@@ -85,7 +88,7 @@ def _clip(item: dict) -> dict | None:
     if clip is not None:
         if start is not None or end is not None:
             raise ValueError(f"A video's clip is given as frames (clip={clip!r}) or as seconds (start, end), not both.")
-        return {"frames": list(clip)}
+        return {"frames": clip}
     seconds = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
     return seconds or None
 
@@ -117,11 +120,13 @@ def prepare_conversation(conversation) -> tuple[list, list[dict | None]]:
     Raises:
         ValueError: naming what is wrong with an item.
     """
-    if len(conversation) == 0:
-        raise ValueError("The conversation is empty.")
+    if not isinstance(conversation, (list, tuple)) or len(conversation) == 0:
+        raise ValueError(f"A conversation is a list of messages, or a list of such lists; got {conversation!r}.")
     clips: list[dict | None] = []
 
     def prepare_message(message: dict) -> dict:
+        if not isinstance(message, dict) or "role" not in message:
+            raise ValueError(f'A message is a dictionary like {{"role": "user", "content": …}}; got {message!r:.200}.')
         content = message.get("content")
         if isinstance(content, dict):
             content = [content]

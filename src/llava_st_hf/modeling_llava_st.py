@@ -49,19 +49,33 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*(post_layernorm|head)\.", r"vision_tower\..*position_ids"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, LlavaSTWindowPacker):
-            for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
-                init.trunc_normal_(linear.weight, std=self.config.initializer_range)
-            for linear in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(linear.weight)
-        elif isinstance(module, LlavaSTModel) and self.config.use_lape:
-            self._init_coordinate_rows(module.get_input_embeddings().weight, is_output=self.config.tie_word_embeddings)
-            if module.lm_head is not None:
-                self._init_coordinate_rows(module.lm_head.weight, is_output=True)
-        elif isinstance(module, LlavaSTForConditionalGeneration) and self.config.use_lape and not self.config.tie_word_embeddings:
-            self._init_coordinate_rows(module.lm_head.weight, is_output=True)
+    def initialize_weights(self):
+        # `_init_weights` is no place for it: outside transformers itself it is called only for modules that have
+        # parameters of their own, so neither for a packer nor for a model.
+        fresh = [
+            module
+            for module in self.modules()
+            if isinstance(module, (LlavaSTWindowPacker, LlavaSTPreTrainedModel)) and not getattr(module, "_is_hf_initialized", False)
+        ]
+        super().initialize_weights()
+        for module in fresh:
+            if isinstance(module, LlavaSTWindowPacker):
+                module.initialize_weights(self.config.initializer_range)
+            elif self.config.use_lape:
+                self._init_coordinate_rows(module)
+
+    def _init_coordinate_rows(self, module: "LlavaSTPreTrainedModel"):
+        """Large beside an ordinary row, so that LAPE is heard from the first step. Leaves loaded matrices alone."""
+        coordinates = self.config.coordinates
+        rows = slice(coordinates.start_token_id, coordinates.end_token_id)
+        head, embeddings = module.lm_head, module.get_input_embeddings()
+        if isinstance(module, LlavaSTModel) and not getattr(embeddings.weight, "_is_hf_initialized", False):
+            init.normal_(embeddings.weight[rows])
+        if self.config.tie_word_embeddings:
+            head = embeddings  # a tied matrix serves as logit rows above all
+        if head is not None and not getattr(head.weight, "_is_hf_initialized", False):
+            bound = head.weight.shape[1] ** -0.5
+            init.uniform_(head.weight[rows], -bound, bound)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As in transformers. Coordinate and special tokens keep their ids, so the matrices never end before them.
@@ -72,17 +86,6 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
         if new_num_tokens is not None:
             self.config.check_vocabulary(new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-
-    def _init_coordinate_rows(self, weight: torch.Tensor, is_output: bool):
-        """Large beside an ordinary row, so that LAPE is heard from the first step."""
-        if getattr(weight, "_is_hf_initialized", False):
-            return
-        coordinates = self.config.coordinates
-        rows = weight[coordinates.start_token_id : coordinates.end_token_id]
-        if is_output:
-            init.uniform_(rows, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
-        else:
-            init.normal_(rows)
 
 
 class LlavaSTModel(LlavaSTPreTrainedModel):

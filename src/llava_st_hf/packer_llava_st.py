@@ -4,6 +4,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .configuration_llava_st import LlavaSTConfig
 
@@ -51,6 +52,13 @@ class LlavaSTWindowPacker(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size)
         self.out_proj = nn.Linear(hidden_size, hidden_size)
         self.output_proj = nn.Linear(hidden_size, config.text_config.hidden_size, bias=False)
+
+    def initialize_weights(self, std: float):
+        """Fresh weights as in the released program. Leaves loaded ones, and biases and norms, alone."""
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            init.trunc_normal_(linear.weight, std=std)
+        for linear in (self.q_proj, self.k_proj, self.v_proj):
+            init.xavier_uniform_(linear.weight, gain=0.5**0.5)  # that of the three as one (3·hidden, hidden) matrix
 
     def _windows(self, states: torch.Tensor) -> torch.Tensor:
         """(videos, frames, rows, columns, packer_hidden) → (windows, heads, cells per window, head_dim)"""

@@ -3,6 +3,7 @@
 
 import mimetypes
 import os
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import PIL.Image
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import Pipeline
+from transformers import GenerationConfig, Pipeline
 from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
+from transformers.utils import ModelOutput
 
 from .grounding import Media, parse_answer
 from .tasks import TASKS, task_content
@@ -20,12 +22,10 @@ from .tasks import TASKS, task_content
 
 _MEDIA_KEYS = ("video", "image")
 _QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time")
-# An answer with a box at each of 100 moments takes about 1,400 tokens.
-_MAX_NEW_TOKENS = 2048
 
 
 def _medium_of(media) -> str:
-    """"image" or "video", told by the kind of object or the file's name."""
+    """Tells "image" or "video" by the kind of object or the file's name."""
     if isinstance(media, PIL.Image.Image):
         return "image"
     if isinstance(media, (np.ndarray, torch.Tensor)):
@@ -63,6 +63,8 @@ class VideoGroundingPipeline(Pipeline):
     _load_tokenizer = False
     _load_video_processor = False
     _pipeline_calls_generate = True
+    # An answer with a box at each of 100 moments takes about 1,400 tokens.
+    _default_generation_config = GenerationConfig(max_new_tokens=2048)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -136,7 +138,8 @@ class VideoGroundingPipeline(Pipeline):
             unknown = set(inputs) - {*_MEDIA_KEYS, *_QUESTION_KEYS}
             if medium is None or unknown or all(key in inputs for key in _MEDIA_KEYS):
                 raise ValueError(
-                    f"An input has exactly one of 'video' and 'image', and any of {', '.join(_QUESTION_KEYS)}; got {', '.join(map(str, inputs))}."
+                    f"An input has exactly one of 'video' and 'image', and any of {', '.join(_QUESTION_KEYS)}; "
+                    f"got {', '.join(map(str, inputs))}."
                 )
             media = inputs[medium]
             question = {**question, **{key: value for key, value in inputs.items() if key in _QUESTION_KEYS}}
@@ -168,7 +171,7 @@ class VideoGroundingPipeline(Pipeline):
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         """As in transformers, with a collate that knows exact positions and samples without media."""
-        if isinstance(inputs, (list, tuple)) or hasattr(inputs, "__len__"):
+        if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
             num_workers = min(num_workers, 1)  # a generator cannot be shared out
@@ -194,22 +197,25 @@ class VideoGroundingPipeline(Pipeline):
         for name in ("pixel_values", "pixel_values_videos"):
             pixels = [sample[name] for sample in samples if name in sample]
             if len({p.shape[1:] for p in pixels}) > 1:
-                raise ValueError(f"Videos of {sorted({p.shape[1] for p in pixels})} frames cannot share a batch; give num_frames, or batch_size=1.")
+                frames = sorted({p.shape[1] for p in pixels})
+                raise ValueError(f"Videos of {frames} frames cannot share a batch; give num_frames, or batch_size=1.")
             if pixels:
                 batch[name] = torch.cat(pixels)
         return {"model_inputs": batch, "contexts": [item["context"] for item in items]}
 
     def _forward(self, batch, **generate_kwargs) -> dict[str, Any]:
-        generation_config = generate_kwargs.get("generation_config", self.model.generation_config)
-        lengths = {"max_new_tokens", "max_length"} & generate_kwargs.keys()
-        if not lengths and generation_config.max_new_tokens is None and generation_config.max_length is None:
-            generate_kwargs["max_new_tokens"] = _MAX_NEW_TOKENS
         inputs = batch["model_inputs"]
+        length = inputs["input_ids"].shape[1]
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
-        generated = self.model.generate(**inputs, **{**self._generate_kwargs, **generate_kwargs})
-        return {"answers": generated[:, inputs["input_ids"].shape[1] :], "contexts": batch["contexts"]}
+        generated = self.model.generate(**inputs, **self._prepare_generate_kwargs(generate_kwargs))
+        if isinstance(generated, ModelOutput):
+            generated = generated.sequences
+        if len(generated) != len(batch["contexts"]):
+            answers, questions = len(generated), len(batch["contexts"])
+            raise ValueError(f"num_return_sequences must be 1: there is one answer to each question, not {answers} to {questions}.")
+        return {"answers": generated[:, length:], "contexts": batch["contexts"]}
 
     # Output
 
@@ -228,8 +234,8 @@ class VideoGroundingPipeline(Pipeline):
                 axes = ("width", "height", "width", "height")
                 given["box"] = tuple(media.pixel_position(axis, float(v), "box") for axis, v in zip(axes, box, strict=True))
         answer = parse_answer(processor.decode_answer(ids), media, processor.num_temporal_bins, processor.num_spatial_bins, **given)
-        ended = set(ids.tolist()) & {self.model.config.text_config.eos_token_id, processor.tokenizer.eos_token_id}
-        if not ended:
+        ends = [e for e in (self.model.generation_config.eos_token_id, processor.tokenizer.eos_token_id) if e is not None]
+        if not any(torch.isin(ids.cpu(), torch.tensor(e)).any() for e in ends):
             answer["notes"].append(f"The answer was cut off after {len(ids)} tokens; raise max_new_tokens for all of it.")
         return answer
 

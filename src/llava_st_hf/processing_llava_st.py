@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor class for LLaVA-ST: messages and media → model inputs; generated ids → grounding."""
 
-import copy
 import math
 import re
 
@@ -29,10 +28,12 @@ from .grounding import Media, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor, original_size
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .released_layout_llava_st import RELEASED_MODEL_TYPE
-from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
+from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs, flatten_videos
 
 
-_SPECIAL_TOKEN = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS.values()))
+# transformers puts this mark before control tokens that users wrote, where `sanitize_control_tokens` makes plain text of them.
+_UNMARKED = "(?<!\U000f0000)"
+_SPECIAL_TOKEN = re.compile(f"{_UNMARKED}(?:{'|'.join(map(re.escape, SPECIAL_TOKENS.values()))})")
 _ANSWER = re.compile(r"<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 # Spans and boxes written with exact positions, for the check of their order.
 _ANY = re.sub(r"\?P<\w+>", "?:", INLINE_COORDINATE.pattern)
@@ -53,7 +54,9 @@ class LlavaSTBatchFeature(BatchFeature):
     `model.generate(**inputs)` takes the inputs as they are.
     """
 
-    media: list[list[Media]]
+    def __init__(self, data=None, *args, media: list[list[Media]] | None = None, **kwargs):
+        super().__init__(data, *args, **kwargs)
+        self.media = media if media is not None else []
 
     def __getstate__(self):
         return {**super().__getstate__(), "media": self.media}
@@ -199,6 +202,32 @@ class LlavaSTProcessor(ProcessorMixin):
         fast, slow = self._num_stream_tokens(len(video_inputs["pixel_values_videos"][video_idx]))
         return self._stream_text("video", fast) + self._stream_text("slow_video", slow)
 
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """As in transformers; videos become a flat list, in which samples without one have no part."""
+        images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        if isinstance(videos, (list, tuple)):
+            videos = [video for video in videos if not isinstance(video, (list, tuple)) or len(video)]
+        return images, text, flatten_videos(videos) if videos is not None and len(videos) else None, audio
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Refuses calls with nothing in them, and media that are not as many as their placeholders in the text."""
+        if audio is not None:
+            raise ValueError("LLaVA-ST takes images, videos and text; it was given audio.")
+        if images is None and text is None and videos is None:
+            raise ValueError(f"You need to provide at least one input to call {type(self).__name__}: images, text or videos.")
+        if text is None:
+            return
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError(f"`text` must be a string or a list of strings, got {text!r:.200}.")
+        given = {"image": 0 if images is None else len(make_flat_list_of_images(images)), "video": len(videos or ())}
+        for kind, token in (("image", self.image_token), ("video", self.video_token)):
+            found = sum(sample.count(token) for sample in text)
+            if found != given[kind]:
+                raise ValueError(
+                    f"The total number of {token} tokens in the prompts should be the same as the number of {kind}s passed: "
+                    f"there are {found} {token} and {given[kind]} {kind}s."
+                )
+
     def _process_images(self, images, **kwargs):
         sizes = [original_size(image) for image in make_flat_list_of_images(images)]
         processed, replacements = super()._process_images(images, **kwargs)
@@ -228,7 +257,8 @@ class LlavaSTProcessor(ProcessorMixin):
         """Writes media and coordinates as tokens. The offsets returned hold, of each coordinate, how it was written."""
         media = {self.image_token: iter(images_replacements), self.video_token: iter(videos_replacements)}
         pattern = re.compile(
-            f"(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{_ANY})|(?P<literal>{COORDINATE_TOKEN.pattern})"
+            f"{_UNMARKED}(?:(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{_ANY})"
+            f"|(?P<literal>{COORDINATE_TOKEN.pattern}))"
         )
         texts, offsets = [], []
         for sample in text:
@@ -249,7 +279,7 @@ class LlavaSTProcessor(ProcessorMixin):
                 if match["media"]:
                     kind = "image" if match[0] == self.image_token else "video"
                     replacement = next(media[match[0]], None)
-                    if replacement is None:  # counted and reported by validate_inputs, unless no media were passed at all
+                    if replacement is None:
                         raise ValueError(f"The text has more {match[0]} than there are {kind}s.")
                     sample_media.append(replacement.media)
                 else:
@@ -357,9 +387,7 @@ class LlavaSTProcessor(ProcessorMixin):
             ]
         if keep_offsets:
             data["text_replacement_offsets"] = offsets
-        inputs = LlavaSTBatchFeature(dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
-        inputs.media = media
-        return inputs
+        return LlavaSTBatchFeature(dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion, media=media)
 
     def _coordinates(self, input_ids: list[int], positions: list[float | None]) -> list[float]:
         """The exact positions beside the tokens they became; NaN elsewhere."""
@@ -383,7 +411,8 @@ class LlavaSTProcessor(ProcessorMixin):
                 expected, found = sum(map(sample.count, tokens)), sum(map(ids.count, token_ids))
                 if expected != found:
                     raise ValueError(
-                        f"Truncation left {found} of {expected} {modality} tokens. Raise max_length above {len(ids)}, or turn truncation off."
+                        f"Truncation left {found} of {expected} {modality} tokens. Raise max_length above {len(ids)}, "
+                        "or turn truncation off."
                     )
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
@@ -398,9 +427,10 @@ class LlavaSTProcessor(ProcessorMixin):
         """
         conversation, clips = prepare_conversation(conversation)
         if any(clip is not None for clip in clips):
-            processor_kwargs = copy.copy(kwargs.get("processor_kwargs") or {})
-            processor_kwargs["clips"] = clips
-            kwargs["processor_kwargs"] = processor_kwargs
+            processor_kwargs = dict(kwargs.get("processor_kwargs") or {})
+            if "clips" in {*kwargs, *processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
+                raise ValueError("Clips are given in the messages or as `clips`, not both.")
+            kwargs["processor_kwargs"] = {**processor_kwargs, "clips": clips}
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     # Answers
@@ -431,9 +461,7 @@ class LlavaSTProcessor(ProcessorMixin):
         if media is None or len(media) != len(generated_ids):
             raise ValueError(f"There are {len(generated_ids)} answers, and media for {None if media is None else len(media)}.")
         return [
-            parse_answer(
-                self.decode_answer(ids), sample[-1] if sample else None, self.num_temporal_bins, self.num_spatial_bins, **question
-            )
+            parse_answer(self.decode_answer(ids), sample[-1] if sample else None, self.num_temporal_bins, self.num_spatial_bins, **question)
             for ids, sample in zip(generated_ids, media, strict=True)
         ]
 
@@ -447,8 +475,8 @@ class LlavaSTProcessor(ProcessorMixin):
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
         """Decoded texts. Coordinate tokens are special tokens of the released tokenizer, so they are kept by hand."""
         if not skip_special_tokens:
-            return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=False, **kwargs)
-        return [self.decode_answer(ids) for ids in generated_outputs]
+            return self.tokenizer.decode(generated_outputs, skip_special_tokens=False, **kwargs)
+        return [self.decode_answer(ids) for ids in torch.atleast_2d(torch.as_tensor(generated_outputs))]
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
         """Placeholder tokens of media of given sizes, (height, width) and (frames, height, width): all sizes are squashed to one."""

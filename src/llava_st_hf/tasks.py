@@ -67,7 +67,7 @@ def task_content(task: str, text: str | None = None, span=None, start=None, box=
     """
     if task not in TASKS:
         raise ValueError(f"task={task!r} is unknown; it is one of {', '.join(TASKS)}.")
-    if TASKS[task].needs[:1] == ("start",) and start is None and span is not None:
+    if "start" in TASKS[task].needs and start is None and isinstance(span, (list, tuple)) and span:
         start, span = span[0], None
     given = {"text": text or None, "span": span, "start": start, "box": box}
     needs = TASKS[task].needs
@@ -76,10 +76,12 @@ def task_content(task: str, text: str | None = None, span=None, start=None, box=
     if missing or excess:
         problems = [f"misses {' and '.join(missing)}"] * bool(missing) + [f"has no use for {' and '.join(excess)}"] * bool(excess)
         raise ValueError(f"task={task!r} takes {' and '.join(needs) or 'nothing beside the media'}; this call {', and '.join(problems)}.")
+    if "span" in needs and (not isinstance(span, (list, tuple)) or len(span) != 2):
+        raise ValueError(f"span={span!r} must be a pair (start, end) of seconds.")
     items = {
         "span": lambda: {"type": "span", "start": span[0], "end": span[1]},
         "start": lambda: {"type": "time", "time": start},
-        "box": lambda: {"type": "box", "box": list(box)},
+        "box": lambda: {"type": "box", "box": box},
         "text": lambda: {"type": "text", "text": text},
     }
     content, rest = [], TASKS[task].prompt

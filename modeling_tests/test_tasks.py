@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from llava_st_hf.messages_llava_st import prepare_conversation
+from llava_st_hf.tasks import TASKS, task_content
+from modeling_tests.reference import REFERENCE, requires_reference
+
+
+QUESTION = {"text": "a dog runs", "span": (1.5, 2.0), "start": 1.5, "box": (1, 2, 30, 40)}
+WRITTEN = {"text": "a dog runs", "span": "{<t1.5s><t2.0s>}", "start": "<t1.5s>", "box": "[<w1.0px><h2.0px><w30.0px><h40.0px>]"}
+
+
+def words(task, **question):
+    (message,), _ = prepare_conversation([{"role": "user", "content": task_content(task, **question)}])
+    return "".join(item["text"] for item in message["content"])
+
+
+def question_of(task):
+    return {name: QUESTION[name] for name in TASKS[task].needs}
+
+
+def test_there_are_the_eight_tasks():
+    assert set(TASKS) == {"rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc"}
+    assert {name for name, task in TASKS.items() if task.medium == "image"} == {"rec", "reg", "dgc"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_prompt_is_the_wording_filled_with_what_was_given(task):
+    assert words(task, **question_of(task)) == TASKS[task].prompt.format(**WRITTEN)
+
+
+def test_braces_and_coordinates_in_a_sentence_stay_as_written():
+    assert words("tvg", text="a {box} at {text}").startswith("Give you a textual query: 'a {box} at {text}'.")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_missing_argument_is_named(task):
+    for name in TASKS[task].needs:
+        rest = {key: value for key, value in question_of(task).items() if key != name}
+        with pytest.raises(ValueError, match=f"task='{task}' takes .*misses {name}"):
+            task_content(task, **rest)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_argument_too_much_is_named(task):
+    for name in set(QUESTION) - set(TASKS[task].needs) - ({"span"} if task == "elc" else set()):
+        with pytest.raises(ValueError, match=f"task='{task}' takes .*has no use for {name}"):
+            task_content(task, **question_of(task), **{name: QUESTION[name]})
+
+
+def test_the_start_of_a_span_serves_a_task_that_needs_a_start():
+    assert words("elc", span=(1.5, 2.0), box=QUESTION["box"]) == words("elc", start=1.5, box=QUESTION["box"])
+
+
+def test_an_unknown_task_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match=r"task='dvc' is unknown; it is one of rec, reg, dgc"):
+        task_content("dvc", text="x")
+
+
+@pytest.mark.parametrize("span", [(1.0,), (1, 2, 3), 5, "12"])
+def test_a_span_that_is_no_pair_is_named(span):
+    with pytest.raises(ValueError, match="span"):
+        task_content("tr", span=span)
+
+
+@requires_reference
+def test_wordings_are_those_of_the_released_model():
+    prompts = json.loads((REFERENCE / "prompts.json").read_text())
+    assert TASKS["rec"].prompt.replace("{text}", "<event>") in prompts["rec"]
+    assert TASKS["tvg"].prompt.replace("{text}", "<event>") in prompts["tvg"]
+    for task, suffix in prompts["st_align_suffixes"].items():
+        assert TASKS[task].prompt.endswith(suffix)
+    assert TASKS["svg"].prompt.split()[0] in " ".join(prompts["st_align_time_prefixes"])
