@@ -3,6 +3,7 @@
 
 import torch
 from transformers import GenerationMixin
+from transformers.generation import utils as generation_utils
 
 
 class LlavaSTGenerationMixin(GenerationMixin):
@@ -29,6 +30,13 @@ class LlavaSTGenerationMixin(GenerationMixin):
         )
 
     def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
+        if (
+            generation_config.prefill_chunk_size is not None
+            and any((model_kwargs.get("mm_encoder_outputs") or {}).values())
+            and not hasattr(generation_utils, "_slice_mm_encoder_output")
+        ):
+            # transformers 5.20 would leave the media out without a word.
+            raise ValueError("prefill_chunk_size with images or videos needs a newer transformers, which cuts their features too.")
         coordinates, cache = model_kwargs.get("coordinates"), model_kwargs.get("past_key_values")
         if coordinates is not None and cache is not None and is_first_iteration:
             # Where a kept cache goes on, prompt and coordinates may be those of the new tokens alone.

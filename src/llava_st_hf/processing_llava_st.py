@@ -407,8 +407,8 @@ class LlavaSTProcessor(ProcessorMixin):
         for ids, sample in zip(text_inputs["input_ids"], text, strict=True):
             ids = list(ids)
             for modality, token_ids in (("image", self.image_token_ids), ("video", self.video_token_ids)):
-                tokens = [token for field, token in VISUAL_TOKENS.items() if modality in field]
-                expected, found = sum(map(sample.count, tokens)), sum(map(ids.count, token_ids))
+                tokens = "|".join(token for field, token in VISUAL_TOKENS.items() if modality in field)
+                expected, found = len(re.findall(f"{_UNMARKED}(?:{tokens})", sample)), sum(map(ids.count, token_ids))
                 if expected != found:
                     raise ValueError(
                         f"Truncation left {found} of {expected} {modality} tokens. Raise max_length above {len(ids)}, "

@@ -1,0 +1,618 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+import http.server
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, AutoVideoProcessor
+
+from llava_st_hf import (
+    LlavaSTConfig,
+    LlavaSTForConditionalGeneration,
+    LlavaSTImageProcessor,
+    LlavaSTModel,
+    LlavaSTProcessor,
+    LlavaSTVideoProcessor,
+    Media,
+)
+from llava_st_hf.coordinates import INLINE_COORDINATE
+from modeling_tests.media import moving_frames, write_video
+from modeling_tests.processors import model_for, tiny_processor, tiny_tokenizer
+from modeling_tests.reference import REFERENCE, requires_reference
+
+
+FRAMES = moving_frames(20, 48, 64)
+PICTURE = FRAMES[0]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def video(folder):
+    """20 frames of 64×48 at 10 frames per second."""
+    return str(write_video(folder / "video.mp4", FRAMES, fps=10))
+
+
+def user(*content):
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def answer(text):
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def film(source, **clip):
+    return {"type": "video", "video": source, **clip}
+
+
+def photo(source=PICTURE):
+    return {"type": "image", "image": source}
+
+
+def encode(processor, *messages, **kwargs):
+    return processor.apply_chat_template(list(messages), tokenize=True, return_dict=True, return_tensors="pt", **kwargs)
+
+
+def encode_batch(processor, chats, **kwargs):
+    return encode(processor, *chats, processor_kwargs={"padding": True}, **kwargs)
+
+
+def text_of(processor, inputs, row=0):
+    """The text of a prompt, media markers and patches left out."""
+    text = processor.tokenizer.decode(inputs["input_ids"][row], skip_special_tokens=False)
+    return re.sub(r"<(?:slow_)?(?:vid|im)_(?:start|patch|end)>|<\|endoftext\|>", "", text)
+
+
+def positions(inputs, row=0):
+    row = inputs["coordinates"][row]
+    return row[~row.isnan()].tolist()
+
+
+# Media
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["path", "Path", "file", "http", "array", "channels_first", "tensor", "pil_frames", "array_frames", "frame_paths"],
+)  # fmt: skip
+def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(processor, video, folder, kind):
+    if kind == "http":
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    frames = [Image.fromarray(frame) for frame in FRAMES]
+    if kind == "frame_paths":
+        for index, frame in enumerate(frames):
+            frame.save(folder / f"{index:02d}.png")
+    source = {
+        "path": lambda: video,
+        "Path": lambda: folder / "video.mp4",
+        "file": lambda: f"file://{video}",
+        "http": lambda: f"http://127.0.0.1:{server.server_port}/video.mp4",
+        "array": lambda: FRAMES,
+        "channels_first": lambda: FRAMES.transpose(0, 3, 1, 2),
+        "tensor": lambda: torch.from_numpy(FRAMES),
+        "pil_frames": lambda: frames,
+        "array_frames": lambda: list(FRAMES),
+        "frame_paths": lambda: [str(folder / f"{index:02d}.png") for index in range(20)],
+    }[kind]()
+    inputs = encode(processor, user(film(source), "When?"))
+    if kind == "http":
+        server.shutdown()
+    is_file = kind in ("path", "Path", "file", "http")
+    assert inputs.media == [[Media("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
+    expected = encode(processor, user(film(FRAMES), "When?"))
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    difference = (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs()
+    assert difference.mean() < 0.05 if is_file else difference.max() == 0
+
+
+@pytest.mark.parametrize(
+    "clip, first, last",
+    [({"clip": [5, 12]}, 5, 12), ({"start": 0.5, "end": 1.3}, 5, 12), ({"start": 1.0}, 10, 19), ({"end": 0.5}, 0, 4), ({}, 0, 19)],
+)
+def test_a_clip_is_given_in_frames_or_seconds(processor, video, clip, first, last):
+    inputs = encode(processor, user(film(video, **clip), "What <t0.0>?"))
+    assert inputs.media == [[Media("video", 64, 48, 10.0, first, last)]]
+    expected = encode(processor, user(film(FRAMES[first : last + 1]), "What <t0.0>?"))
+    assert (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs().mean() < 0.05
+
+
+def test_clips_in_messages_and_in_arguments_are_refused(processor, video):
+    with pytest.raises(ValueError, match="not both"):
+        encode(processor, user(film(video, end=1.0), "When?"), processor_kwargs={"clips": [{"end": 1.0}]})
+
+
+def test_frames_with_metadata_speak_in_seconds(processor):
+    metadata = {"fps": 5.0, "total_num_frames": 20}
+    inputs = encode(processor, user(film(FRAMES), {"type": "time", "time": 1.9}), processor_kwargs={"video_metadata": [metadata]})
+    assert inputs.media[0][0].fps == 5.0
+    assert positions(inputs) == [pytest.approx(9.5 / 19)]
+
+
+def test_image_sizes_are_those_a_person_sees(processor, folder):
+    sideways = Image.fromarray(PICTURE)
+    exif = sideways.getexif()
+    exif[0x0112] = 6
+    sideways.save(folder / "sideways.jpg", exif=exif)
+    inputs = encode(processor, user(photo(str(folder / "sideways.jpg")), photo(), "Where?"))
+    assert inputs.media == [[Media("image", 48, 64), Media("image", 64, 48)]]
+
+
+def test_media_tokens_are_the_streams_with_their_markers(processor):
+    def stream(kind, patch, count):
+        return f"<{kind}_start>" + f"<{patch}>" * (count - 2) + f"<{kind}_end>"
+
+    inputs = encode(processor, user(photo(), film(FRAMES), "Hi"))
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    # 9×9 patches; 10 frames of 1 fast cell, 2 slow frames of 3×3 cells
+    media = f"{stream('im', 'im_patch', 81)}\n{stream('vid', 'vid_patch', 10)}{stream('slow_vid', 'vid_patch', 18)}\n"
+    assert text == f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{media}Hi<|im_end|>\n"
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5, 6, 23])
+def test_token_counts_follow_the_frames_of_each_video(processor, frames):
+    inputs = encode(processor, user(film(FRAMES), "Hi"), processor_kwargs={"num_frames": frames})
+    ids = set(processor.video_token_ids)
+    found = sum(token in ids for token in inputs["input_ids"][0].tolist())
+    assert found == frames + math.ceil(frames / 5) * 9
+    assert processor._get_num_multimodal_tokens(video_sizes=[(frames, 48, 64)])["num_video_tokens"] == [found]
+    assert processor._get_num_multimodal_tokens(image_sizes=[(48, 64)])["num_image_tokens"] == [81]
+
+
+# Coordinates
+
+
+def test_inline_coordinates_become_the_nearest_token_and_the_exact_position(processor):
+    inputs = encode(processor, user(photo(), "at [<w0.352><h0.442><w1><h.9>] or <t0.409>"), answer("here <w0.5>"))
+    assert text_of(processor, inputs).endswith(
+        "at [<WIDTH-035><HEIGHT-044><WIDTH-099><HEIGHT-089>] or <TEMP-040><|im_end|>\n<|im_start|>assistant\nhere <WIDTH-050><|im_end|>\n"
+    )
+    assert positions(inputs) == pytest.approx([0.352, 0.442, 1.0, 0.9, 0.409, 0.5])
+
+
+def test_positions_stand_at_their_tokens_and_nan_elsewhere(processor):
+    inputs = encode(processor, user(film(FRAMES), "a <t0.1> <TEMP-007> b <h0.3>"))
+    given = ~inputs["coordinates"][0].isnan()
+    tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0][given].tolist())
+    assert tokens == ["<TEMP-010>", "<HEIGHT-030>"]  # a token written out means its bin exactly
+
+
+def test_text_without_exact_positions_has_no_coordinates(processor):
+    assert "coordinates" not in encode(processor, user(photo(), "the dog at <TEMP-007>"))
+
+
+def test_seconds_and_pixels_refer_to_the_medium_before_them(processor, video):
+    inputs = encode(
+        processor,
+        user(
+            photo(np.zeros((100, 200, 3), np.uint8)),
+            {"type": "box", "box": [20, 10, 200, 100]},
+            film(video, clip=[5, 15]),
+            {"type": "span", "start": 0.5, "end": 1.0},
+            {"type": "time", "time": 1.5},
+            " <w32px><h12px>",
+        ),
+    )
+    assert positions(inputs) == pytest.approx([0.1, 0.1, 1.0, 1.0, 0.0, 0.5, 1.0, 0.5, 0.25])
+    assert text_of(processor, inputs).count("[<WIDTH-010><HEIGHT-010><WIDTH-099><HEIGHT-099>]") == 1
+
+
+def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor, video):
+    inputs = encode(processor, user(film(video), "Hi"), answer("It is at <t0.95s>."), user("And {<t0s><t1.9s>}?"))
+    assert positions(inputs) == pytest.approx([0.5, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("<t1.7>", "'<t1.7>' is 1.7"),
+        ("<t>", "'<t>' has no number"),
+        ("<tnan>", "'<tnan>' is not a finite number"),
+        ("<w-inf>", "'<w-inf>' is not a finite number"),
+        ("<w1s>", "'<w1s>' has the wrong unit"),
+        ("<t5px>", "'<t5px>' has the wrong unit"),
+        ("<t99s>", "<t99s> lies outside the clip, which goes from 0 to 2 seconds"),
+        ("<w65.5px>", "<w65.5px> lies outside the video, whose width is 64 pixels"),
+        ("{<t0.5><t0.4>}", "{<t0.5><t0.4>}' ends before it starts"),
+        ("{<t1.5s>, <t1.4s>}", "ends before it starts"),
+        ("[<w0.5><h0.1><w0.4><h0.2>]", "is reversed"),
+        ("[<w5px> <h9px> <w6px> <h8px>]", "is reversed"),
+        ("<TEMP-100>", "'<TEMP-100>' is no token of this model, which has 100 temporal bins"),
+        ("<WIDTH-INPUT>", "model's own token '<WIDTH-INPUT>'"),
+        ("<TEMP-OUTPUT>", "model's own token '<TEMP-OUTPUT>'"),
+        ("<im_patch>", "model's own token '<im_patch>'"),
+        ("<video>", "there are 2 <video> and 1 videos"),
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_impossible_coordinates_are_refused_by_name_in_any_message(processor, video, role, text, message):
+    chat = [user(film(video), "Hi"), answer("Hi")]
+    chat[role == "assistant"]["content"].append({"type": "text", "text": text})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        encode(processor, *chat)
+
+
+def test_tags_of_other_languages_are_plain_text(processor):
+    text = "<table> <h1 class='x'> <to> <width> a<b <t 0.5>"
+    assert text_of(processor, encode(processor, user(text))).count(text) == 1
+
+
+def test_seconds_without_a_video_are_refused(processor):
+    with pytest.raises(ValueError, match="'<t1s>' is in seconds, but no video or image stands before it"):
+        encode(processor, user("at <t1s>"))
+    with pytest.raises(ValueError, match="<t1s> is a time, but the media before it is an image"):
+        encode(processor, user(photo(), "at <t1s>"))
+    with pytest.raises(ValueError, match="frame rate of the video is unknown"):
+        encode(processor, user(film(FRAMES), "at <t1s>"))
+
+
+def test_every_position_survives_to_its_bin(processor):
+    values = np.linspace(0, 1, 40)
+    inputs = encode(processor, user("".join(f"<t{v!r}><h{v!r}><w{v!r}>" for v in values.tolist())))
+    assert positions(inputs) == pytest.approx(np.repeat(values, 3).tolist())
+    written = re.findall(r"<(?:TEMP|HEIGHT|WIDTH)-(\d{3})>", text_of(processor, inputs))
+    assert [int(k) for k in written] == [round(v * 99) for v in np.repeat(values, 3)]
+
+
+def test_a_stage_1_processor_has_no_coordinates():
+    processor = tiny_processor(tokenizer=tiny_tokenizer(0, 0))
+    assert encode(processor, user(photo(), "Hi"))["input_ids"].shape[1] > 81
+    with pytest.raises(ValueError, match="no coordinate tokens"):
+        encode(processor, user(photo(), "at <w0.5>"))
+
+
+def test_released_models_read_prompt_widths_as_their_placeholder_and_answers_as_bins():
+    processor = tiny_processor(plain_width_prompts=True)
+    inputs = encode(processor, user(photo(), "[<w0.1><h0.2>] <WIDTH-025>"), answer("<WIDTH-025><w0.5>"), user("<w0.3>"))
+    text = text_of(processor, inputs)
+    assert "[<WIDTH-INPUT><HEIGHT-020>] <WIDTH-INPUT><|im_end|>" in text
+    assert "<|im_start|>assistant\n<WIDTH-025><WIDTH-050><|im_end|>" in text  # 99/2 rounds to even
+    assert text.endswith("user\n<WIDTH-INPUT><|im_end|>\n")
+    assert positions(inputs) == pytest.approx([0.1, 0.2, 0.5, 0.3])
+
+
+# Template and assistant masks
+
+
+def test_the_mask_marks_the_answers_and_their_end_whatever_was_expanded_before(processor, video):
+    chat = [
+        user(film(video), "Is it {<t0.5s><t1.25s>} or [<w3px><h4px><w5px><h6px>]?"),
+        answer("It is {<t0.55s><t1.5s>}, at <t0.123456>."),
+        user(photo(), "And <w0.111111>?"),
+        answer("No <TEMP-025>."),
+    ]
+    inputs = encode(processor, *chat, return_assistant_tokens_mask=True)
+    supervised = processor.tokenizer.decode(inputs["input_ids"][0][inputs["assistant_masks"][0].bool()])
+    assert supervised == "It is {<TEMP-029><TEMP-078>}, at <TEMP-012>.<|im_end|>No <TEMP-025>.<|im_end|>"
+
+
+def test_the_mask_is_the_same_in_a_padded_batch(processor, video):
+    chats = [[user(film(video), "<t0.5s>"), answer("<t1s> yes")], [user("Hi"), answer("ho")], [user(photo(), "Hm"), answer("<w0.2>")]]
+    batch = encode_batch(processor, chats, return_assistant_tokens_mask=True)
+    for row, chat in enumerate(chats):
+        single = encode(processor, *chat, return_assistant_tokens_mask=True)
+        length = single["input_ids"].shape[1]
+        assert torch.equal(batch["assistant_masks"][row, -length:], single["assistant_masks"][0])
+        assert batch["assistant_masks"][row, :-length].sum() == 0
+
+
+def test_the_template_adds_the_default_system_message_only_where_there_is_none(processor):
+    system = {"role": "system", "content": "Be brief."}
+    assert processor.apply_chat_template([user("Hi")], add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert processor.apply_chat_template([system, user("Hi")]).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
+
+
+def test_unknown_content_is_refused(processor):
+    with pytest.raises(Exception, match="type image, video or text, not hologram"):
+        processor.apply_chat_template([user({"type": "hologram"})])
+
+
+def test_a_sanitized_prompt_cannot_write_control_tokens(processor):
+    if not _knows_sanitizing():
+        pytest.skip("this version of transformers does not sanitize prompts")
+    inputs = encode(processor, user(photo(), "<|im_end|> <im_patch> <TEMP-025> <w0.5>"), sanitize_control_tokens=True)
+    ids = inputs["input_ids"][0].tolist()
+    end, patch = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<im_patch>"])
+    assert ids.count(end) == 2 and ids.count(patch) == 79
+    assert positions(inputs) == [0.5]
+
+
+def _knows_sanitizing():
+    import inspect
+
+    from transformers import ProcessorMixin
+
+    return "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
+
+
+# Batches
+
+
+def chats_of(video):
+    return [
+        [user(film(video), "When {<t0.5s><t1s>}?")],
+        [user("Just text.")],
+        [user(photo(), photo(np.zeros((10, 30, 3), np.uint8)), "Where <w15px>?")],
+        [user("No position, <TEMP-003>."), answer("Yes."), user(photo(), film(FRAMES), film(video, end=1.0), "Which?")],
+        [user(film([Image.fromarray(f) for f in FRAMES[:5]]), "<t0.25>")],
+    ]
+
+
+def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
+    chats = chats_of(video)
+    batch = encode_batch(processor, chats, add_generation_prompt=True)
+    images, videos = [], []
+    for row, chat in enumerate(chats):
+        single = encode(processor, *chat, add_generation_prompt=True)
+        length = single["input_ids"].shape[1]
+        assert torch.equal(batch["input_ids"][row, -length:], single["input_ids"][0])
+        assert batch["attention_mask"][row].sum() == length and batch["attention_mask"][row, -length:].all()
+        expected = single.get("coordinates", torch.full((1, length), math.nan))
+        assert torch.equal(batch["coordinates"][row, -length:].nan_to_num(-1), expected[0].nan_to_num(-1))
+        assert batch["coordinates"][row, :-length].isnan().all()
+        assert batch.media[row] == single.media[0]
+        images += [single[key] for key in ("pixel_values",) if key in single]
+        videos += [single[key] for key in ("pixel_values_videos",) if key in single]
+    assert torch.equal(batch["pixel_values"], torch.cat(images))
+    assert torch.equal(batch["pixel_values_videos"], torch.cat(videos))
+
+
+def test_a_batch_of_text_alone(processor):
+    batch = encode_batch(processor, [[user("a")], [user("longer")]])
+    assert set(batch) == {"input_ids", "attention_mask"} and batch.media == [[], []]
+
+
+def test_truncation_drops_positions_with_their_tokens(processor):
+    chat = [user("a <t0.1> b <t0.2> c <t0.3> d")]
+    whole = encode(processor, *chat)
+    for length in range(40, whole["input_ids"].shape[1]):
+        cut = encode(processor, *chat, processor_kwargs={"truncation": True, "max_length": length})
+        assert cut["input_ids"].shape[1] == length
+        if "coordinates" in cut:
+            assert torch.equal(cut["coordinates"].nan_to_num(-1), whole["coordinates"][:, :length].nan_to_num(-1))
+
+
+def test_truncation_from_the_left_keeps_the_last_positions(processor):
+    other = tiny_processor(tokenizer=tiny_tokenizer(truncation_side="left"))
+    cut = encode(other, user("a <t0.1> b <t0.2> c <t0.3>"), processor_kwargs={"truncation": True, "max_length": 8})
+    assert positions(cut) == pytest.approx([0.2, 0.3])
+
+
+def test_truncation_of_media_is_refused(processor):
+    with pytest.raises(ValueError, match=r"Truncation left \d+ of 81 image tokens. Raise max_length above 90"):
+        encode(processor, user(photo(), "Hi"), processor_kwargs={"truncation": True, "max_length": 90})
+
+
+@pytest.mark.parametrize(
+    "text, images, message",
+    [
+        (["<image> a"], [PICTURE, PICTURE], "there are 1 <image> and 2 images"),
+        (["<image><image>"], [PICTURE], "there are 2 <image> and 1 images"),
+        (["<image>"], None, "there are 1 <image> and 0 images"),
+        (["a"], [PICTURE], "there are 0 <image> and 1 images"),
+        (["<video>"], [PICTURE], "there are 0 <image> and 1 images"),
+        ([""], None, "The prompt is empty"),
+        ([5], None, "`text` must be a string or a list of strings"),
+    ],
+)
+def test_media_must_be_as_many_as_their_placeholders(processor, text, images, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor(text=text, images=images)
+
+
+def test_a_call_with_nothing_and_audio_are_refused(processor):
+    with pytest.raises(ValueError, match="at least one input"):
+        processor()
+    with pytest.raises(ValueError, match="it was given audio"):
+        processor(text="a", audio=np.zeros(10))
+
+
+# What travels with the inputs
+
+
+def test_media_travel_with_the_inputs_and_are_no_model_input(processor, video):
+    inputs = encode(processor, user(film(video), "<t0.5>"))
+    media = inputs.media
+    assert "media" not in inputs
+    copied = pickle.loads(pickle.dumps(inputs))
+    assert copied.media == media and torch.equal(copied["input_ids"], inputs["input_ids"])
+    moved = inputs.to(torch.bfloat16)
+    assert moved.media == media and moved["pixel_values_videos"].dtype == torch.bfloat16
+    assert moved["input_ids"].dtype == torch.long
+
+
+def test_a_model_takes_what_the_processor_makes_and_answers_come_back_in_units(processor, video):
+    inputs = encode(processor, user(film(video, clip=[5, 15]), "When?"), add_generation_prompt=True)
+    assert model_for(processor)(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+    written = processor.tokenizer("{<TEMP-000><TEMP-099>}, a dog.<|im_end|>", return_tensors="pt")["input_ids"]
+    generated = torch.cat((inputs["input_ids"], written), dim=1)
+    (read,) = processor.post_process_grounding(generated, inputs)
+    assert read == {
+        "text": "{<TEMP-000><TEMP-099>}, a dog.",
+        "events": [{"start": 0.5, "end": 1.5, "caption": "a dog", "boxes": []}],
+        "notes": [],
+    }
+    assert processor.post_process_grounding(written, media=inputs.media) == [read]
+    with pytest.raises(ValueError, match="do not begin with the prompt"):
+        processor.post_process_grounding(generated[:, 1:], inputs)
+    with pytest.raises(ValueError, match="There are 1 answers, and media for None"):
+        processor.post_process_grounding(written)
+
+
+def test_decoding_keeps_coordinates_and_drops_other_special_tokens(processor):
+    ids = processor.tokenizer("<|im_start|>a <TEMP-001><vid_patch>b<|im_end|><|endoftext|>", return_tensors="pt")["input_ids"]
+    assert processor.post_process_image_text_to_text(ids) == ["a <TEMP-001>b"]
+    assert processor.post_process_image_text_to_text(ids[0]) == ["a <TEMP-001>b"]
+    assert "<|im_end|>" in processor.post_process_image_text_to_text(ids, skip_special_tokens=False)[0]
+
+
+# Saving and loading
+
+
+def test_round_trips_through_the_auto_classes(folder, video):
+    processor = tiny_processor(num_temporal_bins=50, num_spatial_bins=20, plain_width_prompts=True, use_downsample_image=True)
+    processor.save_pretrained(folder / "saved")
+    expected = encode(processor, user(photo(), film(video), "{<t0.5s><t1s>} <w0.3>"))
+    for cls in (LlavaSTProcessor, AutoProcessor):
+        loaded = cls.from_pretrained(folder / "saved")
+        assert type(loaded) is LlavaSTProcessor and loaded.to_dict() == processor.to_dict()
+        assert (loaded.num_temporal_bins, loaded.num_spatial_bins) == (50, 20)
+        inputs = encode(loaded, user(photo(), film(video), "{<t0.5s><t1s>} <w0.3>"))
+        assert all(torch.equal(inputs[key].nan_to_num(-1), expected[key].nan_to_num(-1)) for key in expected)
+        assert inputs.media == expected.media
+    assert type(AutoImageProcessor.from_pretrained(folder / "saved")) is LlavaSTImageProcessor
+    assert type(AutoVideoProcessor.from_pretrained(folder / "saved")) is LlavaSTVideoProcessor
+    assert len(AutoTokenizer.from_pretrained(folder / "saved")) == len(processor.tokenizer)
+
+
+def test_a_changed_chat_template_is_kept(folder):
+    tiny_processor(chat_template="{{ messages[0]['content'] }}").save_pretrained(folder / "template")
+    assert AutoProcessor.from_pretrained(folder / "template").chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    with pytest.raises(ValueError, match=r"The tokenizer has no <im_start>.*not that of a LLaVA-ST model"):
+        LlavaSTProcessor(LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor())
+
+
+def test_remote_code_loads_where_the_package_is_absent(tmp_path, monkeypatch):
+    classes = {
+        LlavaSTConfig: "AutoConfig", LlavaSTModel: "AutoModel", LlavaSTForConditionalGeneration: "AutoModelForImageTextToText",
+        LlavaSTProcessor: "AutoProcessor", LlavaSTImageProcessor: "AutoImageProcessor", LlavaSTVideoProcessor: "AutoVideoProcessor",
+    }  # fmt: skip
+    for cls, auto in classes.items():
+        monkeypatch.setattr(cls, "_auto_class", auto)  # what register_for_auto_class does, undone after the test
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path / "hub")
+    processor.save_pretrained(tmp_path / "hub")
+    script = """
+        import sys
+        sys.modules["llava_st_hf"] = None  # importing it fails
+        import numpy as np
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+        processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+        model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+        frames = np.zeros((5, 32, 48, 3), np.uint8)
+        chat = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "<t0.5>"}]}]
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+        generated = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        print(type(model).__module__.split(".")[0], len(processor.post_process_grounding(generated, inputs)))
+    """
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "hub")], capture_output=True, text=True)
+    assert done.stdout.strip() == "transformers_modules 1", done.stderr[-2000:]
+
+
+# The released program
+
+
+def reference_cases(kind):
+    if not REFERENCE.is_dir():
+        return []
+    cases = json.loads((REFERENCE / "tiny" / "cases.json").read_text())["cases"]
+    return [pytest.param(case, id=case["key"]) for case in cases if case["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def released():
+    folder = REFERENCE / "tiny"
+    overrides = json.loads((folder / "config_overrides.json").read_text())
+    model = LlavaSTForConditionalGeneration.from_pretrained(folder / "original_checkpoint", **overrides).eval()
+    processor = AutoProcessor.from_pretrained(folder / "original_checkpoint")
+    return processor, model, load_file(folder / "expected.safetensors")
+
+
+AXIS_LISTS = {
+    "TEMP": "temporal_input_locations",
+    "HEIGHT": "spatial_height_input_locations",
+    "WIDTH": "spatial_width_input_locations",
+}
+
+
+def reference_chat(case):
+    """A case as messages; benchmark prompts, which carry their numbers beside the text, with the numbers inline."""
+    shape = (5, 32, 48, 3) if case["modality"] == "video" else (32, 48, 3)
+    medium = {"type": case["modality"], case["modality"]: np.zeros(shape, np.uint8)}
+    if case["kind"] == "training":
+        question, reply = (turn["value"] for turn in case["conversations"])
+        return [user(medium, question), answer(reply)]
+    if case["style"] == "demo":
+        return [user(medium, case["query"])]
+    numbers = {name: list(case["locations"][key]) for name, key in AXIS_LISTS.items()}
+    text = case["prompt_with_placeholders"].split("\n", 1)[1]
+    return [user(medium, re.sub(r"<(TEMP|HEIGHT|WIDTH)-INPUT>", lambda m: f"<{m[1][0].lower()}{numbers[m[1]].pop(0)}>", text))]
+
+
+def axes_only(ids, config):
+    """Coordinates and their placeholders as the name of their axis: the released ids have placeholders where ours have bins."""
+    names = {}
+    for axis in ("temporal", "height", "width"):
+        names |= dict.fromkeys(config.coordinates.token_ids(axis), axis)
+        names |= {getattr(config, f"{axis}_{use}_token_id"): axis for use in ("input", "output")}
+    return [names.get(token, token) for token in ids.tolist()]
+
+
+def reference_pixels(case):
+    frames = 100 if case["modality"] == "video" else 1
+    t, c, i, j = np.ogrid[:frames, :3, :384, :384]
+    pixels = np.sin(0.05 * case["seed"] + 0.031 * (c + 1) * i + 0.017 * j * (1 + 0.01 * t) + 0.3 * t).astype(np.float32)
+    pixels = torch.from_numpy(pixels)
+    return {"pixel_values_videos": pixels[None]} if frames > 1 else {"pixel_values": pixels}
+
+
+@requires_reference
+@pytest.mark.parametrize("case", [*reference_cases("inference"), *reference_cases("training")])
+def test_ids_equal_the_released_programs(released, case):
+    processor, model, expected = released
+    inputs = encode(processor, *reference_chat(case), add_generation_prompt=case["kind"] == "inference")
+    ids = expected[case["key"] + ".input_ids"].flatten()
+    assert axes_only(inputs["input_ids"][0], model.config) == axes_only(ids, model.config)
+
+
+@requires_reference
+@pytest.mark.parametrize("case", reference_cases("inference")[:3])
+def test_logits_from_messages_equal_the_released_programs(released, case):
+    processor, model, expected = released
+    inputs = encode(processor, *reference_chat(case), add_generation_prompt=True)
+    with torch.no_grad():
+        logits = model(**{**inputs, **reference_pixels(case)}).logits[0]
+    places = expected[case["key"] + ".text_positions"].long()
+    torch.testing.assert_close(logits[places], expected[case["key"] + ".text_logits"], atol=1e-4, rtol=1e-4)
+
+
+@requires_reference
+def test_a_released_folder_loads_as_a_processor_and_saves_as_ours(released, tmp_path):
+    processor = released[0]
+    assert type(processor) is LlavaSTProcessor and processor.plain_width_prompts and processor.num_temporal_bins == 100
+    processor.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_inline_syntax_of_the_demo_is_what_is_read():
+    assert [m[0] for m in INLINE_COORDINATE.finditer("<t0.409>, <h0.442> <w0.352>")] == ["<t0.409>", "<h0.442>", "<w0.352>"]
