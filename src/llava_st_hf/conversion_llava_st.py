@@ -47,7 +47,9 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
         for key, tensor in other.items():
             for parameter, part in _targets(model, key, tensor):
                 if parameter.shape != part.shape:
-                    raise ValueError(f"{key} in {OTHER_WEIGHTS} has shape {tuple(tensor.shape)}; the base model does not fit it ({tuple(parameter.shape)}).")
+                    raise ValueError(
+                        f"{key} in {OTHER_WEIGHTS} has shape {tuple(tensor.shape)}, and its place in the base model {tuple(parameter.shape)}."
+                    )
                 parameter.copy_(part)
         _add_lora(model, lora_config, lora)
     return model
@@ -65,9 +67,8 @@ def add_coordinate_rows(model: LlavaSTForConditionalGeneration, num_temporal_bin
     config.coordinate_start_token_id, config.use_lape = first, True
     config.validate()
     with torch.no_grad():
-        model._init_coordinate_rows(model.get_input_embeddings().weight, is_output=config.tie_word_embeddings)
-        if not config.tie_word_embeddings:
-            model._init_coordinate_rows(model.get_output_embeddings().weight, is_output=True)
+        model._init_coordinate_rows(model.model)
+        model._init_coordinate_rows(model)
 
 
 def _read_stage_folder(adapter: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -138,7 +139,8 @@ def _add_lora(model: LlavaSTForConditionalGeneration, lora_config: dict, lora: d
         scaling = lora_config["lora_alpha"] / (math.sqrt(rank) if lora_config.get("use_rslora") else rank)
         [(parameter, _)] = _targets(model, f"{module}.weight", pair["B"])
         if parameter.shape != (len(pair["B"]), pair["A"].shape[1]):
-            raise ValueError(f"The adapter of {module} is for a weight of {len(pair['B'])}×{pair['A'].shape[1]}, the base model's is {tuple(parameter.shape)}.")
+            shape = (len(pair["B"]), pair["A"].shape[1])
+            raise ValueError(f"The adapter of {module} is for a weight of shape {shape}; the base model's is {tuple(parameter.shape)}.")
         # In fp32: the sum of a small update in bf16 would lose most of it.
         update = scaling * (pair["B"].float() @ pair["A"].float())
         parameter.copy_(parameter.float() + update.to(parameter.device))

@@ -16,6 +16,7 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput
 
+from .coordinates import coordinate_token
 from .grounding import Media, parse_answer
 from .tasks import TASKS, task_content
 
@@ -68,11 +69,15 @@ class VideoGroundingPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        expected = self.model.config.coordinate_start_token_id
-        found = self.processor.tokenizer.get_added_vocab().get("<TEMP-000>")
+        config, processor = self.model.config, self.processor
+        bins = (config.num_temporal_bins, config.num_spatial_bins) if config.use_lape else (0, 0)
+        expected = (config.coordinate_start_token_id, *bins)
+        start = processor.tokenizer.get_added_vocab().get(coordinate_token("temporal", 0))
+        found = (start, processor.num_temporal_bins, processor.num_spatial_bins)
         if expected != found:
             raise ValueError(
-                f"Model and processor do not belong together: <TEMP-000> is token {found} of the tokenizer and {expected} of the model."
+                "Model and processor do not belong together: the id of <TEMP-000> and the numbers of temporal and spatial bins are "
+                f"{expected} in the model and {found} in the tokenizer."
             )
 
     def __call__(self, inputs, **kwargs):

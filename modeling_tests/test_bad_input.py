@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people pass by mistake, through the chat template and through the pipeline: the right result, or an error that names it."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from modeling_tests.media import moving_frames, write_audio, write_video
+from modeling_tests.processors import model_for, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def grounder():
+    processor = tiny_processor()
+    return pipeline("video-grounding", model=model_for(processor), processor=processor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def video(folder):
+    return str(write_video(folder / "video.mp4", moving_frames(20, 48, 64), fps=10))
+
+
+@pytest.fixture(params=["chat template", "pipeline"])
+def ask(request, grounder):
+    """Asks about a medium, and returns the `Media` that the answer would be read with."""
+
+    def ask(kind, source, text="What?", **options):
+        if request.param == "pipeline":
+            seen = []
+            grounder.postprocess, postprocess = (
+                lambda outputs: seen.extend(outputs["contexts"]) or postprocess(outputs),
+                grounder.postprocess,
+            )
+            try:
+                grounder({kind: source, "text": text, **options}, max_new_tokens=1)
+            finally:
+                grounder.postprocess = postprocess
+            return seen[0][0]
+        messages = [{"role": "user", "content": [{"type": kind, kind: source, **options}, {"type": "text", "text": text}]}]
+        inputs = grounder.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        pixels = inputs["pixel_values_videos" if kind == "video" else "pixel_values"]
+        assert torch.isfinite(pixels).all() and pixels.abs().max() <= 1 + 1e-6
+        return inputs.media[0][0]
+
+    return ask
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind, name", [("video", "missing.mp4"), ("image", "missing.png")])
+def test_a_missing_file_is_named(ask, folder, kind, name):
+    with pytest.raises(OSError, match=name):
+        ask(kind, str(folder / name))
+
+
+@pytest.mark.parametrize("kind, name", [("video", "empty.mp4"), ("image", "empty.png")])
+def test_an_empty_file_is_named(ask, folder, kind, name):
+    (folder / name).touch()
+    with pytest.raises(OSError, match=f"{name} is empty"):
+        ask(kind, str(folder / name))
+
+
+@pytest.mark.parametrize("kind, name", [("video", "text.mp4"), ("image", "text.jpg")])
+def test_text_under_another_name_is_named(ask, folder, kind, name):
+    (folder / name).write_text("this is no picture at all\n" * 50)
+    with pytest.raises(OSError, match=name):
+        ask(kind, str(folder / name))
+
+
+def test_a_truncated_video_is_named(ask, folder, video):
+    data = (folder / "video.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    with pytest.raises(OSError, match=r"cut\.mp4"):
+        ask("video", str(folder / "cut.mp4"))
+
+
+def test_a_truncated_image_is_named(ask, folder):
+    Image.fromarray(moving_frames(1, 200, 200)[0]).save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(OSError, match=r"cut\.jpg"):
+        ask("image", str(folder / "cut.jpg"))
+
+
+def test_a_file_of_sound_alone_is_named(ask, folder):
+    write_audio(folder / "sound.mp4")
+    with pytest.raises(OSError, match=r"sound\.mp4"):
+        ask("video", str(folder / "sound.mp4"))
+
+
+def test_a_folder_is_named(ask, folder):
+    with pytest.raises(OSError, match="is a directory"):
+        ask("video", str(folder))
+
+
+def test_an_unreachable_url_is_named(ask):
+    with pytest.raises(OSError, match=re.escape("http://127.0.0.1:9/a.mp4")):
+        ask("video", "http://127.0.0.1:9/a.mp4")
+
+
+# Videos of unusual shapes
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_short_videos_are_read(ask, folder, frames):
+    media = ask("video", str(write_video(folder / f"{frames}.mp4", moving_frames(frames, 48, 64), fps=10)), text="What at <t0s>?")
+    assert (media.first_frame, media.last_frame) == (0, frames - 1)
+    assert media.time(1.0) == (frames - 1) / 10
+
+
+@pytest.mark.parametrize("height, width", [(96, 40), (33, 51), (17, 200)])
+def test_portrait_and_odd_sizes_keep_their_pixels(ask, folder, height, width):
+    path = write_video(folder / f"{height}x{width}.mp4", moving_frames(4, height, width), fps=10)
+    media = ask("video", str(path), text=f"What is at [<w0px><h0px><w{width}px><h{height}px>]?")
+    assert (media.width, media.height) == (width, height)
+
+
+def test_no_frames_are_refused(ask):
+    for frames in ([], np.zeros((0, 8, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"empty list|none of them 0"):
+            ask("video", frames)
+
+
+def test_frames_of_unequal_sizes_are_refused(ask):
+    with pytest.raises(ValueError, match="one size"):
+        ask("video", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+
+
+def test_nan_pixels_are_refused(ask):
+    with pytest.raises(ValueError, match="NaN"):
+        ask("video", np.full((2, 8, 8, 3), np.nan, np.float32))
+    with pytest.raises(ValueError, match="NaN"):
+        ask("image", np.full((8, 8, 3), np.nan, np.float32))
+
+
+# Pictures of unusual kinds
+
+
+@pytest.mark.parametrize(
+    "mode, values", [("L", np.uint8), ("RGBA", np.uint8), ("LA", np.uint8), ("P", np.uint8), ("1", np.uint8), ("CMYK", np.uint8)]
+)
+def test_every_mode_of_a_picture_is_read(ask, mode, values):
+    assert ask("image", Image.new("RGB", (30, 20), "red").convert(mode)).width == 30
+
+
+def test_sixteen_bit_pictures_are_scaled_and_not_clipped(grounder, folder):
+    grey = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
+    Image.fromarray(grey).save(folder / "16.png")
+    messages = [{"role": "user", "content": [{"type": "image", "path": str(folder / "16.png")}]}]
+    pixels = grounder.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")["pixel_values"]
+    assert pixels.min() < -0.9 and pixels.max() > 0.9 and abs(pixels.mean()) < 0.05
+
+
+@pytest.mark.parametrize("orientation, turned", [(1, False), (3, False), (6, True), (8, True)])
+def test_exif_rotation_turns_sizes_as_well(ask, folder, orientation, turned):
+    picture = Image.fromarray(moving_frames(1, 20, 30)[0])
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(folder / "turned.jpg", exif=exif)
+    media = ask("image", str(folder / "turned.jpg"))
+    assert (media.width, media.height) == ((20, 30) if turned else (30, 20))
+
+
+def test_an_8k_frame_is_read(ask):
+    media = ask("image", Image.new("RGB", (7680, 4320)), text="What is at <w7680px><h4320px>?")
+    assert (media.width, media.height) == (7680, 4320)
+    assert media.box((0, 0, 1, 1))["xmax"] == 7680
+
+
+# Clips
+
+
+@pytest.mark.parametrize(
+    "clip, message",
+    [
+        ({"start": 1.0, "end": 1.0}, "empty or reversed"),
+        ({"start": 1.5, "end": 1.0}, "reversed"),
+        ({"start": -1.0}, "negative"),
+        ({"end": 99.0}, "beyond the video, which lasts 2.000 s"),
+        ({"start": 5.0}, "the video lasts 2.000 s"),
+        ({"start": math.nan}, "finite"),
+        ({"end": "2"}, "finite numbers of seconds"),
+        ({"clip": [5, 4]}, "reversed"),
+        ({"clip": [0, 99]}, "beyond the video, which has 20 frames"),
+        ({"clip": [0.5, 3]}, "whole numbers"),
+        ({"clip": [1, 2, 3]}, "must be"),
+        ({"clip": 3}, "must be"),
+        ({"clip": [0, 3], "start": 0.1}, "not both"),
+    ],
+)
+def test_impossible_clips_are_refused(ask, video, clip, message):
+    with pytest.raises(ValueError, match=message):
+        ask("video", video, **clip)
+
+
+def test_a_clip_of_one_frame_is_read(ask, video):
+    media = ask("video", video, clip=[7, 7])
+    assert (media.first_frame, media.last_frame, media.time(0.0), media.time(1.0)) == (7, 7, 0.7, 0.7)
+
+
+def test_seconds_of_frames_without_a_rate_are_refused(ask):
+    with pytest.raises(ValueError, match="frame rate of the video is unknown"):
+        ask("video", moving_frames(5, 8, 8), end=1.0)
+
+
+# Questions
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("When is <t1.7>?", "'<t1.7>' is 1.7"),
+        ("When is <t>?", "'<t>' has no number"),
+        ("When is <tnan>?", "'<tnan>' is not a finite number"),
+        ("When is <w-0.2>?", "'<w-0.2>' is -0.2"),
+        ("<WIDTH-INPUT>", "'<WIDTH-INPUT>'"),
+        ("<vid_patch>", "'<vid_patch>'"),
+        ("{<t0.9><t0.1>}", "ends before it starts"),
+        ("[<w0.9><h0.1><w0.2><h0.2>]", "is reversed"),
+        ("<t2.5s>", "<t2.5s> lies outside the clip, which goes from 0 to 2 seconds"),
+        ("See <video> and <video>", "there are 3 <video> and 1 videos"),
+        ("See <image>", "there are 1 <image> and 0 images"),
+    ],
+)
+def test_impossible_questions_are_refused(ask, video, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ask("video", video, text=text)
+
+
+def test_an_empty_prompt_is_refused(grounder, video):
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        grounder.processor(text="")
+    with pytest.raises(ValueError, match="asks nothing"):
+        grounder(video, text="")
+
+
+def test_more_media_than_placeholders_are_refused(grounder, video):
+    with pytest.raises(ValueError, match=re.escape("there are 1 <video> and 2 videos")):
+        grounder.processor(text="<video> a", videos=[video, video])
+
+
+def test_an_object_that_is_no_medium_is_refused(ask):
+    for kind in ("video", "image"):
+        with pytest.raises(ValueError, match=r"a video must be|Could not make a flat list of images from .*a medium"):
+            ask(kind, {"not": "a medium"})

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformers import AutoModelForImageTextToText
+
+from llava_st_hf import LlavaSTProcessor
+from llava_st_hf.cli import main
+from modeling_tests.media import write_video
+from modeling_tests.processors import model_for, tiny_processor
+from modeling_tests.reference import ORIGINAL_CHECKPOINT, REFERENCE, requires_reference
+
+
+OVERRIDES = REFERENCE / "tiny" / "config_overrides.json"
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    frames = np.random.default_rng(0).integers(0, 256, (12, 64, 96, 3), dtype=np.uint8)
+    write_video(tmp_path / "clip.mp4", frames, fps=10)
+    return str(tmp_path / "clip.mp4")
+
+
+def test_ground_prints_one_json_answer(clip, tmp_path, capsys):
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    question = ["--task", "svg", "--text", "a dog runs", "--span", "0.2", "0.8", "--max-new-tokens", "4"]
+    assert main(["ground", clip, "--model", str(tmp_path / "model"), *question]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"text", "events", "notes"}
+
+
+def test_a_problem_is_one_line_on_stderr_and_status_1(tmp_path, capsys):
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert main(["ground", "nowhere.mp4", "--model", str(tmp_path), "--text", "hm"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("llava-st: ") and "nowhere.mp4" in captured.err
+
+
+@requires_reference
+def test_convert_writes_our_layout_that_auto_classes_load(tmp_path):
+    assert main(["convert", str(ORIGINAL_CHECKPOINT), str(tmp_path), "--config-overrides", str(OVERRIDES)]) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llava_st"
+    assert "model.packer.spatial.q_proj.weight" in load_file(tmp_path / "model.safetensors")
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path).config.drop_fast_features
+    assert LlavaSTProcessor.from_pretrained(tmp_path).plain_width_prompts
+
+
+@requires_reference
+def test_merge_lora_writes_a_folder_that_answers(tmp_path):
+    lora = REFERENCE / "tiny" / "original_lora"
+    assert main(["merge-lora", str(ORIGINAL_CHECKPOINT), str(lora), str(tmp_path), "--config-overrides", str(OVERRIDES)]) == 0
+    merged, base = load_file(tmp_path / "model.safetensors"), load_file(ORIGINAL_CHECKPOINT / "model.safetensors")
+    key = "layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged[f"model.language_model.{key}"], base[f"model.{key}"])
+    assert (tmp_path / "chat_template.jinja").is_file()
+
+
+def test_the_demo_runs_offline_and_says_that_its_answer_is_noise():
+    demo = Path(__file__).parents[1] / "examples" / "demo.py"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, str(demo)], capture_output=True, text=True, env=environment, check=True)
+    assert "noise" in run.stdout
+    assert json.loads(run.stdout[run.stdout.index("{") :]).keys() == {"text", "events", "notes"}

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import GenerationConfig, LogitsProcessor, pipeline
+
+from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
+from modeling_tests.media import moving_frames, write_video
+from modeling_tests.processors import model_for, tiny_processor
+from modeling_tests.reference import REFERENCE, requires_reference
+
+
+PICTURE = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
+NOWHERE = "The answer names no time or place that could be read."
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """100 frames of 64×48 at 10 frames per second: bin k is frame k, k tenths of a second."""
+    return str(write_video(tmp_path_factory.mktemp("media") / "video.mp4", moving_frames(100, 48, 64), fps=10))
+
+
+@pytest.fixture(scope="module")
+def grounder():
+    processor = tiny_processor()
+    return pipeline("video-grounding", model=model_for(processor), processor=processor)
+
+
+class Script(LogitsProcessor):
+    """Makes `generate` write given answers, one per row of the batch, batch after batch."""
+
+    def __init__(self, grounder, *batches, end="<|im_end|>"):
+        tokenizer = grounder.processor.tokenizer
+        self.batches = [[tokenizer(text + end)["input_ids"] for text in batch] for batch in batches]
+        self.step, self.pad = 0, tokenizer.pad_token_id
+
+    def __call__(self, input_ids, scores):
+        rows = self.batches[0]
+        assert len(rows) == len(input_ids)
+        wanted = [ids[self.step] if self.step < len(ids) else self.pad for ids in rows]
+        self.step += 1
+        if self.step == max(map(len, rows)):
+            self.batches.pop(0)
+            self.step = 0
+        forced = torch.full_like(scores, -torch.inf)
+        forced[range(len(rows)), wanted] = 0
+        return forced
+
+
+def asked(grounder, monkeypatch):
+    """A list that fills with the prompts that the pipeline makes, as text without media tokens."""
+    prompts, template = [], grounder.processor.apply_chat_template
+
+    def record(messages, **kwargs):
+        inputs = template(messages, **kwargs)
+        prompts.append(grounder.processor.decode_answer(inputs["input_ids"][0]))
+        return inputs
+
+    monkeypatch.setattr(grounder.processor, "apply_chat_template", record)
+    return prompts
+
+
+def say(grounder, inputs, written, **kwargs):
+    """What the pipeline makes of an answer that the model is made to write."""
+    return grounder(inputs, logits_processor=[Script(grounder, [written])], max_new_tokens=200, **kwargs)
+
+
+# Answers in seconds and pixels of the file
+
+
+def test_a_span_comes_back_in_seconds_of_the_file(grounder, video):
+    answer = say(grounder, video, "During {<TEMP-025><TEMP-086>}.", text="falls", task="tvg")
+    assert answer == {
+        "text": "During {<TEMP-025><TEMP-086>}.",
+        "events": [{"start": 2.5, "end": 8.6, "caption": None, "boxes": []}],
+        "notes": [],
+    }
+    assert json.loads(json.dumps(answer)) == answer
+
+
+@pytest.mark.parametrize("clip", [{"clip": [40, 59]}, {"start": 4.0, "end": 6.0}])
+def test_a_clips_answers_count_from_the_start_of_the_file(grounder, video, clip):
+    answer = say(
+        grounder, video, "{<TEMP-000><TEMP-099>}. <TEMP-050>:[<WIDTH-000><HEIGHT-099><WIDTH-099><HEIGHT-099>]", text="When?", **clip
+    )
+    box = {"xmin": 0.0, "ymin": 48.0, "xmax": 64.0, "ymax": 48.0}
+    # frame 40 + round(50/99 · 19) = 50; 40 + 50/99 · 19 = 49.596 in time
+    moment = {"time": 4.96, "frame": 50, "box": box}
+    assert answer["events"] == [{"start": 4.0, "end": 5.9, "caption": None, "boxes": [moment]}] and answer["notes"] == []
+
+
+def test_an_image_gives_boxes_without_times(grounder):
+    answer = say(grounder, PICTURE, "[<WIDTH-000><HEIGHT-033><WIDTH-099><HEIGHT-066>]", text="the cat", task="rec")
+    box = {"xmin": 0.0, "ymin": 16.67, "xmax": 100.0, "ymax": 33.33}
+    assert answer["events"] == [{"caption": None, "boxes": [{"box": box}]}] and answer["notes"] == []
+
+
+TASK_CASES = {
+    "rec": ({"image": PICTURE, "text": "the cat"}, "[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"),
+    "reg": ({"image": PICTURE, "box": [10, 5, 90, 45]}, "a cat"),
+    "dgc": ({"image": PICTURE}, "a cat [<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"),
+    "tvg": ({"text": "falls"}, "{<TEMP-010><TEMP-020>}"),
+    "tr": ({"span": (1.0, 2.0)}, "a man falls."),
+    "stvg": ({"text": "falls"}, "{<TEMP-010><TEMP-020>} <TEMP-015>:[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"),
+    "svg": ({"span": (1.0, 2.0), "text": "falls"}, "<TEMP-015>:[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"),
+    "elc": (
+        {"time": 1.0, "box": [1, 2, 30, 40]},
+        "Ends in <TEMP-020>, a man falls. Object bounding box: <TEMP-015>:[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>].",
+    ),
+}
+WHOLE_PICTURE = {"box": {"xmin": 0.0, "ymin": 0.0, "xmax": 100.0, "ymax": 50.0}}
+WHOLE_FRAME = {"time": 1.5, "frame": 15, "box": {"xmin": 0.0, "ymin": 0.0, "xmax": 64.0, "ymax": 48.0}}
+TASK_EVENTS = {
+    "rec": {"caption": None, "boxes": [WHOLE_PICTURE]},
+    "reg": {"caption": "a cat", "boxes": [{"box": {"xmin": 10.0, "ymin": 5.0, "xmax": 90.0, "ymax": 45.0}}]},
+    "dgc": {"caption": "a cat", "boxes": [WHOLE_PICTURE]},
+    "tvg": {"start": 1.0, "end": 2.0, "caption": None, "boxes": []},
+    "tr": {"start": 1.0, "end": 2.0, "caption": "a man falls", "boxes": []},
+    "stvg": {"start": 1.0, "end": 2.0, "caption": None, "boxes": [WHOLE_FRAME]},
+    "svg": {"start": 1.0, "end": 2.0, "caption": None, "boxes": [WHOLE_FRAME]},
+    "elc": {"start": 1.0, "end": 2.0, "caption": "a man falls", "boxes": [WHOLE_FRAME]},
+}
+
+
+@pytest.mark.parametrize("task", TASK_CASES)
+def test_every_task_asks_and_answers_in_seconds_and_pixels(grounder, video, task):
+    question, text = TASK_CASES[task]
+    inputs = question if "image" in question else {"video": video, **question}
+    answer = say(grounder, {**inputs, "task": task}, text)
+    assert answer == {"text": text, "events": [TASK_EVENTS[task]], "notes": []}
+
+
+def test_a_question_in_seconds_and_pixels_reaches_the_prompt(grounder, video, monkeypatch):
+    prompts = asked(grounder, monkeypatch)
+    grounder(video, task="elc", time=1.0, box=[0, 0, 32, 48], max_new_tokens=1)
+    assert "Starts in <TEMP-010>, what happened" in prompts[0]
+    assert "region [<WIDTH-000><HEIGHT-000><WIDTH-050><HEIGHT-099>]?" in prompts[0]
+
+
+# Kinds of input
+
+
+def mixed(video):
+    return [
+        {"video": video, "text": "falls", "task": "tvg"},
+        {"image": PICTURE, "task": "dgc"},
+        {"image": PICTURE, "text": "What is at [<w0.1><h0.1><w0.2><h0.2>]?"},
+        {"video": moving_frames(12, 48, 64), "text": "When?", "clip": [3, 9]},
+        [{"role": "user", "content": "Only text."}],
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_batches_of_mixed_media_answer_as_one_by_one(grounder, video, batch_size):
+    inputs = mixed(video)
+    # transformers tells chats from other inputs by the first of a list, so the chat goes in as it is among dictionaries
+    one_by_one = [grounder(item, max_new_tokens=8) for item in inputs]
+    assert grounder(inputs, max_new_tokens=8, batch_size=batch_size) == one_by_one
+
+
+def test_generators_stream(grounder):
+    taken = []
+
+    def questions():
+        for index in range(6):
+            taken.append(index)
+            yield {"image": PICTURE, "text": f"Question {index}"}
+
+    answers = grounder(questions(), max_new_tokens=2)
+    assert not isinstance(answers, list) and len(taken) <= 1  # transformers looks at the first
+    next(answers)
+    assert len(taken) < 6
+    assert len(list(answers)) == 5 and taken == list(range(6))
+
+
+def test_datasets_stream(grounder):
+    class Questions(Dataset):
+        seen = []
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            self.seen.append(index)
+            return {"image": PICTURE, "text": "Where?"}
+
+    dataset = Questions()
+    answers = iter(grounder(dataset, max_new_tokens=2))
+    next(answers)
+    assert len(dataset.seen) < 4
+    assert len(list(answers)) == 3
+
+
+def test_chats_and_lists_of_chats(grounder, video):
+    chat = [{"role": "user", "content": [{"type": "video", "path": video}, "When? ", {"type": "span", "start": 1, "end": 2}]}]
+    answer = say(grounder, chat, "{<TEMP-010><TEMP-020>}")
+    assert answer["events"] == [{"start": 1.0, "end": 2.0, "caption": None, "boxes": []}]
+    assert len(grounder([chat, chat], max_new_tokens=2)) == 2
+    assert grounder([{"role": "user", "content": "Hello"}], max_new_tokens=2)["events"] == []
+
+
+@pytest.mark.parametrize("kind", ["path", "Path", "pil", "array", "tensor", "frames"])
+def test_media_may_be_given_bare_or_in_a_dictionary(grounder, tmp_path, kind):
+    PICTURE.save(tmp_path / "a.png")
+    media, medium = {
+        "path": (str(tmp_path / "a.png"), "image"),
+        "Path": (tmp_path / "a.png", "image"),
+        "pil": (PICTURE, "image"),
+        "array": (np.asarray(PICTURE), "image"),
+        "tensor": (torch.zeros(5, 3, 48, 64, dtype=torch.uint8), "video"),
+        "frames": ([PICTURE, PICTURE], "video"),
+    }[kind]
+    expected = grounder({medium: media, "text": "What?"}, max_new_tokens=3)
+    # a bare list is a list of inputs
+    assert (
+        grounder([media], text="What?", max_new_tokens=3)[0] if kind == "frames" else grounder(media, text="What?", max_new_tokens=3)
+    ) == expected
+
+
+def test_question_keys_of_an_input_win_over_those_of_the_call(grounder, video, monkeypatch):
+    prompts = asked(grounder, monkeypatch)
+    grounder([{"video": video, "text": "own"}, {"video": video}], text="shared", max_new_tokens=1)
+    assert "own" in prompts[0] and "shared" in prompts[1]
+
+
+def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
+    shapes = []
+    generate = type(grounder.model).generate
+
+    def record(self, **kwargs):
+        shapes.append(kwargs["pixel_values_videos"].shape[1])
+        return generate(self, **kwargs)
+
+    monkeypatch.setattr(type(grounder.model), "generate", record)
+    grounder(video, text="When?", num_frames=5, max_new_tokens=1)
+    assert shapes == [5]
+
+
+# Wrong questions
+
+
+@pytest.mark.parametrize(
+    "inputs, kwargs, message",
+    [
+        ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is about videos, but the input is a image"),
+        ({"video": "v"}, {"task": "rec", "text": "x"}, "task='rec' is about images"),
+        ({"image": PICTURE}, {"task": "nonsense"}, "task='nonsense' is unknown"),
+        ({"image": PICTURE}, {"task": "rec"}, "misses text"),
+        ({"image": PICTURE}, {"task": "dgc", "box": [1, 2, 3, 4]}, "has no use for box"),
+        ({"image": PICTURE}, {}, "text=None asks nothing"),
+        ({"image": PICTURE}, {"text": "   "}, "asks nothing"),
+        ({"image": PICTURE}, {"text": 5}, "text=5 asks nothing"),
+        ({"image": PICTURE}, {"text": "x", "box": [1, 2, 3, 4]}, "box need a task"),
+        ({"image": PICTURE}, {"text": "x", "clip": [1, 2]}, "clip cut out a part of a video"),
+        ({"image": PICTURE, "video": "v", "text": "x"}, {}, "exactly one of 'video' and 'image'"),
+        ({"picture": PICTURE, "text": "x"}, {}, "exactly one of 'video' and 'image'"),
+        ({"image": PICTURE, "prompt": "x"}, {}, "got image, prompt"),
+        (5, {"text": "x"}, "Media must be a path"),
+        ([{"role": "user", "content": "Hi"}], {"task": "tvg"}, "A chat says everything itself; task"),
+        ({"image": PICTURE}, {"task": "reg", "box": [50, 5, 10, 20]}, "is reversed"),
+        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "lies outside the image, whose width is 100"),
+        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, float("nan"), 20]}, "finite number"),
+        ({"image": PICTURE}, {"task": "reg", "box": 7}, "A box has four numbers"),
+        ({"image": PICTURE}, {"text": "x", "num_return_sequences": 2, "do_sample": True}, "num_return_sequences must be 1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_question_is_refused_by_name(grounder, inputs, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        grounder(inputs, max_new_tokens=1, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        ({"task": "tr", "span": (2.0, 1.0)}, "ends before it starts"),
+        ({"task": "tr", "span": (1.0, 99.0)}, "lies outside the clip, which goes from 0 to 10 seconds"),
+        ({"task": "tr", "span": 3.0}, "must be a pair"),
+        ({"task": "tvg", "text": "x", "start": 5.0, "end": 5.0}, "empty"),
+        ({"task": "tvg", "text": "x", "clip": [50, 400]}, "beyond the video, which has 100 frames"),
+        ({"task": "tvg", "text": "x", "clip": [50, 40]}, "reversed"),
+        ({"task": "tvg", "text": "x", "clip": 5}, "clip frames must be"),
+        ({"task": "tvg", "text": "x", "clip": [0, 9], "end": 1.0}, "not both"),
+    ],
+)
+def test_an_impossible_time_is_refused_by_name(grounder, video, question, message):
+    with pytest.raises(ValueError, match=message):
+        grounder(video, max_new_tokens=1, **question)
+
+
+def test_a_model_and_a_processor_of_different_vocabularies_are_refused():
+    with pytest.raises(ValueError, match="Model and processor do not belong together: "):
+        pipeline("video-grounding", model=model_for(tiny_processor(num_temporal_bins=50)), processor=tiny_processor(num_temporal_bins=60))
+
+
+# Generation
+
+
+def test_a_cut_off_answer_says_so(grounder):
+    answer = grounder(PICTURE, text="the cat", task="rec", max_new_tokens=3, logits_processor=[Script(grounder, ["abc"], end="")])
+    assert answer == {
+        "text": "abc",
+        "events": [],
+        "notes": [NOWHERE, "The answer was cut off after 3 tokens; raise max_new_tokens for all of it."],
+    }
+
+
+def test_only_the_rows_that_were_cut_off_say_so(grounder):
+    script = Script(grounder, ["a", "abcdefgh"])
+    done, cut = grounder([{"image": PICTURE, "text": "x"}] * 2, batch_size=2, max_new_tokens=4, logits_processor=[script])
+    assert done["notes"] == [NOWHERE] and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
+
+
+def test_several_end_tokens_are_known(grounder, monkeypatch):
+    end, pad = grounder.processor.tokenizer.eos_token_id, grounder.processor.tokenizer.pad_token_id
+    monkeypatch.setattr(grounder.model.generation_config, "eos_token_id", [end, pad])
+    answer = grounder(PICTURE, text="x", max_new_tokens=9, logits_processor=[Script(grounder, ["ab"], end="<|endoftext|>")])
+    assert answer["text"] == "ab" and answer["notes"] == [NOWHERE]
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, 2048),
+        ({"max_new_tokens": 7}, 7),
+        ({"generate_kwargs": {"max_new_tokens": 8}}, 8),
+        ({"generation_config": GenerationConfig(max_new_tokens=9)}, 9),
+    ],
+)
+def test_answers_may_be_long_unless_said_otherwise(grounder, monkeypatch, given, expected):
+    def generate(self, input_ids, **kwargs):
+        config = kwargs.get("generation_config")
+        assert (config.max_new_tokens if config is not None else kwargs["max_new_tokens"]) == expected
+        return torch.cat((input_ids, input_ids[:, :1]), dim=1)
+
+    monkeypatch.setattr(grounder.model, "generate", types.MethodType(generate, grounder.model))
+    grounder(PICTURE, text="x", **given)
+
+
+def test_a_generation_output_object_is_read(grounder):
+    answer = grounder(PICTURE, text="x", max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    assert answer == grounder(PICTURE, text="x", max_new_tokens=3)
+
+
+def test_nothing_raises_on_what_a_random_model_writes(grounder, video):
+    torch.manual_seed(0)
+    for inputs in (
+        {"video": video, "text": "x"},
+        {"image": PICTURE, "text": "x"},
+        {"video": video, "task": "elc", "time": 1, "box": [0, 0, 9, 9]},
+    ):
+        for _ in range(3):
+            json.dumps(
+                grounder(inputs, max_new_tokens=40, do_sample=True, temperature=5.0, suppress_tokens=list(range(256))), allow_nan=False
+            )
+
+
+# Saving and loading
+
+
+def test_save_and_reload(grounder, video, tmp_path):
+    grounder.save_pretrained(tmp_path)
+    loaded = pipeline("video-grounding", model=str(tmp_path))
+    assert type(loaded) is VideoGroundingPipeline and type(loaded.processor) is LlavaSTProcessor
+    question = {"video": video, "text": "When?"}
+    assert loaded(question, max_new_tokens=8) == grounder(question, max_new_tokens=8)
+
+
+@requires_reference
+def test_a_released_folder_serves_as_it_is(video):
+    folder = REFERENCE / "tiny" / "original_checkpoint"
+    overrides = json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
+    config = LlavaSTConfig.from_pretrained(folder, **overrides)
+    processor = LlavaSTProcessor.from_pretrained(folder)
+    loaded = pipeline("video-grounding", model=str(folder), config=config, processor=processor)
+    assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.plain_width_prompts
+    answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")
+    assert answer["events"] == [TASK_EVENTS["reg"]] and answer["notes"] == []
