@@ -8,8 +8,10 @@ from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTImageProcessor, 
 from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.coordinates import coordinate_tokens
 from modeling_tests.factories import tiny_config, tiny_model
+from modeling_tests.media import moving_frames
 
 
+PICTURE = moving_frames(1, 48, 64)[0]
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -64,3 +66,26 @@ def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditional
         **overrides,
     )
     return tiny_model(config)
+
+
+# Messages
+
+
+def user(*content):
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def answer(text):
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def film(source, **clip):
+    return {"type": "video", "video": source, **clip}
+
+
+def photo(source=PICTURE):
+    return {"type": "image", "image": source}
+
+
+def encode(processor, *messages, **kwargs):
+    return processor.apply_chat_template(list(messages), tokenize=True, return_dict=True, return_tensors="pt", **kwargs)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, LogitsProcessor, pipeline
 
-from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.reference import REFERENCE, requires_reference
@@ -247,7 +247,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
 @pytest.mark.parametrize(
     "inputs, kwargs, message",
     [
-        ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is about videos, but the input is a image"),
+        ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is about videos, but the input is an image"),
         ({"video": "v"}, {"task": "rec", "text": "x"}, "task='rec' is about images"),
         ({"image": PICTURE}, {"task": "nonsense"}, "task='nonsense' is unknown"),
         ({"image": PICTURE}, {"task": "rec"}, "misses text"),
@@ -374,9 +374,8 @@ def test_save_and_reload(grounder, video, tmp_path):
 def test_a_released_folder_serves_as_it_is(video):
     folder = REFERENCE / "tiny" / "original_checkpoint"
     overrides = json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
-    config = LlavaSTConfig.from_pretrained(folder, **overrides)
-    processor = LlavaSTProcessor.from_pretrained(folder)
-    loaded = pipeline("video-grounding", model=str(folder), config=config, processor=processor)
+    # `config=` would only pick the class: transformers loads a model named by its folder with the folder's own
+    loaded = pipeline("video-grounding", model=str(folder), model_kwargs=overrides)
     assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.plain_width_prompts
     answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")
     assert answer["events"] == [TASK_EVENTS["reg"]] and answer["notes"] == []

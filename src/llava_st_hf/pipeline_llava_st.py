@@ -169,7 +169,9 @@ class VideoGroundingPipeline(Pipeline):
                 raise ValueError(f"text={text!r} asks nothing; give text, or a task that needs none.")
             return [{"type": "text", "text": text}]
         if task in TASKS and TASKS[task].medium != medium:
-            raise ValueError(f"task={task!r} is about {TASKS[task].medium}s, but the input is a {medium}.")
+            raise ValueError(
+                f"task={task!r} is about {TASKS[task].medium}s, but the input is {'an image' if medium == 'image' else 'a video'}."
+            )
         return task_content(task, text=text, span=question.get("span"), start=question.get("time"), box=question.get("box"))
 
     # Model
