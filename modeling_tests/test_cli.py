@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from transformers import AutoModelForImageTextToText
 
 from llava_st_hf import LlavaSTProcessor

@@ -8,7 +8,6 @@ and normalised with mean = std = 0.5. The video processor uses the same function
 import base64
 import os
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from urllib.parse import urlparse
 
@@ -158,6 +157,8 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
         # torch knows neither negative strides (a flipped picture, BGR turned into RGB) nor foreign byte orders.
         if any(stride < 0 for stride in frames.strides) or not frames.dtype.isnative:
             frames = np.ascontiguousarray(frames, dtype=frames.dtype.newbyteorder("="))
+        if not frames.flags.writeable:
+            frames = frames.copy()  # torch has no read-only tensors
         try:
             frames = torch.from_numpy(frames)
         except TypeError as error:
@@ -252,13 +253,8 @@ def _interpolate(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torc
 
 def _resize_with_pil(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     resample = PILImageResampling.BICUBIC if mode == "bicubic" else PILImageResampling.BILINEAR
-
-    def resize(frame: np.ndarray) -> np.ndarray:
-        return np.array(PIL.Image.fromarray(frame).resize(size[::-1], resample))
-
     frames = frames.permute(0, 2, 3, 1).contiguous().numpy()  # (num_frames, height, width, 3)
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as executor:
-        resized = np.stack(list(executor.map(resize, frames)))
+    resized = np.stack([np.asarray(PIL.Image.fromarray(frame).resize(size[::-1], resample)) for frame in frames])
     return torch.from_numpy(resized).permute(0, 3, 1, 2)  # (num_frames, 3, height, width)
 
 
@@ -267,8 +263,12 @@ def normalize_pixels(pixels: torch.Tensor, affine: tuple[torch.Tensor, torch.Ten
     scale, shift = affine
     if len(scale) not in (1, pixels.shape[-3]):
         raise ValueError(f"mean and std have {len(scale)} channels and the image has {pixels.shape[-3]}")
-    out.copy_(pixels)
-    torch.addcmul(shift.to(out.device), out, scale.to(out.device), out=out)
+    if out.device.type == "cpu":
+        # numpy, since several threads do this at once: each torch call would start a team of threads of its own.
+        np.multiply(pixels.numpy(), scale.numpy(), out=out.numpy())
+        out.numpy().__iadd__(shift.numpy())
+    else:
+        torch.addcmul(shift.to(out.device), pixels, scale.to(out.device), out=out)
 
 
 def check_preprocess_options(

@@ -8,6 +8,7 @@ next one is being decoded, so that little more than the output is ever in memory
 import math
 import mimetypes
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
@@ -111,11 +112,11 @@ def _resolve_seconds(clip: dict[str, float], total: int, fps: float) -> tuple[in
     for value in (start, end):
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
-    if start < 0 or end <= start:
-        raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
     # A container's own duration may exceed the frames' by less than a frame.
     if start >= duration or end > duration + 1 / fps:
         raise ValueError(f"clip {clip} lies beyond the video, which lasts {duration:.3f} s")
+    if start < 0 or end <= start:
+        raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
     # Frame i is on screen from i / fps until (i + 1) / fps: take every frame seen within the clip.
     first = min(math.floor((start + SECONDS_SLACK) * fps), total - 1)
     last = min(math.ceil((end - SECONDS_SLACK) * fps) - 1, total - 1)
@@ -159,9 +160,13 @@ class FramesReader:
         if isinstance(self.frames, torch.Tensor):
             step = max(1, CHUNK_BYTES // self.frames[0].nbytes)
             for position in range(0, len(indices), step):
-                # Indexed with the channels last, the layout that the resize is fast in and most arrays come in.
-                frames = self.frames.permute(0, 2, 3, 1)[indices[position : position + step]]
-                yield checked_pixels(frames.permute(0, 3, 1, 2), self.do_convert_rgb)
+                chunk = indices[position : position + step]
+                if chunk[-1] - chunk[0] == len(chunk) - 1:
+                    frames = self.frames[chunk[0] : chunk[-1] + 1]  # consecutive: nothing is copied
+                else:
+                    # Indexed with the channels last, the layout that the resize is fast in and most arrays come in.
+                    frames = self.frames.permute(0, 2, 3, 1)[chunk].permute(0, 3, 1, 2)
+                yield checked_pixels(frames, self.do_convert_rgb)
             return
         for index in indices:
             frame = checked_pixels(self._frame(index), self.do_convert_rgb)
@@ -217,15 +222,6 @@ def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> 
     if len(flat) != len(videos):
         raise ValueError(f"got {len(videos)} videos and {len(flat)} entries of `video_metadata`; pass one per video")
     return flat
-
-
-def prefetch(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same chunks, each computed in a thread while the one before it is in use."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        pending = executor.submit(next, chunks, None)
-        while (chunk := pending.result()) is not None:
-            pending = executor.submit(next, chunks, None)
-            yield chunk
 
 
 class LlavaSTVideoProcessor(BaseVideoProcessor):
@@ -340,6 +336,28 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             indices = list(range(first, min(last, metadata.total_num_frames - 1) + 1))
 
         unique, rows = np.unique(indices, return_inverse=True)
+        pixels = self._pixels(reader, unique.tolist(), rows, **kwargs)
+
+        if isinstance(reader, FramesReader):
+            indices = [reader.positions[index] for index in indices]
+        reader.metadata.frames_indices = indices
+        return pixels
+
+    def _pixels(self, reader, unique: list[int], rows: np.ndarray, **kwargs) -> torch.Tensor:
+        """
+        Reads, resizes and normalises frames.
+
+        This thread decodes a chunk while others work on the one before it, each on a part of its own: torch's resize is
+        one thread's work, and the first write to fresh memory is a good part of the whole time.
+
+        Args:
+            reader: of the frames.
+            unique: indices of the frames to read, ascending.
+            rows: for each frame of the output, which of `unique` it is; never descending.
+
+        Returns:
+            `(len(rows), channels, height, width)` float32.
+        """
         affine = pixel_affine(
             kwargs["do_rescale"],
             kwargs["rescale_factor"],
@@ -347,34 +365,37 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             kwargs["image_mean"],
             kwargs["image_std"],
         )
+        size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
+        mode = INTERPOLATION_MODES[kwargs["resample"]]
+        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
 
-        def resized_chunks():
-            for frames in reader.chunks(unique.tolist()):
+        def fill(frames: torch.Tensor, position: int) -> None:
+            """Writes the frames from number `position` of `unique` on to where they belong in the output."""
+            if size is not None:
+                frames = resize_pixels(frames, size, mode, white)
+            start, stop = np.searchsorted(rows, (position, position + len(frames)))
+            if stop - start > len(frames):  # some frames are asked for more than once
+                frames = frames[rows[start:stop] - position]
+            normalize_pixels(frames, affine, out=pixels[start:stop])
+
+        workers = torch.get_num_threads()
+        pixels, position, pending = None, 0, deque()
+        with ThreadPoolExecutor(max_workers=workers) as executor:
+            for frames in reader.chunks(unique):
                 if not isinstance(reader, FramesReader):
                     frames = frames.permute(0, 3, 1, 2)  # (chunk_frames, 3, height, width)
                 if kwargs["device"] is not None:
                     frames = frames.to(kwargs["device"])
-                if kwargs["do_resize"]:
-                    white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
-                    size = (kwargs["size"].height, kwargs["size"].width)
-                    frames = resize_pixels(frames, size, INTERPOLATION_MODES[kwargs["resample"]], white)
-                yield frames  # (chunk_frames, channels, height, width)
-
-        pixels, position = None, 0
-        for frames in prefetch(resized_chunks()):
-            if pixels is None:
-                pixels = torch.empty(len(indices), *frames.shape[1:], dtype=torch.float32, device=frames.device)
-            # Indices never descend, so a chunk fills one stretch of the output; frames asked for twice are repeated.
-            start, stop = np.searchsorted(rows, (position, position + len(frames)))
-            if stop - start > len(frames):
-                frames, position = frames[rows[start:stop] - position], position + len(frames)
-            else:
-                position += len(frames)
-            normalize_pixels(frames, affine, out=pixels[start:stop])
-
-        if isinstance(reader, FramesReader):
-            indices = [reader.positions[index] for index in indices]
-        reader.metadata.frames_indices = indices
+                if pixels is None:
+                    shape = (len(rows), frames.shape[1], *(size or frames.shape[2:]))
+                    pixels = torch.empty(shape, dtype=torch.float32, device=frames.device)
+                for part in frames.split(math.ceil(len(frames) / workers)):
+                    pending.append(executor.submit(fill, part, position))
+                    position += len(part)
+                while len(pending) > 2 * workers:  # no more than two chunks are in memory beside the one being decoded
+                    pending.popleft().result()
+            for task in pending:
+                task.result()
         return pixels
 
 
