@@ -68,7 +68,8 @@ def main() -> None:
             length = {"max_new_tokens": 32}
         grounder = pipeline("video-grounding", model=model)
         answer = grounder(video, text=args.text, task="stvg", **length)
-        print(f"video: {args.video or 'a red square that crosses the scene from second 1 to 3 (320×240, 25 fps, 4 s)'}\nquestion: {args.text}")
+        print(f"video: {args.video or 'made here: a red square crosses the scene from second 1 to 3 (320×240, 25 fps, 4 s)'}")
+        print(f"question: {args.text}")
         print(json.dumps(answer, indent=2, ensure_ascii=False))
 
 

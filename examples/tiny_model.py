@@ -24,7 +24,8 @@ def build_tokenizer() -> Qwen2Tokenizer:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *SPECIAL_TOKENS.values(), *coordinate_tokens(DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)]
+    chat_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*chat_tokens, *SPECIAL_TOKENS.values(), *coordinate_tokens(DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None)
 

@@ -187,7 +187,7 @@ def test_an_8k_frame_is_read(ask):
         ({"start": 1.0, "end": 1.0}, "empty or reversed"),
         ({"start": 1.5, "end": 1.0}, "reversed"),
         ({"start": -1.0}, "negative"),
-        ({"end": 99.0}, "beyond the video, which lasts 2.000 s"),
+        ({"end": 99.0}, "beyond the end: the video lasts 2.000 s"),
         ({"start": 5.0}, "the video lasts 2.000 s"),
         ({"start": math.nan}, "finite"),
         ({"end": "2"}, "finite numbers of seconds"),

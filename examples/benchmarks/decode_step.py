@@ -20,7 +20,14 @@ from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 def build(args) -> tuple[LlavaSTForConditionalGeneration, Qwen2ForCausalLM]:
     """LLaVA-ST and a Qwen2 that shares its decoder and head."""
     config = LlavaSTConfig(
-        vision_config={"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 384, "patch_size": 14},
+        vision_config={
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 384,
+            "patch_size": 14,
+        },
         text_config={
             "hidden_size": args.hidden_size,
             "intermediate_size": args.hidden_size * 5,

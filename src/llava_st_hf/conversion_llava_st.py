@@ -47,9 +47,8 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
         for key, tensor in other.items():
             for parameter, part in _targets(model, key, tensor):
                 if parameter.shape != part.shape:
-                    raise ValueError(
-                        f"{key} in {OTHER_WEIGHTS} has shape {tuple(tensor.shape)}, and its place in the base model {tuple(parameter.shape)}."
-                    )
+                    shape = tuple(tensor.shape)
+                    raise ValueError(f"{key} in {OTHER_WEIGHTS} has shape {shape}, and its place in the base model {tuple(parameter.shape)}.")
                 parameter.copy_(part)
         _add_lora(model, lora_config, lora)
     return model

@@ -299,7 +299,7 @@ def parse_answer(
             event.start, event.end = span
         if given and start is not None and event.start is None:
             event.start = start
-        if given and event.start is not None and event.end is not None:
+        if event.start is not None and event.end is not None:
             event.start, event.end = _in_order(event.start, event.end, "The event's span", notes)
         if given and box is not None and not event.moments:
             event.moments = [(start, box)]

@@ -114,7 +114,7 @@ def _resolve_seconds(clip: dict[str, float], total: int, fps: float) -> tuple[in
             raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
     # A container's own duration may exceed the frames' by less than a frame.
     if start >= duration or end > duration + 1 / fps:
-        raise ValueError(f"clip {clip} lies beyond the video, which lasts {duration:.3f} s")
+        raise ValueError(f"clip {clip} lies beyond the end: the video lasts {duration:.3f} s")
     if start < 0 or end <= start:
         raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
     # Frame i is on screen from i / fps until (i + 1) / fps: take every frame seen within the clip.
