@@ -99,7 +99,8 @@ def main() -> None:
         print(f"head {'trained' if train_head else 'frozen'}:")
         for variant, result in results.items():
             norms = ", ".join(f"{norm:.6f}" for norm in result["norms"])
-            print(f"  {variant:8s} {result['bytes'] / 2**20:6.0f} MiB  {result['seconds']:6.2f} s  loss {result['loss']:.5f}  gradients {norms}")
+            figures = f"{result['bytes'] / 2**20:6.0f} MiB  {result['seconds']:6.2f} s  loss {result['loss']:.5f}"
+            print(f"  {variant:8s} {figures}  gradient norms {norms}")
         ratio = {key: results["chunked"][key] / results["dense"][key] for key in ("bytes", "seconds")}
         print(f"  chunked / dense: memory {ratio['bytes']:.3f}, time {ratio['seconds']:.2f}")
 

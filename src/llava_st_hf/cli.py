@@ -6,6 +6,9 @@ import json
 import sys
 
 
+_OVERRIDES_HELP = "file with configuration values that the checkpoint's config.json does not have"
+
+
 def _ground(args: argparse.Namespace) -> None:
     from transformers import pipeline
 
@@ -61,11 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("--max-new-tokens", type=int)
     ground.set_defaults(run=_ground)
 
-    overrides = {"metavar": "JSON", "help": "file with configuration values that the checkpoint's config.json does not have"}
     convert = commands.add_parser("convert", help="save a released checkpoint in this package's layout")
     convert.add_argument("model", help="folder or hub id")
     convert.add_argument("output", help="folder to write")
-    convert.add_argument("--config-overrides", **overrides)
+    convert.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
     convert.set_defaults(run=_convert)
 
     merge = commands.add_parser("merge-lora", help="merge a released stage folder (adapter and pickle) into its base model")
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("adapter", help="the stage folder")
     merge.add_argument("output", help="folder to write")
     merge.add_argument("--processor", help="where the processor is, if not with the base")
-    merge.add_argument("--config-overrides", **overrides)
+    merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
     merge.set_defaults(run=_merge_lora)
     return parser
 

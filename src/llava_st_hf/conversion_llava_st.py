@@ -47,8 +47,8 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
         for key, tensor in other.items():
             for parameter, part in _targets(model, key, tensor):
                 if parameter.shape != part.shape:
-                    shape = tuple(tensor.shape)
-                    raise ValueError(f"{key} in {OTHER_WEIGHTS} has shape {shape}, and its place in the base model {tuple(parameter.shape)}.")
+                    shapes = f"shape {tuple(tensor.shape)}, and its place in the base model {tuple(parameter.shape)}"
+                    raise ValueError(f"{key} in {OTHER_WEIGHTS} has {shapes}.")
                 parameter.copy_(part)
         _add_lora(model, lora_config, lora)
     return model
@@ -106,12 +106,12 @@ def _targets(model: LlavaSTForConditionalGeneration, key: str, tensor: torch.Ten
         if key in parts:
             parameter = _parameter(model, whole, key)
             if parts.index(key) == 0:
-                base_rows = model.config.coordinate_start_token_id if model.config.use_lape else len(parameter)
+                base_rows = model.config.coordinates.start_token_id if model.config.use_lape else len(parameter)
                 return [(parameter[:base_rows], tensor)]
             if not model.config.use_lape:
                 raise ValueError(f"The stage folder holds {key}, but the base model has no coordinate tokens.")
             sizes = model.config.coordinates.sizes()
-            start = model.config.coordinate_start_token_id + sum(sizes[: parts.index(key) - 1])
+            start = model.config.coordinates.start_token_id + sum(sizes[: parts.index(key) - 1])
             return [(parameter[start : start + sizes[parts.index(key) - 1]], tensor)]
     ours = rename_released_key(key)
     for fused, names in PACKER_SPLITS.items():

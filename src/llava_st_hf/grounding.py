@@ -200,7 +200,7 @@ class _Reader:
             self._close()
         event = self.event
         event.is_led = event.caption() is not None
-        event.start, event.end = _in_order(*positions, f"The span {item[0].strip()}", self.notes)
+        event.start, event.end = _in_order(positions[0], positions[1], f"The span {item[0].strip()}", self.notes)
 
     def _read_moment(self, item: re.Match, before: str, positions: list[float]):
         self.event.words.append(before)
@@ -317,10 +317,8 @@ def _to_units(event: _Event, media: Media, is_video: bool) -> dict:
         return {"caption": caption, "boxes": [{"box": media.box(corners)} for _, corners in event.moments]}
     boxes = []
     for position, corners in event.moments:
-        known = position is not None
-        boxes.append(
-            {"time": media.time(position) if known else None, "frame": media.frame(position) if known else None, "box": media.box(corners)}
-        )
+        time, frame = (None, None) if position is None else (media.time(position), media.frame(position))
+        boxes.append({"time": time, "frame": frame, "box": media.box(corners)})
     return {
         "start": None if event.start is None else media.time(event.start),
         "end": None if event.end is None else media.time(event.end),

@@ -51,11 +51,11 @@ def local_path(source: str | os.PathLike) -> str:
     return path
 
 
-def open_url(url: str):
+def open_url(url: str | os.PathLike):
     """An open stream on an `http(s)://` URL. Raises `OSError` naming the URL."""
     try:
         # Several media hosts turn the default agent of urllib away.
-        request = urllib.request.Request(url, headers={"User-Agent": "llava_st_hf"})
+        request = urllib.request.Request(str(url), headers={"User-Agent": "llava_st_hf"})
         return urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT)
     except (OSError, ValueError) as error:
         raise OSError(f"cannot download {url}: {error}") from error

@@ -39,7 +39,7 @@ def _number(value, what: str) -> float:
     return float(value)
 
 
-def span_text(start: float, end: float) -> str:
+def span_text(start: float | None, end: float | None) -> str:
     """A span in seconds in the inline syntax.
 
     Raises:
@@ -51,7 +51,7 @@ def span_text(start: float, end: float) -> str:
     return f"{{{time_text(start)}{time_text(end)}}}"
 
 
-def time_text(seconds: float) -> str:
+def time_text(seconds: float | None) -> str:
     """A time point in seconds in the inline syntax."""
     seconds = _number(seconds, "A time")
     if seconds < 0:

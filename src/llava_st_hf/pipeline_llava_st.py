@@ -231,7 +231,7 @@ class VideoGroundingPipeline(Pipeline):
 
     def _answer(self, ids: torch.Tensor, media: Media | None, question: dict) -> dict:
         processor = self.processor
-        given = {}
+        given: dict[str, Any] = {}
         if media is not None and question.get("task"):
             if (span := question.get("span")) is not None and TASKS[question["task"]].needs[:1] == ("span",):
                 given["span"] = tuple(media.time_position(float(t), "span") for t in span)

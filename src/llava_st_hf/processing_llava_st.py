@@ -328,7 +328,7 @@ class LlavaSTProcessor(ProcessorMixin):
                     return medium.time_position(value, written)
                 return medium.pixel_position(axis, value, written)
 
-        return read_coordinate(INLINE_COORDINATE.fullmatch(match[0]), to_position)
+        return read_coordinate(next(INLINE_COORDINATE.finditer(match[0])), to_position)
 
     def _num_bins(self, axis: str) -> int:
         return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins

@@ -194,13 +194,14 @@ class PyAVReader:
             # ffmpeg's filter and not `frame.to_ndarray`, whose colours differ from it (and decord) at odd sizes.
             graph = av.filter.Graph()
             graph.link_nodes(graph.add_buffer(template=stream), graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")).configure()
-            decoded, reached = iter(()), None
+            decoded: Iterator = iter(())
+            reached = None
             for time in wanted:
                 keyframe = self.keyframes[max(0, bisect_right(self.keyframes, time) - 1)] if self.keyframes else time
                 if reached is None or keyframe > reached:
                     container.seek(keyframe, stream=stream)
                     decoded = container.decode(stream)
-                frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
+                frame = next((shown for shown in decoded if shown.pts is not None and shown.pts >= time), None)
                 if frame is None or frame.pts != time:
                     raise OSError(f"{self.path} has no decodable frame {bisect_right(self.times, time) - 1}")
                 reached = time

@@ -10,7 +10,7 @@ import mimetypes
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from numbers import Integral, Real
 
 import numpy as np
@@ -216,7 +216,7 @@ def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> 
         return [None] * len(videos)
     if isinstance(video_metadata, (dict, VideoMetadata)):
         video_metadata = [video_metadata]
-    flat = []
+    flat: list[VideoMetadata | dict | None] = []
     for item in video_metadata:
         flat.extend(item if isinstance(item, (list, tuple)) else [item])
     if len(flat) != len(videos):
@@ -379,14 +379,16 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             normalize_pixels(frames, affine, out=pixels[start:stop])
 
         workers = torch.get_num_threads()
-        pixels, position, pending = None, 0, deque()
+        pixels = torch.empty(0)  # sized when the first frames are seen
+        pending: deque[Future] = deque()
+        position = 0
         with ThreadPoolExecutor(max_workers=workers) as executor:
             for frames in reader.chunks(unique):
                 if not isinstance(reader, FramesReader):
                     frames = frames.permute(0, 3, 1, 2)  # (chunk_frames, 3, height, width)
                 if kwargs["device"] is not None:
                     frames = frames.to(kwargs["device"])
-                if pixels is None:
+                if position == 0:
                     shape = (len(rows), frames.shape[1], *(size or frames.shape[2:]))
                     pixels = torch.empty(shape, dtype=torch.float32, device=frames.device)
                 for part in frames.split(math.ceil(len(frames) / workers)):
