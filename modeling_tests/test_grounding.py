@@ -178,11 +178,8 @@ def test_the_question_fills_in_what_the_answer_leaves_out():
     assert read(moment(12), span=(10 / 99, 20 / 99))["events"] == [event(1.0, 2.0, None, [12])]
 
 
-def test_the_answers_own_times_win_over_the_questions():
+def test_the_answers_own_span_wins_over_the_questions():
     assert read(f"{span(1, 2)} a man walks", span=(10 / 99, 20 / 99))["events"] == [event(0.1, 0.2, "a man walks")]
-    answer = read("Ends in <TEMP-013>, a fall", start=30 / 99)
-    assert answer["events"] == [event(1.3, 3.0, "a fall")]
-    assert answer["notes"] == ["The event's span is reversed; its ends were put in order."]
 
 
 def test_an_empty_answer_to_a_question_with_a_span_says_so():
@@ -312,3 +309,15 @@ def test_positions_equal_what_the_released_program_reads():
             assert [events[0]["start"] / 1e6, events[0]["end"] / 1e6] == pytest.approx(case["span"], abs=1e-5)
         tubelet = {round(b["time"] / 1e6 * 99): [round(v / 1e6 * 99) for v in b["box"].values()] for b in boxes if b["time"] is not None}
         assert tubelet == {float(k): v for k, v in case["tubelet_bins"].items()}
+
+
+@pytest.mark.parametrize("answer", ["<TEMP-050> a dog runs", "Ends in <TEMP-050>, a dog runs."])
+def test_the_start_that_the_question_gave_stands_and_a_lone_time_is_the_end(answer):
+    [event] = parse_answer(answer, Media("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.25, box=(0, 0, 1, 1))["events"]
+    assert (event["start"], event["end"], event["caption"]) == (2.475, 5.0, "a dog runs")
+
+
+def test_an_end_before_the_start_that_the_question_gave_is_left_out_with_a_note():
+    answer = parse_answer("Ends in <TEMP-010>, x.", Media("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.5, box=(0, 0, 1, 1))
+    assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.95, None)
+    assert any("before the start" in note for note in answer["notes"])

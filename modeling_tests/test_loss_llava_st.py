@@ -15,6 +15,14 @@ VOCABULARY = CoordinateVocabulary(BASE, 7, 5, tuple(range(BASE - 6, BASE)))
 SIZE = BASE + len(VOCABULARY) + AFTER
 
 
+def loss_of(hidden, weight, *args, **kwargs):
+    """The loss with `weight` as the head's, a tensor that is not a parameter."""
+    head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
+    del head.weight
+    head.weight = weight
+    return supervised_cross_entropy(hidden, head, SIZE, *args, **kwargs)
+
+
 @pytest.fixture
 def problem():
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +89,7 @@ def test_loss_and_gradients_equal_dense_two_hot_targets(problem, monkeypatch, pr
             losses = dense_loss(h, w, targets, positions, propagate)
             (0.3 * losses.sum()).backward()
         else:
-            total, losses = supervised_cross_entropy(h, w, targets, positions, VOCABULARY, propagate)
+            total, losses = loss_of(h, w, targets, positions, VOCABULARY, propagate)
             assert total.item() == pytest.approx(losses.sum().item(), rel=1e-6)
             (0.3 * total).backward()
         results.append((losses.detach(), h.grad, w.grad))
@@ -91,7 +99,7 @@ def test_loss_and_gradients_equal_dense_two_hot_targets(problem, monkeypatch, pr
 
 def test_without_positions_it_is_ordinary_cross_entropy(problem):
     hidden, weight, targets, _ = problem
-    total, losses = supervised_cross_entropy(hidden, weight, targets, None, None, propagate=False)
+    total, losses = loss_of(hidden, weight, targets, None, None, propagate=False)
     wanted = torch.nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
     torch.testing.assert_close(losses, wanted[targets.flatten() != -100])
     assert total.item() == pytest.approx(wanted.sum().item(), rel=1e-6)
@@ -100,8 +108,8 @@ def test_without_positions_it_is_ordinary_cross_entropy(problem):
 def test_position_on_a_bin_is_that_bins_token(problem):
     hidden, weight, *_ = problem
     targets = torch.full((BATCH, LENGTH), BASE)
-    on_bin = supervised_cross_entropy(hidden, weight, targets, torch.full((BATCH, LENGTH), 0.5), VOCABULARY, False)[0]
-    plain = supervised_cross_entropy(hidden, weight, targets + 3, None, VOCABULARY, False)[0]  # bin 3 of 0…6
+    on_bin = loss_of(hidden, weight, targets, torch.full((BATCH, LENGTH), 0.5), VOCABULARY, False)[0]
+    plain = loss_of(hidden, weight, targets + 3, None, VOCABULARY, False)[0]  # bin 3 of 0…6
     torch.testing.assert_close(on_bin, plain)
 
 
@@ -109,7 +117,7 @@ def test_only_what_needs_a_gradient_gets_one(problem):
     hidden, weight, targets, positions = problem
     frozen = weight.clone()
     trained = hidden.clone().requires_grad_()
-    supervised_cross_entropy(trained, frozen, targets, positions, VOCABULARY, True)[0].backward()
+    loss_of(trained, frozen, targets, positions, VOCABULARY, True)[0].backward()
     assert trained.grad is not None and frozen.grad is None
 
 
@@ -120,7 +128,7 @@ def test_logits_never_outgrow_the_chunk(problem, monkeypatch, trains):
     hidden, weight, targets, positions = problem
     hidden, weight = hidden.clone().requires_grad_(trains), weight.clone().requires_grad_(trains)
     with watch_new_tensors() as made:
-        total, _ = supervised_cross_entropy(hidden, weight, targets, positions, VOCABULARY, propagate=False)
+        total, _ = loss_of(hidden, weight, targets, positions, VOCABULARY, propagate=False)
         if trains:
             total.backward()
     sizes = [torch.Size(shape).numel() for _, shape in made if SIZE in shape and HIDDEN not in shape]
@@ -130,7 +138,7 @@ def test_logits_never_outgrow_the_chunk(problem, monkeypatch, trains):
 def test_graph_may_be_walked_twice(problem):
     hidden, weight, targets, positions = problem
     weight = weight.clone().requires_grad_()
-    total, _ = supervised_cross_entropy(hidden, weight, targets, positions, VOCABULARY, True)
+    total, _ = loss_of(hidden, weight, targets, positions, VOCABULARY, True)
     first = torch.autograd.grad(total, weight, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(total, weight)[0])
 
@@ -188,3 +196,56 @@ def test_logits_are_left_out_in_training_only():
     assert model(**batch, labels=batch["input_ids"]).logits is None
     assert model(**batch, labels=batch["input_ids"], skip_logits=False).logits is not None
     assert model(**batch).logits is not None
+
+
+def test_an_unsupervised_batch_leaves_finite_gradients_whatever_the_divisor():
+    model = tiny_model().train()
+    input_ids = torch.arange(6)[None]
+    model(input_ids=input_ids, labels=torch.full_like(input_ids, -100), num_items_in_batch=torch.tensor(0)).loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("target_modules", [["lm_head"], ["q_proj", "lm_head"]])
+def test_the_loss_goes_through_an_adapted_head(target_modules):
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    config = model.config
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=target_modules, init_lora_weights=False)).eval()
+    coordinate = config.coordinates.start_token_id
+    input_ids = torch.tensor([[1, 2, 3, coordinate, coordinate + 1, 5]])
+    coordinates = torch.full(input_ids.shape, NAN)
+    coordinates[0, 3] = 0.3
+    output = wrapped(input_ids=input_ids, coordinates=coordinates, labels=input_ids)
+    lower, upper, share = config.coordinates.between_tokens(input_ids[0, 1:], coordinates[0, 1:])
+    log_probabilities = output.logits[0, :-1].log_softmax(-1)
+    rows = torch.arange(5)
+    expected = -((1 - share) * log_probabilities[rows, lower] + share * log_probabilities[rows, upper]).mean()
+    torch.testing.assert_close(output.loss, expected)
+    wrapped.train()(input_ids=input_ids, coordinates=coordinates, labels=input_ids).loss.backward()
+    gradients = {name: p.grad for name, p in wrapped.named_parameters() if "lm_head" in name and "lora" in name}
+    assert len(gradients) == 2 and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
+
+
+def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
+    class Wrapped(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+            self.weight = linear.weight
+
+        def forward(self, states):
+            return self.linear(states)
+
+    results = []
+    for wrap in (False, True):
+        model = tiny_model().train()
+        if wrap:
+            model.lm_head = Wrapped(model.lm_head)
+        start = model.config.coordinates.start_token_id
+        input_ids = torch.tensor([[1, 2, start, start + 7, start + 12, 4]])
+        coordinates = torch.tensor([[NAN, NAN, 0.13, 0.4, 0.77, NAN]])
+        output = model(input_ids=input_ids, coordinates=coordinates, labels=input_ids)
+        output.loss.backward()
+        results.append((output.loss, model.lm_head.weight.grad, model.get_input_embeddings().weight.grad, output.token_losses))
+    for plain, wrapped in zip(*results, strict=True):
+        torch.testing.assert_close(plain, wrapped)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
 from modeling_tests.factories import (
@@ -365,3 +365,31 @@ def test_trainable_token_indices_train_coordinate_rows_in_and_out(model, batch):
     wanted = logits_of(adapted.eval(), batch)
     assert not torch.allclose(wanted, logits_of(model, batch), atol=1e-3)
     torch.testing.assert_close(logits_of(adapted.merge_and_unload(), batch), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_trainer_reports_an_evaluation_loss_and_only_logits_as_predictions(tmp_path):
+    rows = [{"input_ids": torch.arange(1, 7), "labels": torch.tensor([-100, -100, -100, 4, 5 + i, 6])} for i in range(3)]
+    arguments = TrainingArguments(str(tmp_path), report_to=[], per_device_eval_batch_size=2, use_cpu=True)
+    trainer = Trainer(tiny_model(), arguments, eval_dataset=rows)
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.predict(rows).predictions.shape[:2] == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("pixel_values", (3, 18, 18)), ("pixel_values", (1, 3, 20, 18)), ("pixel_values_videos", (4, 3, 18, 18))],
+)
+def test_pixels_of_another_shape_are_refused_with_the_shape_expected(name, shape):
+    with pytest.raises(ValueError, match=rf"{name} has shape .*3, 18, 18"):
+        tiny_model()(input_ids=torch.tensor([[1, 2]]), **{name: torch.zeros(shape)})
+
+
+def test_a_one_frame_video_without_fast_features_has_the_tokens_of_one_with():
+    models = (tiny_model(drop_fast_features=drop) for drop in (False, True))
+    with_fast, without = (model.get_video_features(random_videos(1, 1)).pooler_output for model in models)
+    assert with_fast.shape == without.shape
+
+
+def test_coordinates_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"\(1, 3\), and input_ids \(1, 2\)"):
+        tiny_model()(input_ids=torch.tensor([[1, 2]]), coordinates=torch.full((1, 3), float("nan")))

@@ -509,3 +509,8 @@ def test_remote_code_loads_where_the_package_is_absent(tmp_path, monkeypatch):
 
 def test_inline_syntax_of_the_demo_is_what_is_read():
     assert [m[0] for m in INLINE_COORDINATE.finditer("<t0.409>, <h0.442> <w0.352>")] == ["<t0.409>", "<h0.442>", "<w0.352>"]
+
+
+def test_a_cast_to_bfloat16_leaves_exact_positions_exact():
+    inputs = tiny_processor()(text="<t0.409>", return_tensors="pt").to(torch.bfloat16)
+    assert inputs["coordinates"].dtype == torch.float32 and inputs["coordinates"].nan_to_num().max() == torch.tensor(0.409)

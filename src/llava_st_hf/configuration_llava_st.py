@@ -95,6 +95,14 @@ class LlavaSTConfig(PreTrainedConfig):
     """
 
     model_type = "llava_st"
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "token_losses",
+        "image_hidden_states",
+        "video_hidden_states",
+    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
             config_class=SiglipVisionConfig,
@@ -219,6 +227,8 @@ class LlavaSTConfig(PreTrainedConfig):
                 f"packer_hidden_size={self.packer_hidden_size} is no multiple of "
                 f"packer_num_attention_heads={self.packer_num_attention_heads}."
             )
+        if not 1 <= patch_size <= image_size:
+            raise ValueError(f"vision_config has patches of {patch_size} pixels in images of {image_size}.")
         if self.grid_size % self.packer_spatial_scale:
             raise ValueError(
                 f"packer_spatial_scale={self.packer_spatial_scale} does not divide the vision grid of {self.grid_size}×{self.grid_size} "

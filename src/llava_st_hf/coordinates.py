@@ -27,11 +27,12 @@ INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}
 PLACEHOLDER_TOKENS = tuple(f"<{TOKEN_NAMES[axis]}-{use}>" for axis in AXES for use in ("INPUT", "OUTPUT"))
 WIDTH_INPUT_TOKEN = "<WIDTH-INPUT>"
 
-# `<t0.409>` is a position, `<t1.8s>` seconds, `<w320px>` pixels. `<t>` and `<tnan>` match so that they can be refused
-# by name; `<table>` or `<h1 class=…>` do not.
+# `<t0.409>` is a position, `<t1.8s>` seconds, `<w320px>` pixels. `<t>`, `<tnan>` and HTML's `<h1>` match so that they can be
+# refused by name; `<table>` or `<h1 class=…>` do not.
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
 INLINE_COORDINATE = re.compile(rf"<(?P<letter>[thw])(?P<number>{_NUMBER})?(?P<unit>s|px)?>")
 COORDINATE_TOKEN = re.compile(r"<(?P<name>TEMP|HEIGHT|WIDTH)-(?P<bin>\d{3})>")
+_HTML_HEADING = re.compile(r"<h[1-6]>")
 AXIS_OF_NAME = {name: axis for axis, name in TOKEN_NAMES.items()}
 
 # How far outside [0, 1] a position may lie and still be taken as the border: a rounding error, not another place.
@@ -79,14 +80,19 @@ def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], fl
         to_position: turns `(axis, value, unit)` with unit "s" or "px" into a fraction; without it units are refused.
 
     Raises:
-        ValueError: naming the coordinate as written, where it has no number, is not finite, lies outside [0, 1], or has
-            a unit that its axis or the caller does not know.
+        ValueError: naming the coordinate as written, where it has no number, is an HTML heading (`<h1>`), is not finite, lies
+            outside [0, 1], or has a unit that its axis or the caller does not know.
     """
     written, axis, unit = match.group(0), INLINE_LETTERS[match["letter"]], match["unit"]
     if match["number"] is None:
         raise ValueError(
             f"The coordinate {written!r} has no number. Write <t0.409>, <h0.442> or <w0.352> for a fraction of the clip, "
             "the height or the width; <t1.8s> for seconds; <w320px> for pixels."
+        )
+    if _HTML_HEADING.fullmatch(written):  # `<h1>` would be the bottom edge, without a word
+        raise ValueError(
+            f"{written!r} is an HTML heading, which cannot stand in a prompt as it is. As a coordinate, write <h1.0> for the bottom "
+            "edge, or a fraction like <h0.442>."
         )
     value = float(match["number"])
     if not math.isfinite(value):

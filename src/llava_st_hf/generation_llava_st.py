@@ -63,8 +63,10 @@ class LlavaSTGenerationMixin(GenerationMixin):
             **kwargs,
         )
         token_ids = model_inputs.get("input_ids")
-        if coordinates is None or token_ids is None:
+        if coordinates is None:
             return model_inputs
+        if token_ids is None:
+            raise ValueError("coordinates go with input_ids: embeddings given as inputs_embeds already say where things are.")
         # Positions belong to prompt tokens. These inputs are the tokens [end - length, end) of the sequence: all of it,
         # a chunk of a long prompt, what a cache has not seen yet, or the one token of a decode step, which has none.
         length = token_ids.shape[1]

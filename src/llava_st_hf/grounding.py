@@ -189,7 +189,7 @@ class _Reader:
 
     def _read_span(self, item: re.Match, before: str, positions: list[float]):
         event = self.event
-        before = _LEAD.sub("", before)
+        before = _LEAD.sub("", before.rstrip())
         if event.start is None and not event.moments:
             event.words.append(before)
         elif event.is_led and re.match(r"\s*[.;!?]", before):  # "A {…}. B {…}."
@@ -224,7 +224,7 @@ class _Reader:
         event, written = self.event, item[0].strip()
         is_end, is_start = _END_BEFORE.search(before), _START_BEFORE.search(before)
         opens_span = re.search(r"\{\s*$", before)
-        before = _LEAD.sub("", before)
+        before = _LEAD.sub("", before.rstrip())
         if is_end:
             event.end = positions[0]
         elif is_start:
@@ -297,7 +297,11 @@ def parse_answer(
         given = number == 0 and len(events) == 1
         if given and span is not None and event.start is None and event.end is None:
             event.start, event.end = span
-        if given and start is not None and event.start is None:
+        if given and start is not None:
+            # What the question gave stands; a time alone in the answer is then the end that was asked for.
+            if event.end is not None and event.end < start:
+                notes.append(f"The answer's end lies before the start at {media.time(start)} s that the question gave, and was left out.")
+                event.end = None
             event.start = start
         if event.start is not None and event.end is not None:
             event.start, event.end = _in_order(event.start, event.end, "The event's span", notes)

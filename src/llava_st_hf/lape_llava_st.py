@@ -61,6 +61,7 @@ def add_positions(features: torch.Tensor, rows: torch.Tensor, sizes: list[int]) 
     Returns:
         as `features`
     """
+    positions = 0
     for dim, axis_rows in enumerate(rows.split(sizes), start=1):
         length = features.shape[dim]
         if dim == 1 and length == 1:
@@ -68,5 +69,8 @@ def add_positions(features: torch.Tensor, rows: torch.Tensor, sizes: list[int]) 
         elif len(axis_rows) != length:
             axis_rows = F.interpolate(axis_rows.float().T[None], size=length, mode="linear", align_corners=False)[0].T
         shape = [1] * dim + [length] + [1] * (3 - dim) + [-1]
-        features = features + axis_rows.to(features.device, features.dtype).view(shape)
-    return features
+        if dim == 1:
+            features = features + axis_rows.to(features.device, features.dtype).view(shape)
+        else:  # the plane's positions are the same in every frame: summed before they meet the features
+            positions = positions + axis_rows.to(features.device, features.dtype).view(shape)
+    return features + positions

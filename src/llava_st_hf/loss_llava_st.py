@@ -8,7 +8,9 @@ into those of the hidden states and of the head at once, and the chunk is droppe
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .coordinates import CoordinateVocabulary, propagation_matrix
 
@@ -101,9 +103,42 @@ def coordinate_cross_entropy(
     return _CoordinateCrossEntropy.apply(hidden_states, weight, lower, upper, upper_weight, propagation, first_coordinate)
 
 
+def _wrapped_head_cross_entropy(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    vocab_size: int,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+    upper_weight: torch.Tensor,
+    propagation: torch.Tensor | None,
+    first_coordinate: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`coordinate_cross_entropy` through a head that is more than its weight (an adapter, quantised or offloaded): the head is
+    called, chunk by chunk, and once more in backward in place of keeping its logits."""
+    mixed = None
+    if propagation is not None and (rows := head.weight[first_coordinate : first_coordinate + len(propagation)]).requires_grad:
+        mixed = propagation.to(rows.dtype) @ rows  # (num_coordinates, hidden)
+
+    def chunk_losses(states, targets, shares):
+        logits = head(states).float()  # (chunk, vocab)
+        if mixed is not None:  # adds nothing but the neighbours' part of the rows' gradient
+            extra = F.linear(states.detach(), mixed).float()
+            coordinates = slice(first_coordinate, first_coordinate + len(mixed))
+            logits[:, coordinates] = logits[:, coordinates] + (extra - extra.detach())
+        return logits.logsumexp(dim=-1) - (shares * logits.gather(-1, targets)).sum(-1)
+
+    targets = torch.stack((lower, upper), dim=-1)  # (positions, 2)
+    shares = torch.stack((1 - upper_weight, upper_weight), dim=-1).float()  # (positions, 2)
+    size = max(1, _MAX_CHUNK_LOGITS // vocab_size)
+    chunks = zip(hidden_states.split(size), targets.split(size), shares.split(size), strict=True)
+    losses = torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
+    return losses.sum(), losses.detach()
+
+
 def supervised_cross_entropy(
     hidden_states: torch.Tensor,
-    weight: torch.Tensor,
+    head: nn.Module,
+    vocab_size: int,
     targets: torch.LongTensor,
     positions: torch.FloatTensor | None,
     vocabulary: CoordinateVocabulary | None,
@@ -113,11 +148,12 @@ def supervised_cross_entropy(
 
     Args:
         hidden_states: (batch_size, sequence_length, hidden_size), the decoder's output.
-        weight: (vocab_size, hidden_size), the output embeddings.
+        head: the output embeddings, a linear layer or what an adapter, a quantiser or offloading made of it.
+        vocab_size: logits of the head.
         targets: (batch_size, sequence_length), for each position the id to predict *there*, -100 where none is.
         positions: same shape, the exact position (fraction in [0, 1]) of each target, NaN where it has none; or None.
         vocabulary: where the coordinate tokens stand, None in a model that has none.
-        propagate: whether the coordinate rows of `weight` take part in Neighbouring Token Propagation.
+        propagate: whether the coordinate rows of `head` take part in Neighbouring Token Propagation.
 
     Returns:
         `(loss_sum, losses)` as `coordinate_cross_entropy`; losses are those of the supervised positions, batch-major.
@@ -134,4 +170,7 @@ def supervised_cross_entropy(
             lower, upper, upper_weight = vocabulary.between_tokens(lower, positions)
         if propagate:
             matrix = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
-    return coordinate_cross_entropy(hidden_states, weight, lower, upper, upper_weight, matrix, first_coordinate)
+    # A plain matrix, and so more than a subclass of Linear: a quantised one holds packed integers, an offloaded one nothing.
+    if isinstance(head, nn.Linear) and head.weight.is_floating_point() and not head.weight.is_meta:
+        return coordinate_cross_entropy(hidden_states, head.weight, lower, upper, upper_weight, matrix, first_coordinate)
+    return _wrapped_head_cross_entropy(hidden_states, head, vocab_size, lower, upper, upper_weight, matrix, first_coordinate)

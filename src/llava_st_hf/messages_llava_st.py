@@ -33,52 +33,104 @@ CHAT_TEMPLATE = (
 )
 
 
+# Keys of content items: those that transformers reads, and ours. Images are left to transformers.
+_ITEM_KEYS = {
+    "video": ("video", "url", "path", "clip", "start", "end"),
+    "span": ("start", "end"),
+    "time": ("time",),
+    "box": ("box",),
+}
+_ITEM_TYPES = ("text", "image", "image_url", *_ITEM_KEYS)  # transformers turns OpenAI's image_url into image
+_BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _plain(value):
+    """Arrays and tensors as the lists or numbers that they hold."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _number(value, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{what} must be a finite number, got {value!r}.")
-    return float(value)
+    value = _plain(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise ValueError(f"{what} must be a finite number, got {value!r}.")
 
 
-def span_text(start: float | None, end: float | None) -> str:
-    """A span in seconds in the inline syntax.
+def _check_keys(item: dict, keys: tuple[str, ...], what: str) -> None:
+    unknown = [key for key in item if key not in keys]
+    if unknown:
+        raise ValueError(f"{what} has no {', '.join(map(repr, unknown))}; its keys are {', '.join(keys)}. Got {item!r:.200}.")
+
+
+def read_time(seconds) -> float:
+    """A time point in seconds, checked.
 
     Raises:
-        ValueError: where it is not finite, negative or reversed.
+        ValueError: where it is no finite number, or negative.
     """
-    start, end = _number(start, "The start of a span"), _number(end, "The end of a span")
-    if start < 0 or end < start:
-        raise ValueError(f"The span from {start:g} to {end:g} seconds {'is negative' if start < 0 else 'ends before it starts'}.")
-    return f"{{{time_text(start)}{time_text(end)}}}"
-
-
-def time_text(seconds: float | None) -> str:
-    """A time point in seconds in the inline syntax."""
     seconds = _number(seconds, "A time")
     if seconds < 0:
         raise ValueError(f"A time is counted from the start of the file; {seconds:g} seconds is before it.")
-    return f"<t{seconds!r}s>"
+    return seconds
 
 
-def box_text(box) -> str:
-    """A box `[x1, y1, x2, y2]` in pixels in the inline syntax.
+def read_span(span) -> tuple[float, float]:
+    """`(start, end)` in seconds of a span: a pair in a list, tuple, array or tensor, or `{"start", "end"}`.
+
+    Raises:
+        ValueError: where it is no pair of finite numbers, negative or reversed.
+    """
+    pair = _plain(span)
+    if isinstance(pair, dict):
+        _check_keys(pair, ("start", "end"), "A span")
+        pair = [pair.get("start"), pair.get("end")]
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise ValueError(f"span={span!r} must be a pair (start, end) of seconds.")
+    start, end = _number(pair[0], "The start of a span"), _number(pair[1], "The end of a span")
+    if start < 0 or end < start:
+        raise ValueError(f"The span from {start:g} to {end:g} seconds {'is negative' if start < 0 else 'ends before it starts'}.")
+    return start, end
+
+
+def read_box(box) -> tuple[float, float, float, float]:
+    """`(x1, y1, x2, y2)` in pixels of a box: four numbers in a list, tuple, array or tensor, or a dictionary as answers have it.
 
     Raises:
         ValueError: where it has not four finite numbers, or is reversed.
     """
+    box = _plain(box)
+    corners = box
     if isinstance(box, dict):
-        try:
-            box = [box[name] for name in ("xmin", "ymin", "xmax", "ymax")]
-        except KeyError as error:
-            raise ValueError(f"The box {box!r} has no {error.args[0]!r}.") from None
-    try:
-        box = list(box)
-    except TypeError:
-        box = [box]
-    if len(box) != 4:
+        _check_keys(box, _BOX_KEYS, "A box")
+        for name in _BOX_KEYS:
+            if name not in box:
+                raise ValueError(f"The box {box!r} has no {name!r}.")
+        corners = [box[name] for name in _BOX_KEYS]
+    if not isinstance(corners, (list, tuple)) or len(corners) != 4:
         raise ValueError(f"A box has four numbers, [x1, y1, x2, y2] in pixels; got {box!r}.")
-    x1, y1, x2, y2 = (_number(value, f"A corner of the box {box!r}") for value in box)
+    x1, y1, x2, y2 = (_number(value, f"A corner of the box {box!r}") for value in corners)
     if x2 < x1 or y2 < y1:
         raise ValueError(f"The box {box!r} is reversed: boxes are [left, top, right, bottom].")
+    return x1, y1, x2, y2
+
+
+def span_text(start: float | None, end: float | None) -> str:
+    """A span in seconds in the inline syntax; see `read_span`."""
+    start, end = read_span((start, end))
+    return f"{{{time_text(start)}{time_text(end)}}}"
+
+
+def time_text(seconds: float | None) -> str:
+    """A time point in seconds in the inline syntax; see `read_time`."""
+    return f"<t{read_time(seconds)!r}s>"
+
+
+def box_text(box) -> str:
+    """A box in pixels in the inline syntax; see `read_box`."""
+    x1, y1, x2, y2 = read_box(box)
     return f"[<w{x1!r}px><h{y1!r}px><w{x2!r}px><h{y2!r}px>]"
 
 
@@ -93,14 +145,22 @@ def _clip(item: dict) -> dict | None:
     return seconds or None
 
 
-def _prepare_item(item: dict, clips: list) -> dict:
-    kind = item.get("type")
+def _prepare_item(item, clips: list) -> dict:
+    if isinstance(item, str):
+        return {"type": "text", "text": item}
+    if not isinstance(item, dict) or item.get("type") not in _ITEM_TYPES:  # compared one by one: a type may be unhashable
+        raise ValueError(f"A content item is a string, or a dictionary with a type of {', '.join(_ITEM_TYPES)}; got {item!r:.200}.")
+    kind = item["type"]
+    if kind == "text" and not isinstance(item.get("text"), str):
+        raise ValueError(f"The text of a content item must be a string; got {item!r:.200}.")
+    if kind in _ITEM_KEYS:
+        _check_keys(item, ("type", *_ITEM_KEYS[kind]), f"A content item of type {kind!r}")
     if kind == "span":
         return {"type": "text", "text": span_text(item.get("start"), item.get("end"))}
     if kind == "time":
         return {"type": "text", "text": time_text(item.get("time"))}
     if kind == "box":
-        return {"type": "text", "text": box_text(item.get("box") if item.get("box") is not None else ())}
+        return {"type": "text", "text": box_text(item.get("box"))}
     if kind == "video":
         clips.append(_clip(item))
         return {name: value for name, value in item.items() if name not in ("clip", "start", "end")}
@@ -127,11 +187,15 @@ def prepare_conversation(conversation) -> tuple[list, list[dict | None]]:
     def prepare_message(message: dict) -> dict:
         if not isinstance(message, dict) or "role" not in message:
             raise ValueError(f'A message is a dictionary like {{"role": "user", "content": …}}; got {message!r:.200}.')
+        if not isinstance(message["role"], str):
+            raise ValueError(f"The role of a message must be a string; got {message!r:.200}.")
         content = message.get("content")
         if isinstance(content, dict):
             content = [content]
         if isinstance(content, (list, tuple)):
-            content = [_prepare_item(item, clips) if isinstance(item, dict) else {"type": "text", "text": str(item)} for item in content]
+            content = [_prepare_item(item, clips) for item in content]
+        elif not isinstance(content, str):
+            raise ValueError(f"The content of a message must be a string or a list of items; got {message!r:.200}.")
         return {**message, "content": content}
 
     if isinstance(conversation[0], dict):

@@ -17,7 +17,7 @@ from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
 from .lape_llava_st import add_positions, blend_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
-from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast
+from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 
 
@@ -185,6 +185,12 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             rows = propagate(rows, vocabulary.sizes())
         return add_positions(features, rows, vocabulary.sizes())
 
+    def _check_pixels(self, name: str, pixels: torch.Tensor, ndim: int):
+        size = self.config.vision_config.image_size
+        if pixels.ndim != ndim or pixels.shape[-3:] != (3, size, size):
+            expected = ("num_videos, num_frames" if ndim == 5 else "num_images") + f", 3, {size}, {size}"
+            raise ValueError(f"{name} has shape {tuple(pixels.shape)}, but this model takes ({expected}).")
+
     def _patch_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """(frames, 3, height, width) pixels → the encoder's output and (frames, rows, columns, hidden_size) features"""
         grid = self.config.grid_size
@@ -210,6 +216,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             `BaseModelOutputWithPooling` whose `pooler_output` is `(num_images, num_image_tokens, hidden_size)`: 729 tokens,
             or 81 with `use_downsample_image`.
         """
+        self._check_pixels("pixel_values", pixel_values, 4)
         vision_outputs, features = self._patch_features(pixel_values, **kwargs)
         features = self._add_positions(features[:, None], token_table)  # (images, 1, rows, columns, hidden)
         if self.config.use_downsample_image:
@@ -237,6 +244,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             `drop_fast_features` the plain embeddings of the tokens there stand in place of the fast stream.
             `last_hidden_state` is the encoder's, `(num_videos, num_frames, num_patches, vision_hidden_size)`.
         """
+        self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
         videos, frames = pixel_values_videos.shape[:2]
         vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), **kwargs)
         features = features.unflatten(0, (videos, frames))  # (videos, frames, rows, columns, hidden)
@@ -248,7 +256,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 token_table = self.get_input_embeddings()(self._table_ids(slow.device))
             start, patch, end = token_table[-3:, None].to(slow.device, slow.dtype)
             num_fast = frames * self.config.fast_grid_size**2
-            fast = torch.cat((start, patch.expand(num_fast - 2, -1), end)).expand(videos, -1, -1)
+            if num_fast > 1:
+                patch = torch.cat((start, patch.expand(num_fast - 2, -1), end))
+            fast = patch.expand(videos, num_fast, -1)
         else:
             fast = fast.flatten(1, 3)  # (videos, frames·9, hidden)
         vision_outputs.last_hidden_state = vision_outputs.last_hidden_state.unflatten(0, (videos, frames))
@@ -324,6 +334,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if coordinates is not None and input_ids is None:
             raise ValueError("coordinates go with input_ids: embeddings given as inputs_embeds already say where things are.")
+        if coordinates is not None and coordinates.shape != input_ids.shape:
+            raise ValueError(f"coordinates have shape {tuple(coordinates.shape)}, and input_ids {tuple(input_ids.shape)}.")
         mm_encoder_outputs = dict(mm_encoder_outputs or {})
         has_media = pixel_values is not None or pixel_values_videos is not None
 
@@ -403,17 +415,17 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             shift_coordinates = None if coordinates is None else coordinates[:, 1:]
         loss, token_losses = supervised_cross_entropy(
             hidden_states,
-            self.get_output_embeddings().weight,
+            self.get_output_embeddings(),
+            self.config.text_config.vocab_size,
             shift_labels,
             shift_coordinates,
             vocabulary=self.config.coordinates if self.config.use_lape else None,
             propagate=self.training,
         )
         if num_items_in_batch is None:
-            num_items_in_batch = max(1, token_losses.numel())  # nothing supervised: 0, not NaN
-        elif isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.device)
-        return loss / num_items_in_batch, token_losses
+            num_items_in_batch = token_losses.numel()
+        # Nothing supervised is a loss of 0: a division by 0 would put NaN into every weight.
+        return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1), token_losses
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -432,8 +444,6 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         skip_logits: bool | None = None,
-        shift_labels: torch.LongTensor | None = None,
-        shift_coordinates: torch.FloatTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaSTCausalLMOutputWithPast:
@@ -457,6 +467,8 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
         """
+        # Not in the signature: transformers' Trainer takes every argument called labels for one that a batch must have.
+        shift_labels, shift_coordinates = kwargs.pop("shift_labels", None), kwargs.pop("shift_coordinates", None)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -481,7 +493,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         if skip_logits is None:
             skip_logits = self.training and loss is not None
         if not skip_logits:
-            logits = self.lm_head(_keep_positions(hidden_states, logits_to_keep))
+            logits = self.lm_head(keep_positions(hidden_states, logits_to_keep))
 
         return LlavaSTCausalLMOutputWithPast(
             loss=loss,
@@ -493,18 +505,6 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             image_hidden_states=outputs.image_hidden_states,
             video_hidden_states=outputs.video_hidden_states,
         )
-
-
-def _keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions that logits are wanted of: the last so many (0: all), an index, or a (batch, sequence) mask, which
-    flattens the batch. (transformers ≥ 5.21 has `slice_logits_to_keep` for it.)"""
-    if isinstance(logits_to_keep, int):
-        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
-    if logits_to_keep.ndim == 1:
-        return hidden_states[:, logits_to_keep]
-    if logits_to_keep.dtype == torch.bool:
-        return hidden_states[logits_to_keep]
-    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
 
 
 __all__ = ["LlavaSTForConditionalGeneration", "LlavaSTModel", "LlavaSTPreTrainedModel"]

@@ -54,3 +54,15 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
     token_losses: torch.FloatTensor | None = None
     image_hidden_states: torch.FloatTensor | None = None
     video_hidden_states: torch.FloatTensor | None = None
+
+
+def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions that logits are wanted of: the last so many (0: all), an index, or a (batch, sequence) mask, which
+    flattens the batch. (transformers ≥ 5.21 has `slice_logits_to_keep` for it.)"""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)

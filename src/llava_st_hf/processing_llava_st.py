@@ -58,6 +58,14 @@ class LlavaSTBatchFeature(BatchFeature):
         super().__init__(data, *args, **kwargs)
         self.media = media if media is not None else []
 
+    def to(self, *args, **kwargs):
+        """As in transformers, but a cast leaves `coordinates` in float32: bf16 would move them by a fifth of a bin."""
+        coordinates = self.data.get("coordinates")
+        super().to(*args, **kwargs)
+        if isinstance(coordinates, torch.Tensor):
+            self.data["coordinates"] = coordinates.to(self.data["coordinates"].device)
+        return self
+
     def __getstate__(self):
         return {**super().__getstate__(), "media": self.media}
 
@@ -452,11 +460,13 @@ class LlavaSTProcessor(ProcessorMixin):
         Returns:
             One dictionary per answer: see `parse_answer`.
         """
-        generated_ids = torch.as_tensor(generated_ids)
+        generated_ids = torch.atleast_2d(torch.as_tensor(generated_ids))
         if inputs is not None:
-            prompt = inputs["input_ids"]
-            if not torch.equal(generated_ids[:, : prompt.shape[1]].cpu(), torch.as_tensor(prompt).cpu()):
-                raise ValueError("generated_ids do not begin with the prompt of `inputs`; pass media=inputs.media with answers alone.")
+            prompt = torch.as_tensor(inputs["input_ids"])
+            if len(prompt) != len(generated_ids):
+                raise ValueError(f"There are {len(generated_ids)} sequences in generated_ids, and {len(prompt)} prompts in `inputs`.")
+            if not torch.equal(generated_ids[:, : prompt.shape[1]].cpu(), prompt.cpu()):
+                raise ValueError("generated_ids do not begin with the prompts of `inputs`; pass media=inputs.media with answers alone.")
             generated_ids, media = generated_ids[:, prompt.shape[1] :], inputs.media
         if media is None or len(media) != len(generated_ids):
             raise ValueError(f"There are {len(generated_ids)} answers, and media for {None if media is None else len(media)}.")

@@ -15,6 +15,8 @@
 
 from dataclasses import dataclass
 
+from .messages_llava_st import read_span
+
 
 @dataclass(frozen=True)
 class Task:
@@ -43,44 +45,46 @@ TASKS = {
     "svg": Task("video", ("span", "text"), f"During {{span}}, {{text}} Please give {_EACH_TIMESTAMP}"),
     "elc": Task(
         "video",
-        ("start", "box"),
-        "Starts in {start}, what happened about the subject/object within the specified region {box}? Where is the corresponding "
+        ("time", "box"),
+        "Starts in {time}, what happened about the subject/object within the specified region {box}? Where is the corresponding "
         "subject/object located? Please firstly give the end timestamp, then give the event associated with the object/subject, "
         f"finally give {_EACH_TIMESTAMP}",
     ),
 }  # fmt: skip
 
 
-def task_content(task: str, text: str | None = None, span=None, start=None, box=None) -> list[dict]:
+def task_content(task: str, text: str | None = None, span=None, time=None, box=None) -> list[dict]:
     """
     The words of a question, as content items of a chat message.
 
     Args:
         task: one of the keys of `TASKS`.
         text: an expression or a sentence.
-        span: `(start, end)` in seconds.
-        start: seconds; the `start` of "elc" (a span's start will do).
-        box: `(x1, y1, x2, y2)` in pixels.
+        span: `(start, end)` in seconds, as `read_span` takes it.
+        time: seconds, where the event of "elc" starts (a span's start will do).
+        box: `(x1, y1, x2, y2)` in pixels, as `read_box` takes it.
 
     Raises:
         ValueError: naming the task and what is missing, or too much.
     """
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"task={task!r} is unknown; it is one of {', '.join(TASKS)}.")
-    if "start" in TASKS[task].needs and start is None and isinstance(span, (list, tuple)) and span:
-        start, span = span[0], None
-    given = {"text": text or None, "span": span, "start": start, "box": box}
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise ValueError(f"text={text!r} must be a string that is not blank.")
+    if span is not None:
+        span = read_span(span)
+        if "time" in TASKS[task].needs and time is None:
+            time, span = span[0], None
+    given = {"text": text, "span": span, "time": time, "box": box}
     needs = TASKS[task].needs
     missing = [name for name in needs if given[name] is None]
     excess = [name for name, value in given.items() if value is not None and name not in needs]
     if missing or excess:
         problems = [f"misses {' and '.join(missing)}"] * bool(missing) + [f"has no use for {' and '.join(excess)}"] * bool(excess)
         raise ValueError(f"task={task!r} takes {' and '.join(needs) or 'nothing beside the media'}; this call {', and '.join(problems)}.")
-    if "span" in needs and (not isinstance(span, (list, tuple)) or len(span) != 2):
-        raise ValueError(f"span={span!r} must be a pair (start, end) of seconds.")
     items = {
         "span": lambda: {"type": "span", "start": span[0], "end": span[1]},
-        "start": lambda: {"type": "time", "time": start},
+        "time": lambda: {"type": "time", "time": time},
         "box": lambda: {"type": "box", "box": box},
         "text": lambda: {"type": "text", "text": text},
     }
