@@ -2,6 +2,7 @@
 """Small videos and damaged files, encoded on the spot for the tests."""
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -25,6 +26,21 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 25, codec: str = "mpe
         stream.bit_rate = 8_000_000
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_timed_video(path: Path, times: list[float], codec: str = "mpeg4") -> Path:
+    """Encodes a 64x48 frame for each of `times`, in seconds, on a clock of milliseconds: the frame rate may vary."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.bit_rate = 8_000_000
+        for time, pixels in zip(times, moving_frames(len(times), 48, 64), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from llava_st_hf import LlavaSTProcessor
 from llava_st_hf.cli import main
+from modeling_tests.factories import tiny_config
 from modeling_tests.media import write_video
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, REFERENCE, requires_reference
@@ -45,6 +47,61 @@ def test_a_problem_is_one_line_on_stderr_and_status_1(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1].startswith("llava-st: ") and "nowhere.mp4" in captured.err
+
+
+def test_ground_looks_at_a_part_in_seconds(clip, tmp_path, capsys):
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    question = ["ground", clip, "--model", str(tmp_path), "--text", "When?", "--max-new-tokens", "2"]
+    assert main([*question, "--start", "0.2", "--end", "0.8"]) == 0
+    capsys.readouterr()
+    assert main([*question, "--start", "0.2", "--end", "9"]) == 1
+    assert "lies beyond the end" in capsys.readouterr().err
+
+
+def refusal(capsys, *argv) -> str:
+    assert main(list(map(str, argv))) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("llava-st: ")]
+    assert captured.out == "" and len(lines) == 1 and captured.err.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+def test_no_tokens_are_refused(capsys):
+    assert "--max-new-tokens must be at least 1, got 0" in refusal(
+        capsys, "ground", "a.mp4", "--model", "m", "--text", "x", "--max-new-tokens", 0
+    )
+
+
+def test_an_adapter_is_no_model(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for argv in (["ground", "a.mp4", "--model", tmp_path], ["convert", tmp_path, "out"], ["merge-lora", tmp_path, tmp_path, "out"]):
+        assert "is an adapter and no whole model" in refusal(capsys, *argv)
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    (tmp_path / "out").touch()
+    for argv in (["convert", "nowhere", tmp_path / "out"], ["merge-lora", "nowhere", "nowhere", tmp_path / "out"]):
+        assert "out is a file" in refusal(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[1]", "must hold a JSON object"),
+        ("{", "is no JSON"),
+        ('{"packer_width": 3}', "sets packer_width, which"),
+        ('{"text_config": {"layers": 3}}', "sets text_config.layers, which"),
+        ('{"packer_spatial_scale": "three"}', "does not fit .*packer_spatial_scale"),
+        ('{"packer_spatial_scale": 7}', "packer_spatial_scale=7 does not divide"),
+    ],
+)
+def test_impossible_overrides_are_refused_before_weights_are_read(tmp_path, capsys, content, message):
+    tiny_config().save_pretrained(tmp_path)
+    (tmp_path / "overrides.json").write_text(content)
+    line = refusal(capsys, "convert", tmp_path, tmp_path / "out", "--config-overrides", tmp_path / "overrides.json")
+    assert "overrides.json" in line and re.search(message, line)
 
 
 @requires_reference

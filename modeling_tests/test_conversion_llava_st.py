@@ -7,10 +7,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import pipeline
 
 from llava_st_hf import LlavaSTForConditionalGeneration
-from llava_st_hf.conversion_llava_st import add_coordinate_rows, merge_lora
+from llava_st_hf.cli import main
+from llava_st_hf.conversion_llava_st import add_coordinate_rows, merge_lora, processor_for
 from modeling_tests.factories import tiny_config, tiny_model
+from modeling_tests.processors import PICTURE, tiny_processor, tiny_tokenizer
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, REFERENCE, analytic_pixels, config_overrides, expected, requires_reference
 
 
@@ -90,8 +93,9 @@ class _Trap:
 def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"base_model.model.lm_head.weight": _Trap()}, stage_folder / "non_lora_trainables.bin")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or holds other objects") as caught:
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder)
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError) and "weights_only" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -137,3 +141,124 @@ def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else():
 def test_a_model_with_coordinates_is_not_given_more():
     with pytest.raises(ValueError, match="already"):
         add_coordinate_rows(tiny_model(tiny_config()), 6, 5)
+
+
+# Stage folders made on the spot, for a base of stage 1
+
+
+TABLES = {
+    f"base_model.model.model.{axis}_{use}_embeddings.weight": (6 if axis == "temporal" else 5, 32)
+    for use in ("input", "output")
+    for axis in ("temporal", "spatial_height", "spatial_width")
+}
+LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.fixture
+def stage_1(tmp_path):
+    """A base of stage 1 with its processor, and a stage folder that brings coordinates."""
+    base, stage = tmp_path / "base", tmp_path / "stage"
+    processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
+    config = tiny_config(
+        use_lape=False,
+        vision_config={"image_size": 126, "patch_size": 14},
+        text_config={"vocab_size": len(processor.tokenizer)},
+        packer_temporal_scale=5,
+    )
+    tiny_model(config).save_pretrained(base)
+    processor.save_pretrained(base)
+    stage.mkdir()
+    (stage / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4}))
+    save_file({LORA.format("A"): torch.ones(2, 32), LORA.format("B"): torch.ones(32, 2)}, stage / "adapter_model.safetensors")
+    torch.save({key: torch.randn(shape) for key, shape in TABLES.items()}, stage / "non_lora_trainables.bin")
+    return base, stage
+
+
+def test_a_grown_model_and_its_processor_answer_together(stage_1, tmp_path):
+    base, stage = stage_1
+    assert main(["merge-lora", str(base), str(stage), str(tmp_path / "merged")]) == 0
+    grounder = pipeline("video-grounding", model=str(tmp_path / "merged"))
+    assert grounder.processor.num_temporal_bins == 6 and grounder.processor.num_spatial_bins == 5
+    vocabulary = grounder.model.config.coordinates
+    assert grounder.processor.tokenizer.convert_tokens_to_ids("<WIDTH-004>") == vocabulary.end_token_id - 1
+    answer = grounder(PICTURE, text="What is at [<w0.1><h0.1><w0.5><h0.5>]?", max_new_tokens=2)
+    assert answer.keys() == {"text", "events", "notes"}
+
+
+def test_a_processor_that_is_not_the_bases_is_refused(stage_1):
+    model = merge_lora(*stage_1)
+    for other in (tiny_processor(), tiny_processor(tokenizer=longer_tokenizer())):
+        with pytest.raises(ValueError, match="not that of the merged model: the id of <TEMP-000>"):
+            processor_for(model, other)
+
+
+def longer_tokenizer():
+    tokenizer = tiny_tokenizer(0, 0)
+    tokenizer.add_tokens(["<more>"])
+    return tokenizer
+
+
+def test_a_model_that_did_not_grow_keeps_its_processor():
+    processor = tiny_processor()
+    assert processor_for(tiny_model(use_lape=False), processor) is processor
+
+
+@pytest.mark.parametrize("missing", TABLES)
+def test_each_missing_coordinate_table_is_named(stage_1, missing):
+    base, stage = stage_1
+    torch.save({key: torch.randn(shape) for key, shape in TABLES.items() if key != missing}, stage / "non_lora_trainables.bin")
+    with pytest.raises(ValueError, match=f"non_lora_trainables.bin brings .* has no {missing.removeprefix('base_model.model.')}: all six"):
+        merge_lora(base, stage)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 32), (1001, 32)])
+def test_a_coordinate_table_of_another_shape_is_named(stage_1, shape):
+    base, stage = stage_1
+    torch.save({key: torch.zeros(shape) for key in TABLES}, stage / "non_lora_trainables.bin")
+    with pytest.raises(ValueError, match=r"model.temporal_input_embeddings.weight in .* has shape"):
+        merge_lora(base, stage)
+
+
+def write(path, content):
+    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("adapter_config.json", [1], "adapter_config.json must hold a JSON object"),
+        ("adapter_config.json", b"{", "adapter_config.json is damaged"),
+        ("adapter_config.json", b"\xff", "adapter_config.json is damaged"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json has lora_alpha=None"),
+        ("adapter_config.json", {"lora_alpha": "8"}, "adapter_config.json has lora_alpha='8'"),
+        ("adapter_model.safetensors", b"no tensors", "adapter_model.safetensors is damaged"),
+        ("non_lora_trainables.bin", b"", "non_lora_trainables.bin is damaged"),
+        ("non_lora_trainables.bin", b"no pickle", "non_lora_trainables.bin is damaged"),
+    ],
+)
+def test_damaged_files_are_named(stage_1, name, content, message):
+    base, stage = stage_1
+    write(stage / name, content)
+    with pytest.raises(ValueError, match=message):
+        merge_lora(base, stage)
+
+
+@pytest.mark.parametrize("content, message", [([torch.zeros(2)], "holds a list"), ({1: torch.zeros(2)}, "holds 1; every entry")])
+def test_a_pickle_of_something_else_is_named(stage_1, content, message):
+    base, stage = stage_1
+    torch.save(content, stage / "non_lora_trainables.bin")
+    with pytest.raises(ValueError, match=f"non_lora_trainables.bin .*{message}"):
+        merge_lora(base, stage)
+
+
+@pytest.mark.parametrize("a, b", [((2, 32), (32, 3)), ((0, 32), (32, 0)), ((32,), (32, 1))])
+def test_a_lora_pair_of_unequal_rank_is_named(stage_1, a, b):
+    base, stage = stage_1
+    save_file({LORA.format("A"): torch.zeros(a), LORA.format("B"): torch.zeros(b)}, stage / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj; they must be \(rank, inputs\)"):
+        merge_lora(base, stage)
+
+
+def test_no_adapter_is_named():
+    with pytest.raises(ValueError, match="adapter=None must be the path"):
+        merge_lora("anywhere", None)

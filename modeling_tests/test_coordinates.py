@@ -120,3 +120,14 @@ def test_propagation_matrix_halves_with_every_bin_and_never_crosses_axes(sizes):
             same = axis_of[i] == axis_of[j]
             distance = abs((i - starts[axis_of[i]]) - (j - starts[axis_of[j]]))
             assert matrix[i, j].item() == (2.0**-distance if same else 0.0)
+
+
+@pytest.mark.parametrize("level", range(1, 7))
+def test_an_html_heading_is_refused_and_not_read_as_the_bottom_edge(level):
+    with pytest.raises(ValueError, match=rf"'<h{level}>' is an HTML heading.*write <h1.0> for the bottom"):
+        read_coordinate(INLINE_COORDINATE.fullmatch(f"<h{level}>"))
+
+
+@pytest.mark.parametrize("written", ["<h1.0>", "<h1.>", "<h0>", "<w1>", "<t1>"])
+def test_whole_positions_that_are_no_heading_are_read(written):
+    assert read_coordinate(INLINE_COORDINATE.fullmatch(written))[1] in (0.0, 1.0)

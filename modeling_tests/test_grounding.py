@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import json
 import time
 
@@ -221,6 +222,56 @@ def test_a_time_outside_the_clip_is_refused(media, seconds, message):
         media.time_position(seconds, "'t'")
 
 
+VARYING = Media("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0, 4.0), end_time=5.0)
+UNEVEN = Media("video", 8, 8, fps=10.0, first_frame=0, last_frame=90, frame_times=(0.0, 1.0, 2.0, 9.0), frames=(0, 10, 20, 90))
+
+
+def test_at_a_varying_rate_times_are_those_of_the_frames():
+    assert [VARYING.time(i / 4) for i in range(5)] == [1.8, 1.9, 2.0, 3.0, 4.0]
+    assert VARYING.time(0.625) == 2.5 and VARYING.frame(0.5) == 20
+    assert [VARYING.time_position(seconds, "t") for seconds in (1.8, 1.9, 2.0, 2.5, 4.0, 4.9)] == [0.0, 0.25, 0.5, 0.625, 1.0, 1.0]
+    for seconds in (1.6, 5.2):
+        with pytest.raises(ValueError, match=r"t lies outside the clip, which goes from 1\.8 to 5 seconds"):
+            VARYING.time_position(seconds, "t")
+    before_a_pause = Media("video", 8, 8, fps=2.8, first_frame=19, last_frame=20, frame_times=(1.9, 2.0), end_time=3.0)
+    assert before_a_pause.time_position(2.8, "t") == 1.0
+    single = Media("video", 8, 8, fps=2.0, first_frame=5, last_frame=5, frame_times=(2.5,))
+    assert single.time(1.0) == 2.5 and single.time_position(2.9, "t") == 0.0
+
+
+def test_unevenly_sampled_frames_keep_their_times():
+    assert [UNEVEN.time(i / 3) for i in range(4)] == [0.0, 1.0, 2.0, 9.0]
+    assert [UNEVEN.frame(i / 3) for i in range(4)] == [0, 10, 20, 90]
+    assert UNEVEN.time_position(2.0, "t") == pytest.approx(2 / 3) and UNEVEN.time_position(9.1, "t") == 1.0
+    with pytest.raises(ValueError, match=r"from 0 to 9\.1 seconds"):
+        UNEVEN.time_position(9.5, "t")
+    unknown = Media("video", 8, 8, None, 0, 90, frames=(0, 10, 20, 90))
+    assert unknown.time(0.5) is None and unknown.frame(2 / 3) == 20
+    twice = Media("video", 8, 8, 10.0, 7, 8, frame_times=(0.7, 0.7, 0.8, 0.8), frames=(7, 7, 8, 8))
+    assert [twice.time_position(seconds, "t") for seconds in (0.7, 0.75, 0.8, 0.9)] == pytest.approx([0.0, 0.5, 2 / 3, 1.0])
+
+
+@pytest.mark.parametrize("media", [VARYING, UNEVEN])
+def test_media_with_times_survive_json(media):
+    again = Media(**json.loads(json.dumps(media.to_dict())))
+    assert again == media and hash(again) == hash(media)
+
+
+def test_frame_times_are_one_for_each_frame():
+    with pytest.raises(ValueError, match="one entry for each of 5 frames, got 4"):
+        Media("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0))
+
+
+@given(position=st.floats(0, 1), gaps=st.lists(st.floats(0.02, 5), min_size=1, max_size=40))
+def test_seconds_come_back_as_their_position_at_any_rate(position, gaps):
+    times = tuple(itertools.accumulate(gaps, initial=0.5))
+    media = Media("video", 64, 48, 1.0, 3, 3 + len(gaps), frame_times=times)
+    place = int(position * len(gaps))
+    seconds = media.time(position)
+    assert times[place] - 1e-3 <= seconds <= times[min(place + 1, len(gaps))] + 1e-3
+    assert abs(media.time_position(seconds, "t") - position) <= 1e-3 / 0.02 / len(gaps)
+
+
 def test_pixels_outside_the_picture_are_refused():
     assert IMAGE.pixel_position("width", 990.5, "x") == 1.0 and IMAGE.pixel_position("height", -0.5, "y") == 0.0
     with pytest.raises(ValueError, match="x lies outside the image, whose width is 990 pixels"):
@@ -258,7 +309,7 @@ def check(text, media, question):
             assert 0 <= box["xmin"] <= box["xmax"] <= media.width and 0 <= box["ymin"] <= box["ymax"] <= media.height
 
 
-@pytest.mark.parametrize("media", [IMAGE, Media("video", 97, 33, 23.976, 11, 405), Media("video", 97, 33, 25.0, 3, 3)])
+@pytest.mark.parametrize("media", [IMAGE, Media("video", 97, 33, 23.976, 11, 405), Media("video", 97, 33, 25.0, 3, 3), VARYING, UNEVEN])
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), asked=st.integers(0, 3))
 def test_no_answer_whatever_raises_or_leaves_the_picture(media, text, asked):

@@ -2,12 +2,14 @@
 import copy
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_st_hf.coordinates import INLINE_COORDINATE
-from llava_st_hf.messages_llava_st import box_text, prepare_conversation, span_text, time_text
+from llava_st_hf.messages_llava_st import box_text, prepare_conversation, read_box, read_span, span_text, time_text
 
 
 def user(*content):
@@ -63,7 +65,7 @@ def test_a_batch_has_one_clip_per_video_in_order():
 def test_the_callers_messages_stay_as_they_are():
     messages = [
         user({"type": "video", "path": "a.mp4", "clip": [3, 9]}, {"type": "span", "start": 1, "end": 2}),
-        {"role": "x", "content": None},
+        {"role": "x", "content": "y"},
     ]
     before = copy.deepcopy(messages)
     prepare_conversation(messages)
@@ -89,11 +91,24 @@ def test_bare_strings_and_single_items_are_content():
         ({"type": "time", "time": -0.5}, "-0.5 seconds is before it"),
         ({"type": "time", "time": True}, "got True"),
         ({"type": "box"}, r"A box has four numbers"),
-        ({"type": "box", "box": 5}, r"A box has four numbers, .*got \[5\]"),
+        ({"type": "box", "box": 5}, r"A box has four numbers, .*got 5"),
         ({"type": "box", "box": [1, 2, 3]}, r"got \[1, 2, 3\]"),
         ({"type": "box", "box": [30, 2, 3, 4]}, r"\[30, 2, 3, 4\] is reversed"),
         ({"type": "box", "box": [1, 2, math.inf, 4]}, "must be a finite number, got inf"),
         ({"type": "video", "video": "a", "clip": [0, 1], "end": 3}, "not both"),
+        ({"type": "video", "path": "a", "start_time": 1}, "type 'video' has no 'start_time'; its keys are type, video, url, path, clip"),
+        ({"type": "span", "start": 1, "stop": 2}, "type 'span' has no 'stop'"),
+        ({"type": "time", "seconds": 2}, "type 'time' has no 'seconds'"),
+        ({"type": "box", "box": [1, 2, 3, 4], "unit": "px"}, "type 'box' has no 'unit'"),
+        ({"type": "box", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4, "label": "a"}}, "A box has no 'label'"),
+        ({"type": "time", "time": 10**400}, "A time must be a finite number"),
+        ({"text": "no type"}, "a dictionary with a type of text, image.*no type"),
+        ({"type": "vid", "video": "a"}, "with a type of text, .*'vid'"),
+        ({"type": "audio", "audio": "a"}, "with a type of text, .*'audio'"),
+        ({"type": ["text"], "text": "a"}, "with a type of text"),
+        ({"type": "text"}, "text of a content item must be a string"),
+        ({"type": "text", "text": None}, "text of a content item must be a string"),
+        (5, "A content item is a string, or a dictionary.*got 5"),
     ],
 )
 def test_impossible_items_are_refused_by_name(item, message):
@@ -109,3 +124,26 @@ def test_what_is_no_conversation_is_refused(conversation):
 
 def test_equal_ends_are_allowed():
     assert span_text(1, 1) == "{<t1.0s><t1.0s>}"
+
+
+@pytest.mark.parametrize(
+    "message, named",
+    [
+        ({"role": 5, "content": "a"}, "role of a message must be a string"),
+        ({"role": None, "content": "a"}, "role of a message must be a string"),
+        ({"role": "user"}, "content of a message must be a string or a list"),
+        ({"role": "user", "content": None}, "content of a message must be a string or a list"),
+        ({"role": "user", "content": 5}, "content of a message must be a string or a list"),
+    ],
+)
+def test_a_message_without_role_or_content_is_refused(message, named):
+    with pytest.raises(ValueError, match=named):
+        prepare_conversation([message])
+
+
+def test_arrays_and_tensors_are_read_like_lists():
+    for make in (tuple, np.array, torch.tensor, lambda values: [np.float32(value) for value in values]):
+        assert read_box(make([1.0, 2.0, 3.0, 4.0])) == (1.0, 2.0, 3.0, 4.0)
+        assert read_span(make([1.0, 2.0])) == (1.0, 2.0)
+    assert read_span({"start": 1, "end": 2}) == (1.0, 2.0)
+    assert time_text(np.float64(1.5)) == time_text(torch.tensor(1.5)) == "<t1.5s>"

@@ -266,6 +266,22 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "lies outside the image, whose width is 100"),
         ({"image": PICTURE}, {"task": "reg", "box": [0, 0, float("nan"), 20]}, "finite number"),
         ({"image": PICTURE}, {"task": "reg", "box": 7}, "A box has four numbers"),
+        ({"image": PICTURE}, {"task": "reg", "box": {"xmin": 1, "ymin": 2, "xmax": 3}}, "has no 'ymax'"),
+        ({"image": PICTURE}, {"task": "rec", "text": "  "}, "text='  ' must be a string that is not blank"),
+        ({"image": PICTURE}, {"task": "rec", "text": 5}, "text=5 must be a string"),
+        ({"image": PICTURE}, {"task": "rec", "text": ["a"]}, "must be a string"),
+        ({"image": PICTURE}, {"task": ["rec"], "text": "x"}, "is unknown"),
+        ({"video": "v"}, {"task": "elc", "box": [1, 2, 3, 4]}, "takes time and box; this call misses time"),
+        ((PICTURE, PICTURE), {"text": "x"}, 'Give frames as {"video": frames}'),
+        ((), {"text": "x"}, "A tuple of 0 is no input"),
+        ({"role": "user"}, {}, 'with "role" and "content"'),
+        ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps cut out a part of a video or tell its frame rate"),
+        ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps=5 is the frame rate of frames"),
+        ({"video": [PICTURE]}, {"text": "x", "fps": 0}, "fps=0 must be a positive number"),
+        ({"video": [PICTURE]}, {"text": "x", "fps": "5"}, "fps='5' must be a positive number"),
+        ({"video": [PICTURE]}, {"text": "x", "fps": 5, "processor_kwargs": {"video_metadata": [{"fps": 5}]}}, "not both"),
+        ({"video": [PICTURE] * 4}, {"task": "tr", "span": (0, 1)}, "span: the frame rate of the video is unknown. Give fps"),
+        ({"video": [PICTURE] * 4}, {"text": "What is at <t0.1s>?"}, "<t0.1s>: the frame rate of the video is unknown. Give fps"),
         ({"image": PICTURE}, {"text": "x", "num_return_sequences": 2, "do_sample": True}, "num_return_sequences must be 1"),
     ],
 )  # fmt: skip
@@ -297,6 +313,48 @@ def test_a_model_and_a_processor_of_different_vocabularies_are_refused():
         pipeline("video-grounding", model=model_for(tiny_processor(num_temporal_bins=50)), processor=tiny_processor(num_temporal_bins=60))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"plain_width_prompts": True}, {"use_downsample_image": True}, {"packer_spatial_scale": 1}, {"packer_temporal_scale": 2},
+        {"packer_fast_scale": 1}, {"patch_size": 7},
+    ],
+)  # fmt: skip
+def test_a_processor_with_another_setting_is_refused_by_its_name(setting):
+    with pytest.raises(ValueError, match=rf"do not belong together: {next(iter(setting))} .* in the model and .* in the processor\.$"):
+        pipeline("video-grounding", model=model_for(tiny_processor()), processor=tiny_processor(**setting))
+
+
+def test_a_processor_of_another_picture_size_is_refused():
+    with pytest.raises(ValueError, match=r"image size \(126, 126\) in the model and \(252, 252\) in the processor; video size"):
+        pipeline("video-grounding", model=model_for(tiny_processor()), processor=tiny_processor(size=252))
+
+
+def test_no_questions_have_no_answers(grounder):
+    assert grounder([]) == []
+
+
+@pytest.mark.parametrize(
+    "box", [(10, 5, 90, 45), np.array([10, 5, 90, 45]), torch.tensor([10.0, 5, 90, 45]), {"xmin": 10, "ymin": 5, "xmax": 90, "ymax": 45}]
+)
+def test_a_box_may_be_given_in_any_kind(grounder, box):
+    assert say(grounder, {"image": PICTURE, "task": "reg", "box": box}, "a cat")["events"] == [TASK_EVENTS["reg"]]
+
+
+@pytest.mark.parametrize("span", [[1.0, 2.0], np.array([1.0, 2.0]), {"start": 1.0, "end": 2.0}])
+def test_a_span_may_be_given_in_any_kind(grounder, video, span):
+    assert say(grounder, {"video": video, "task": "tr", "span": span}, "a man falls.")["events"] == [TASK_EVENTS["tr"]]
+
+
+@pytest.mark.parametrize("frames", ["array", "list"])
+def test_frames_with_a_rate_are_asked_and_answered_in_seconds(grounder, frames):
+    frames = moving_frames(100, 48, 64) if frames == "array" else [Image.fromarray(frame) for frame in moving_frames(100, 48, 64)]
+    answer = say(grounder, {"video": frames, "fps": 10, "task": "tr", "span": (1.0, 2.0)}, "a man falls.")
+    assert answer == {"text": "a man falls.", "events": [TASK_EVENTS["tr"]], "notes": []}
+    (answer,) = say(grounder, [{"video": frames, "text": "When?", "start": 4.0, "end": 6.0}], "{<TEMP-000><TEMP-099>}", fps=10)
+    assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.0, 5.9)
+
+
 # Generation
 
 
@@ -313,6 +371,40 @@ def test_only_the_rows_that_were_cut_off_say_so(grounder):
     script = Script(grounder, ["a", "abcdefgh"])
     done, cut = grounder([{"image": PICTURE, "text": "x"}] * 2, batch_size=2, max_new_tokens=4, logits_processor=[script])
     assert done["notes"] == [NOWHERE] and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
+
+
+@pytest.mark.parametrize(
+    "end, kwargs",
+    [
+        ("", {"stop_strings": "c", "max_new_tokens": 9}),
+        ("", {"stop_strings": ["c"], "max_new_tokens": 3}),
+        ("", {"eos_token_id": "c", "max_new_tokens": 9}),
+        ("", {"eos_token_id": "c", "max_new_tokens": 3}),
+        ("<|im_end|>", {"max_length": 300}),
+    ],
+)
+def test_an_answer_that_ended_otherwise_is_not_cut_off(grounder, end, kwargs):
+    tokenizer = grounder.processor.tokenizer
+    if "eos_token_id" in kwargs:
+        kwargs = {**kwargs, "eos_token_id": tokenizer.convert_tokens_to_ids(kwargs["eos_token_id"])}
+    if "stop_strings" in kwargs:
+        kwargs = {**kwargs, "tokenizer": tokenizer}
+    answer = grounder(PICTURE, text="x", logits_processor=[Script(grounder, ["abc"], end=end)], **kwargs)
+    assert answer == {"text": "abc", "events": [], "notes": [NOWHERE]}
+
+
+@pytest.mark.parametrize("where", ["max_length", "generation_config", "model"])
+def test_every_limit_of_length_is_known(grounder, monkeypatch, where):
+    kwargs = {}
+    if where == "max_length":
+        prompt = grounder.preprocess({"image": PICTURE, "text": "x"})["model_inputs"]["input_ids"].shape[1]
+        kwargs = {"max_length": prompt + 3}
+    elif where == "generation_config":
+        kwargs = {"generation_config": GenerationConfig(max_new_tokens=3)}
+    else:
+        monkeypatch.setattr(grounder.model.generation_config, "max_new_tokens", 3)
+    answer = grounder(PICTURE, text="x", logits_processor=[Script(grounder, ["abc"], end="")], **kwargs)
+    assert answer["notes"][-1].startswith("The answer was cut off after 3 tokens")
 
 
 def test_several_end_tokens_are_known(grounder, monkeypatch):

@@ -25,7 +25,7 @@ from llava_st_hf import (
     Media,
 )
 from llava_st_hf.coordinates import INLINE_COORDINATE
-from modeling_tests.media import moving_frames, write_video
+from modeling_tests.media import moving_frames, write_timed_video, write_video
 from modeling_tests.processors import PICTURE, answer, encode, film, model_for, photo, tiny_processor, tiny_tokenizer, user
 
 
@@ -123,6 +123,81 @@ def test_frames_with_metadata_speak_in_seconds(processor):
     inputs = encode(processor, user(film(FRAMES), {"type": "time", "time": 1.9}), processor_kwargs={"video_metadata": [metadata]})
     assert inputs.media[0][0].fps == 5.0
     assert positions(inputs) == [pytest.approx(9.5 / 19)]
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend):
+    times = [*(0.1 * index for index in range(20)), *(2.0 + index for index in range(8))]
+    path = str(write_timed_video(folder / "varying.mp4", times))
+    kwargs = {"processor_kwargs": {"video_backend": backend}}
+    inputs = encode(processor, user(film(path), {"type": "time", "time": 2.0}), **kwargs)
+    assert positions(inputs) == [pytest.approx(20 / 27, abs=1e-4)]
+    assert inputs.media[0][0].time(20 / 27) == 2.0 and inputs.media[0][0].time(1.0) == 9.0
+    inputs = encode(processor, user(film(path, start=1.9, end=5.0), {"type": "time", "time": 2.0}), **kwargs)
+    media = inputs.media[0][0]
+    assert (media.first_frame, media.last_frame) == (19, 22) and media.frame_times == pytest.approx((1.9, 2.0, 3.0, 4.0), abs=1e-4)
+    assert positions(inputs) == [pytest.approx(1 / 3, abs=1e-3)]
+    # Frames 20 and 27 are on screen for a second each, whatever came before them.
+    for clip, time, position in (((0.0, 2.8), 2.7, 1.0), ((9.2, 9.9), 9.8, 0.0)):
+        inputs = encode(processor, user(film(path, start=clip[0], end=clip[1]), {"type": "time", "time": time}), **kwargs)
+        assert positions(inputs) == [position]
+
+
+@pytest.mark.parametrize("sampling", [{"num_frames": 1}, {"num_frames": 2}, {"fps": 0.3}, {"do_sample_frames": False}])
+def test_seconds_refer_to_the_clip_however_few_frames_of_it_are_seen(processor, video, sampling):
+    inputs = encode(processor, user(film(video, clip=[5, 15]), {"type": "time", "time": 1.0}), processor_kwargs=sampling)
+    assert inputs.media == [[Media("video", 64, 48, 10.0, 5, 15)]]
+    assert positions(inputs) == [pytest.approx(0.5)]
+
+
+def test_frames_sampled_before_keep_their_times(processor):
+    def media(frames, indices, **metadata):
+        metadata = {"fps": 10.0, "frames_indices": indices, **metadata}
+        inputs = encode(processor, user(film(frames), "When?"), processor_kwargs={"video_metadata": [metadata]})
+        return inputs.media[0][0]
+
+    assert media(FRAMES, list(range(50, 70)), total_num_frames=20) == Media("video", 64, 48, 10.0, 50, 69)
+    assert media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100) == Media("video", 64, 48, 10.0, 0, 90)
+    uneven = media(FRAMES[:4], [0, 10, 20, 90], total_num_frames=100)
+    assert [uneven.time(i / 3) for i in range(4)] == [0.0, 1.0, 2.0, 9.0]
+    assert [uneven.frame(i / 3) for i in range(4)] == [0, 10, 20, 90]
+    unknown = media(FRAMES[:4], [0, 10, 20, 90], fps=None)
+    assert unknown.time(1.0) is None and unknown.frame(2 / 3) == 20
+    with pytest.raises(ValueError, match="must ascend"):
+        media(FRAMES[:4], [0, 20, 10, 90])
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, got 0"),
+        ({"num_frames": -1}, "num_frames must be a whole number of at least 1, got -1"),
+        ({"num_frames": "5"}, "num_frames must be a whole number of at least 1, got '5'"),
+        ({"num_frames": 2.5}, r"num_frames must be a whole number of at least 1, got 2\.5"),
+        ({"fps": 0}, "fps must be a finite number of frames per second above 0, got 0"),
+        ({"fps": -1}, "fps must be .* got -1"),
+        ({"fps": "2"}, "fps must be .* got '2'"),
+        ({"clips": {"start": 0.0}}, "`clips` must be a list, one per video"),
+        ({"video_metadata": [{"fps": "2"}]}, "`video_metadata` fps must be .* got '2'"),
+        ({"video_metadata": [{"fsp": 2}]}, "unknown key 'fsp'"),
+        ({"video_metadata": 2}, "`video_metadata` must be a list"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_impossible_sampling_is_a_plain_error(processor, kwargs, message, nested):
+    kwargs = {"videos_kwargs": kwargs} if nested else kwargs
+    with pytest.raises(ValueError, match=message):
+        processor(text="<video>When?", videos=FRAMES, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"size": {"height": 56, "width": 56}}, {"do_resize": False}])
+def test_pixels_that_do_not_fit_the_tokens_are_refused(processor, kwargs):
+    height, width = (56, 56) if "size" in kwargs else (48, 64)
+    for kind, media in (("image", {"images": PICTURE, "text": "<image>"}), ("video", {"videos": FRAMES, "text": "<video>"})):
+        with pytest.raises(ValueError, match=f"The {kind} came out with {height}x{width} pixels .* counted for 126x126"):
+            processor(**media, **{f"{kind}s_kwargs": kwargs})
+    own_size = np.zeros((126, 126, 3), dtype=np.uint8)
+    assert processor(images=own_size, text="<image>", do_resize=False, size={"height": 126, "width": 126})["pixel_values"]
 
 
 def test_image_sizes_are_those_a_person_sees(processor, folder):

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 
+import numpy as np
 import pytest
+import torch
 
 from llava_st_hf.messages_llava_st import prepare_conversation
 from llava_st_hf.tasks import TASKS, task_content
 from modeling_tests.reference import REFERENCE, requires_reference
 
 
-QUESTION = {"text": "a dog runs", "span": (1.5, 2.0), "start": 1.5, "box": (1, 2, 30, 40)}
-WRITTEN = {"text": "a dog runs", "span": "{<t1.5s><t2.0s>}", "start": "<t1.5s>", "box": "[<w1.0px><h2.0px><w30.0px><h40.0px>]"}
+QUESTION = {"text": "a dog runs", "span": (1.5, 2.0), "time": 1.5, "box": (1, 2, 30, 40)}
+WRITTEN = {"text": "a dog runs", "span": "{<t1.5s><t2.0s>}", "time": "<t1.5s>", "box": "[<w1.0px><h2.0px><w30.0px><h40.0px>]"}
 
 
 def words(task, **question):
@@ -50,13 +53,27 @@ def test_each_argument_too_much_is_named(task):
             task_content(task, **question_of(task), **{name: QUESTION[name]})
 
 
-def test_the_start_of_a_span_serves_a_task_that_needs_a_start():
-    assert words("elc", span=(1.5, 2.0), box=QUESTION["box"]) == words("elc", start=1.5, box=QUESTION["box"])
+def test_the_start_of_a_span_serves_a_task_that_needs_a_time():
+    assert words("elc", span=(1.5, 2.0), box=QUESTION["box"]) == words("elc", time=1.5, box=QUESTION["box"])
 
 
 def test_an_unknown_task_is_named_with_those_that_exist():
     with pytest.raises(ValueError, match=r"task='dvc' is unknown; it is one of rec, reg, dgc"):
         task_content("dvc", text="x")
+    with pytest.raises(ValueError, match=r"task=\['rec'\] is unknown"):
+        task_content(["rec"], text="x")
+
+
+@pytest.mark.parametrize("text", ["", "  ", 5, ["a"]])
+def test_a_text_that_says_nothing_is_named(text):
+    for task in ("rec", "dgc"):
+        with pytest.raises(ValueError, match=re.escape(f"text={text!r} must be a string")):
+            task_content(task, text=text)
+
+
+@pytest.mark.parametrize("span", [[1.5, 2.0], np.array([1.5, 2.0]), torch.tensor([1.5, 2.0]), {"start": 1.5, "end": 2.0}])
+def test_a_span_may_be_any_pair(span):
+    assert words("tr", span=span) == words("tr", span=(1.5, 2.0))
 
 
 @pytest.mark.parametrize("span", [(1.0,), (1, 2, 3), 5, "12"])

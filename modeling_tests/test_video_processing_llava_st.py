@@ -17,12 +17,13 @@ from transformers.video_utils import VideoMetadata
 
 from llava_st_hf import video_decoding_llava_st
 from llava_st_hf.video_processing_llava_st import (
+    LlavaSTVideoMetadata,
     LlavaSTVideoProcessor,
     read_video_metadata,
     resolve_clip,
     sample_frame_indices,
 )
-from modeling_tests.media import moving_frames, write_audio, write_sideways, write_video
+from modeling_tests.media import moving_frames, write_audio, write_sideways, write_timed_video, write_video
 from modeling_tests.reference import REFERENCE, requires_reference
 
 
@@ -161,6 +162,62 @@ def test_each_video_has_its_own_clip(processor, video):
         run(processor, [str(video)] * 2, clips=[None])
 
 
+# Frame rates that vary
+
+# 20 frames 0.1 s apart, then 8 frames 1 s apart; the last is at 9 s and on screen until 10 s.
+VARYING = [*(0.1 * index for index in range(20)), *(2.0 + index for index in range(8))]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.7])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_varying_frame_rate_keeps_the_time_of_every_frame(processor, folder, suffix, codec, start):
+    path = write_timed_video(folder / f"varying.{suffix}", [start + time for time in VARYING], codec=codec)
+    both = [run(processor, str(path), video_backend=backend)[1][0] for backend in BACKENDS]
+    assert dict(both[0]) == {**both[1], "video_backend": "decord"}
+    assert both[0].frame_times == pytest.approx(VARYING, abs=1e-4)
+    assert (both[0].duration, both[0].fps) == (pytest.approx(10.0), pytest.approx(2.8))
+    assert both[0].frames_indices == sample_frame_indices(0, 27, 8)
+    assert both[0].timestamps == pytest.approx([VARYING[index] for index in both[0].frames_indices], abs=1e-4)
+    clips = {(2.0, 5.0): (20, 22), (0.5, 2.0): (5, 19), (1.95, 2.05): (19, 20), (8.5, 10.0): (26, 27)}
+    for (first, last), frames in clips.items():
+        for backend in BACKENDS:
+            _, metadata = run(processor, str(path), clips=[{"start": first, "end": last}], video_backend=backend)
+            assert metadata[0].clip == frames
+    assert run(processor, str(path), fps=1, clips=[{"start": 2.0}])[0].shape[1] == 8
+    with pytest.raises(ValueError, match=r"10\.000 s"):
+        run(processor, str(path), clips=[{"start": 10.5}])
+
+
+@pytest.mark.parametrize("rate", [10, 30, 24])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_constant_frame_rate_keeps_its_formula(folder, suffix, rate):
+    path = write_video(folder / f"constant{rate}.{suffix}", moving_frames(50, 48, 64), fps=rate)
+    for backend in BACKENDS:
+        metadata = read_video_metadata(path, backend)
+        assert metadata.frame_times is None and metadata.fps == rate and metadata.duration == 50 / rate
+
+
+def test_the_rate_of_the_frames_counts_where_the_file_states_another(folder):
+    path = write_timed_video(folder / "clock.mkv", [0.1 * index for index in range(20)])  # the file says 1000
+    for backend in BACKENDS:
+        metadata = read_video_metadata(path, backend)
+        assert metadata.frame_times is None and metadata.fps == pytest.approx(10.0) and metadata.duration == pytest.approx(2.0)
+
+
+@given(data=st.data(), gaps=st.lists(st.floats(0.01, 3.0), min_size=1, max_size=30))
+def test_a_clip_in_seconds_covers_what_is_on_screen_at_any_rate(data, gaps):
+    times = [0.0, *np.cumsum(gaps).tolist()]
+    duration = times[-1] + gaps[-1]
+    metadata = LlavaSTVideoMetadata(len(times), len(times) / duration, frame_times=times)
+    assert resolve_clip({"start": 0.0}, metadata) == resolve_clip({"end": duration}, metadata) == (0, len(times) - 1)
+    start = data.draw(st.floats(0, duration - 0.005))
+    end = data.draw(st.floats(start + 0.002, duration))
+    first, last = resolve_clip({"start": start, "end": end}, metadata)
+    assert 0 <= first <= last < len(times)
+    assert times[first] <= start + 2e-3 and [*times, duration][last + 1] >= end - 2e-3 and times[last] <= end
+
+
 def test_seconds_need_a_frame_rate(processor):
     frames = moving_frames(10, 16, 16)
     with pytest.raises(ValueError, match="frame rate"):
@@ -194,8 +251,8 @@ def test_a_file_gives_its_frames_and_metadata(processor, video, decoded, backend
     pixels, metadata = run(processor, str(video), video_backend=backend)
     indices = sample_frame_indices(0, 29, 8)
     assert_close_to_pil(pixels[0], pil_pixels(decoded[indices], 32))
-    assert metadata == [VideoMetadata(30, 10.0, 64, 48, 3.0, backend, indices)]
-    assert dict(read_video_metadata(video, backend)) == {**metadata[0], "frames_indices": None}
+    assert metadata == [LlavaSTVideoMetadata(30, 10.0, 64, 48, 3.0, backend, indices, clip=(0, 29))]
+    assert dict(read_video_metadata(video, backend)) == {**metadata[0], "frames_indices": None, "clip": None}
 
 
 @pytest.mark.parametrize("frames_and_size", [(1, (48, 64)), (3, (96, 54)), (5, (77, 333)), (2, (400, 500))])
@@ -288,7 +345,7 @@ def test_kinds_can_be_mixed_in_a_batch(processor, video, decoded):
 
 def test_frames_without_metadata_have_no_frame_rate(processor):
     _, metadata = run(processor, moving_frames(10, 20, 30))
-    assert metadata == [VideoMetadata(10, None, 30, 20, None, None, sample_frame_indices(0, 9, 8))]
+    assert metadata == [LlavaSTVideoMetadata(10, None, 30, 20, None, None, sample_frame_indices(0, 9, 8), clip=(0, 9))]
 
 
 def test_metadata_of_frames_is_kept_and_not_written_to(processor):
@@ -310,6 +367,84 @@ def test_frames_sampled_before_keep_their_own_indices(processor):
         run(processor, frames, video_metadata=[{"total_num_frames": 100}])
     with pytest.raises(ValueError, match="one per video"):
         run(processor, [frames, frames], video_metadata=[{"total_num_frames": 4}])
+
+
+def test_given_indices_are_honoured_however_the_frames_are_counted(processor):
+    frames = moving_frames(20, 20, 30)
+    for total in ({}, {"total_num_frames": 20}, {"total_num_frames": 200}):
+        given = [{"fps": 10.0, "frames_indices": list(range(50, 70)), **total}]
+        _, metadata = run(processor, frames, video_metadata=given)
+        assert metadata[0].clip == (50, 69) and metadata[0].given_frames is None
+        assert metadata[0].frames_indices == sample_frame_indices(50, 69, 8)
+        assert run(processor, frames, video_metadata=given, fps=2)[0].shape[1] == 4
+    _, metadata = run(processor, frames[:4], video_metadata=[{"fps": 10.0, "frames_indices": np.array([0, 10, 20, 90])}])
+    assert metadata[0].clip == (0, 90) and metadata[0].given_frames == [0, 10, 20, 90]
+
+
+def test_given_frames_may_come_with_their_times(processor):
+    times = [0.0, 0.1, 0.2, 1.2]
+    _, (metadata,) = run(processor, moving_frames(4, 8, 8), video_metadata={"frame_times": times}, clips=[{"start": 0.15}])
+    assert metadata.clip == (1, 3) and metadata.duration == pytest.approx(2.2) and metadata.fps == pytest.approx(4 / 2.2)
+    given = {"frame_times": times, "frames_indices": [1, 3], "total_num_frames": 4}
+    assert run(processor, moving_frames(2, 8, 8), video_metadata=given, fps=5)[0].shape[1] == 10
+
+
+def test_what_came_out_may_go_in_again(processor, video, decoded):
+    _, (metadata,) = run(processor, str(video), clips=[{"frames": [5, 8]}])
+    frames = decoded[metadata.frames_indices]  # some twice
+    _, (again,) = run(processor, frames, video_metadata=metadata)
+    assert again.frames_indices == metadata.frames_indices and again.clip == metadata.clip
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"fps": float("nan")}, "fps must be .* above 0, got nan"),
+        ({"fps": float("inf")}, "fps must be .* above 0, got inf"),
+        ({"fps": 0}, "fps must be .* above 0, got 0"),
+        ({"fps": -2.0}, r"fps must be .* above 0, got -2\.0"),
+        ({"fps": "2"}, "fps must be .* above 0, got '2'"),
+        ({"fps": True}, "fps must be .* above 0, got True"),
+        ({"fsp": 2}, r"unknown key 'fsp' \(2\)"),
+        (3, "must be a list"),
+        ([3], "dictionary"),
+        ({"total_num_frames": 4.5}, r"total_num_frames .* got 4\.5"),
+        ({"frames_indices": [0, 2, 1, 3]}, r"must ascend .* got \[0, 2, 1, 3\]"),
+        ({"frames_indices": [-1, 2, 3, 4]}, "must ascend"),
+        ({"frames_indices": [0, 1, 2]}, "3 frames_indices and the video has 4"),
+        ({"frames_indices": [0, 1, 2, 3.5]}, "whole numbers"),
+        ({"frames_indices": [0, 1, 2, 9], "total_num_frames": 8}, "go to 9 and total_num_frames is 8"),
+        ({"frame_times": [0.0, 1.0]}, "one for each of 4 frames"),
+        ({"frame_times": [0.0, 2.0, 1.0, 3.0]}, "must ascend"),
+    ],
+)
+def test_impossible_metadata_is_refused(processor, metadata, message):
+    with pytest.raises(ValueError, match=message):
+        run(processor, moving_frames(4, 8, 8), video_metadata=metadata)
+
+
+@pytest.mark.parametrize("num_frames", [0, -1, "5", 2.5, True, float("nan")])
+def test_impossible_numbers_of_frames_are_refused(processor, num_frames):
+    message = f"num_frames must be a whole number of at least 1, got {num_frames!r}"
+    with pytest.raises(ValueError, match=message):
+        run(processor, moving_frames(4, 8, 8), num_frames=num_frames)
+    with pytest.raises(ValueError, match=message):
+        processor.sample_frames(VideoMetadata(10), num_frames=num_frames)
+    processor.num_frames = num_frames
+    with pytest.raises(ValueError, match="num_frames"):
+        processor.sample_frames(VideoMetadata(10))
+
+
+@pytest.mark.parametrize("fps", [0, -1, "2", float("nan"), float("inf")])
+def test_impossible_rates_are_refused(processor, fps):
+    with pytest.raises(ValueError, match=f"fps must be a finite number of frames per second above 0, got {fps!r}"):
+        run(processor, moving_frames(4, 8, 8), fps=fps, video_metadata=[{"fps": 2}])
+
+
+@pytest.mark.parametrize("clips", [{"frames": [0, 1]}, "0-1", ({"frames": [0, 1]},), 3])
+def test_clips_must_be_a_list(processor, clips):
+    with pytest.raises(ValueError, match="`clips` must be a list, one per video"):
+        run(processor, moving_frames(4, 8, 8), clips=clips)
 
 
 def test_without_sampling_every_frame_is_kept(processor, video):

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 
@@ -10,42 +11,83 @@ _OVERRIDES_HELP = "file with configuration values that the checkpoint's config.j
 
 
 def _ground(args: argparse.Namespace) -> None:
+    _refuse_adapter(args.model)
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
     from transformers import pipeline
 
     import llava_st_hf  # noqa: F401  (registers the pipeline)
 
     grounder = pipeline("video-grounding", model=args.model)
-    question = {"text": args.text, "task": args.task, "clip": args.clip, "span": args.span, "time": args.time, "box": args.box}
-    question = {name: value for name, value in question.items() if value is not None}
-    answer = grounder(args.media, **question, **({"max_new_tokens": args.max_new_tokens} if args.max_new_tokens else {}))
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    names = ("text", "task", "clip", "start", "end", "span", "time", "box", "max_new_tokens")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    print(json.dumps(grounder(args.media, **given), indent=2, ensure_ascii=False))
 
 
 def _convert(args: argparse.Namespace) -> None:
+    _refuse_file(args.output)
+    _refuse_adapter(args.model)
     from . import LlavaSTForConditionalGeneration, LlavaSTProcessor
 
+    overrides = _overrides(args.config_overrides, args.model)
     # The processor first: it takes seconds, and a folder that lacks one is refused before the weights are read.
     processor = LlavaSTProcessor.from_pretrained(args.model)
-    model = LlavaSTForConditionalGeneration.from_pretrained(args.model, **_overrides(args))
+    model = LlavaSTForConditionalGeneration.from_pretrained(args.model, **overrides)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
 
 
 def _merge_lora(args: argparse.Namespace) -> None:
+    _refuse_file(args.output)
+    _refuse_adapter(args.base)
     from . import LlavaSTProcessor
-    from .conversion_llava_st import merge_lora
+    from .conversion_llava_st import merge_lora, processor_for
 
+    overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
-    model = merge_lora(args.base, args.adapter, **_overrides(args))
+    model = merge_lora(args.base, args.adapter, **overrides)
+    processor = processor_for(model, processor)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
 
 
-def _overrides(args: argparse.Namespace) -> dict:
-    if args.config_overrides is None:
+def _refuse_file(output: str) -> None:
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise NotADirectoryError(f"The output {output} is a file; a folder is written.")
+
+
+def _refuse_adapter(model: str) -> None:
+    if os.path.isfile(os.path.join(model, "adapter_config.json")):
+        raise ValueError(f"{model} is an adapter and no whole model: merge it into its base with `llava-st merge-lora` first.")
+
+
+def _overrides(path: str | None, model: str) -> dict:
+    """Configuration values from a file, tried on the model's configuration before its weights are read."""
+    if path is None:
         return {}
-    with open(args.config_overrides, encoding="utf-8") as file:
-        return json.load(file)
+    from huggingface_hub.errors import StrictDataclassError
+
+    from . import LlavaSTConfig
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            overrides = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f"{path} must hold a JSON object of configuration values; it holds {overrides!r:.100}.")
+    known = LlavaSTConfig().to_dict()
+    unknown = [name for name in overrides if name not in known]
+    for part in ("vision_config", "text_config"):
+        if isinstance(overrides.get(part), dict):
+            unknown += [f"{part}.{name}" for name in overrides[part] if name not in known[part]]
+    if unknown:
+        raise ValueError(f"{path} sets {', '.join(unknown)}, which the configuration of a LLaVA-ST model does not have.")
+    try:
+        LlavaSTConfig.from_pretrained(model, **overrides)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ValueError(f"{path} does not fit {model}: {error}") from error
+    return overrides
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("--text", help="the question; with --task, the sentence or expression")
     ground.add_argument("--task", help="rec, reg, dgc, tvg, tr, stvg, svg or elc")
     ground.add_argument("--clip", type=int, nargs=2, metavar=("FIRST", "LAST"), help="part of the video, in frames")
+    ground.add_argument("--start", type=float, metavar="SECONDS", help="where the part of the video to look at starts")
+    ground.add_argument("--end", type=float, metavar="SECONDS", help="where it ends")
     ground.add_argument("--span", type=float, nargs=2, metavar=("START", "END"), help="seconds")
     ground.add_argument("--time", type=float, help="seconds")
     ground.add_argument("--box", type=float, nargs=4, metavar=("X1", "Y1", "X2", "Y2"), help="pixels")
@@ -86,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.run(args)
     except (ValueError, OSError) as error:
-        print(f"llava-st: {error}", file=sys.stderr)
+        print(f"llava-st: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

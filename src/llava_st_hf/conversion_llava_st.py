@@ -6,11 +6,15 @@ import json
 import math
 import os
 import re
+from numbers import Real
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .coordinates import coordinate_token, coordinate_tokens
 from .modeling_llava_st import LlavaSTForConditionalGeneration
+from .processing_llava_st import LlavaSTProcessor
 from .released_layout_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_released_key
 
 
@@ -19,8 +23,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "non_lora_trainables.bin"
 _PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-_TEMPORAL_TABLE = "model.temporal_input_embeddings.weight"
-_SPATIAL_TABLE = "model.spatial_height_input_embeddings.weight"
+# Input and output tables of time, height and width.
+_COORDINATE_TABLES = [part for parts in VOCABULARY_PARTS.values() for part in parts[1:]]
 
 
 def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) -> LlavaSTForConditionalGeneration:
@@ -33,16 +37,17 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
         kwargs: passed on to `from_pretrained` of the base, such as `dtype` or `device_map`.
 
     Returns:
-        The merged model. A base of stage 1 that meets coordinate tables grows its vocabulary by them.
+        The merged model. A base of stage 1 that meets coordinate tables grows its vocabulary by them; `processor_for` makes the
+        processor that goes with it.
 
     Raises:
         FileNotFoundError: naming what the folder lacks.
-        ValueError: naming the setting or tensor that does not fit. The pickle is read with `weights_only=True`.
+        ValueError: naming the file, and the setting or tensor that does not fit. The pickle is read with `weights_only=True`.
     """
     lora_config, lora, other = _read_stage_folder(adapter)
     model = LlavaSTForConditionalGeneration.from_pretrained(base, **kwargs)
-    if not model.config.use_lape and _TEMPORAL_TABLE in other:
-        add_coordinate_rows(model, len(other[_TEMPORAL_TABLE]), len(other[_SPATIAL_TABLE]))
+    if not model.config.use_lape and any(table in other for table in _COORDINATE_TABLES):
+        add_coordinate_rows(model, *_table_sizes(other, adapter))
     with torch.no_grad():
         for key, tensor in other.items():
             for parameter, part in _targets(model, key, tensor):
@@ -52,6 +57,54 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
                 parameter.copy_(part)
         _add_lora(model, lora_config, lora)
     return model
+
+
+def processor_for(model: LlavaSTForConditionalGeneration, processor: LlavaSTProcessor) -> LlavaSTProcessor:
+    """The processor that goes with a merged model: that of its base, with coordinate tokens where the model grew by them.
+
+    Raises:
+        ValueError: where the tokenizer's coordinate tokens are not the model's. The base's tokenizer may have grown by then.
+    """
+    config = model.config
+    if not config.use_lape:
+        return processor
+    tokenizer = processor.tokenizer
+    if processor.num_temporal_bins == 0:
+        tokenizer.add_tokens(coordinate_tokens(config.num_temporal_bins, config.num_spatial_bins), special_tokens=True)
+        options = ("packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale", "use_downsample_image", "plain_width_prompts")
+        processor = type(processor)(
+            processor.image_processor,
+            tokenizer,
+            processor.video_processor,
+            patch_size=processor.patch_size,
+            chat_template=processor.chat_template,
+            **{name: getattr(processor, name) for name in options},
+        )
+    first = coordinate_token("temporal", 0)
+    expected = (config.coordinate_start_token_id, config.num_temporal_bins, config.num_spatial_bins)
+    found = (tokenizer.convert_tokens_to_ids(first), processor.num_temporal_bins, processor.num_spatial_bins)
+    if found != expected:
+        raise ValueError(
+            f"The processor is not that of the merged model: the id of {first} and the numbers of temporal and spatial bins are {found} "
+            f"in the tokenizer and {expected} in the model."
+        )
+    return processor
+
+
+def _table_sizes(other: dict[str, torch.Tensor], adapter: str | os.PathLike) -> tuple[int, int]:
+    """Temporal and spatial bins of a stage folder that brings all six coordinate tables."""
+    missing = [table for table in _COORDINATE_TABLES if table not in other]
+    if missing:
+        raise ValueError(
+            f"{adapter}/{OTHER_WEIGHTS} brings coordinates to a base without them, but has no {', '.join(missing)}: all six tables are "
+            "needed."
+        )
+    for table in _COORDINATE_TABLES:
+        if other[table].ndim != 2 or not 2 <= len(other[table]) <= 1000:  # token names have three digits
+            raise ValueError(
+                f"{table} in {adapter}/{OTHER_WEIGHTS} has shape {tuple(other[table].shape)}; it has a row for each of 2 to 1000 bins."
+            )
+    return len(other[_COORDINATE_TABLES[0]]), len(other[_COORDINATE_TABLES[1]])
 
 
 def add_coordinate_rows(model: LlavaSTForConditionalGeneration, num_temporal_bins: int, num_spatial_bins: int) -> None:
@@ -72,11 +125,18 @@ def add_coordinate_rows(model: LlavaSTForConditionalGeneration, num_temporal_bin
 
 def _read_stage_folder(adapter: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The adapter's settings and weights and the other trained weights, keys without PEFT's prefix."""
+    if not isinstance(adapter, (str, os.PathLike)):
+        raise ValueError(f"adapter={adapter!r} must be the path of a stage folder.")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS):
         if not os.path.isfile(os.path.join(adapter, name)):
             raise FileNotFoundError(f"{adapter} is no stage folder of LLaVA-ST: it has no {name}.")
-    with open(os.path.join(adapter, ADAPTER_CONFIG), encoding="utf-8") as file:
-        lora_config = json.load(file)
+    try:
+        with open(os.path.join(adapter, ADAPTER_CONFIG), encoding="utf-8") as file:
+            lora_config = json.load(file)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{adapter}/{ADAPTER_CONFIG} is damaged: {error}") from error
+    if not isinstance(lora_config, dict):
+        raise ValueError(f"{adapter}/{ADAPTER_CONFIG} must hold a JSON object of settings; it holds {lora_config!r:.100}.")
     expected = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None}
     for name, value in expected.items():
         if lora_config.get(name, value) != value:
@@ -84,13 +144,33 @@ def _read_stage_folder(adapter: str | os.PathLike) -> tuple[dict, dict[str, torc
     for name in ("rank_pattern", "alpha_pattern"):
         if lora_config.get(name):
             raise ValueError(f"{adapter}/{ADAPTER_CONFIG} has a {name}, which no stage of LLaVA-ST has: {lora_config[name]!r}.")
-    lora = load_file(os.path.join(adapter, ADAPTER_WEIGHTS))
-    other = torch.load(os.path.join(adapter, OTHER_WEIGHTS), map_location="cpu", weights_only=True)
+    alpha = lora_config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+        raise ValueError(f"{adapter}/{ADAPTER_CONFIG} has lora_alpha={alpha!r}; it must be a finite number.")
+    try:
+        lora = load_file(os.path.join(adapter, ADAPTER_WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"{adapter}/{ADAPTER_WEIGHTS} is damaged: {error}") from error
+    other = _read_pickle(os.path.join(adapter, OTHER_WEIGHTS))
     for name, weights in ((ADAPTER_WEIGHTS, lora), (OTHER_WEIGHTS, other)):
         for key, tensor in weights.items():
-            if not key.startswith(_PREFIX) or not isinstance(tensor, torch.Tensor):
+            if not isinstance(key, str) or not key.startswith(_PREFIX) or not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{adapter}/{name} holds {key!r}; every entry is a tensor whose key begins with {_PREFIX!r}.")
-    return lora_config, *({key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()} for weights in (lora, other))
+    lora, other = ({key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()} for weights in (lora, other))
+    return lora_config, lora, other
+
+
+def _read_pickle(path: str) -> dict[str, torch.Tensor]:
+    try:
+        other = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes raise about anything while they are unpickled
+        # torch's own message advises to run the code in the file; it stays with the cause.
+        raise ValueError(f"{path} is damaged or holds other objects than tensors, which are not loaded: they could run code.") from error
+    if not isinstance(other, dict):
+        raise ValueError(f"{path} must hold a dictionary of tensors; it holds a {type(other).__name__}.")
+    return other
 
 
 def _parameter(model: LlavaSTForConditionalGeneration, key: str, released: str) -> torch.Tensor:
@@ -134,6 +214,12 @@ def _add_lora(model: LlavaSTForConditionalGeneration, lora_config: dict, lora: d
     for module, pair in sides.items():
         if pair.keys() != {"A", "B"}:
             raise ValueError(f"{ADAPTER_WEIGHTS} holds only lora_{next(iter(pair))} of {module}.")
+        shapes = {side: tuple(tensor.shape) for side, tensor in pair.items()}
+        if any(len(shape) != 2 for shape in shapes.values()) or shapes["A"][0] != shapes["B"][1] or not shapes["A"][0]:
+            raise ValueError(
+                f"{ADAPTER_WEIGHTS} holds lora_A of shape {shapes['A']} and lora_B of shape {shapes['B']} of {module}; they must be "
+                "(rank, inputs) and (outputs, rank) with the same rank."
+            )
         rank = len(pair["A"])
         scaling = lora_config["lora_alpha"] / (math.sqrt(rank) if lora_config.get("use_rslora") else rank)
         [(parameter, _)] = _targets(model, f"{module}.weight", pair["B"])

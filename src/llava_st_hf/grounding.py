@@ -6,6 +6,7 @@ and what could not be is said in plain notes.
 """
 
 import re
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 
 from .coordinates import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
@@ -21,6 +22,12 @@ class Media:
         fps: frames per second of the file; None where unknown (frames given without metadata) and for images.
         first_frame, last_frame: the clip that the model sees, as indices of the original frames, both included. Positions
             in time are fractions of this clip.
+        frame_times: seconds from the start of the file of each of those frames, where the frame rate varies; None where frame
+            i is shown at i / fps.
+        frames: indices of the original frames that the clip is made of, where it leaves some out unevenly; None if evenly.
+            Then positions are fractions of this list, and `frame_times` has one entry for each of it.
+        end_time: with `frame_times`, seconds at which the last of those frames leaves the screen; None if as long after it as a
+            frame of the mean rate lasts.
     """
 
     kind: str
@@ -29,15 +36,30 @@ class Media:
     fps: float | None = None
     first_frame: int = 0
     last_frame: int = 0
+    frame_times: tuple[float, ...] | None = None
+    frames: tuple[int, ...] | None = None
+    end_time: float | None = None
+
+    def __post_init__(self):
+        count = self.last_frame - self.first_frame + 1 if self.frames is None else len(self.frames)
+        for name in ("frame_times", "frames"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON makes lists of them
+        if self.frame_times is not None and len(self.frame_times) != count:
+            raise ValueError(f"frame_times must have one entry for each of {count} frames, got {len(self.frame_times)}.")
 
     def time(self, position: float) -> float | None:
         """Seconds from the start of the file at a fraction of the clip; None where the frame rate is unknown."""
+        if self.frame_times is not None:
+            return round(_at(self.frame_times, position), 3)
         if self.fps is None:
             return None
         return round((self.first_frame + position * (self.last_frame - self.first_frame)) / self.fps, 3)
 
     def frame(self, position: float) -> int:
         """Index of the original frame at a fraction of the clip."""
+        if self.frames is not None:
+            return round(_at(self.frames, position))
         return self.first_frame + round(position * (self.last_frame - self.first_frame))
 
     def box(self, positions: tuple[float, float, float, float]) -> dict[str, float]:
@@ -53,6 +75,8 @@ class Media:
         """
         if self.kind != "video":
             raise ValueError(f"{written} is a time, but the media before it is an image.")
+        if self.frame_times is not None:
+            return self._position_in_times(self.frame_times, seconds, written)
         if self.fps is None:
             raise ValueError(f"{written} is in seconds, but the frame rate of the video is unknown. Pass video_metadata with fps.")
         frames = self.last_frame - self.first_frame
@@ -62,6 +86,18 @@ class Media:
             start, end = self.first_frame / self.fps, (self.last_frame + 1) / self.fps
             raise ValueError(f"{written} lies outside the clip, which goes from {start:g} to {end:g} seconds.")
         return min(max((frame - self.first_frame) / frames, 0.0), 1.0) if frames else 0.0
+
+    def _position_in_times(self, times: tuple[float, ...], seconds: float, written: str) -> float:
+        mean_gap = 1 / (self.fps or 1)
+        end = self.end_time if self.end_time is not None else times[-1] + mean_gap
+        # Half a frame of slack at either end, as at a constant rate.
+        if not times[0] - mean_gap / 2 <= seconds <= end + mean_gap / 2:
+            raise ValueError(f"{written} lies outside the clip, which goes from {times[0]:g} to {end:g} seconds.")
+        after = bisect_left(times, seconds)
+        if after in (0, len(times)):
+            return 0.0 if after == 0 or len(times) == 1 else 1.0
+        before = times[after - 1]
+        return (after - 1 + (seconds - before) / (times[after] - before)) / (len(times) - 1)
 
     def pixel_position(self, axis: str, pixels: float, written: str) -> float:
         """Fraction of the height or width at `pixels` from the top or left.
@@ -75,7 +111,17 @@ class Media:
         return check_position(min(max(pixels / length, 0.0), 1.0), written)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        # What most videos do not have is left out.
+        rare = ("frame_times", "frames", "end_time")
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in rare}
+
+
+def _at(values: tuple, position: float) -> float:
+    """What stands at a fraction of the way through `values`, in between two of them if need be."""
+    place = position * (len(values) - 1)
+    before = min(int(place), len(values) - 1)
+    after = min(before + 1, len(values) - 1)
+    return values[before] + (place - before) * (values[after] - values[before])
 
 
 _T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-(\d{{3}})>" for axis in AXES)

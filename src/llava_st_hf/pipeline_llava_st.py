@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipeline("video-grounding")`: a video or image and a question in, events with times and boxes out."""
 
+import math
 import mimetypes
 import os
 from collections.abc import Sized
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput
 
-from .coordinates import coordinate_token
+from .coordinates import INLINE_COORDINATE, coordinate_token
 from .grounding import Media, parse_answer
+from .messages_llava_st import read_box, read_span, read_time
 from .tasks import TASKS, task_content
+from .video_processing_llava_st import flatten_videos
 
 
 _MEDIA_KEYS = ("video", "image")
-_QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time")
+_QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps")
 
 
 def _medium_of(media) -> str:
@@ -36,11 +40,52 @@ def _medium_of(media) -> str:
     if isinstance(media, (str, os.PathLike)):
         kind = mimetypes.guess_type(os.fspath(media).split("?")[0])[0] or "video"
         return "image" if kind.startswith("image/") and kind != "image/gif" else "video"
-    raise ValueError(f"Media must be a path, a URL, a PIL image, an array or a list of frames; got {type(media).__name__}.")
+    raise ValueError(
+        f'Media must be a path, a URL, a PIL image or an array; frames in a list go as {{"video": frames}}. Got {type(media).__name__}.'
+    )
 
 
 def _is_chat(inputs) -> bool:
     return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and isinstance(inputs[0], dict) and "role" in inputs[0]
+
+
+def _sides(size) -> tuple[int | None, int | None]:
+    return (size["height"], size["width"]) if size else (None, None)
+
+
+def _check_match(config, processor) -> None:
+    """Refuses a model and a processor whose token counts, ids or pictures differ: the answers would be noise, or none."""
+    tokenizer_start = processor.tokenizer.get_added_vocab().get(coordinate_token("temporal", 0))
+    square = (config.vision_config.image_size,) * 2
+    pairs = {
+        "id of <TEMP-000>": (config.coordinate_start_token_id, tokenizer_start),
+        "temporal bins": (config.num_temporal_bins if config.use_lape else 0, processor.num_temporal_bins),
+        "spatial bins": (config.num_spatial_bins if config.use_lape else 0, processor.num_spatial_bins),
+        "patch_size": (config.vision_config.patch_size, processor.patch_size),
+        "image size": (square, _sides(processor.image_processor.size)),
+        "video size": (square, _sides(processor.video_processor.size)),
+    }
+    names = ("packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale", "use_downsample_image", "plain_width_prompts")
+    pairs |= {name: (getattr(config, name), getattr(processor, name)) for name in names}
+    differing = [f"{name} {ours} in the model and {theirs} in the processor" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if differing:
+        raise ValueError(f"Model and processor do not belong together: {'; '.join(differing)}.")
+
+
+def _check_fps(fps, media) -> float:
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
+        raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
+    if any(isinstance(video, (str, os.PathLike)) for video in flatten_videos(media)):
+        raise ValueError(f"fps={fps!r} is the frame rate of frames given as arrays or images; a video file tells its own.")
+    return float(fps)
+
+
+def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int | None) -> list[bool]:
+    """Of each row whether `generate` stopped it for its length alone: `limit` tokens without an end token."""
+    if limit is None or answers.shape[1] < limit:
+        return [False] * len(answers)
+    # A row that ends in padding was done before the others, by a stop string or a criterion of the caller's.
+    return [not set(row) & set(ends) and row[-1:] != [pad] for row in answers.tolist()]
 
 
 class VideoGroundingPipeline(Pipeline):
@@ -69,23 +114,15 @@ class VideoGroundingPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        config, processor = self.model.config, self.processor
-        bins = (config.num_temporal_bins, config.num_spatial_bins) if config.use_lape else (0, 0)
-        expected = (config.coordinate_start_token_id, *bins)
-        start = processor.tokenizer.get_added_vocab().get(coordinate_token("temporal", 0))
-        found = (start, processor.num_temporal_bins, processor.num_spatial_bins)
-        if expected != found:
-            raise ValueError(
-                "Model and processor do not belong together: the id of <TEMP-000> and the numbers of temporal and spatial bins are "
-                f"{expected} in the model and {found} in the tokenizer."
-            )
+        _check_match(self.model.config, self.processor)
 
     def __call__(self, inputs, **kwargs):
         """
         Args:
             inputs: one of
 
-                - media: a path or URL of a video or image, a PIL image, an array or tensor of frames;
+                - media: a path or URL of a video or image, a PIL image, an array or tensor of frames (frames in a list go as
+                  `{"video": frames}`: a list is a list of inputs);
                 - a dictionary with "video" or "image" and any of the question's keys below;
                 - a chat: messages in the transformers format (see `LlavaSTProcessor.apply_chat_template`);
                 - a list, generator or `torch.utils.data.Dataset` of such.
@@ -94,7 +131,8 @@ class VideoGroundingPipeline(Pipeline):
             clip (`[first, last]`), or start, end (`float`): the part of the video to look at, in frames or in seconds.
             span (`(start, end)`): seconds, what "tr" and "svg" are about.
             time (`float`): seconds, the start of the event that "elc" is about.
-            box (`[x1, y1, x2, y2]`): pixels, what "reg" and "elc" are about.
+            box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): pixels, what "reg" and "elc" are about.
+            fps (`float`): frames per second of a video given as frames; a file tells its own.
             batch_size (`int`): how many questions are answered at once.
             max_new_tokens and other arguments of `generate`.
 
@@ -106,6 +144,10 @@ class VideoGroundingPipeline(Pipeline):
         Raises:
             ValueError, OSError: naming what is wrong with media or question. Nothing is raised on what the model writes.
         """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if isinstance(inputs, tuple) and not _is_chat(inputs) and not (inputs and _is_chat(inputs[0])):
+            raise ValueError(f'A tuple of {len(inputs)} is no input. Give frames as {{"video": frames}}, and several inputs as a list.')
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
@@ -116,10 +158,17 @@ class VideoGroundingPipeline(Pipeline):
     # Input
 
     def preprocess(self, inputs, num_frames: int | None = None, processor_kwargs: dict | None = None, **question) -> dict[str, Any]:
-        messages, given = self._messages(inputs, question)
+        messages, question = self._messages(inputs, question)
         processor_kwargs = dict(processor_kwargs or {})
         if num_frames is not None:
             processor_kwargs["num_frames"] = num_frames
+        has_metadata = "video_metadata" in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}
+        if (fps := question.pop("fps", None)) is not None:
+            if has_metadata:
+                raise ValueError("The frame rate is given as fps or in video_metadata, not both.")
+            processor_kwargs["video_metadata"] = [{"fps": fps}]
+        elif not has_metadata:
+            self._check_rate(messages, question)
         model_inputs = self.processor.apply_chat_template(
             messages,
             tokenize=True,
@@ -129,16 +178,31 @@ class VideoGroundingPipeline(Pipeline):
             processor_kwargs=processor_kwargs,
         )
         media = model_inputs.media[0]
-        return {"model_inputs": dict(model_inputs), "context": (media[-1] if media else None, given)}
+        medium = media[-1] if media else None
+        return {"model_inputs": dict(model_inputs), "context": (medium, self._given(medium, question))}
+
+    @staticmethod
+    def _check_rate(messages: list[dict], question: dict) -> None:
+        """Refuses seconds about frames without a frame rate, with advice that fits a call of the pipeline."""
+        item = messages[0]["content"][0]
+        if not question or item["type"] != "video" or isinstance(item["video"], (str, os.PathLike)):
+            return
+        seconds = [name for name in ("start", "end") if name in item] + [name for name in ("span", "time") if name in question]
+        seconds += [match[0] for match in INLINE_COORDINATE.finditer(question.get("text", "")) if match["unit"] == "s"]
+        if seconds and not any(isinstance(video, (str, os.PathLike)) for video in flatten_videos(item["video"])):
+            raise ValueError(f"{', '.join(seconds)}: the frame rate of the video is unknown. Give fps, the frames per second, beside them.")
 
     def _messages(self, inputs, question: dict) -> tuple[list[dict], dict]:
-        """A chat, and what its question gave in seconds and pixels."""
+        """A chat, and what its question gave: checked, in seconds and pixels."""
+        question = {key: value for key, value in question.items() if value is not None}
         messages = getattr(inputs, "messages", inputs)  # a chat as transformers wraps it
         if _is_chat(messages):
             if question:
                 raise ValueError(f"A chat says everything itself; {', '.join(question)} cannot be given beside it.")
             return list(messages), {}
         if isinstance(inputs, dict):
+            if "role" in inputs:
+                raise ValueError(f'A message of a chat is a dictionary with "role" and "content"; got {inputs!r:.200}.')
             medium = next((key for key in _MEDIA_KEYS if key in inputs), None)
             unknown = set(inputs) - {*_MEDIA_KEYS, *_QUESTION_KEYS}
             if medium is None or unknown or all(key in inputs for key in _MEDIA_KEYS):
@@ -147,15 +211,20 @@ class VideoGroundingPipeline(Pipeline):
                     f"got {', '.join(map(str, inputs))}."
                 )
             media = inputs[medium]
-            question = {**question, **{key: value for key, value in inputs.items() if key in _QUESTION_KEYS}}
+            question |= {key: value for key, value in inputs.items() if key in _QUESTION_KEYS and value is not None}
         else:
             medium, media = _medium_of(inputs), inputs
         if isinstance(media, os.PathLike):
             media = os.fspath(media)
-        question = {key: value for key, value in question.items() if value is not None}
         part = {key: question.pop(key) for key in ("clip", "start", "end") if key in question}
-        if part and medium == "image":
-            raise ValueError(f"{', '.join(part)} cut out a part of a video; the input is an image.")
+        if medium == "image" and (part or "fps" in question):
+            names = [*part, *(["fps"] if "fps" in question else [])]
+            raise ValueError(f"{', '.join(names)} cut out a part of a video or tell its frame rate; the input is an image.")
+        if "fps" in question:
+            question["fps"] = _check_fps(question["fps"], media)
+        for name, read in (("span", read_span), ("time", read_time), ("box", read_box)):
+            if name in question:
+                question[name] = read(question[name])
         return [{"role": "user", "content": [{"type": medium, medium: media, **part}, *self._words(medium, question)]}], question
 
     @staticmethod
@@ -168,11 +237,26 @@ class VideoGroundingPipeline(Pipeline):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"text={text!r} asks nothing; give text, or a task that needs none.")
             return [{"type": "text", "text": text}]
-        if task in TASKS and TASKS[task].medium != medium:
+        if isinstance(task, str) and task in TASKS and TASKS[task].medium != medium:
             raise ValueError(
                 f"task={task!r} is about {TASKS[task].medium}s, but the input is {'an image' if medium == 'image' else 'a video'}."
             )
-        return task_content(task, text=text, span=question.get("span"), start=question.get("time"), box=question.get("box"))
+        return task_content(task, text=text, span=question.get("span"), time=question.get("time"), box=question.get("box"))
+
+    @staticmethod
+    def _given(media: Media | None, question: dict) -> dict[str, Any]:
+        """What the question already gave, as the fractions that fill in what the answer leaves out."""
+        given: dict[str, Any] = {}
+        if media is None or "task" not in question:
+            return given
+        if "span" in question and "span" in TASKS[question["task"]].needs:
+            given["span"] = tuple(media.time_position(seconds, "span") for seconds in question["span"])
+        if question["task"] == "elc":
+            given["start"] = media.time_position(question["time"] if "time" in question else question["span"][0], "time")
+        if "box" in question:
+            axes = ("width", "height", "width", "height")
+            given["box"] = tuple(media.pixel_position(axis, pixels, "box") for axis, pixels in zip(axes, question["box"], strict=True))
+        return given
 
     # Model
 
@@ -216,33 +300,47 @@ class VideoGroundingPipeline(Pipeline):
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
-        generated = self.model.generate(**inputs, **self._prepare_generate_kwargs(generate_kwargs))
+        generate_kwargs = self._prepare_generate_kwargs(generate_kwargs)
+        if (self._setting(generate_kwargs, "num_return_sequences") or 1) != 1:
+            raise ValueError("num_return_sequences must be 1: there is one answer to each question.")
+        generated = self.model.generate(**inputs, **generate_kwargs)
         if isinstance(generated, ModelOutput):
             generated = generated.sequences
-        if len(generated) != len(batch["contexts"]):
-            answers, questions = len(generated), len(batch["contexts"])
-            raise ValueError(f"num_return_sequences must be 1: there is one answer to each question, not {answers} to {questions}.")
-        return {"answers": generated[:, length:], "contexts": batch["contexts"]}
+        answers = generated[:, length:]
+        return {"answers": answers, "cut_off": self._rows_cut_off(answers, length, generate_kwargs), "contexts": batch["contexts"]}
+
+    def _setting(self, generate_kwargs: dict, name: str):
+        """A generation setting as `generate` sees it: the call's, else its configuration's, else the model's."""
+        sources = (generate_kwargs.get("generation_config"), self.model.generation_config)
+        values = (generate_kwargs.get(name), *(getattr(source, name, None) for source in sources))
+        return next((value for value in values if value is not None), None)
+
+    def _rows_cut_off(self, answers: torch.Tensor, prompt_length: int, generate_kwargs: dict) -> list[bool]:
+        tokenizer = self.processor.tokenizer
+        limit, max_length = (self._setting(generate_kwargs, name) for name in ("max_new_tokens", "max_length"))
+        if limit is None and max_length is not None:
+            limit = max_length - prompt_length
+        ends = self._setting(generate_kwargs, "eos_token_id")
+        if ends is None:  # nothing stops `generate` then, but the model has said that it is done
+            ends = tokenizer.eos_token_id
+        ends = torch.as_tensor([] if ends is None else ends).flatten().tolist()
+        pad = self._setting(generate_kwargs, "pad_token_id")
+        cut_off = _cut_off(answers, limit, ends, tokenizer.pad_token_id if pad is None else pad)
+        stops = self._setting(generate_kwargs, "stop_strings") or ()
+        stops = (stops,) if isinstance(stops, str) else stops
+        # A stop string may be complete with the very last token allowed.
+        return [cut and not any(stop in tokenizer.decode(ids) for stop in stops) for cut, ids in zip(cut_off, answers, strict=True)]
 
     # Output
 
     def postprocess(self, outputs) -> list[dict]:
-        return [self._answer(ids, media, question) for ids, (media, question) in zip(outputs["answers"], outputs["contexts"], strict=True)]
+        rows = zip(outputs["answers"], outputs["cut_off"], outputs["contexts"], strict=True)
+        return [self._answer(ids, cut_off, media, given) for ids, cut_off, (media, given) in rows]
 
-    def _answer(self, ids: torch.Tensor, media: Media | None, question: dict) -> dict:
+    def _answer(self, ids: torch.Tensor, cut_off: bool, media: Media | None, given: dict) -> dict:
         processor = self.processor
-        given: dict[str, Any] = {}
-        if media is not None and question.get("task"):
-            if (span := question.get("span")) is not None and TASKS[question["task"]].needs[:1] == ("span",):
-                given["span"] = tuple(media.time_position(float(t), "span") for t in span)
-            if question["task"] == "elc":
-                given["start"] = media.time_position(float(question.get("time", (question.get("span") or [0])[0])), "time")
-            if (box := question.get("box")) is not None:
-                axes = ("width", "height", "width", "height")
-                given["box"] = tuple(media.pixel_position(axis, float(v), "box") for axis, v in zip(axes, box, strict=True))
         answer = parse_answer(processor.decode_answer(ids), media, processor.num_temporal_bins, processor.num_spatial_bins, **given)
-        ends = [e for e in (self.model.generation_config.eos_token_id, processor.tokenizer.eos_token_id) if e is not None]
-        if not any(torch.isin(ids.cpu(), torch.tensor(e)).any() for e in ends):
+        if cut_off:
             answer["notes"].append(f"The answer was cut off after {len(ids)} tokens; raise max_new_tokens for all of it.")
         return answer
 

@@ -236,25 +236,46 @@ class LlavaSTProcessor(ProcessorMixin):
                     f"there are {found} {token} and {given[kind]} {kind}s."
                 )
 
+    @staticmethod
+    def _check_pixels(kind: str, pixels, size) -> None:
+        """Refuses pixels of another size than the processor's own, which the numbers of tokens are counted from."""
+        for picture in pixels:
+            height, width = picture.shape[-2:]
+            if (height, width) != (size["height"], size["width"]):
+                raise ValueError(
+                    f"The {kind} came out with {height}x{width} pixels (height x width), but its tokens are counted for "
+                    f"{size['height']}x{size['width']}: set `size` in the {kind} processor and not in the call, and leave `do_resize` on."
+                )
+
     def _process_images(self, images, **kwargs):
         sizes = [original_size(image) for image in make_flat_list_of_images(images)]
         processed, replacements = super()._process_images(images, **kwargs)
+        self._check_pixels("image", processed["pixel_values"], self.image_processor.size)
         media = [Media("image", width=width, height=height) for height, width in sizes]
         return processed, [_MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
 
     def _process_videos(self, videos, **kwargs):
         kwargs["return_metadata"] = True
         processed = self.video_processor(videos, **kwargs)
+        self._check_pixels("video", processed["pixel_values_videos"], self.video_processor.size)
         replacements = []
         for index, metadata in enumerate(processed["video_metadata"]):
-            frames = metadata.frames_indices
+            first, last = metadata.clip
+            frames = metadata.given_frames  # where they are uneven, times are needed one by one
+            times = end_time = None
+            if metadata.frame_times is not None or (frames is not None and metadata.fps):
+                times = tuple(metadata.seconds(frame) for frame in frames or range(first, last + 1))
+                end_time = metadata.seconds(last + 1)
             media = Media(
                 "video",
                 width=int(metadata.width),
                 height=int(metadata.height),
                 fps=metadata.fps,
-                first_frame=int(frames[0]),
-                last_frame=int(frames[-1]),
+                first_frame=first,
+                last_frame=last,
+                frame_times=times,
+                frames=None if frames is None else tuple(frames),
+                end_time=end_time,
             )
             replacements.append(_MediaText(self.replace_video_token(processed, index), media))
         return processed, replacements

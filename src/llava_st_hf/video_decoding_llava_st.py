@@ -11,6 +11,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,8 +27,50 @@ logger = logging.get_logger(__name__)
 # (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that a decoder call is not felt.
 CHUNK_BYTES = 16 * 2**20
 
+# How far frames may be from where a constant rate has them, as a fraction of a frame and in seconds (containers that count
+# in milliseconds round to them), and still be of constant rate.
+RATE_TOLERANCE, TIME_TOLERANCE = 0.1, 1.5e-3
+# Decimals of frame times in seconds. decord gives them in single precision, so both readers round to what that can hold.
+TIME_DECIMALS = 4
+
 # What decord says at the first frame of a small video marked as sideways, whose padded rows it counts as picture.
 PADDED_ROWS = "The size must exactly match"
+
+
+@dataclass
+class LlavaSTVideoMetadata(VideoMetadata):
+    """
+    What transformers keeps of a video, and what it takes to turn frames into seconds and back.
+
+    Args:
+        frame_times: seconds from the first frame of the file to each of its `total_num_frames` frames; `None` at a constant
+            rate, where frame `i` is shown at `i / fps`. Where it is given, `fps` is the mean rate.
+        clip: first and last frame looked at, both included, whichever of them were sampled.
+        given_frames: where frames sampled before were passed and are unevenly spaced, which frames of the file they are.
+    """
+
+    frame_times: list[float] | None = None
+    clip: tuple[int, int] | None = None
+    given_frames: list[int] | None = None
+
+    def seconds(self, frame: int) -> float | None:
+        """
+        Seconds from the first frame of the file to frame `frame`; `None` where the frame rate is unknown.
+
+        `frame` may be the number of frames: then it is when the last frame leaves the screen, after as long as the one before.
+        """
+        if self.frame_times is not None:
+            if frame == len(self.frame_times):
+                return 2 * self.frame_times[-1] - self.frame_times[-2]
+            return self.frame_times[frame]
+        return frame / self.fps if self.fps else None
+
+    @property
+    def timestamps(self) -> list[float]:
+        """Times of the sampled frames, in seconds from the first frame of the file."""
+        if self.frame_times is None or self.frames_indices is None:
+            return super().timestamps
+        return [self.frame_times[index] for index in self.frames_indices]
 
 
 @contextmanager
@@ -106,9 +149,11 @@ class DecordReader:
             # A threshold just above 0 makes decord report frames it could not decode, instead of repeating others.
             self.reader = decord.VideoReader(path, fault_tol=1e-9)
             num_frames, fps = len(self.reader), self.reader.get_avg_fps()
+            # (num_frames, 2): when each frame appears and when it goes, in seconds
+            times = self.reader.get_frame_timestamp(list(range(num_frames))) if num_frames else np.empty((0, 2))
         except (decord.DECORDError, RuntimeError) as error:
             raise OSError(f"{path} cannot be read as a video: {_first_line(error)}") from error
-        self.metadata = _file_metadata(path, num_frames, fps, "decord")
+        self.metadata = _file_metadata(path, num_frames, fps, "decord", np.asarray(times)[:, 0])
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
         """Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order."""
@@ -156,12 +201,13 @@ class PyAVReader:
                     for packet in container.demux(stream)
                     if packet.pts is not None and not packet.is_discard
                 ]
-                fps = stream.average_rate
+                fps, time_base = stream.average_rate, float(stream.time_base or 0)
         except av.error.FFmpegError as error:
             raise OSError(f"{path} cannot be read as a video: {error}") from error
         self.times = sorted(time for time, _ in packets)
         self.keyframes = sorted(time for time, is_keyframe in packets if is_keyframe)
-        self.metadata = _file_metadata(path, len(self.times), float(fps or 0), "pyav")
+        times = [(time - self.times[0]) * time_base for time in self.times]  # seconds
+        self.metadata = _file_metadata(path, len(self.times), float(fps or 0), "pyav", times)
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
         """Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order."""
@@ -229,10 +275,11 @@ def open_video_file(path: str, backend: str | None = None) -> DecordReader | PyA
     return PyAVReader(path) if backend == "pyav" else DecordReader(path)
 
 
-def read_video_metadata(path: str | os.PathLike, backend: str | None = None) -> VideoMetadata:
+def read_video_metadata(path: str | os.PathLike, backend: str | None = None) -> LlavaSTVideoMetadata:
     """
     What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` in seconds, and `height` and
-    `width` in pixels as seen (after rotation), for which the first frame is decoded. `frames_indices` is `None`.
+    `width` in pixels as seen (after rotation), for which the first frame is decoded. Where the frame rate varies,
+    `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`.
 
     Takes a path, a `file://` or an `http(s)://` URL. Raises as `open_video_file` does.
     """
@@ -242,16 +289,40 @@ def read_video_metadata(path: str | os.PathLike, backend: str | None = None) -> 
         return reader.metadata
 
 
-def _file_metadata(path: str, num_frames: int, fps: float, backend: str) -> VideoMetadata:
+def _file_metadata(path: str, num_frames: int, fps: float, backend: str, times) -> LlavaSTVideoMetadata:
+    """`times`: seconds at which each frame is shown."""
     if num_frames <= 0:
         raise OSError(f"{path} has no video frames")
-    fps = float(fps) if fps > 0 else None
-    return VideoMetadata(
+    rate, frame_times = _rate_and_times(float(fps), np.asarray(times, dtype=np.float64))
+    return LlavaSTVideoMetadata(
         total_num_frames=num_frames,
-        fps=fps,
-        duration=num_frames / fps if fps else None,
+        fps=rate,
+        duration=num_frames / rate if rate else None,
         video_backend=backend,
+        frame_times=frame_times,
     )
+
+
+def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[float] | None]:
+    """
+    Frames per second, and the seconds of every frame if no constant rate says them.
+
+    Args:
+        fps: what the file calls its rate; at most 0 if it does not.
+        times: seconds at which each frame is shown, `(num_frames,)`, counted from anywhere.
+    """
+    stated = fps if fps > 0 else None
+    times = times - times[:1]
+    if len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        return stated, None  # times that say nothing
+    mean = float((len(times) - 1) / np.round(times[-1], TIME_DECIMALS)) if times[-1] > 10**-TIME_DECIMALS else None
+    # The stated rate may be no more than the clock's, or counts a last frame of odd length: then the frames' own is tried.
+    for rate in (stated, mean):
+        if rate and np.abs(times - np.arange(len(times)) / rate).max() <= max(RATE_TOLERANCE / rate, TIME_TOLERANCE):
+            return rate, None
+    frame_times = np.round(times, TIME_DECIMALS).tolist()
+    # How long the last frame stays is not told reliably: as long as the one before it.
+    return len(times) / (2 * frame_times[-1] - frame_times[-2]), frame_times
 
 
 def _first_line(error: Exception) -> str:

@@ -8,10 +8,14 @@ next one is being decoded, so that little more than the output is ever in memory
 import math
 import mimetypes
 import os
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
+from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -38,11 +42,13 @@ from .image_processing_llava_st import (
     pixel_affine,
     resize_pixels,
 )
-from .video_decoding_llava_st import CHUNK_BYTES, local_video, open_video_file, read_video_metadata
+from .video_decoding_llava_st import CHUNK_BYTES, LlavaSTVideoMetadata, local_video, open_video_file, read_video_metadata
 
 
 # Seconds given by people and by annotations carry rounding of this order; a frame is four orders longer.
 SECONDS_SLACK = 1e-6
+# Times of single frames come from clocks of milliseconds.
+FRAME_TIMES_SLACK = 1e-3
 
 
 class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
@@ -54,7 +60,11 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
         What reads video files: `"decord"` or `"pyav"`. By default decord, or PyAV where decord is not installed.
     """
 
-    clips: list | None
+    # Of any type here, where transformers would refuse in its own words: the video processor checks them in plain ones.
+    clips: Any
+    num_frames: Any
+    fps: Any
+    video_metadata: Any
     video_backend: str | None
 
 
@@ -68,6 +78,18 @@ def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
     return [first + round(i / (num_frames - 1) * (last - first)) for i in range(num_frames)]
 
 
+def check_num_frames(num_frames) -> None:
+    """Raises `ValueError` unless it is a whole number of at least 1."""
+    if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
+        raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+
+
+def check_rate(fps, name: str) -> None:
+    """Raises `ValueError` unless it is a finite number above 0; `name` is what the caller calls it."""
+    if not isinstance(fps, Real) or isinstance(fps, bool) or not math.isfinite(fps) or fps <= 0:
+        raise ValueError(f"{name} must be a finite number of frames per second above 0, got {fps!r}")
+
+
 def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
     """
     The first and the last frame, both included, that a clip means in a video.
@@ -75,7 +97,8 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
     Args:
         clip: `None`, `{"frames": [first, last]}`, or `{"start": s, "end": s}` in seconds, either optional. Annotations
             sometimes give the number of frames as the last one, so a clip may end one frame late, and is then clamped.
-        metadata: of the video; `total_num_frames` is needed, and `fps` for a clip in seconds.
+        metadata: of the video; `total_num_frames` is needed, and for a clip in seconds `fps`, or `frame_times` where the
+            rate varies.
 
     Raises:
         ValueError: naming the clip and what the video has, if the clip is empty, reversed, negative, not finite or
@@ -88,9 +111,10 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
         raise ValueError(f"a clip must be None, {{'frames': [first, last]}} or {{'start': seconds, 'end': seconds}}; got {clip!r}")
     if "frames" in clip:
         return _resolve_frames(clip["frames"], total)
-    if not fps:
+    frame_times = getattr(metadata, "frame_times", None)
+    if not fps and not frame_times:
         raise ValueError(f"clip {clip} is in seconds and the frame rate of the video is unknown; pass `video_metadata`")
-    return _resolve_seconds(clip, total, fps)
+    return _resolve_seconds(clip, total, fps, frame_times)
 
 
 def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
@@ -106,17 +130,22 @@ def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
     return first, last
 
 
-def _resolve_seconds(clip: dict[str, float], total: int, fps: float) -> tuple[int, int]:
-    duration = total / fps
+def _resolve_seconds(clip: dict[str, float], total: int, fps: float, frame_times: list[float] | None) -> tuple[int, int]:
+    # The last frame is on screen as long as the one before it.
+    last_gap = frame_times[-1] - frame_times[-2] if frame_times else 1 / fps
+    duration = frame_times[-1] + last_gap if frame_times else total / fps
     start, end = clip.get("start", 0.0), clip.get("end", duration)
     for value in (start, end):
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
     # A container's own duration may exceed the frames' by less than a frame.
-    if start >= duration or end > duration + 1 / fps:
+    if start >= duration or end > duration + last_gap:
         raise ValueError(f"clip {clip} lies beyond the end: the video lasts {duration:.3f} s")
     if start < 0 or end <= start:
         raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
+    if frame_times:  # frame i is on screen from frame_times[i] until frame_times[i + 1]
+        first = max(bisect_right(frame_times, start + FRAME_TIMES_SLACK) - 1, 0)
+        return first, max(first, bisect_left(frame_times, end - FRAME_TIMES_SLACK) - 1)
     # Frame i is on screen from i / fps until (i + 1) / fps: take every frame seen within the clip.
     first = min(math.floor((start + SECONDS_SLACK) * fps), total - 1)
     last = min(math.ceil((end - SECONDS_SLACK) * fps) - 1, total - 1)
@@ -132,19 +161,20 @@ class FramesReader:
         self.frames = channels_first(frames, input_data_format) if is_array else frames
         size = self.frames.shape[-2:] if is_array else self._frame(0).shape[-2:]
         # A copy of the caller's, since sampling writes into it. The number of frames can be counted, so it may be left out.
-        metadata = VideoMetadata(**{"total_num_frames": len(frames), **(metadata or {})})
-        self.positions = list(range(len(frames)))
-        if metadata.total_num_frames != len(frames):
-            # Frames that somebody sampled before: their metadata tells which frames of the video they are.
-            if metadata.frames_indices is None or len(metadata.frames_indices) != len(frames):
-                raise ValueError(
-                    f"`video_metadata` describes {metadata.total_num_frames} frames and the video has {len(frames)}; if "
-                    "these are frames sampled from a longer video, give their `frames_indices`"
-                )
-            self.positions = [int(index) for index in metadata.frames_indices]
+        metadata = LlavaSTVideoMetadata(**{"total_num_frames": None, **(metadata or {}), "clip": None, "given_frames": None})
+        self.positions = _positions(metadata, len(frames))
+        # Whether somebody sampled the frames before: then they are not those of the file, one for one.
+        self.is_sampled = self.positions != list(range(metadata.total_num_frames))
+        if len({second - first for first, second in pairwise(self.positions)}) > 1:
+            metadata.given_frames = self.positions
         metadata.height, metadata.width = size
-        if metadata.duration is None and metadata.fps:
-            metadata.duration = metadata.total_num_frames / metadata.fps
+        if metadata.frame_times is not None:
+            metadata.duration = metadata.seconds(metadata.total_num_frames)
+            metadata.fps = metadata.total_num_frames / metadata.duration
+        if metadata.fps:
+            metadata.fps = float(metadata.fps)
+            if metadata.duration is None and metadata.frame_times is None:
+                metadata.duration = metadata.total_num_frames / metadata.fps
         self.metadata = metadata
 
     def _frame(self, index: int) -> torch.Tensor:
@@ -216,12 +246,68 @@ def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> 
         return [None] * len(videos)
     if isinstance(video_metadata, (dict, VideoMetadata)):
         video_metadata = [video_metadata]
+    if not isinstance(video_metadata, (list, tuple)):
+        raise ValueError(f"`video_metadata` must be a list, one per video, got {video_metadata!r}")
     flat: list[VideoMetadata | dict | None] = []
     for item in video_metadata:
         flat.extend(item if isinstance(item, (list, tuple)) else [item])
     if len(flat) != len(videos):
         raise ValueError(f"got {len(videos)} videos and {len(flat)} entries of `video_metadata`; pass one per video")
     return flat
+
+
+def check_metadata(metadata: VideoMetadata | dict | None) -> None:
+    """Raises `ValueError`, naming key and value, for keys that `VideoMetadata` has not and for an impossible frame rate."""
+    if metadata is None:
+        return
+    if not isinstance(metadata, (dict, VideoMetadata)):
+        raise ValueError(f"`video_metadata` must be a dictionary or a VideoMetadata per video, got {metadata!r}")
+    names = [field.name for field in fields(LlavaSTVideoMetadata)]
+    for key in metadata:
+        if key not in names:
+            raise ValueError(f"`video_metadata` has the unknown key {key!r} ({metadata[key]!r}); it may have {', '.join(names)}")
+    if metadata.get("fps") is not None:
+        check_rate(metadata["fps"], "`video_metadata` fps")
+
+
+def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
+    """Which frames of the file `num_frames` frames in memory are. Fills in `total_num_frames`, and checks what there is."""
+    total, indices = metadata.total_num_frames, metadata.frames_indices
+    if total is not None and (not isinstance(total, Integral) or isinstance(total, bool) or total < 1):
+        raise ValueError(f"`video_metadata` total_num_frames must be a whole number of at least 1, got {total!r}")
+    if indices is None:
+        if total not in (None, num_frames):
+            raise ValueError(
+                f"`video_metadata` describes {total} frames and the video has {num_frames}; if "
+                "these are frames sampled from a longer video, give their `frames_indices`"
+            )
+        positions = list(range(num_frames))
+    else:
+        if isinstance(indices, (np.ndarray, torch.Tensor)):
+            indices = indices.tolist()
+        if not isinstance(indices, (list, tuple)) or not all(
+            isinstance(index, Integral) and not isinstance(index, bool) for index in indices
+        ):
+            raise ValueError(f"`video_metadata` frames_indices must be a list of whole numbers, got {indices!r}")
+        positions = [int(index) for index in indices]
+        if len(positions) != num_frames:
+            raise ValueError(f"`video_metadata` has {len(positions)} frames_indices and the video has {num_frames} frames: give one each")
+        # A frame may come twice, as in clips shorter than what was sampled from them.
+        if positions[0] < 0 or any(second < first for first, second in pairwise(positions)):
+            raise ValueError(f"`video_metadata` frames_indices must ascend from 0 or above, got {positions}")
+        if total is not None and total != num_frames and positions[-1] >= total:
+            raise ValueError(f"`video_metadata` frames_indices go to {positions[-1]} and total_num_frames is {total}")
+    # Many count the frames they pass and not those of the file: the indices know of more.
+    metadata.total_num_frames = max(int(total or 0), positions[-1] + 1)
+    times = metadata.frame_times
+    if times is not None:
+        ascend = len(times) > 1 and all(isinstance(time, Real) and math.isfinite(time) for time in times) and times[0] == 0
+        if not ascend or len(times) != metadata.total_num_frames or (np.diff(times) <= 0).any():
+            raise ValueError(
+                f"`video_metadata` frame_times must ascend from 0 seconds, one for each of {metadata.total_num_frames} frames "
+                f"(None at a constant rate); got {times!r:.200}"
+            )
+    return positions
 
 
 class LlavaSTVideoProcessor(BaseVideoProcessor):
@@ -234,16 +320,19 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     `do_rescale=False` for floats already in 0–1.
 
     Returns `pixel_values_videos`, float32 `(num_videos, num_frames, 3, 384, 384)` by default, and with
-    `return_metadata=True` `video_metadata`, a list of `VideoMetadata`: `total_num_frames`, `fps`, `duration` in seconds,
-    `width` and `height` in pixels as seen, `frames_indices` (the frames sampled, one per output frame, counted from the
-    start of the video and not of the clip) and `video_backend`. For frames without `video_metadata`, `fps` and
-    `duration` are unknown and stay `None`. What a file says of itself takes precedence over `video_metadata`.
+    `return_metadata=True` `video_metadata`, a list of `LlavaSTVideoMetadata`: `total_num_frames`, `fps`, `duration` in
+    seconds, `width` and `height` in pixels as seen, `frames_indices` (the frames sampled, one per output frame, counted
+    from the start of the video and not of the clip), `video_backend`, `clip` (the first and last frame of what was looked
+    at) and, for files of varying frame rate, `frame_times` in seconds. For frames without `video_metadata`, `fps` and
+    `duration` are unknown and stay `None`. What a file says of itself takes precedence over `video_metadata`. Frames
+    sampled from a longer video come with their `frames_indices`, which must ascend and need not be evenly spaced.
 
     `num_frames` frames are spread evenly over the clip, some repeated if it is shorter; `fps=` in a call takes that many
     frames per second instead; `do_sample_frames=False` keeps every frame of the clip.
 
     Raises `OSError` naming the file for one that is missing, empty, cut short or no video, and `ValueError` for
-    impossible clips, pixels that are NaN or out of range, and videos of unequal frame counts in one tensor.
+    impossible clips, frame numbers, frame rates and metadata, pixels that are NaN or out of range, and videos of unequal
+    frame counts in one tensor.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -276,19 +365,37 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             fps: frames per second of video instead of a number of frames.
             clip: see `resolve_clip`.
         """
+        if num_frames is not None:
+            check_num_frames(num_frames)
+        if fps is not None:
+            check_rate(fps, "fps")
         if fps is not None and num_frames is not None:
             raise ValueError(f"pass `num_frames` or `fps`, not both; got {num_frames} and {fps}")
         first, last = resolve_clip(clip, metadata)
         if fps is not None:
-            if not metadata.fps:
+            frame_times = getattr(metadata, "frame_times", None)
+            if not metadata.fps and not frame_times:
                 raise ValueError(f"sampling {fps} frames per second needs the frame rate of the video; pass `video_metadata`")
-            num_frames = max(1, int((min(last + 1, metadata.total_num_frames) - first) / metadata.fps * fps))
-        indices = sample_frame_indices(first, last, num_frames or self.num_frames)
+            if frame_times:
+                seconds = metadata.seconds(min(last + 1, metadata.total_num_frames)) - metadata.seconds(first) + SECONDS_SLACK
+            else:
+                seconds = (min(last + 1, metadata.total_num_frames) - first) / metadata.fps
+            num_frames = max(1, int(seconds * fps))
+        if num_frames is None:
+            num_frames = self.num_frames
+            check_num_frames(num_frames)
+        indices = sample_frame_indices(first, last, num_frames)
         return np.minimum(indices, metadata.total_num_frames - 1)
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[LlavaSTVideoProcessorKwargs]) -> BatchFeature:
         """See the class for what goes in and what comes out."""
         validate_kwargs(captured_kwargs=kwargs.keys(), valid_processor_keys=[*self.valid_kwargs.__annotations__, "return_tensors"])
+        if kwargs.get("num_frames") is not None:
+            check_num_frames(kwargs["num_frames"])
+        if kwargs.get("fps") is not None:
+            check_rate(kwargs["fps"], "fps")
+        if kwargs.get("clips") is not None and not isinstance(kwargs["clips"], list):
+            raise ValueError(f"`clips` must be a list, one per video, None for all of it; got {kwargs['clips']!r}")
         validate_typed_dict(self.valid_kwargs, kwargs)
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
@@ -300,6 +407,8 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
 
         videos = flatten_videos(videos)
         all_metadata = flatten_metadata(kwargs["video_metadata"], videos)
+        for metadata in all_metadata:
+            check_metadata(metadata)
         clips = kwargs["clips"] if kwargs["clips"] is not None else [None] * len(videos)
         if len(clips) != len(videos):
             raise ValueError(f"got {len(videos)} videos and {len(clips)} `clips`; pass one per video, None for all of it")
@@ -325,22 +434,30 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     def _read(self, reader, clip: dict | None, **kwargs) -> torch.Tensor:
         """The sampled frames of one video, `(num_frames, channels, height, width)`; notes them in its metadata."""
         metadata = reader.metadata
-        if isinstance(reader, FramesReader) and reader.positions != list(range(metadata.total_num_frames)):
+        if isinstance(reader, FramesReader) and reader.is_sampled:
             if clip is not None:
                 raise ValueError("a clip cannot be taken from frames sampled before; pass the frames of the clip alone")
-            metadata = VideoMetadata(total_num_frames=len(reader.positions), fps=metadata.fps)
+            # The rate of the frames that there are, over the time that they are of.
+            positions, rate = reader.positions, metadata.fps
+            if rate and metadata.frame_times is None:
+                rate *= len(positions) / (positions[-1] + 1 - positions[0])
+            elif rate:
+                rate = len(positions) / (metadata.seconds(positions[-1] + 1) - metadata.seconds(positions[0]))
+            metadata = VideoMetadata(total_num_frames=len(positions), fps=rate)
+        first, last = resolve_clip(clip, metadata)
+        last = min(last, metadata.total_num_frames - 1)
         if kwargs["do_sample_frames"]:
             indices = self.sample_frames(metadata, kwargs["num_frames"], kwargs["fps"], clip).tolist()
         else:
-            first, last = resolve_clip(clip, metadata)
-            indices = list(range(first, min(last, metadata.total_num_frames - 1) + 1))
+            indices = list(range(first, last + 1))
 
         unique, rows = np.unique(indices, return_inverse=True)
         pixels = self._pixels(reader, unique.tolist(), rows, **kwargs)
 
         if isinstance(reader, FramesReader):
             indices = [reader.positions[index] for index in indices]
-        reader.metadata.frames_indices = indices
+            first, last = reader.positions[first], reader.positions[last]
+        reader.metadata.frames_indices, reader.metadata.clip = indices, (first, last)
         return pixels
 
     def _pixels(self, reader, unique: list[int], rows: np.ndarray, **kwargs) -> torch.Tensor:
@@ -413,4 +530,4 @@ def _as_batch(pixel_values: list[torch.Tensor]) -> torch.Tensor:
     return pixel_values[0][None] if len(pixel_values) == 1 else torch.stack(pixel_values)
 
 
-__all__ = ["LlavaSTVideoProcessor", "LlavaSTVideoProcessorKwargs", "read_video_metadata", "sample_frame_indices"]
+__all__ = ["LlavaSTVideoMetadata", "LlavaSTVideoProcessor", "LlavaSTVideoProcessorKwargs", "read_video_metadata", "sample_frame_indices"]
