@@ -115,8 +115,9 @@ def _wrapped_head_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`coordinate_cross_entropy` through a head that is more than its weight (an adapter, quantised or offloaded): the head is
     called, chunk by chunk, and once more in backward in place of keeping its logits."""
-    mixed = None
-    if propagation is not None and (rows := head.weight[first_coordinate : first_coordinate + len(propagation)]).requires_grad:
+    mixed, weight = None, torch.as_tensor(head.weight)
+    if propagation is not None and weight.requires_grad:
+        rows = weight[first_coordinate : first_coordinate + len(propagation)]
         mixed = propagation.to(rows.dtype) @ rows  # (num_coordinates, hidden)
 
     def chunk_losses(states, targets, shares):

@@ -5,11 +5,12 @@ import math
 import re
 
 import torch
-from transformers import BatchFeature, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.video_utils import VideoInput
 
+from .batch_feature_llava_st import LlavaSTBatchFeature, MediaText
 from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
 from .coordinates import (
     AXES,
@@ -45,44 +46,6 @@ _INLINE_BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
 class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: LlavaSTVideoProcessorKwargs
     _defaults = {"text_kwargs": {"padding_side": "left"}}  # generation continues at the right
-
-
-class LlavaSTBatchFeature(BatchFeature):
-    """Model inputs, with what it takes to read the answer beside them.
-
-    `media[i]` lists sample i's media in order as [`Media`]: size, frame rate and clip of the original files. It is no key, so
-    `model.generate(**inputs)` takes the inputs as they are.
-    """
-
-    def __init__(self, data=None, *args, media: list[list[Media]] | None = None, **kwargs):
-        super().__init__(data, *args, **kwargs)
-        self.media = media if media is not None else []
-
-    def to(self, *args, **kwargs):
-        """As in transformers, but a cast leaves `coordinates` in float32: bf16 would move them by a fifth of a bin."""
-        coordinates = self.data.get("coordinates")
-        super().to(*args, **kwargs)
-        if isinstance(coordinates, torch.Tensor):
-            self.data["coordinates"] = coordinates.to(self.data["coordinates"].device)
-        return self
-
-    def __getstate__(self):
-        return {**super().__getstate__(), "media": self.media}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self.media = state["media"]
-
-
-class _MediaText(str):
-    """The tokens that stand for one image or video, and the [`Media`] that coordinates in seconds or pixels refer to."""
-
-    media: Media
-
-    def __new__(cls, text: str, media: Media):
-        self = super().__new__(cls, text)
-        self.media = media
-        return self
 
 
 class LlavaSTProcessor(ProcessorMixin):
@@ -252,7 +215,7 @@ class LlavaSTProcessor(ProcessorMixin):
         processed, replacements = super()._process_images(images, **kwargs)
         self._check_pixels("image", processed["pixel_values"], self.image_processor.size)
         media = [Media("image", width=width, height=height) for height, width in sizes]
-        return processed, [_MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
+        return processed, [MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
 
     def _process_videos(self, videos, **kwargs):
         kwargs["return_metadata"] = True
@@ -277,7 +240,7 @@ class LlavaSTProcessor(ProcessorMixin):
                 frames=None if frames is None else tuple(frames),
                 end_time=end_time,
             )
-            replacements.append(_MediaText(self.replace_video_token(processed, index), media))
+            replacements.append(MediaText(self.replace_video_token(processed, index), media))
         return processed, replacements
 
     # Text
