@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames of a video the model looks at: clips in frames or seconds, and frames spread evenly over them."""
+
+import math
+from bisect import bisect_left, bisect_right
+from numbers import Integral, Real
+
+import numpy as np
+from transformers.video_utils import VideoMetadata
+
+
+# Seconds given by people and by annotations carry rounding of this order; a frame is four orders longer.
+SECONDS_SLACK = 1e-6
+# Times of single frames come from clocks of milliseconds.
+FRAME_TIMES_SLACK = 1e-3
+
+
+def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
+    """`num_frames` indices spread evenly from `first` to `last`, both included, rounded half to even; `first` if one.
+
+    A clip with fewer frames than `num_frames` has some of them repeated.
+    """
+    if num_frames == 1:
+        return [first]
+    return [first + round(i / (num_frames - 1) * (last - first)) for i in range(num_frames)]
+
+
+def check_num_frames(num_frames) -> None:
+    """Raises `ValueError` unless it is a whole number of at least 1."""
+    if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
+        raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+
+
+def check_rate(fps, name: str) -> None:
+    """Raises `ValueError` unless it is a finite number above 0; `name` is what the caller calls it."""
+    if not isinstance(fps, Real) or isinstance(fps, bool) or not math.isfinite(fps) or fps <= 0:
+        raise ValueError(f"{name} must be a finite number of frames per second above 0, got {fps!r}")
+
+
+def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
+    """
+    The first and the last frame, both included, that a clip means in a video.
+
+    Args:
+        clip: `None`, `{"frames": [first, last]}`, or `{"start": s, "end": s}` in seconds, either optional. Annotations
+            sometimes give the number of frames as the last one, so a clip may end one frame late, and is then clamped.
+        metadata: of the video; `total_num_frames` is needed, and for a clip in seconds `fps`, or `frame_times` where the
+            rate varies.
+
+    Raises:
+        ValueError: naming the clip and what the video has, if the clip is empty, reversed, negative, not finite or
+            beyond the end of the video.
+    """
+    total, fps = metadata.total_num_frames, metadata.fps
+    if clip is None:
+        return 0, total - 1
+    if not isinstance(clip, dict) or not clip or not (set(clip) == {"frames"} or set(clip) <= {"start", "end"}):
+        raise ValueError(f"a clip must be None, {{'frames': [first, last]}} or {{'start': seconds, 'end': seconds}}; got {clip!r}")
+    if "frames" in clip:
+        return _resolve_frames(clip["frames"], total)
+    frame_times = getattr(metadata, "frame_times", None)
+    if not fps and not frame_times:
+        raise ValueError(f"clip {clip} is in seconds and the frame rate of the video is unknown; pass `video_metadata`")
+    return _resolve_seconds(clip, total, fps, frame_times)
+
+
+def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
+    if not isinstance(frames, (list, tuple, np.ndarray)) or len(frames) != 2:
+        raise ValueError(f"clip frames must be [first, last]; got {frames!r}")
+    if not all(isinstance(frame, Integral) and not isinstance(frame, bool) for frame in frames):
+        raise ValueError(f"clip frames must be whole numbers; got {frames!r}")
+    first, last = int(frames[0]), int(frames[1])
+    if first < 0 or last < first:
+        raise ValueError(f"clip frames [{first}, {last}] are negative or reversed")
+    if first >= total or last > total:
+        raise ValueError(f"clip frames [{first}, {last}] lie beyond the video, which has {total} frames, 0 to {total - 1}")
+    return first, last
+
+
+def _resolve_seconds(clip: dict[str, float], total: int, fps: float, frame_times: list[float] | None) -> tuple[int, int]:
+    # The last frame is on screen as long as the one before it.
+    last_gap = frame_times[-1] - frame_times[-2] if frame_times else 1 / fps
+    duration = frame_times[-1] + last_gap if frame_times else total / fps
+    start, end = clip.get("start", 0.0), clip.get("end", duration)
+    for value in (start, end):
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
+    # A container's own duration may exceed the frames' by less than a frame.
+    if start >= duration or end > duration + last_gap:
+        raise ValueError(f"clip {clip} lies beyond the end: the video lasts {duration:.3f} s")
+    if start < 0 or end <= start:
+        raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
+    if frame_times:  # frame i is on screen from frame_times[i] until frame_times[i + 1]
+        first = max(bisect_right(frame_times, start + FRAME_TIMES_SLACK) - 1, 0)
+        return first, max(first, bisect_left(frame_times, end - FRAME_TIMES_SLACK) - 1)
+    # Frame i is on screen from i / fps until (i + 1) / fps: take every frame seen within the clip.
+    first = min(math.floor((start + SECONDS_SLACK) * fps), total - 1)
+    last = min(math.ceil((end - SECONDS_SLACK) * fps) - 1, total - 1)
+    return first, max(first, last)
