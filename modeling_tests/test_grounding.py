@@ -372,3 +372,8 @@ def test_an_end_before_the_start_that_the_question_gave_is_left_out_with_a_note(
     answer = parse_answer("Ends in <TEMP-010>, x.", Media("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.5, box=(0, 0, 1, 1))
     assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.95, None)
     assert any("before the start" in note for note in answer["notes"])
+
+
+def test_a_time_alone_is_no_event_of_a_picture():
+    answer = parse_answer("<TEMP-010>", Media("image", 64, 48), 100, 100)
+    assert answer["events"] == [] and any("times" in note for note in answer["notes"])

@@ -357,7 +357,8 @@ def parse_answer(
             event.start, event.end = min(times), max(times)  # a tubelet without a span lasts as long as its boxes
         if is_video and media.fps is None and event.start is not None and event.end is not None:
             notes.append(f"Event {number + 1} goes from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
-        result["events"].append(_to_units(event, media, is_video))
+        if is_video or event.moments or event.caption():  # a time alone is nothing in a picture
+            result["events"].append(_to_units(event, media, is_video))
     return result
 
 
