@@ -17,16 +17,6 @@ GREEDY = {"max_new_tokens": NEW, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
-def batch(model):
-    return mixed_batch(model.config)
-
-
-@pytest.fixture(scope="module")
 def greedy(model):
     return model.generate(**mixed_batch(model.config), **GREEDY, output_logits=True, return_dict_in_generate=True)
 

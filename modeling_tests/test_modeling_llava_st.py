@@ -16,7 +16,6 @@ from modeling_tests.factories import (
     NAN,
     image_tokens,
     left_padded,
-    mixed_batch,
     random_images,
     random_videos,
     single_prompts,
@@ -24,16 +23,6 @@ from modeling_tests.factories import (
     tiny_model,
     video_tokens,
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
-def batch(model):
-    return mixed_batch(model.config)
 
 
 def logits_of(model, batch, **options) -> torch.Tensor:

@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .coordinates import DEFAULT_NUM_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
+from .coordinates import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
 from .released_layout_llava_st import RELEASED_MODEL_TYPE, translate_config
 
 
@@ -240,8 +240,8 @@ class LlavaSTConfig(PreTrainedConfig):
                 f"{self.packed_grid_size}×{self.packed_grid_size} cells."
             )
         for name in ("num_temporal_bins", "num_spatial_bins"):
-            if not 2 <= getattr(self, name) <= 1000:  # token names have three digits
-                raise ValueError(f"{name} must be from 2 to 1000, got {getattr(self, name)}.")
+            if not MIN_BINS <= getattr(self, name) <= MAX_BINS:
+                raise ValueError(f"{name} must be from {MIN_BINS} to {MAX_BINS}, got {getattr(self, name)}.")
 
     def validate_token_ids(self):
         """Refuses token ids that overlap one another or do not fit below the coordinates. Part of `@strict` validation."""

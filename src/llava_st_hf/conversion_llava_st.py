@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .coordinates import coordinate_token, coordinate_tokens
+from .coordinates import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
 from .modeling_llava_st import LlavaSTForConditionalGeneration
 from .processing_llava_st import LlavaSTProcessor
 from .released_layout_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_released_key
@@ -100,9 +100,10 @@ def _table_sizes(other: dict[str, torch.Tensor], adapter: str | os.PathLike) -> 
             "needed."
         )
     for table in _COORDINATE_TABLES:
-        if other[table].ndim != 2 or not 2 <= len(other[table]) <= 1000:  # token names have three digits
+        if other[table].ndim != 2 or not MIN_BINS <= len(other[table]) <= MAX_BINS:
             raise ValueError(
-                f"{table} in {adapter}/{OTHER_WEIGHTS} has shape {tuple(other[table].shape)}; it has a row for each of 2 to 1000 bins."
+                f"{table} in {adapter}/{OTHER_WEIGHTS} has shape {tuple(other[table].shape)}; "
+                f"it has a row for each of {MIN_BINS} to {MAX_BINS} bins."
             )
     return len(other[_COORDINATE_TABLES[0]]), len(other[_COORDINATE_TABLES[1]])
 

@@ -18,6 +18,7 @@ import torch
 
 
 DEFAULT_NUM_BINS = 100
+MIN_BINS, MAX_BINS = 2, 1000  # an axis has two ends, and token names have three digits
 
 AXES = ("temporal", "height", "width")
 TOKEN_NAMES = {"temporal": "TEMP", "height": "HEIGHT", "width": "WIDTH"}

@@ -420,7 +420,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             shift_labels,
             shift_coordinates,
             vocabulary=self.config.coordinates if self.config.use_lape else None,
-            propagate=self.training,
+            propagate=self.model._trains(),
         )
         if num_items_in_batch is None:
             num_items_in_batch = token_losses.numel()
