@@ -16,11 +16,11 @@ SIZE = BASE + len(VOCABULARY) + AFTER
 
 
 def loss_of(hidden, weight, *args, **kwargs):
-    """The loss with `weight` as the head's, a tensor that is not a parameter."""
+    """Loss and token losses with `weight` as the head's, a tensor that is not a parameter."""
     head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
     del head.weight
     head.weight = weight
-    return supervised_cross_entropy(hidden, head, SIZE, *args, **kwargs)
+    return supervised_cross_entropy(hidden, head, SIZE, *args, **kwargs)[:2]
 
 
 @pytest.fixture
@@ -249,3 +249,46 @@ def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
         results.append((output.loss, model.lm_head.weight.grad, model.get_input_embeddings().weight.grad, output.token_losses))
     for plain, wrapped in zip(*results, strict=True):
         torch.testing.assert_close(plain, wrapped)
+
+
+def test_bin_errors_are_the_distance_of_the_likeliest_bin_on_the_axis_from_the_exact_target(problem):
+    hidden, weight, targets, positions = problem
+    head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
+    head.weight.data = weight
+    _, _, errors = supervised_cross_entropy(hidden, head, SIZE, targets, positions, VOCABULARY, False)
+    expected = []
+    for row, column in (targets != -100).nonzero().tolist():
+        token, position = int(targets[row, column]), float(positions[row, column])
+        goal = dense_target(token, position)
+        rows = goal.nonzero().flatten()
+        axis = [ids for ids in map(VOCABULARY.token_ids, ("temporal", "height", "width")) if int(rows[0]) in ids]
+        if not axis:
+            expected.append(NAN)
+            continue
+        [ids] = axis
+        logits = (weight @ hidden[row, column])[ids.start : ids.stop]
+        place = float((goal * torch.arange(SIZE)).sum()) - ids.start  # two neighbours, so the mean is the exact target
+        expected.append(abs(int(logits.argmax()) - place))
+    torch.testing.assert_close(errors, torch.tensor(expected), equal_nan=True, atol=1e-4, rtol=0)
+    assert 0 < int(errors.isnan().sum()) < len(errors)
+
+
+def test_a_head_whose_weight_is_computed_gives_the_gradients_of_the_plain_one(problem):
+    hidden, weight, targets, positions = problem
+    head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
+    head.weight.data = weight.clone()
+    plain, _, errors = supervised_cross_entropy(hidden, head, SIZE, targets, positions, VOCABULARY, True)
+    plain.backward()
+    rows = weight[BASE : BASE + 3].clone().requires_grad_()
+
+    class Computed(torch.nn.Module):  # some rows trained, the others frozen, as PEFT's trainable tokens
+        weight = property(lambda self: weight.index_copy(0, torch.arange(BASE, BASE + 3), rows))
+
+        def forward(self, states):
+            raise AssertionError("the loss needs no call of the head")
+
+    loss, _, same_errors = supervised_cross_entropy(hidden, Computed(), SIZE, targets, positions, VOCABULARY, True)
+    loss.backward()
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(rows.grad, head.weight.grad[BASE : BASE + 3])
+    torch.testing.assert_close(errors, same_errors, equal_nan=True)

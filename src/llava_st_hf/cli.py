@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 
 
 _OVERRIDES_HELP = "file with configuration values that the checkpoint's config.json does not have"
@@ -51,6 +52,32 @@ def _merge_lora(args: argparse.Namespace) -> None:
     processor.save_pretrained(args.output)
 
 
+def _start_stage1(args: argparse.Namespace) -> None:
+    _refuse_file(args.output)
+    if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
+        raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
+    _refuse_adapter(args.checkpoint)
+    from .starting_llava_st import stage1_config, start_stage1
+
+    overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
+    model, processor = start_stage1(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+
+
+def _validate(args: argparse.Namespace) -> None:
+    try:
+        from .data.validate import examine_mixture
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`llava-st validate` needs {error.name}: pip install 'llava-st-hf[data]'.") from error
+
+    report = examine_mixture(args.mixture, check_media=not args.no_media)
+    for line in [*report.problems, *report.summary()]:
+        print(line)
+    if report.problems:
+        raise ValueError(f"{args.mixture} has {len(report.problems)} problems.")
+
+
 def _refuse_file(output: str) -> None:
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"The output {output} is a file; a folder is written.")
@@ -61,8 +88,11 @@ def _refuse_adapter(model: str) -> None:
         raise ValueError(f"{model} is an adapter and no whole model: merge it into its base with `llava-st merge-lora` first.")
 
 
-def _overrides(path: str | None, model: str) -> dict:
-    """Configuration values from a file, tried on the model's configuration before its weights are read."""
+def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], object] | None = None) -> dict:
+    """Configuration values from a file, tried on the model's configuration before its weights are read.
+
+    `read_config` reads the configuration of a checkpoint that is no LLaVA-ST yet.
+    """
     if path is None:
         return {}
     from huggingface_hub.errors import StrictDataclassError
@@ -84,7 +114,7 @@ def _overrides(path: str | None, model: str) -> dict:
     if unknown:
         raise ValueError(f"{path} sets {', '.join(unknown)}, which the configuration of a LLaVA-ST model does not have.")
     try:
-        LlavaSTConfig.from_pretrained(model, **overrides)
+        read_config(model, overrides) if read_config else LlavaSTConfig.from_pretrained(model, **overrides)
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"{path} does not fit {model}: {error}") from error
     return overrides
@@ -121,6 +151,18 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--processor", help="where the processor is, if not with the base")
     merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
     merge.set_defaults(run=_merge_lora)
+
+    start = commands.add_parser("start-stage1", help="make the model that stage 1 trains of a LLaVA-OneVision-Qwen2 checkpoint")
+    start.add_argument("checkpoint", help="folder or hub id, in transformers' layout or as released")
+    start.add_argument("output", help="folder to write")
+    start.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights written")
+    start.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
+    start.set_defaults(run=_start_stage1)
+
+    validate = commands.add_parser("validate", help="report all that is wrong with a training mixture and its media")
+    validate.add_argument("mixture", help="YAML file")
+    validate.add_argument("--no-media", action="store_true", help="look at the annotations alone")
+    validate.set_defaults(run=_validate)
     return parser
 
 

@@ -100,6 +100,7 @@ class LlavaSTConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
         "token_losses",
+        "bin_errors",
         "image_hidden_states",
         "video_hidden_states",
     ]

@@ -144,7 +144,7 @@ def supervised_cross_entropy(
     positions: torch.FloatTensor | None,
     vocabulary: CoordinateVocabulary | None,
     propagate: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """`coordinate_cross_entropy` of the supervised positions of a batch.
 
     Args:
@@ -157,7 +157,8 @@ def supervised_cross_entropy(
         propagate: whether the coordinate rows of `head` take part in Neighbouring Token Propagation.
 
     Returns:
-        `(loss_sum, losses)` as `coordinate_cross_entropy`; losses are those of the supervised positions, batch-major.
+        `(loss_sum, losses, bin_errors)`: the first two as of `coordinate_cross_entropy`, the last of `_bin_errors`; None without
+        coordinate tokens, and through a head that is more than its weight. One entry per supervised position, batch-major.
     """
     targets = targets.to(hidden_states.device)
     supervised = targets != -100
@@ -171,7 +172,50 @@ def supervised_cross_entropy(
             lower, upper, upper_weight = vocabulary.between_tokens(lower, positions)
         if propagate:
             matrix = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
-    # A plain matrix, and so more than a subclass of Linear: a quantised one holds packed integers, an offloaded one nothing.
-    if isinstance(head, nn.Linear) and head.weight.is_floating_point() and not head.weight.is_meta:
-        return coordinate_cross_entropy(hidden_states, head.weight, lower, upper, upper_weight, matrix, first_coordinate)
-    return _wrapped_head_cross_entropy(hidden_states, head, vocab_size, lower, upper, upper_weight, matrix, first_coordinate)
+    weight = head.weight  # read once: an adapter may put it together at each reading
+    if not _is_matrix(head, weight):
+        loss_sum, losses = _wrapped_head_cross_entropy(
+            hidden_states, head, vocab_size, lower, upper, upper_weight, matrix, first_coordinate
+        )
+        return loss_sum, losses, None
+    loss_sum, losses = coordinate_cross_entropy(hidden_states, weight, lower, upper, upper_weight, matrix, first_coordinate)
+    bin_errors = None if vocabulary is None else _bin_errors(hidden_states, weight, lower, upper_weight, vocabulary)
+    return loss_sum, losses, bin_errors
+
+
+def _is_matrix(head: nn.Module, weight) -> bool:
+    """Whether the head is its weight and nothing more. A subclass of Linear may be more: a quantised weight holds packed integers,
+    an offloaded one nothing. A weight that is computed, as from frozen and trained rows, is all of its head."""
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
+        return False
+    return isinstance(head, nn.Linear) or not weight.is_leaf
+
+
+@torch.no_grad()
+def _bin_errors(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    lower: torch.LongTensor,
+    upper_weight: torch.FloatTensor,
+    vocabulary: CoordinateVocabulary,
+) -> torch.Tensor:
+    """How far the likeliest bin on a target's axis lies from the target.
+
+    Args:
+        hidden_states: (num_positions, hidden_size)
+        weight: (vocab_size, hidden_size), the output embeddings.
+        lower, upper_weight: (num_positions,), the targets as `coordinate_cross_entropy` takes them.
+
+    Returns:
+        (num_positions,) in bins, NaN where the target is no coordinate token.
+    """
+    first = vocabulary.start_token_id
+    sizes = torch.tensor(vocabulary.sizes(), device=lower.device)
+    axis_of_row = torch.repeat_interleave(torch.arange(len(sizes), device=lower.device), sizes, output_size=len(vocabulary))
+    row = lower - first  # (positions,)
+    is_coordinate = (row >= 0) & (row < len(vocabulary))
+    axis = axis_of_row[row.clamp(0, len(vocabulary) - 1)]
+    scores = F.linear(hidden_states, weight[first : first + len(vocabulary)].to(hidden_states.dtype))  # (positions, coordinates)
+    scores = scores.float().masked_fill(axis_of_row != axis[:, None], float("-inf"))
+    errors = (scores.argmax(-1) - row - upper_weight).abs()
+    return errors.masked_fill(~is_coordinate, float("nan"))

@@ -19,6 +19,7 @@ from .lape_llava_st import add_positions, blend_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
+from .vision_llava_st import encode_frames, world_size
 
 
 class LlavaSTMultiModalProjector(nn.Module):
@@ -118,12 +119,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         head = self.lm_head if self._head_owner is None else self._head_owner.get_output_embeddings()
         coordinates = self.config.coordinates
         rows = slice(coordinates.start_token_id, coordinates.end_token_id)
-        if head.weight.is_meta:  # offloaded by a device_map: only the hooks can bring it
+        weight = head.weight  # read once: an adapter may put it together at each reading
+        if weight.is_meta:  # offloaded by a device_map: only the hooks can bring it
             from accelerate.utils import align_module_device
 
             with align_module_device(head):
                 return head.weight[rows].clone()
-        return head.weight[rows]
+        return weight[rows]
 
     def _trains(self) -> bool:
         """Whether Neighbouring Token Propagation is on: it alters gradients alone."""
@@ -191,11 +193,12 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             expected = ("num_videos, num_frames" if ndim == 5 else "num_images") + f", 3, {size}, {size}"
             raise ValueError(f"{name} has shape {tuple(pixels.shape)}, but this model takes ({expected}).")
 
-    def _patch_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+    def _patch_features(
+        self, pixel_values: torch.Tensor, in_step: bool = False, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """(frames, 3, height, width) pixels → the encoder's output and (frames, rows, columns, hidden_size) features"""
         grid = self.config.grid_size
-        vision_outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        features = self.multi_modal_projector(vision_outputs.last_hidden_state)
+        vision_outputs, features = encode_frames(self.vision_tower, self.multi_modal_projector, pixel_values, in_step, **kwargs)
         return vision_outputs, features.view(-1, grid, grid, features.shape[-1])
 
     @merge_with_config_defaults
@@ -218,11 +221,15 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         """
         self._check_pixels("pixel_values", pixel_values, 4)
         vision_outputs, features = self._patch_features(pixel_values, **kwargs)
+        vision_outputs.pooler_output = self._image_tokens(features, token_table)
+        return vision_outputs
+
+    def _image_tokens(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
+        """(images, rows, columns, hidden_size) patch features → (images, tokens, hidden_size)"""
         features = self._add_positions(features[:, None], token_table)  # (images, 1, rows, columns, hidden)
         if self.config.use_downsample_image:
             features = self.packer.spatial(features)
-        vision_outputs.pooler_output = features.flatten(1, 3)  # (images, tokens, hidden)
-        return vision_outputs
+        return features.flatten(1, 3)
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -248,6 +255,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         videos, frames = pixel_values_videos.shape[:2]
         vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), **kwargs)
         features = features.unflatten(0, (videos, frames))  # (videos, frames, rows, columns, hidden)
+        vision_outputs.last_hidden_state = vision_outputs.last_hidden_state.unflatten(0, (videos, frames))
+        vision_outputs.pooler_output = self._video_tokens(features, token_table)
+        return vision_outputs
+
+    def _video_tokens(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
+        """(videos, frames, rows, columns, hidden_size) patch features → (videos, tokens, hidden_size), the fast stream first"""
+        videos, frames = features.shape[:2]
         features = self._add_positions(features, token_table)
         fast, slow = self.packer(features, use_fast=not self.config.drop_fast_features)
         slow = slow.flatten(1, 3)  # (videos, ⌈frames/5⌉·81, hidden)
@@ -261,9 +275,46 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             fast = patch.expand(videos, num_fast, -1)
         else:
             fast = fast.flatten(1, 3)  # (videos, frames·9, hidden)
-        vision_outputs.last_hidden_state = vision_outputs.last_hidden_state.unflatten(0, (videos, frames))
-        vision_outputs.pooler_output = torch.cat((fast, slow), dim=1)  # (videos, tokens, hidden)
-        return vision_outputs
+        return torch.cat((fast, slow), dim=1)  # (videos, tokens, hidden)
+
+    def _encode_in_step(
+        self,
+        pixel_values: torch.FloatTensor | None,
+        pixel_values_videos: torch.FloatTensor | None,
+        inputs_embeds: torch.Tensor,
+        token_table: torch.Tensor | None,
+    ) -> tuple[dict[str, BaseModelOutputWithPooling], torch.Tensor]:
+        """
+        Features of a batch in a training step that several processes make together, each with media of its own kinds.
+
+        Every process runs every part of the model once, those without a video on a short blank one that adds nothing: so each
+        weight has a gradient everywhere, and weights sharded over processes are gathered by all at the same time.
+
+        Returns:
+            `(mm_encoder_outputs, inputs_embeds)`
+        """
+        size = self.config.vision_config.image_size
+        blank = pixel_values_videos is None
+        if blank:
+            shape = (1, self.config.packer_temporal_scale, 3, size, size)
+            pixel_values_videos = inputs_embeds.new_zeros(shape)
+        self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
+        videos, num_images = pixel_values_videos.shape[:2], 0
+        frames = pixel_values_videos.flatten(0, 1)
+        if pixel_values is not None:
+            self._check_pixels("pixel_values", pixel_values, 4)
+            num_images = len(pixel_values)
+            frames = torch.cat((pixel_values, frames.to(pixel_values.dtype)))  # (images + videos·frames, 3, height, width)
+        _, features = self._patch_features(frames, in_step=True)  # (images + videos·frames, rows, columns, hidden)
+        encoded = {}
+        if num_images:
+            encoded["image"] = BaseModelOutputWithPooling(pooler_output=self._image_tokens(features[:num_images], token_table))
+        video_tokens = self._video_tokens(features[num_images:].unflatten(0, videos), token_table)
+        if blank:
+            inputs_embeds = inputs_embeds + 0 * video_tokens.sum().to(inputs_embeds.dtype)
+        else:
+            encoded["video"] = BaseModelOutputWithPooling(pooler_output=video_tokens)
+        return encoded, inputs_embeds
 
     def get_placeholder_mask(
         self, kind: str, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None = None
@@ -346,10 +397,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             else:
                 inputs_embeds, token_table = self.embed_inputs(input_ids, coordinates)
 
-        if pixel_values is not None:
-            mm_encoder_outputs["image"] = self.get_image_features(pixel_values, token_table=token_table, return_dict=True)
-        if pixel_values_videos is not None:
-            mm_encoder_outputs["video"] = self.get_video_features(pixel_values_videos, token_table=token_table, return_dict=True)
+        if self._trains() and world_size() > 1 and not mm_encoder_outputs:
+            mm_encoder_outputs, inputs_embeds = self._encode_in_step(pixel_values, pixel_values_videos, inputs_embeds, token_table)
+        else:
+            if pixel_values is not None:
+                mm_encoder_outputs["image"] = self.get_image_features(pixel_values, token_table=token_table, return_dict=True)
+            if pixel_values_videos is not None:
+                mm_encoder_outputs["video"] = self.get_video_features(pixel_values_videos, token_table=token_table, return_dict=True)
         media_features = {"image": None, "video": None}
         for kind in media_features:
             if mm_encoder_outputs.get(kind) is not None:
@@ -361,7 +415,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+            # Trained embeddings may be kept in float32 beside a decoder in half precision.
+            inputs_embeds=inputs_embeds.to(self.language_model.norm.weight.dtype),
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -408,12 +463,12 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         coordinates: torch.FloatTensor | None,
         shift_coordinates: torch.FloatTensor | None,
         num_items_in_batch: torch.Tensor | int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(loss, token_losses)`; see `supervised_cross_entropy`."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(loss, token_losses, bin_errors)`; see `supervised_cross_entropy`."""
         if shift_labels is None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]  # each position predicts the next token
             shift_coordinates = None if coordinates is None else coordinates[:, 1:]
-        loss, token_losses = supervised_cross_entropy(
+        loss, token_losses, bin_errors = supervised_cross_entropy(
             hidden_states,
             self.get_output_embeddings(),
             self.config.text_config.vocab_size,
@@ -425,7 +480,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         if num_items_in_batch is None:
             num_items_in_batch = token_losses.numel()
         # Nothing supervised is a loss of 0: a division by 0 would put NaN into every weight.
-        return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1), token_losses
+        return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1), token_losses, bin_errors
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -485,9 +540,9 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         )
         hidden_states = outputs.last_hidden_state
 
-        loss = token_losses = logits = None
+        loss = token_losses = bin_errors = logits = None
         if labels is not None or shift_labels is not None:
-            loss, token_losses = self._loss(
+            loss, token_losses, bin_errors = self._loss(
                 hidden_states, labels, shift_labels, coordinates, shift_coordinates, num_items_in_batch
             )
         if skip_logits is None:
@@ -502,6 +557,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_losses=token_losses,
+            bin_errors=bin_errors,
             image_hidden_states=outputs.image_hidden_states,
             video_hidden_states=outputs.video_hidden_states,
         )

@@ -42,6 +42,9 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
             Keys and values of the decoder's attention.
         token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
             Loss of each supervised token in batch-major order, detached, for logging.
+        bin_errors (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
+            Of each supervised coordinate token, how far the likeliest bin of its axis lies from the exact target, in bins; NaN
+            at other tokens. None in a model without coordinates.
         image_hidden_states, video_hidden_states (`torch.FloatTensor`, *optional*):
             As in [`LlavaSTModelOutputWithPast`].
     """
@@ -52,6 +55,7 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.FloatTensor] | None = None
     attentions: tuple[torch.FloatTensor] | None = None
     token_losses: torch.FloatTensor | None = None
+    bin_errors: torch.FloatTensor | None = None
     image_hidden_states: torch.FloatTensor | None = None
     video_hidden_states: torch.FloatTensor | None = None
 

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on TRL: `pip install llava-st-hf[train]`."""
+
+from .arguments import LlavaSTTrainingConfig
+from .collator import LlavaSTDataCollator
+from .labels import make_labels
+from .stages import merge_adapter, starting_folder
+from .trainable import PARTS, make_trainable
+from .trainer import LlavaSTTrainer
+
+
+__all__ = [
+    "PARTS",
+    "LlavaSTDataCollator",
+    "LlavaSTTrainer",
+    "LlavaSTTrainingConfig",
+    "make_labels",
+    "make_trainable",
+    "merge_adapter",
+    "starting_folder",
+]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens of a conversation are learned, as labels: the token's id, or -100 where nothing is."""
+
+from typing import Literal
+
+import torch
+
+
+LabelScheme = Literal["assistant", "released"]
+IGNORED = -100
+_TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
+
+
+def make_labels(input_ids: torch.LongTensor, answer_mask: torch.Tensor, tokenizer, scheme: LabelScheme = "assistant") -> torch.LongTensor:
+    """
+    Labels of one conversation.
+
+    Args:
+        input_ids: (sequence_length,)
+        answer_mask: same shape, 1 at what the chat template marks as generated: the words of each assistant message and its
+            `<|im_end|>`.
+        tokenizer: the processor's.
+        scheme: "assistant" learns what is marked. "released" is what the released model was trained with: assistant messages
+            with their header, and every `<|im_start|>`, `<|im_end|>` and newline token of the other messages.
+
+    Returns:
+        (sequence_length,)
+
+    Raises:
+        ValueError: for another scheme.
+    """
+    learned = answer_mask.bool()
+    if scheme == "released":
+        newline = tokenizer.encode("\n", add_special_tokens=False)
+        always = torch.tensor([*tokenizer.convert_tokens_to_ids([_TURN_START, _TURN_END]), *newline])
+        turn = (input_ids == always[0]).cumsum(0)  # (sequence,) number of the message that a token belongs to
+        # A message of which anything is marked is an assistant's, and learned from its header on.
+        is_answer = torch.zeros(int(turn.max()) + 1, dtype=torch.bool)
+        is_answer[turn[learned]] = True
+        learned = is_answer[turn] | torch.isin(input_ids, always)
+    elif scheme != "assistant":
+        raise ValueError(f'label_scheme={scheme!r} must be "assistant" or "released".')
+    return input_ids.masked_fill(~learned, IGNORED)

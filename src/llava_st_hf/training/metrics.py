@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a run beside its loss: the loss of each task, how far coordinates are off, and how fast it goes."""
+
+import time
+from collections import defaultdict
+
+import torch
+from accelerate.utils import gather_object
+
+from ..coordinates import CoordinateVocabulary
+
+
+class TrainingMetrics:
+    """
+    Sums over the batches since the last report. They stay on the device until then: a step never waits for them.
+
+    Args:
+        vocabulary: where the coordinate tokens stand; None in a model that has none.
+    """
+
+    def __init__(self, vocabulary: CoordinateVocabulary | None):
+        self.vocabulary = vocabulary
+        self.reset()
+
+    def reset(self) -> None:
+        self._task_losses: list[tuple[list[str], torch.Tensor]] = []
+        self._bin_errors: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor] = []
+        self._samples = 0
+        self._start = time.monotonic()
+
+    def add(self, inputs: dict, outputs, tasks: list[str]) -> None:
+        """
+        Args:
+            inputs: a batch, with `labels` and `attention_mask`.
+            outputs: of the model, with `token_losses` and `bin_errors`.
+            tasks: one name per sample of the batch.
+        """
+        targets = inputs["labels"][:, 1:]
+        rows, _ = (targets != -100).nonzero(as_tuple=True)  # batch-major, as token_losses
+        sums = torch.zeros(len(targets), 2, device=rows.device)
+        losses = outputs.token_losses.float()
+        sums.index_add_(0, rows, torch.stack((losses, torch.ones_like(losses)), dim=-1))  # (batch, 2): loss and tokens
+        self._task_losses.append((tasks, sums))
+        if outputs.bin_errors is not None:
+            errors = outputs.bin_errors
+            ids = targets[targets != -100]
+            known, is_time = ~errors.isnan(), self._is_time(ids)
+            for mask in (known & is_time, known & ~is_time):
+                self._bin_errors.append(torch.stack((errors.nan_to_num().mul(mask).sum(), mask.sum())))
+        self._tokens.append(inputs["attention_mask"].sum())
+        self._samples += len(tasks)
+
+    def _is_time(self, ids: torch.LongTensor) -> torch.BoolTensor:
+        times = self.vocabulary.token_ids("temporal")
+        is_time = (ids >= times.start) & (ids < times.stop)
+        for placeholder in self.vocabulary.placeholder_token_ids[:2]:
+            is_time |= ids == placeholder
+        return is_time
+
+    def report(self) -> dict[str, float]:
+        """
+        What was added since the last report, of all processes together; all of them must call it.
+
+        Returns:
+            `loss_<task>`: mean over the task's supervised tokens; `time_bin_error` and `box_bin_error`: mean distance of the likeliest
+            bin from the target, in bins; `tokens_per_second`, `samples_per_second` of all processes; `num_tokens`, not padding.
+        """
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for tasks, batch in self._task_losses:
+            for task, (loss, count) in zip(tasks, batch.tolist(), strict=True):
+                _add(sums, f"loss_{task}", loss, count)
+        for name, errors in (("time_bin_error", self._bin_errors[::2]), ("box_bin_error", self._bin_errors[1::2])):
+            for error, count in torch.stack(errors).tolist() if errors else []:
+                _add(sums, name, error, count)
+        tokens = sum(torch.stack(self._tokens).tolist()) if self._tokens else 0
+        mine = (dict(sums), tokens, self._samples)
+        seconds = time.monotonic() - self._start
+        self.reset()
+        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        tokens = samples = 0
+        for their_sums, their_tokens, their_samples in gather_object([mine]):
+            tokens, samples = tokens + their_tokens, samples + their_samples
+            for name, (total, count) in their_sums.items():
+                _add(totals, name, total, count)
+        report = {name: total / count for name, (total, count) in sorted(totals.items()) if count}
+        if tokens:
+            report |= {"tokens_per_second": tokens / seconds, "samples_per_second": samples / seconds, "num_tokens": tokens}
+        return report
+
+
+def _add(sums: dict[str, list[float]], name: str, total: float, count: float) -> None:
+    entry = sums[name]
+    entry[0] += total
+    entry[1] += count

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which samples are seen: a function of seed and epoch alone, so that a run that starts again goes on where it was."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+# Samples are sorted by length within so many batches: enough for batches of like length, few enough to stay random.
+_BATCHES_PER_BUCKET = 64
+
+
+class EpochSampler(Sampler[int]):
+    """
+    A new order of all samples in each epoch.
+
+    Args:
+        num_samples: how many there are.
+        seed: of the order; the epoch is added to it.
+    """
+
+    def __init__(self, num_samples: int, seed: int):
+        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + self.epoch)
+
+    def order(self) -> torch.LongTensor:
+        """(num_samples,) indices of this epoch."""
+        return torch.randperm(self.num_samples, generator=self._generator())
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in self.order().split(2**16):  # a list of millions of Python numbers would outweigh the data
+            yield from chunk.tolist()
+
+
+class BucketSampler(EpochSampler):
+    """
+    An order in which each batch has samples of one kind and of like length, the batches themselves shuffled: little padding, and
+    all processes do the same work at the same time.
+
+    Args:
+        kinds: (num_samples,) the modality of each sample, as a number.
+        lengths: (num_samples,) the length of each sample's text, in tokens or anything proportional.
+        batch_size: of all processes together.
+        seed: of the order; the epoch is added to it.
+    """
+
+    def __init__(self, kinds: torch.Tensor, lengths: torch.Tensor, batch_size: int, seed: int):
+        super().__init__(len(lengths), seed)
+        self.kinds, self.lengths, self.batch_size = kinds, lengths, batch_size
+
+    def order(self) -> torch.LongTensor:
+        generator = self._generator()
+        shuffled = torch.randperm(self.num_samples, generator=generator)
+        batches, rest = [], []
+        for kind in self.kinds.unique():
+            of_kind = shuffled[self.kinds[shuffled] == kind]
+            for bucket in of_kind.split(self.batch_size * _BATCHES_PER_BUCKET):
+                bucket = bucket[self.lengths[bucket].argsort(stable=True)]
+                whole = len(bucket) - len(bucket) % self.batch_size
+                batches.append(bucket[:whole].view(-1, self.batch_size))  # (batches, batch_size)
+                rest.append(bucket[whole:])  # too few for a batch of their own: at the end, mixed
+        batches = torch.cat(batches)
+        batches = batches[torch.randperm(len(batches), generator=generator)]
+        return torch.cat((batches.flatten(), *rest))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders that are there whole or not at all: whatever ends a save early, nothing is left that loads as if it were whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+
+
+PARTIAL = ".partial"  # begins no checkpoint's name, so nothing resumes from it
+# Without one of these a folder loads as nothing.
+_KEY_FILES = ("config.json", "adapter_config.json")
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest checkpoint folder of a run, None where there is none."""
+    return get_last_checkpoint(str(output_dir)) if os.path.isdir(output_dir) else None
+
+
+def _flush(folder: Path) -> None:
+    """Waits until what a folder holds is on the disk: a rename must not overtake it."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _move_files(staging: Path, target: Path) -> None:
+    """Moves a model's files into a folder: those without which nothing loads are gone first, and come last."""
+    _flush(staging)
+    for name in _KEY_FILES:
+        (target / name).unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name in _KEY_FILES):
+        if path.is_dir():
+            shutil.rmtree(target / path.name, ignore_errors=True)
+        path.replace(target / path.name)
+    staging.rmdir()
+
+
+@contextmanager
+def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write a model to. Its files become those of `target` when the block ends well; else they are deleted."""
+    target = Path(target)
+    staging = target / PARTIAL
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _move_files(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+class WholeCheckpoints:
+    """
+    For a trainer: checkpoints and models are there whole or not at all.
+
+    A checkpoint appears by a rename, after all of its files are on the disk. A run that ends at any moment leaves the checkpoints
+    before it, and at most a folder `.partial…`, which no run resumes from.
+    """
+
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        # Sums over the steps since the last log are in no checkpoint: logged first, a run that starts again has the same curve.
+        if self.control.should_save:
+            self.control.should_log = True
+        return super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call=True)
+        target = Path(output_dir or self.args.output_dir)
+        staging = target / PARTIAL
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super().save_model(str(staging), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _move_files(staging, target)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run_folder = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging = run_folder / PARTIAL
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise about anything where a disk is full
+            shutil.rmtree(staging, ignore_errors=True)
+            free = shutil.disk_usage(run_folder).free / 2**30
+            raise OSError(
+                f"{name} could not be saved ({error}); {free:.1f} GiB are free for {run_folder}. What was saved before is whole: start "
+                "again to go on from it."
+            ) from error
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish(staging, run_folder, name)
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, staging: Path, run_folder: Path, name: str) -> None:
+        if self.state.best_model_checkpoint == str(staging / name):
+            self.state.best_model_checkpoint = str(run_folder / name)
+            self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+        _flush(staging / name)
+        if (run_folder / name).exists():  # a run that began again from an earlier one
+            _delete(run_folder / name, staging)
+        (staging / name).rename(run_folder / name)
+        if self.args.save_total_limit:
+            kept = {str(run_folder / name), self.state.best_model_checkpoint}
+            old = [path for path in sort_checkpoints(str(run_folder), use_mtime=True) if path not in kept]
+            for path in old[: max(0, len(old) + len(kept - {None}) - self.args.save_total_limit)]:
+                _delete(Path(path), staging)
+        shutil.rmtree(staging)
+
+
+def _delete(folder: Path, staging: Path) -> None:
+    """Deletes a checkpoint, whose name goes before its files do."""
+    doomed = staging / f"old-{folder.name}"
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TRL's SFTTrainer for LLaVA-ST."""
+
+import logging
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from trl import SFTTrainer
+
+from ..processing_llava_st import LlavaSTProcessor
+from .arguments import LlavaSTTrainingConfig
+from .collator import LlavaSTDataCollator
+from .metrics import TrainingMetrics
+from .model_card import write_model_card
+from .sampler import BucketSampler, EpochSampler
+from .saving import WholeCheckpoints
+from .trainable import part_of
+
+
+logger = logging.getLogger(__name__)
+
+_MODALITIES = ("text", "image", "video")
+
+
+class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
+    """
+    [`~trl.SFTTrainer`] with LLaVA-ST's soft-target loss on supervised positions only, a learning rate per part of the model, and
+    per-task losses and bin errors in the logs.
+
+    Args:
+        model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `make_trainable` returns it.
+        args ([`LlavaSTTrainingConfig`]): what a recipe says.
+        train_dataset, eval_dataset: rows of chat messages: see `llava_st_hf.data`.
+        processing_class ([`LlavaSTProcessor`]): the model's processor.
+        data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default.
+        base_model_name, card_data, card_recipe: what the model card says of where the run started, of its data (Markdown) and of its
+            recipe (a dictionary).
+        kwargs: all else that [`~trl.SFTTrainer`] takes.
+    """
+
+    _tag_names = ["trl", "sft", "llava-st", "video-grounding"]
+    _name = "LLaVA-ST"
+
+    def __init__(
+        self,
+        model,
+        args: LlavaSTTrainingConfig,
+        train_dataset,
+        processing_class: LlavaSTProcessor,
+        eval_dataset=None,
+        data_collator: LlavaSTDataCollator | None = None,
+        base_model_name: str | None = None,
+        card_data: str | None = None,
+        card_recipe: dict | None = None,
+        **kwargs,
+    ):
+        if not isinstance(args, LlavaSTTrainingConfig):
+            raise TypeError(f"args must be a LlavaSTTrainingConfig, got {type(args).__name__}.")
+        _check_positive_lengths(args)
+        self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
+        half = torch.bfloat16 if args.bf16 or model.dtype == torch.bfloat16 else torch.float16 if args.fp16 else torch.float32
+        if data_collator is None:
+            data_collator = LlavaSTDataCollator(
+                processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half
+            )
+        super().__init__(
+            model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if (args.bf16 or args.fp16) and not self.is_deepspeed_enabled:
+            # Small updates are lost in half precision. DeepSpeed keeps its own copy in float32, accelerate one for FSDP.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        config = self.model.config
+        vocabulary = config.coordinates if config.use_lape else None
+        self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
+        self._num_skipped = 0
+        self._sampler: EpochSampler | None = None
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(SpeedProgressCallback)
+        self.add_callback(_SpeedClock(self))
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler | None:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if self.args.train_sampling_strategy == "random":
+            self._sampler = EpochSampler(len(train_dataset), seed)
+        elif self.args.train_sampling_strategy == "group_by_length":
+            kinds = torch.tensor([_MODALITIES.index(kind) for kind in train_dataset["modality"]], dtype=torch.int8)
+            lengths = torch.tensor(train_dataset["length"][:], dtype=torch.int32)
+            self._sampler = BucketSampler(kinds, lengths, self.args.train_batch_size * self.args.world_size, seed)
+        else:
+            return super()._get_train_sampler(train_dataset)
+        return self._sampler
+
+    def _run_epoch(self, *args, epoch, **kwargs):
+        if self._sampler is not None:
+            # accelerate does not reach the sampler of a loader that skips what was seen before, in more than one process.
+            self._sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        inputs = super()._prepare_inputs(inputs)
+        for problem in inputs.pop("skipped", ()):
+            self._num_skipped += 1
+            logger.warning("Left out (%d so far): %s", self._num_skipped, problem)
+            if self._num_skipped > self.args.max_errors:
+                raise RuntimeError(
+                    f"{self._num_skipped} samples could not be used, more than max_errors={self.args.max_errors}. The last: {problem}"
+                )
+        return inputs
+
+    # Loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """
+        The model's own loss: TRL's would need hard targets.
+
+        Args:
+            inputs: a batch of [`LlavaSTDataCollator`].
+            num_items_in_batch: supervised tokens of all micro-batches and processes of this step.
+
+        Returns:
+            The summed loss over `num_items_in_batch`, times the processes that gradients are averaged over.
+        """
+        inputs = dict(inputs)
+        tasks = inputs.pop("tasks", None) or ["all"] * len(inputs["labels"])
+        mode = "train" if self.model.training else "eval"
+        outputs = model(**inputs, use_cache=False, skip_logits=not return_outputs, num_items_in_batch=num_items_in_batch)
+        with torch.no_grad():
+            self._training_metrics[mode].add(inputs, outputs, tasks)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        # A training log has the learning rate; the summary at the end of a run and evaluations of no data do not count.
+        report = self._training_metrics[mode].report()
+        if "num_tokens" in report:
+            if mode == "train":
+                self.state.num_input_tokens_seen += int(report["num_tokens"])
+                report["num_tokens"] = self.state.num_input_tokens_seen
+            else:
+                report = {f"eval_{name}": value for name, value in report.items() if not name.endswith(("_second", "num_tokens"))}
+            if self._num_skipped:
+                report["skipped_samples"] = self._num_skipped
+            logs.update(report)
+        super().log(logs, start_time)
+
+    # Optimizer
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
+            return super().create_optimizer(model)
+        trained = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        options.setdefault("params", self._parameter_groups(trained))
+        self.optimizer_cls_and_kwargs = (optimizer_class, options)
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = None
+
+    def _parameter_groups(self, model) -> list[dict]:
+        """One group for each part and each of with and without weight decay."""
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[str, bool], list] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+        rates = self.args.learning_rates or {}
+        return [
+            {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, "lr": rates.get(part, self.args.learning_rate)}
+            for (part, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+    # Model card
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        """Writes README.md to the output folder: data, recipe and metrics."""
+        if self.is_world_process_zero():
+            write_model_card(self, model_name)
+
+
+def _check_positive_lengths(args: LlavaSTTrainingConfig) -> None:
+    for name in ("max_errors", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value} must not be negative.")
+
+
+class SpeedProgressCallback(ProgressCallback):
+    """The progress bar, which knows the time left, with the speed of the last steps beside it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None and logs and "tokens_per_second" in logs:
+            self.training_bar.set_postfix_str(
+                f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['samples_per_second']:.2f} samples/s", refresh=False
+            )
+
+
+class _SpeedClock(TrainerCallback):
+    """Starts the clock of the metrics when training starts, and not when the trainer was made."""
+
+    def __init__(self, trainer: LlavaSTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._training_metrics["train"].reset()

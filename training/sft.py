@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Trains LLaVA-ST: any of the three stages, or a fine-tuning of one's own.
+
+    accelerate launch --config_file training/accelerate/ddp.yaml training/sft.py --config training/recipes/stage1_content_alignment.yaml
+
+A recipe's values can be replaced on the command line (`--output_dir runs/try --learning_rate 1e-5`). A run that was interrupted
+goes on from its last checkpoint when the same command is given again.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+from trl import ModelConfig, TrlParser, get_quantization_config
+
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf.data import load_mixture
+from llava_st_hf.training import (
+    LlavaSTTrainer,
+    LlavaSTTrainingConfig,
+    describe_mixture,
+    last_checkpoint,
+    make_trainable,
+    starting_folder,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """
+    What is trained on.
+
+    Args:
+        mixture: YAML file that lists the annotation files: see docs/data.md.
+        eval_mixture: the same, for evaluation (with `eval_strategy`).
+        streaming: read annotations as they are needed, in the order of the files; needs `max_steps`.
+    """
+
+    mixture: str = field(metadata={"help": "YAML file that lists the annotation files."})
+    eval_mixture: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    streaming: bool = field(default=False, metadata={"help": "Read annotations as they are needed."})
+
+
+def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
+    """The decoder's linear layers are quantised; what is small or trained as a whole is not."""
+    config = get_quantization_config(model_args)
+    if config is not None:
+        config.llm_int8_skip_modules = ["vision_tower", "multi_modal_projector", "packer", "embed_tokens", "lm_head"]
+    return config
+
+
+def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
+    state = PartialState()
+
+    # ============================================================ Data
+    on_error = {"on_error": training_args.on_error, "max_errors": training_args.max_errors}
+    with state.main_process_first():  # the others find what it has cached
+        train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **on_error)
+        eval_dataset = load_mixture(data_args.eval_mixture, **on_error) if data_args.eval_mixture else None
+
+    # ============================================================ Model
+    dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
+    with state.main_process_first():  # the others find what it has merged
+        folder = starting_folder(model_args.model_name_or_path, training_args.output_dir, training_args.train, dtype)
+    quantization = quantization_config(model_args)
+    model = LlavaSTForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+        device_map={"": state.device} if quantization is not None else None,
+    )
+    processor = LlavaSTProcessor.from_pretrained(folder)
+    torch.manual_seed(training_args.seed)  # an adapter begins with random numbers
+    model = make_trainable(
+        model, training_args.train, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout
+    )
+
+    # ============================================================ Training
+    trainer = LlavaSTTrainer(
+        model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        base_model_name=model_args.model_name_or_path,
+        card_data=describe_mixture(data_args.mixture, train_dataset),
+    )
+    checkpoint = training_args.resume_from_checkpoint or last_checkpoint(training_args.output_dir)
+    if checkpoint:
+        logger.warning("Going on from %s.", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if eval_dataset is not None and training_args.eval_strategy == "no":
+        trainer.evaluate()
+    trainer.create_model_card()
+    trainer.accelerator.print(f"Saved to {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
+    main(*parser.parse_args_and_config())
