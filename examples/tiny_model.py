@@ -18,14 +18,15 @@ from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_tokens
 # ============================================================ Tokenizer
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """Single bytes, the chat tokens of Qwen2, and the special tokens of LLaVA-ST in the released order."""
+def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
+    """Single bytes, the chat tokens of Qwen2, and the special tokens of LLaVA-ST in the released order. A model of stage 1 has no
+    bins (0) yet."""
     vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     chat_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = [*chat_tokens, *SPECIAL_TOKENS.values(), *coordinate_tokens(DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)]
+    tokens = [*chat_tokens, *SPECIAL_TOKENS.values(), *coordinate_tokens(num_bins, num_bins)]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None)
 
@@ -33,16 +34,19 @@ def build_tokenizer() -> Qwen2Tokenizer:
 # ============================================================ Model
 
 
-def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaSTForConditionalGeneration:
-    """The released architecture with two narrow layers in every part: 27×27 patches, 100 frames and 100 bins are kept."""
+def build_model(
+    tokenizer: Qwen2Tokenizer, seed: int = 0, image_size: int = 384, use_lape: bool = True
+) -> llava_st_hf.LlavaSTForConditionalGeneration:
+    """The released architecture with two narrow layers in every part; by default with its 27×27 patches, 100 frames and 100 bins."""
     torch.manual_seed(seed)
     config = llava_st_hf.LlavaSTConfig(
+        use_lape=use_lape,
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "image_size": 384,
+            "image_size": image_size,
             "patch_size": 14,
         },
         text_config={

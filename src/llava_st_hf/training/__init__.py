@@ -4,6 +4,8 @@
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
+from .model_card import describe_mixture
+from .saving import last_checkpoint
 from .stages import merge_adapter, starting_folder
 from .trainable import PARTS, make_trainable
 from .trainer import LlavaSTTrainer
@@ -14,6 +16,8 @@ __all__ = [
     "LlavaSTDataCollator",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
+    "describe_mixture",
+    "last_checkpoint",
     "make_labels",
     "make_trainable",
     "merge_adapter",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,10 @@ import peft
 import transformers
 import trl
 import yaml
+from datasets import IterableDataset
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..data.mixture import Strategy, read_mixture
 from ..version import __version__
 
 
@@ -55,6 +59,31 @@ def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> 
     path = folder / "README.md"
     ModelCard("\n\n".join(parts) + "\n").save(path)
     return path
+
+
+def describe_mixture(path: str | os.PathLike, dataset) -> str:
+    """A Markdown table of a mixture: how many samples of which source, format and task were used.
+
+    Args:
+        path: of the mixture file.
+        dataset: what `load_mixture` made of it. One that streams is not counted.
+    """
+    entries = [(entry.source, entry.format, _strategy_text(entry.strategy)) for entry in read_mixture(path)]
+    if isinstance(dataset, IterableDataset):
+        rows = [f"| {source} | {format} | {strategy} |" for source, format, strategy in entries]
+        return "\n".join(["| source | format | used |", "|---|---|---|", *rows])
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in dataset.select_columns(["source", "task"]).iter(10_000):
+        counts.update(zip(batch["source"], batch["task"], strict=True))
+    known = {source: (format, strategy) for source, format, strategy in entries}
+    rows = [f"| {source} | {task} | {' | '.join(known[source])} | {count:,} |" for (source, task), count in sorted(counts.items())]
+    return "\n".join(["| source | task | format | used | samples |", "|---|---|---|---|---|", *rows])
+
+
+def _strategy_text(strategy: Strategy) -> str:
+    if strategy.which == "all":
+        return "all"
+    return f"{strategy.which} {float(strategy.amount):g}{' %' if strategy.percent else ''}"
 
 
 def _usage(is_adapter: bool) -> str:

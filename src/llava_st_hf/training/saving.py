@@ -127,7 +127,7 @@ class WholeCheckpoints:
         (staging / name).rename(run_folder / name)
         if self.args.save_total_limit:
             kept = {str(run_folder / name), self.state.best_model_checkpoint}
-            old = [path for path in sort_checkpoints(str(run_folder), use_mtime=True) if path not in kept]
+            old = [path for path in sort_checkpoints(str(run_folder)) if path not in kept]
             for path in old[: max(0, len(old) + len(kept - {None}) - self.args.save_total_limit)]:
                 _delete(Path(path), staging)
         shutil.rmtree(staging)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One short training run of a tiny model, as a program: tests start it in processes of its own, one or several at a time.
+
+    python -m modeling_tests.one_training FOLDER '{"max_steps": 2, …}'
+
+FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds what `LlavaSTTrainingConfig` takes, what
+`make_trainer` takes, and under "kill_at" a step after which the program ends as by `kill -9`.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, last_checkpoint, make_trainable
+from modeling_tests.corpora import mixed_dataset
+from modeling_tests.processors import model_for, tiny_processor
+
+
+OPTIONS = {
+    "per_device_train_batch_size": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "learning_rate": 0.05,
+    "optim": "sgd",  # small differences stay small
+    "max_grad_norm": 0.0,
+    "seed": 3,
+    "train": ["packer", "input_embeddings", "coordinate_rows", "lora"],
+}
+
+
+class Killer(TrainerCallback):
+    """Ends the program at once after step `step`, with nothing tidied up."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, **options) -> LlavaSTTrainer:
+    """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
+    options = {**OPTIONS, **options}
+    dataset = mixed_dataset(folder, count)
+    args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
+    processor = tiny_processor()
+    torch.manual_seed(0)
+    model = make_trainable(model_for(processor), args.train, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
+            torch.nn.init.normal_(parameter, std=0.1)
+    return LlavaSTTrainer(model, args, dataset, processor, callbacks=callbacks)
+
+
+def main(folder: Path, options: dict) -> None:
+    kill_at = options.pop("kill_at", None)
+    trainer = make_trainer(folder, callbacks=[Killer(kill_at)] if kill_at else None, **options)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    if trainer.is_world_process_zero():
+        changes = {name: p.detach() - before[name] for name, p in trainer.model.named_parameters() if p.requires_grad}
+        torch.save(changes, folder / "changes.pt")
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
