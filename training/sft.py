@@ -51,7 +51,7 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     """The decoder's linear layers are quantised; what is small or trained as a whole is not."""
     config = get_quantization_config(model_args)
     if config is not None:
-        config.llm_int8_skip_modules = ["vision_tower", "multi_modal_projector", "packer", "embed_tokens", "lm_head"]
+        config.llm_int8_skip_modules = ["model.vision_tower", "model.multi_modal_projector", "model.packer", "lm_head"]
     return config
 
 

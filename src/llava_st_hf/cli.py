@@ -42,11 +42,12 @@ def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.base)
     from . import LlavaSTProcessor
-    from .conversion_llava_st import merge_lora, processor_for
+    from .adapters_llava_st import merge_adapter
+    from .conversion_llava_st import processor_for
 
     overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
-    model = merge_lora(args.base, args.adapter, **overrides)
+    model = merge_adapter(args.adapter, args.base, **overrides)
     processor = processor_for(model, processor)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
@@ -144,9 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
     convert.set_defaults(run=_convert)
 
-    merge = commands.add_parser("merge-lora", help="merge a released stage folder (adapter and pickle) into its base model")
+    merge = commands.add_parser("merge-lora", help="merge an adapter folder, trained here or released, into its base model")
     merge.add_argument("base", help="folder or hub id of the model it was trained on")
-    merge.add_argument("adapter", help="the stage folder")
+    merge.add_argument("adapter", help="the adapter folder")
     merge.add_argument("output", help="folder to write")
     merge.add_argument("--processor", help="where the processor is, if not with the base")
     merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)

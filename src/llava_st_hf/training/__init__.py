@@ -6,7 +6,7 @@ from .collator import LlavaSTDataCollator
 from .labels import make_labels
 from .model_card import describe_mixture
 from .saving import last_checkpoint
-from .stages import merge_adapter, starting_folder
+from .stages import starting_folder
 from .trainable import PARTS, make_trainable
 from .trainer import LlavaSTTrainer
 
@@ -20,6 +20,5 @@ __all__ = [
     "last_checkpoint",
     "make_labels",
     "make_trainable",
-    "merge_adapter",
     "starting_folder",
 ]

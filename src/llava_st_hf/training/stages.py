@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From one stage to the next: a run starts from the folder that the last one left, whatever that holds."""
 
-import json
 import os
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..adapters_llava_st import BASE_FOLDER, merge_adapter
 from ..configuration_llava_st import LlavaSTConfig
-from ..conversion_llava_st import ADAPTER_CONFIG, OTHER_WEIGHTS, add_coordinate_rows, merge_lora, processor_for
+from ..conversion_llava_st import ADAPTER_CONFIG, add_coordinate_rows, processor_for
 from ..coordinates import DEFAULT_NUM_BINS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
@@ -19,10 +18,8 @@ from .saving import whole_folder
 
 logger = logging.get_logger(__name__)
 
-BASE_FOLDER = "base"  # in a run's output folder: the model that its adapter is for
 
-
-def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype) -> str:
+def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str) -> str:
     """
     The folder with the whole model that a run starts from.
 
@@ -60,28 +57,3 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return str(base)
-
-
-def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = None, **kwargs) -> LlavaSTForConditionalGeneration:
-    """
-    The model of an adapter folder, with the adapter and all else that was trained beside it merged into its base.
-
-    Args:
-        adapter: an ordinary PEFT folder, or a stage folder of the released program (which needs `base`).
-        base: folder or hub id of the model that the adapter is for; by default what the adapter's own configuration names.
-        kwargs: for `from_pretrained` of the base, such as `dtype`.
-
-    Raises:
-        ValueError, OSError: naming what is missing or does not fit.
-    """
-    if base is None:
-        config = json.loads(Path(adapter, ADAPTER_CONFIG).read_text())
-        base = config.get("base_model_name_or_path")
-        if not base:
-            raise ValueError(f"{adapter}/{ADAPTER_CONFIG} does not name its base model; give it as `base`.")
-    if os.path.isfile(os.path.join(adapter, OTHER_WEIGHTS)):
-        return merge_lora(base, adapter, **kwargs)
-    from peft import PeftModel
-
-    model: PreTrainedModel = LlavaSTForConditionalGeneration.from_pretrained(base, **kwargs)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
