@@ -12,7 +12,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/lint
-	$(BIN)/ruff check src modeling_tests examples
+	$(BIN)/ruff check src modeling_tests examples training
 	$(BIN)/mypy
 
 # One marker file per extra, remade when the project's dependencies change.

@@ -78,9 +78,7 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
     )
     processor = LlavaSTProcessor.from_pretrained(folder)
     torch.manual_seed(training_args.seed)  # an adapter begins with random numbers
-    model = make_trainable(
-        model, training_args.train, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout
-    )
+    model = make_trainable(model, training_args.train, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(

@@ -14,9 +14,7 @@ from .modeling_llava_st import LlavaSTForConditionalGeneration
 BASE_FOLDER = "base"  # in an adapter's folder: the model that it is for, where training made that
 
 
-def merge_adapter(
-    adapter: str | os.PathLike, base: str | os.PathLike | None = None, **kwargs
-) -> LlavaSTForConditionalGeneration:
+def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = None, **kwargs) -> LlavaSTForConditionalGeneration:
     """
     The model of an adapter folder, with the adapter and all that was trained beside it merged into its base.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 
@@ -58,6 +59,19 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def _all_or_nothing(what: str, staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a disk that is full
+        shutil.rmtree(staging, ignore_errors=True)
+        free = shutil.disk_usage(staging.parent).free / 2**30
+        raise OSError(
+            f"{what} could not be saved ({error}); {free:.1f} GiB are free for {staging.parent}. What was saved before is whole: start "
+            "again to go on from it."
+        ) from error
+
+
 class WholeCheckpoints:
     """
     For a trainer: checkpoints and models are there whole or not at all.
@@ -85,7 +99,8 @@ class WholeCheckpoints:
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        super().save_model(str(staging), _internal_call=True)
+        with _all_or_nothing("The model", staging):
+            super().save_model(str(staging), _internal_call=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             _move_files(staging, target)
@@ -102,14 +117,8 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise about anything where a disk is full
-            shutil.rmtree(staging, ignore_errors=True)
-            free = shutil.disk_usage(run_folder).free / 2**30
-            raise OSError(
-                f"{name} could not be saved ({error}); {free:.1f} GiB are free for {run_folder}. What was saved before is whole: start "
-                "again to go on from it."
-            ) from error
+            with _all_or_nothing(name, staging):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()

@@ -120,6 +120,7 @@ def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dr
         target_modules=_LORA_TARGETS if "lora" in wanted else "dummy-target-modules",
         modules_to_save=[name for part, name in whole.items() if part in wanted] or None,
         trainable_token_indices=rows or None,
+        ensure_weight_tying=model.config.tie_word_embeddings,
     )
     adapted = get_peft_model(model, config)
     _freeze_unused(model)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows → batches: padding, labels of both schemes, exact coordinates, and samples that cannot be used."""
+
+import pytest
+import torch
+
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf.training import LlavaSTDataCollator, make_labels
+from modeling_tests.corpora import mixed_rows, row, write_media
+from modeling_tests.processors import tiny_processor
+from modeling_tests.reference import ORIGINAL_CHECKPOINT, case_inputs, cases, config_overrides, expected, requires_reference
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return mixed_rows(write_media(tmp_path_factory.mktemp("media")), 6)
+
+
+def learned_text(processor, labels: torch.Tensor) -> str:
+    return processor.tokenizer.decode(labels[labels != -100])
+
+
+def test_videos_images_and_text_share_a_batch_padded_on_the_right(processor, rows):
+    batch = LlavaSTDataCollator(processor)(rows)
+    assert batch["pixel_values"].shape == (2, 3, 126, 126)
+    assert batch["pixel_values_videos"].shape == (2, 10, 3, 126, 126)
+    assert batch["tasks"] == ["tvg", "rec", "conversation"] * 2
+    assert batch["skipped"] == []
+    for name in ("input_ids", "labels", "attention_mask", "coordinates"):
+        assert batch[name].shape == batch["input_ids"].shape
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (batch["attention_mask"].diff(dim=1) <= 0).all()
+    assert (batch["labels"][padding] == -100).all()
+    assert batch["coordinates"][padding].isnan().all()
+
+
+def test_each_row_of_a_batch_is_the_sample_by_itself(processor, rows):
+    collate = LlavaSTDataCollator(processor)
+    batch = collate(rows)
+    for number, sample in enumerate(rows):
+        alone, length = collate([sample]), int(batch["attention_mask"][number].sum())
+        for name in ("input_ids", "labels", "coordinates"):
+            if name in alone:
+                torch.testing.assert_close(batch[name][number, :length], alone[name][0], equal_nan=True)
+
+
+def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(processor, rows):
+    batch = LlavaSTDataCollator(processor)([rows[2], rows[1]])
+    assert learned_text(processor, batch["labels"][0]) == "Something." * 3 + "<|im_end|>"
+    answer = learned_text(processor, batch["labels"][1])
+    assert answer == "[<WIDTH-008><HEIGHT-025><WIDTH-016><HEIGHT-077>]<|im_end|>"
+    positions = batch["coordinates"][1][batch["labels"][1] != -100]
+    torch.testing.assert_close(positions[1:5], torch.tensor([1 / 12, 0.25, 1 / 6, 0.7777]))
+
+
+def test_the_released_scheme_adds_headers_and_the_marks_of_all_turns(processor, rows):
+    batch = LlavaSTDataCollator(processor, label_scheme="released")([rows[2]])
+    turns = ["<|im_start|>\n<|im_end|>\n"] * 2 + ["<|im_start|>assistant\nSomething.Something.Something.<|im_end|>\n"]
+    assert learned_text(processor, batch["labels"][0]) == "".join(turns)
+
+
+def test_turns_of_several_answers_are_all_learned(processor):
+    sample = row(0, "text", None, "One?", "First.", "conversation")
+    sample["messages"] += row(0, "text", None, "Two?", "Second.", "conversation")["messages"]
+    batch = LlavaSTDataCollator(processor)([sample])
+    assert learned_text(processor, batch["labels"][0]) == "First.<|im_end|>Second.<|im_end|>"
+
+
+def test_half_precision_pixels_are_rounded_in_the_worker(processor, rows):
+    batch = LlavaSTDataCollator(processor, pixel_dtype=torch.bfloat16)(rows[:2])
+    exact = LlavaSTDataCollator(processor)(rows[:2])
+    assert batch["pixel_values_videos"].dtype == batch["pixel_values"].dtype == torch.bfloat16
+    assert batch["coordinates"].dtype == torch.float32
+    torch.testing.assert_close(batch["pixel_values"], exact["pixel_values"].bfloat16())
+
+
+BROKEN = {
+    "a file that is not there": (lambda media: row(7, "video", media["video"] + ".gone", "When?", "{<t0.1><t0.2>}", "tvg"), "gone"),
+    "an empty file": (lambda media: row(7, "video", media["empty"], "When?", "{<t0.1><t0.2>}", "tvg"), "empty.mp4"),
+    "a reversed span": (lambda media: row(7, "video", media["video"], "When?", "{<t0.9><t0.2>}", "tvg"), "ends before"),
+    "a box outside": (lambda media: row(7, "image", media["image"], "Where?", "[<w1.5><h0><w1.7><h1>]", "rec"), "<w1.5>"),
+    "no answer": (lambda media: {**(r := row(7, "text", None, "Hm?", "x", "chat")), "messages": r["messages"][:1]}, "nothing to learn"),
+}
+
+
+@pytest.mark.parametrize("make, message", BROKEN.values(), ids=BROKEN)
+def test_a_broken_sample_stops_the_run_or_is_left_out_and_told_of(processor, tmp_path, make, message):
+    media = write_media(tmp_path)
+    (tmp_path / "empty.mp4").touch()
+    broken = make({**media, "empty": str(tmp_path / "empty.mp4")})
+    good = mixed_rows(media, 3)
+    with pytest.raises(ValueError, match="Sample '7' of made") as caught:
+        LlavaSTDataCollator(processor)([good[0], broken])
+    assert message in str(caught.value)
+    batch = LlavaSTDataCollator(processor, on_error="skip")([good[0], broken, good[2]])
+    assert batch["tasks"] == ["tvg", "conversation"]
+    assert len(batch["skipped"]) == 1 and message in batch["skipped"][0]
+
+
+def test_a_batch_of_broken_samples_has_nothing_to_learn(processor):
+    batch = LlavaSTDataCollator(processor, on_error="skip")([row(1, "video", "gone.mp4", "When?", "now", "tvg")])
+    assert (batch["labels"] == -100).all() and len(batch["skipped"]) == 1
+    assert batch["input_ids"].shape == (1, 2)
+
+
+def test_a_sample_longer_than_the_limit_is_not_cut(processor, rows):
+    with pytest.raises(ValueError, match=r"it has \d+ tokens, more than max_length=50"):
+        LlavaSTDataCollator(processor, max_length=50)(rows[:1])
+
+
+@pytest.mark.parametrize("option, message", [({"on_error": "ignore"}, "ignore"), ({"label_scheme": "all"}, "all")])
+def test_unknown_settings_are_refused_at_once(processor, option, message):
+    with pytest.raises(ValueError, match=message):
+        LlavaSTDataCollator(processor, **option)
+
+
+@requires_reference
+@pytest.mark.parametrize("case", cases("training"), ids=lambda case: case["key"])
+def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_gradients(case, tmp_path, monkeypatch):
+    media = write_media(tmp_path)
+    (human, gpt) = (turn["value"] for turn in case["conversations"])
+    question = human.removeprefix("<video>\n").removeprefix("<image>\n")
+    sample = row(0, case["modality"], media[case["modality"]], question, gpt, "any")
+    processor = LlavaSTProcessor.from_pretrained(ORIGINAL_CHECKPOINT)
+    model = LlavaSTForConditionalGeneration.from_pretrained(ORIGINAL_CHECKPOINT, **config_overrides()).train()
+    model.model.vision_tower.requires_grad_(False)
+    batch = LlavaSTDataCollator(processor, label_scheme="released")([sample])
+
+    key, config = case["key"], model.config
+    recorded = case_inputs(case, config)
+    labels = expected()[f"{key}.labels"].long()
+    torch.testing.assert_close(batch["labels"][0] == -100, labels == -100)
+    ordinary = recorded["coordinates"][0].isnan()  # where the reference has a placeholder, ours has the nearest bin
+    torch.testing.assert_close(batch["input_ids"][0][ordinary], recorded["input_ids"][0][ordinary])
+    torch.testing.assert_close(batch["labels"][0][ordinary], labels[ordinary])
+    positions = batch.get("coordinates", torch.full(ordinary.shape, float("nan"))[None])
+    torch.testing.assert_close(positions, recorded["coordinates"], equal_nan=True)
+
+    for name in ("pixel_values", "pixel_values_videos"):
+        if name in batch:
+            batch[name] = recorded[name]
+    del batch["tasks"], batch["skipped"]
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, torch.tensor(case["loss"]), atol=1e-5, rtol=0)
+    loss.backward()
+    vocabulary = config.coordinates
+    for use, weight in (("input", model.get_input_embeddings().weight), ("output", model.lm_head.weight)):
+        rows = weight.grad[vocabulary.start_token_id : vocabulary.end_token_id].split(vocabulary.sizes())
+        for axis, gradient in zip(("temporal", "spatial_height", "spatial_width"), rows, strict=True):
+            want = expected()[f"{key}.grad.{axis}_{use}_embeddings"]
+            assert float((gradient - want).norm() / want.norm().clamp(min=1e-12)) < 1e-4 or float(want.norm()) < 1e-9
+
+
+def test_labels_keep_the_shape_of_the_ids(processor):
+    ids = torch.tensor([3, 4, 5])
+    assert make_labels(ids, torch.tensor([0, 1, 0]), processor.tokenizer).tolist() == [-100, 4, -100]

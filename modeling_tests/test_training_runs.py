@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs, in processes of their own: several of them make the steps of one, and one that is killed goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_tests.one_training import main as run_here
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Of a log, what a clock says, and sums over the part of a run that one process made.
+CLOCKS = ("_per_second", "_runtime")
+OF_THE_PART = ("train_loss", "total_flos")
+
+
+def run(folder: Path, processes: int = 1, **options) -> subprocess.CompletedProcess:
+    launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"] if processes > 1 else []
+    command = [sys.executable, "-W", "ignore", "-m", *launcher, "modeling_tests.one_training", str(folder), json.dumps(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+
+
+def log_of(folder: Path) -> list[dict]:
+    """What was logged, but for the clock."""
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(CLOCKS) and name not in OF_THE_PART}
+        for entry in json.loads((folder / "log.json").read_text())
+    ]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    changes, others = (torch.load(path / "changes.pt", weights_only=True) for path in (folder, other))
+    assert changes.keys() == others.keys() and len(changes) > 50
+    for name, change in changes.items():
+        scale = max(float(change.abs().max()), 1e-3)  # of a step; far smaller ones are rounding
+        torch.testing.assert_close(others[name] / scale, change / scale, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert any(float(change.abs().max()) > 1e-2 for change in changes.values())
+    for entry, same in zip(log_of(folder), log_of(other), strict=True):
+        assert entry == pytest.approx(same, rel=1e-4)
+
+
+def test_accumulated_steps_and_several_processes_are_one_big_batch(tmp_path):
+    """Batches of unlike media: at times one process has a video and the other has text alone."""
+    run_here(tmp_path / "one", {"max_steps": 2, "per_device_train_batch_size": 4})
+    run_here(tmp_path / "accumulated", {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
+    assert_same_run(tmp_path / "one", tmp_path / "accumulated")
+    finished = run(tmp_path / "two", 2, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, strategy):
+    """Killed in the second epoch, three steps after a checkpoint, with dropout on and a worker that loads ahead."""
+    options = {
+        "max_steps": 12, "save_strategy": "steps", "save_steps": 5, "logging_steps": 3, "lora_dropout": 0.3, "optim": "adamw_torch",
+        "learning_rate": 1e-3, "train_sampling_strategy": strategy, "dataloader_num_workers": 1,
+    }  # fmt: skip
+    killed = run(tmp_path / "killed", kill_at=8, **options)
+    assert killed.returncode == -9 and not (tmp_path / "killed/log.json").exists()
+    finished = run(tmp_path / "killed", **options)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    finished = run(tmp_path / "undisturbed", **options)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    log = log_of(tmp_path / "killed")
+    assert log == log_of(tmp_path / "undisturbed")  # to the last bit
+    assert [entry["step"] for entry in log] == [3, 5, 6, 9, 10, 12, 12]
+    weights = [(tmp_path / name / "run/checkpoint-12/adapter_model.safetensors").read_bytes() for name in ("killed", "undisturbed")]
+    assert weights[0] == weights[1]

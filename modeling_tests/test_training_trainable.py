@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the model, frozen and trained; adapters that hold them, load with PEFT and merge."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from llava_st_hf.adapters_llava_st import merge_adapter
+from llava_st_hf.training import PARTS, make_trainable
+from llava_st_hf.training.trainable import part_of
+from modeling_tests.factories import mixed_batch, tiny_config, tiny_model
+
+
+def trained_parts(model) -> set[str]:
+    return {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def step(model, rate: float = 0.5) -> None:
+    """One step of gradient descent on everything that is trained."""
+    batch = mixed_batch(model.config)
+    model.train()
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter -= rate * parameter.grad
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["packer", "input_embeddings"],
+        ["packer"],
+        ["vision_tower", "projector", "packer", "input_embeddings", "output_embeddings", "language_model"],
+        ["packer", "input_embeddings", "coordinate_rows", "lora"],
+        ["packer", "coordinate_rows", "lora"],
+        ["lora"],
+        ["coordinate_rows"],
+        ["projector", "vision_tower", "lora"],
+    ],
+    ids="+".join,
+)
+def test_what_is_named_is_trained_and_nothing_else_changes(parts):
+    model = make_trainable(tiny_model(), parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
+    expected = set(parts)
+    assert trained_parts(model) == expected
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    step(model)
+    changed = {part_of(name) for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == expected
+
+
+def test_every_parameter_of_the_model_belongs_to_a_part():
+    parts = {part_of(name) for name, _ in tiny_model().named_parameters()}
+    assert parts == set(PARTS) - {"lora", "coordinate_rows"}
+    with pytest.raises(ValueError, match=r"stranger\.weight is no parameter"):
+        part_of("stranger.weight")
+
+
+def test_rows_of_coordinates_alone_change_in_frozen_embeddings():
+    model = make_trainable(tiny_model(), ["coordinate_rows"])
+    base = {name: getattr(tiny_model(), name)().weight for name in ("get_input_embeddings", "get_output_embeddings")}
+    step(model)
+    merged = model.merge_and_unload()
+    first, end = merged.config.coordinates.start_token_id, merged.config.coordinates.end_token_id
+    for name, weight in base.items():
+        moved = (getattr(merged, name)().weight != weight).any(-1)
+        assert not moved[:first].any() and not moved[end:].any() and moved[first:end].all()
+
+
+def test_lora_is_in_the_decoder_alone():
+    model = make_trainable(tiny_model(), ["lora"], lora_r=2)
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    layers = model.config.text_config.num_hidden_layers
+    assert len(adapted) == 7 * layers and all(".language_model.layers." in name for name in adapted)
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["two matrices", "one matrix"])
+@pytest.mark.parametrize("parts", [["packer", "input_embeddings", "coordinate_rows", "lora"], ["packer", "coordinate_rows", "lora"]])
+def test_an_adapter_folder_holds_all_that_was_trained_loads_with_peft_and_merges(tmp_path, parts, tie):
+    make = lambda: tiny_model(tiny_config(tie_word_embeddings=tie))  # noqa: E731
+    make().save_pretrained(tmp_path / "base")
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    model = make_trainable(base, parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
+    step(model, 0.05)
+    step(model, 0.05)  # the other half of a LoRA moves in the second step
+    model.save_pretrained(tmp_path / "adapter")
+    batch = mixed_batch(model.config)
+    with torch.no_grad():
+        trained = model(**batch).logits
+        fresh = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
+        assert (fresh(**batch).logits - trained).abs().max() > 1e-2
+        loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+        torch.testing.assert_close(loaded(**batch).logits, trained, atol=1e-5, rtol=1e-5)
+        merged = merge_adapter(tmp_path / "adapter", tmp_path / "base").eval()
+        torch.testing.assert_close(merged(**batch).logits, trained, atol=1e-4, rtol=1e-4)
+        merged.save_pretrained(tmp_path / "merged")
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(again(**batch).logits, trained, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    model = make_trainable(tiny_model(), ["packer", "coordinate_rows", "lora"], lora_r=2)
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_model(tiny_config(packer_hidden_size=8)).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="is not for"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "narrow")
+    tiny_model(tiny_config(text_config={"num_hidden_layers": 1})).save_pretrained(tmp_path / "short")
+    with pytest.raises(ValueError, match="which has no place in"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "short")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "short")
+    with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json"):
+        merge_adapter(tmp_path / "narrow")
+
+
+def test_the_fast_packer_of_a_model_that_drops_its_stream_stays_frozen():
+    for parts in (["packer"], ["packer", "lora"]):
+        model = make_trainable(tiny_model(tiny_config(drop_fast_features=True)), parts, lora_r=2)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained and not any(".fast." in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        (["packer", "vision"], "'vision'"),
+        ([], "names nothing"),
+        (["lora", "language_model"], 'both "lora" and "language_model"'),
+        (["coordinate_rows", "language_model"], "in place of coordinate_rows"),
+    ],
+)
+def test_parts_that_are_not_to_be_had_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainable(tiny_model(), parts)
+
+
+def test_coordinate_rows_of_a_stage_1_model_are_refused():
+    with pytest.raises(ValueError, match="no coordinate tokens yet"):
+        make_trainable(tiny_model(tiny_config(use_lape=False)), ["coordinate_rows"])
