@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from llava_st_hf.data.charades_sta import read_charades_sta
+from llava_st_hf.data.hc_stvg import read_hc_stvg
+from llava_st_hf.data.json_rows import BrokenFileError
+from llava_st_hf.data.refcoco import read_refcoco
+from llava_st_hf.data.vidstg import boxes_digest, read_vidstg
+
+
+def written(path, content) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+# RefCOCO
+
+
+IMAGE = {"file_name": "a.jpg", "height": 48, "width": 64, "caption": "the left dog", "id": 5}
+ANNOTATION = {"id": 5, "bbox": [10.5, 4, 20, 30.25]}
+
+
+def refcoco(tmp_path, images, annotations) -> list:
+    return list(read_refcoco(written(tmp_path / "refcoco.json", {"info": {}, "images": images, "annotations": annotations})))
+
+
+def test_refcoco_goes_together_by_position(tmp_path):
+    ((row, sample),) = refcoco(tmp_path, [IMAGE], [ANNOTATION])
+    assert row == 1 and (sample.id, sample.kind, sample.path, sample.text) == ("5", "image", "a.jpg", "the left dog")
+    assert sample.boxes == ((None, (10.5, 4.0, 30.5, 34.25)),) and (sample.width, sample.height) == (64, 48)
+
+
+@pytest.mark.parametrize(
+    "image, annotation, reason",
+    [
+        ({}, {"id": 6}, "id 5, the annotation beside it 6"),
+        ({}, {"bbox": [1, 2, 3]}, "width, height"),
+        ({}, {"bbox": [1, 2, 0, 3]}, "above 0"),
+        ({}, {"bbox": [1, 2, "3", 3]}, "finite number"),
+        ({}, {"bbox": [60, 2, 20, 3]}, "outside the picture of 64x48"),
+        ({}, {"bbox": None}, "no 'bbox'"),
+        ({"caption": ""}, {}, "not blank"),
+        ({"width": 64.5}, {}, "whole number"),
+        ({"file_name": None}, {}, "no 'file_name'"),
+    ],
+)
+def test_a_bad_pair_of_refcoco_is_a_problem_of_its_row(tmp_path, image, annotation, reason):
+    rows = refcoco(tmp_path, [IMAGE, {**IMAGE, **image}], [ANNOTATION, {**ANNOTATION, **annotation}])
+    assert not isinstance(rows[0][1], str)
+    assert rows[1][0] == 2 and reason in rows[1][1]
+
+
+def test_refcoco_lists_of_unequal_length_are_told(tmp_path):
+    rows = refcoco(tmp_path, [IMAGE, IMAGE], [ANNOTATION])
+    assert "no annotation at this place" in rows[1][1]
+
+
+# Charades-STA
+
+
+def test_charades_times_are_fractions_and_videos_get_a_suffix(tmp_path):
+    rows = [
+        {"image_id": "3MSZA", "caption": "a person sits", "timestamp": [0.25, 1.0004]},
+        {"image_id": "AO8RW.avi", "caption": "a person runs", "timestamp": [0, 0.5]},
+    ]
+    (_, first), (_, second) = read_charades_sta(written(tmp_path / "charades.json", rows))
+    assert (first.path, first.span, first.unit, first.id) == ("3MSZA.mp4", (0.25, 1.0), "fraction", "3MSZA-1")
+    assert second.path == "AO8RW.avi"
+
+
+@pytest.mark.parametrize(
+    "timestamp, reason", [([0.5, 0.2], "ends before"), ([0, 1.5], "1.5"), ([0.1], "[start, end]"), (None, "no 'timestamp'")]
+)
+def test_a_bad_row_of_charades_is_a_problem(tmp_path, timestamp, reason):
+    ((_, problem),) = read_charades_sta(written(tmp_path / "charades.json", [{"image_id": "a", "caption": "b", "timestamp": timestamp}]))
+    assert reason in problem
+
+
+# HC-STVG
+
+
+PERSON = {"bbox": [[10, 4, 20, 30], [11, 4, 20, 50]], "st_frame": 3, "img_num": 11, "st_time": 0.1, "ed_time": 0.2}
+VERSION_1 = {**PERSON, "caption": "The man turns.", "width": 64, "height": 48}
+VERSION_2 = {**PERSON, "English": "The man turns.", "Chinese": "…", "img_size": [48, 64]}
+
+
+@pytest.mark.parametrize("annotation", [VERSION_1, VERSION_2])
+def test_hc_stvg_counts_frames_from_one_and_cuts_boxes_at_the_edge(tmp_path, annotation):
+    ((row, sample),) = read_hc_stvg(written(tmp_path / "hc.json", {"5_a.mp4": annotation}))
+    assert row == 1 and (sample.id, sample.path, sample.text) == ("5_a.mp4", "5_a.mp4", "The man turns.")
+    assert sample.span == (0.2, 0.3) and sample.unit == "fraction" and sample.num_frames == 11
+    assert sample.boxes == ((0.2, (10.0, 4.0, 30.0, 34.0)), (0.3, (11.0, 4.0, 31.0, 48.0)))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"bbox": []}, "no boxes"),
+        ({"st_frame": 11}, "11 frames"),
+        ({"st_frame": 0}, "'st_frame'"),
+        ({"bbox": [[10, 4, 20, 30], [70, 4, 20, 30]]}, "The box of frame 4"),
+        ({"caption": None}, "'caption' (or 'English')"),
+        ({"width": None}, "no 'width'"),
+    ],
+)
+def test_a_bad_video_of_hc_stvg_is_a_problem(tmp_path, change, reason):
+    rows = list(read_hc_stvg(written(tmp_path / "hc.json", {"a.mp4": {**VERSION_1, **change}, "b.mp4": VERSION_1})))
+    assert reason in rows[0][1] and not isinstance(rows[1][1], str)
+
+
+# VidSTG
+
+
+SENTENCES = {
+    "vid": "8",
+    "frame_count": 12,
+    "fps": 25,
+    "width": 64,
+    "height": 48,
+    "used_segment": {"begin_fid": 1, "end_fid": 11},
+    "temporal_gt": {"begin_fid": 3, "end_fid": 7},
+    "captions": [{"description": "a dog runs.", "target_id": 0}],
+    "questions": [{"description": "what runs?", "target_id": 1}],
+}
+
+
+def vidor(tmp_path, missing=()):
+    def thing(tid, x):
+        return {"tid": tid, "bbox": {"xmin": x, "ymin": 2, "xmax": x + 10, "ymax": 20}, "generated": 0, "tracker": "none"}
+
+    frames = [[thing(0, frame)] + ([] if frame in missing else [thing(1, 30)]) for frame in range(12)]
+    (tmp_path / "boxes" / "1000").mkdir(parents=True)
+    written(tmp_path / "boxes" / "1000" / "8.json", {"video_id": "8", "trajectories": frames})
+    return str(tmp_path / "boxes")
+
+
+def vidstg(tmp_path, **changes) -> list:
+    boxes = vidor(tmp_path, changes.pop("missing", ()))
+    return list(read_vidstg(written(tmp_path / "vidstg.json", [{**SENTENCES, **changes}]), boxes))
+
+
+def test_vidstg_makes_a_sample_of_each_sentence(tmp_path):
+    (_, caption), (_, question) = vidstg(tmp_path, missing=(4,))
+    assert caption.path == question.path == "1000/8.mp4" and caption.id != question.id
+    assert caption.clip == (1, 11) and caption.span == (0.2, 0.5) and caption.num_frames == 11  # frames 3 to 6 of 1 to 11
+    assert [time for time, _ in caption.boxes] == [0.2, 0.3, 0.4, 0.5] and caption.boxes[0][1] == (3.0, 2.0, 13.0, 20.0)
+    assert [time for time, _ in question.boxes] == [0.2, 0.4, 0.5] and question.is_question and not caption.is_question
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"vid": "9"}, "no <group>/9.json"),
+        ({"temporal_gt": {"begin_fid": 0, "end_fid": 7}}, "no part of 'used_segment'"),
+        ({"temporal_gt": {"begin_fid": 7, "end_fid": 7}}, "no part of 'used_segment'"),
+        ({"temporal_gt": {"begin_fid": 3, "end_fid": 13}}, "no part of 'used_segment'"),
+        ({"captions": [{"description": "x", "target_id": 4}]}, "target 4 has no boxes"),
+        ({"captions": [], "questions": []}, "neither 'captions' nor 'questions'"),
+        ({"fps": None}, "no 'fps'"),
+    ],
+)
+def test_a_bad_row_of_vidstg_is_a_problem(tmp_path, change, reason):
+    row, problem = vidstg(tmp_path, **change)[0]
+    assert row == 1 and reason in problem
+
+
+def test_the_digest_of_boxes_follows_the_files(tmp_path):
+    folder = vidor(tmp_path)
+    before = boxes_digest(folder)
+    assert before == boxes_digest(folder)
+    (tmp_path / "boxes" / "1000" / "8.json").write_text("{}")
+    assert before != boxes_digest(folder)
+
+
+@pytest.mark.parametrize("read", [read_refcoco, read_hc_stvg])
+def test_a_file_that_breaks_off_is_an_error(tmp_path, read):
+    path = tmp_path / "cut.json"
+    path.write_text('{"images": [')
+    with pytest.raises(BrokenFileError, match=r"cut\.json, row 1"):
+        list(read(str(path)))

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_st_hf.data.json_rows import BrokenFileError, read_rows
+from llava_st_hf.data.paths import join_path
+
+
+def rows_of(tmp_path, name: str, content: bytes) -> list:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return list(read_rows(str(path)))
+
+
+def test_lists_and_lines_give_the_same_rows(tmp_path):
+    objects = [{"a": 1, "b": [0.1, 1e-9], "c": "ü"}, {"a": -2.5}]
+    expected = [(1, objects[0]), (2, objects[1])]
+    assert rows_of(tmp_path, "a.json", json.dumps(objects).encode()) == expected
+    assert rows_of(tmp_path, "a.jsonl", "\n".join(map(json.dumps, objects)).encode()) == expected
+    assert rows_of(tmp_path, "b.json", b"\xef\xbb\xbf \n" + json.dumps(objects).encode()) == expected
+    assert rows_of(tmp_path, "b.jsonl", b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(o).encode() for o in objects)) == expected
+
+
+def test_numbers_of_lists_are_floats_and_whole_numbers(tmp_path):
+    ((_, row),) = rows_of(tmp_path, "a.json", b'[{"a": 0.1, "b": 3}]')
+    assert type(row["a"]) is float and type(row["b"]) is int and row["a"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b'{"a": 1', "no JSON"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": 1e999}', "beyond all floats"),
+        (b'{"a": "\xff"}', "no JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", "A row is an object"),
+        (b'"text"', "A row is an object"),
+    ],
+)
+def test_a_broken_line_is_a_problem_of_its_row(tmp_path, line, reason):
+    good = b'{"b": 2}\n'
+    first, (number, problem), last = rows_of(tmp_path, "a.jsonl", good + line + b"\n\n" + good)
+    assert first == (1, {"b": 2}) and last == (4, {"b": 2})
+    assert number == 2 and isinstance(problem, str) and reason in problem
+
+
+@pytest.mark.parametrize("tail", [b"", b', {"a": NaN}]', b', {"a": 1e999}]', b", oops]", b', {"a": "\xff"}]', b"] more"])
+def test_a_broken_list_names_file_and_row(tmp_path, tail):
+    path = tmp_path / "cut.json"
+    path.write_bytes(b'[{"a": 1}, 7, {"a": 3}' + tail)
+    rows = read_rows(str(path))
+    assert next(rows) == (1, {"a": 1})
+    number, problem = next(rows)
+    assert number == 2 and "A row is an object, not 7" in problem
+    assert next(rows) == (3, {"a": 3})
+    with pytest.raises(BrokenFileError, match=r"cut\.json, row 4"):
+        next(rows)
+
+
+@pytest.mark.parametrize("content, reason", [(b"", "is empty"), (b'{"a": [1]}', "begins with '{'"), (b"  3", "begins with '3'")])
+def test_a_json_file_that_is_no_list_is_refused(tmp_path, content, reason):
+    with pytest.raises(BrokenFileError, match=reason):
+        rows_of(tmp_path, "a.json", content)
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(BrokenFileError, match=r"a\.csv: The file must be"):
+        rows_of(tmp_path, "a.csv", b"[]")
+
+
+def test_an_empty_list_has_no_rows(tmp_path):
+    assert rows_of(tmp_path, "a.json", b"[]") == [] and rows_of(tmp_path, "a.jsonl", b"") == []
+
+
+def test_paths_are_joined_inside_the_folder():
+    assert join_path("/data", "a/b c.mp4") == "/data/a/b c.mp4"
+    assert join_path("data", "a..b.mp4") == os.path.join(os.getcwd(), "data", "a..b.mp4")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/a", "\\a", "C:\\a", "c:a", "//host/a", "..", "../a", "a/../../b", "a/..", "a\\..\\b"),
+        *("http://x/a", "file:///a", "data:,a", "", " ", ".", "./", "a\0b", None, 3, ["a"], b"a"),
+    ],
+)
+def test_paths_that_may_lead_elsewhere_are_refused(path):
+    with pytest.raises(ValueError, match="The path"):
+        join_path("/data", path)
+
+
+@given(st.text(alphabet="ab./\\:~ ", max_size=12))
+def test_no_path_leaves_the_folder(path):
+    try:
+        joined = join_path("/data/here", path)
+    except ValueError:
+        return
+    assert os.path.normpath(joined).startswith("/data/here/")
+
+
+def test_links_inside_the_folder_are_the_users_own(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert join_path(tmp_path / "data", "link/a.mp4") == str(tmp_path / "data" / "link" / "a.mp4")

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import re
+
+import pytest
+
+from llava_st_hf.coordinates import INLINE_COORDINATE, coordinate_token, position_to_bin, read_coordinate
+from llava_st_hf.data.jsonl import Chat, read_jsonl
+from llava_st_hf.data.questions import question_and_answer, sampled_moments
+from llava_st_hf.data.samples import GroundingSample
+from llava_st_hf.grounding import Media, parse_answer
+from llava_st_hf.tasks import TASKS
+
+
+BOXES = [{"time": 1.0, "box": [9.9, 19.8, 29.7, 39.6]}, {"time": 1.5, "box": [19.8, 19.8, 39.6, 39.6]}]
+ROWS = {
+    "rec": {"image": "a.jpg", "text": "the left dog", "box": [9.9, 19.8, 29.7, 39.6]},
+    "reg": {"image": "a.jpg", "text": "a brown dog", "box": [9.9, 19.8, 29.7, 39.6]},
+    "dgc": {
+        "image": "a.jpg",
+        "objects": [{"text": "A man", "box": [9.9, 19.8, 29.7, 39.6]}, {"text": "holds a cup", "box": [19.8, 19.8, 39.6, 39.6]}],
+    },
+    "tvg": {"video": "a.mp4", "text": "a dog runs", "span": [1.0, 2.5]},
+    "tr": {"video": "a.mp4", "text": "a dog runs", "span": [1.0, 2.5]},
+    "stvg": {"video": "a.mp4", "text": "A dog runs.", "span": [1.0, 2.5], "boxes": BOXES},
+    "svg": {"video": "a.mp4", "text": "a dog runs.", "span": [1.0, 2.5], "boxes": BOXES},
+    "elc": {"video": "a.mp4", "text": "a dog runs.", "span": [1.0, 2.5], "boxes": BOXES},
+}
+
+
+def read(tmp_path, *rows) -> list:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return [found for _, found in read_jsonl(str(path))]
+
+
+def sample_of(tmp_path, task, **changes):
+    (sample,) = read(tmp_path, {"task": task, **ROWS[task], **changes})
+    return sample
+
+
+def as_tokens(text: str, media: Media) -> str:
+    """Inline coordinates as the tokens that the processor makes of them."""
+
+    def token(match: re.Match) -> str:
+        def to_position(axis, value, written):
+            return media.time_position(value, written) if axis == "temporal" else media.pixel_position(axis, value, written)
+
+        axis, position = read_coordinate(match, to_position)
+        return coordinate_token(axis, position_to_bin(position, 100))
+
+    return INLINE_COORDINATE.sub(token, text)
+
+
+VIDEO = Media("video", width=99, height=99, fps=10.0, first_frame=0, last_frame=99)
+IMAGE = Media("image", width=99, height=99)
+FIRST, SECOND = (
+    {"xmin": 10.0, "ymin": 20.0, "xmax": 30.0, "ymax": 40.0},
+    {"xmin": 20.0, "ymin": 20.0, "xmax": 40.0, "ymax": 40.0},
+)
+MOMENTS = [{"time": 1.0, "frame": 10, "box": FIRST}, {"time": 1.5, "frame": 15, "box": SECOND}]
+# What `parse_answer` reads out of the answer of each task.
+EVENTS = {
+    "rec": [{"caption": None, "boxes": [{"box": FIRST}]}],
+    "reg": [{"caption": "a brown dog", "boxes": [{"box": FIRST}]}],
+    "dgc": [{"caption": "A man", "boxes": [{"box": FIRST}]}, {"caption": "holds a cup", "boxes": [{"box": SECOND}]}],
+    "tvg": [{"start": 1.0, "end": 2.5, "caption": None, "boxes": []}],
+    "tr": [{"start": 1.0, "end": 2.5, "caption": "a dog runs", "boxes": []}],
+    "stvg": [{"start": 1.0, "end": 2.5, "caption": None, "boxes": MOMENTS}],
+    "svg": [{"start": 1.0, "end": 2.5, "caption": None, "boxes": MOMENTS}],
+    "elc": [{"start": 1.0, "end": 2.5, "caption": "a dog runs", "boxes": MOMENTS}],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_read_back_as_what_was_annotated(tmp_path, task):
+    sample = sample_of(tmp_path, task)
+    _, answer = question_and_answer(sample, task)
+    media = VIDEO if sample.kind == "video" else IMAGE
+    given = {}
+    if "span" in TASKS[task].needs:
+        given["span"] = tuple(time * 10 / 99 for time in sample.span)
+    if "time" in TASKS[task].needs:
+        given["start"] = sample.span[0] * 10 / 99
+    if "box" in TASKS[task].needs:
+        given["box"] = tuple(corner / 99 for corner in sample.boxes[0][1])
+    result = parse_answer(as_tokens(answer, media), media, 100, 100, **given)
+
+    def rounded(value):
+        """Bins of 1 pixel and a tenth of a second."""
+        if isinstance(value, float):
+            return round(value, 1) if value < 5 else float(round(value))
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        return [rounded(item) for item in value] if isinstance(value, list) else value
+
+    assert rounded(result["events"]) == EVENTS[task] and result["notes"] == []
+
+
+def test_questions_and_answers_are_exact_and_in_the_trained_wording(tmp_path):
+    question, answer = question_and_answer(sample_of(tmp_path, "elc"), "elc")
+    assert question.startswith("Starts in <t1.0s>, what happened about the subject/object within the specified region [<w9.9px><h19.8px>")
+    assert answer == (
+        "Ends in <t2.5s>, a dog runs. Object bounding box: <t1.0s>:[<w9.9px><h19.8px><w29.7px><h39.6px>]"
+        "<t1.5s>:[<w19.8px><h19.8px><w39.6px><h39.6px>]."
+    )
+    question, answer = question_and_answer(sample_of(tmp_path, "dgc"), "dgc")
+    assert answer == "A man [<w9.9px><h19.8px><w29.7px><h39.6px>] holds a cup [<w19.8px><h19.8px><w39.6px><h39.6px>]."
+    assert question_and_answer(sample_of(tmp_path, "stvg"), "stvg")[1].startswith("{<t1.0s><t2.5s>} <t1.0s>:[<w9.9px>")
+
+
+def test_fractions_stay_fractions():
+    sample = GroundingSample("a", "video", "a.mp4", text="a dog runs", span=(0.1, 1 / 3), unit="fraction")
+    assert question_and_answer(sample, "tvg")[1] == "{<t0.1><t0.3333333333333333>}"
+    assert "during the period {<t0.1><t0.3333333333333333>} in" in question_and_answer(sample, "tr")[0]
+
+
+def test_a_task_says_what_the_sample_lacks():
+    sample = GroundingSample("a", "video", "a.mp4", text="who runs?", span=(0.1, 0.2), unit="fraction", is_question=True)
+    with pytest.raises(ValueError, match="'stvg' needs boxes with times"):
+        question_and_answer(sample, "stvg")
+    with pytest.raises(ValueError, match="'rec' asks about images"):
+        question_and_answer(sample, "rec")
+    with pytest.raises(ValueError, match="only a question"):
+        question_and_answer(sample, "tr")
+
+
+def tube(num_frames: int, first: int, last: int) -> GroundingSample:
+    boxes = tuple((frame / (num_frames - 1), (0.0, 0.0, float(frame + 1), 1.0)) for frame in range(first, last + 1))
+    return GroundingSample("a", "video", "a.mp4", text="x", span=(0, 1), unit="fraction", boxes=boxes, num_frames=num_frames)
+
+
+def test_boxes_of_every_frame_are_answered_at_the_frames_that_the_model_sees():
+    seen = [round(i / 99 * 299) for i in range(100)]
+    moments = sampled_moments(tube(300, 50, 120))
+    assert [box[2] - 1 for _, box in moments] == [frame for frame in seen if 50 <= frame <= 120]
+    assert len(sampled_moments(tube(40, 5, 9))) == 5  # a clip shorter than 100 frames is seen whole
+    between = next(frame for frame in range(1000) if frame not in {round(i / 99 * 999) for i in range(100)})
+    assert [box[2] - 1 for _, box in sampled_moments(tube(1000, between, between))] == [between]
+
+
+def test_a_part_of_the_video_is_given_in_frames_or_seconds(tmp_path):
+    assert sample_of(tmp_path, "tvg", clip=[0, 90]).clip == (0, 90)
+    sample = sample_of(tmp_path, "tvg", start=0.5, end=4)
+    assert (sample.start, sample.end, sample.clip) == (0.5, 4.0, None)
+
+
+def test_chats_are_taken_as_written(tmp_path):
+    messages = [{"role": "user", "content": "Where in <t0.5>?"}, {"role": "assistant", "content": "There."}]
+    first, second = read(tmp_path, {"video": "a.mp4", "end": 3, "messages": messages}, {"messages": messages, "task": "talk", "id": 4})
+    assert isinstance(first, Chat) and first.medium.end == 3.0 and first.turns[0] == ("user", "Where in <t0.5>?")
+    assert (second.id, second.task, second.medium) == ("4", "talk", None) and (first.id, first.task) == ("1", "conversation")
+
+
+MALFORMED = [
+    ({**ROWS["rec"]}, "no 'task'"),
+    ({"task": "dvc", **ROWS["rec"]}, "'task' is 'dvc'"),
+    ({"task": ["rec"], **ROWS["rec"]}, "'task' is"),
+    ({"task": "rec", "text": "a", "box": [1, 2, 3, 4]}, "no 'image'"),
+    ({"task": "tvg", **ROWS["tvg"], "image": "a.jpg"}, "no use for 'image'"),
+    ({"task": "rec", **ROWS["rec"], "clip": [1, 2]}, "no use for 'clip'"),
+    ({"task": "rec", **ROWS["rec"], "answer": "x"}, "no use for 'answer'"),
+    ({"task": "rec", **ROWS["rec"], "box": None}, "no 'box'"),
+    ({"task": "rec", **ROWS["rec"], "box": [3, 2, 1, 4]}, "reversed"),
+    ({"task": "rec", **ROWS["rec"], "box": [1, 2, 1, 4]}, "no area"),
+    ({"task": "rec", **ROWS["rec"], "box": [1, 2, 3]}, "four numbers"),
+    ({"task": "rec", **ROWS["rec"], "box": [1, 2, 3, "4"]}, "finite number"),
+    ({"task": "rec", **ROWS["rec"], "text": " "}, "'text' must be"),
+    ({"task": "rec", **ROWS["rec"], "image": 3}, "'image' must be"),
+    ({"task": "tvg", **ROWS["tvg"], "span": [2, 1]}, "ends before it starts"),
+    ({"task": "tvg", **ROWS["tvg"], "span": [-1, 1]}, "negative"),
+    ({"task": "tvg", **ROWS["tvg"], "span": [1]}, "pair"),
+    ({"task": "tvg", **ROWS["tvg"], "span": {"start": 1, "end": 2}}, "'span' must be a list"),
+    ({"task": "tvg", **ROWS["tvg"], "clip": [5, 2]}, "'clip' is reversed"),
+    ({"task": "tvg", **ROWS["tvg"], "clip": [0, 5], "end": 2}, "not both"),
+    ({"task": "tvg", **ROWS["tvg"], "start": 3, "end": 2}, "not after the start"),
+    ({"task": "svg", **ROWS["svg"], "boxes": []}, "'boxes' is empty"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [BOXES[1], BOXES[0]]}, "must go upwards"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [{"time": 3, "box": [1, 2, 3, 4]}]}, "beyond the 'span'"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [{"box": [1, 2, 3, 4]}]}, "has no 'time'"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [[1, 2, 3, 4]]}, "must be an object"),
+    ({"task": "dgc", "image": "a.jpg", "objects": [{"text": "", "box": [1, 2, 3, 4]}]}, "not blank"),
+    ({"messages": "hi"}, "'messages' must be a list"),
+    ({"messages": [{"role": "human", "content": "hi"}]}, "must be system, user or assistant"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'content' of message 1"),
+    ({"messages": [], "video": "a.mp4", "image": "b.jpg"}, "both an 'image' and a 'video'"),
+    ({"messages": [], "image": "b.jpg", "clip": [1, 2]}, "only a video"),
+    ({"messages": [], "end": 3}, "no 'video'"),
+    ({"messages": [], "text": "x"}, "no use for 'text'"),
+]
+
+
+@pytest.mark.parametrize("row, reason", MALFORMED, ids=[reason for _, reason in MALFORMED])
+def test_a_malformed_row_is_a_problem(tmp_path, row, reason):
+    (problem,) = read(tmp_path, row)
+    assert isinstance(problem, str) and reason in problem

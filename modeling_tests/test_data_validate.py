@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from llava_st_hf.cli import main
+from llava_st_hf.data import validate_mixture
+from modeling_tests.media import moving_frames, write_audio, write_timed_video, write_video
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A video of 20 frames in two seconds, a picture, and files that are neither."""
+    folder = tmp_path_factory.mktemp("media")
+    frames = moving_frames(20, 48, 64)
+    write_video(folder / "clip.mp4", frames, fps=10)
+    write_timed_video(folder / "uneven.mp4", [0, 0.1, 0.5, 0.6, 2.0])
+    write_audio(folder / "sound.mp4")
+    Image.fromarray(frames[0]).save(folder / "photo.jpg", quality=95)
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    Image.fromarray(frames[0]).save(folder / "sideways.jpg", exif=sideways)
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:-400])
+    (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:-300])
+    (folder / "empty.mp4").touch()
+    (folder / "empty.jpg").touch()
+    (folder / "text.mp4").write_text("no video")
+    (folder / "text.jpg").write_text("no image")
+    (folder / "folder.mp4").mkdir()
+    return folder
+
+
+def write_mixture(tmp_path, media, rows, format="jsonl") -> str:
+    (tmp_path / "rows.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    entry = {"json_path": "rows.jsonl", "data_folder": str(media), "source": "made", "format": format}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": [entry]}))
+    return str(tmp_path / "mixture.yaml")
+
+
+def tvg(video="clip.mp4", span=(0.5, 1.5), **more) -> dict:
+    return {"task": "tvg", "text": "a dog runs", "video": video, "span": list(span), **more}
+
+
+def rec(image="photo.jpg", box=(1, 2, 30, 40)) -> dict:
+    return {"task": "rec", "text": "a dog", "image": image, "box": list(box)}
+
+
+GOOD = [
+    tvg(),
+    tvg(span=(0, 2.0)),
+    tvg(clip=[5, 19], span=(0.5, 1.5)),
+    tvg(clip=[5, 20], span=(0.5, 1.5)),  # one frame late, as the video processor allows
+    tvg(start=0.5, end=1.5),
+    tvg("uneven.mp4", span=(0.2, 1.9)),
+    tvg("uneven.mp4", clip=[1, 3], span=(0.1, 0.55)),
+    rec(),
+    rec(box=(0, 0, 64, 48)),
+    rec("sideways.jpg", box=(0, 0, 48, 64)),  # seen upright
+    {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]},
+]
+BAD = [
+    (tvg("nowhere.mp4"), "nowhere.mp4 does not exist"),
+    (tvg("empty.mp4"), "empty.mp4 is empty"),
+    (tvg("cut.mp4"), "cut short"),
+    (tvg("text.mp4"), "cannot be read as a video"),
+    (tvg("sound.mp4"), "sound.mp4"),
+    (tvg("folder.mp4"), "is a directory"),
+    (tvg(clip=[5, 25]), "lie beyond the video, which has 20 frames"),
+    (tvg(clip=[30, 40]), "lie beyond the video"),
+    (tvg(start=1, end=5), "lies beyond the end"),
+    (tvg(span=(0.5, 9)), "<t9.0s> lies outside the clip"),
+    (tvg(clip=[10, 19], span=(0.2, 1.5)), "<t0.2s> lies outside the clip, which goes from 1 to 2 seconds"),
+    (tvg("uneven.mp4", clip=[1, 2], span=(0.1, 1.5)), "<t1.5s> lies outside the clip"),
+    (rec("nowhere.jpg"), "nowhere.jpg does not exist"),
+    (rec("empty.jpg"), "empty.jpg is empty"),
+    (rec("cut.jpg"), "damaged image"),
+    (rec("text.jpg"), "damaged image, or none"),
+    (rec(box=(1, 2, 70, 40)), "<w70.0px> lies outside the image, whose width is 64 pixels"),
+    (rec("sideways.jpg", box=(0, 0, 64, 40)), "whose width is 48 pixels"),
+    (rec("../photo.jpg"), "has a '..'"),
+    ("{", "no JSON"),
+    (tvg(span=(2, 1)), "ends before it starts"),
+]
+
+
+UNREADABLE = BAD[-3:]
+
+
+def test_a_sound_mixture_has_no_problems(tmp_path, media):
+    assert validate_mixture(write_mixture(tmp_path, media, GOOD)) == []
+
+
+@pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])
+def test_each_problem_is_told_with_file_and_row(tmp_path, media, row, reason):
+    (problem,) = validate_mixture(write_mixture(tmp_path, media, [GOOD[0], row, GOOD[0]]))
+    assert problem.file == str(tmp_path / "rows.jsonl") and problem.row == 2
+    assert reason in problem.reason
+    assert problem.id == (None if (row, reason) in UNREADABLE else "2")
+
+
+def test_all_problems_come_at_once_or_as_many_as_asked_for(tmp_path, media):
+    path = write_mixture(tmp_path, media, [row for row, _ in BAD])
+    assert [problem.row for problem in validate_mixture(path)] == list(range(1, len(BAD) + 1))
+    assert len(validate_mixture(path, max_problems=3)) == 3
+    with pytest.raises(ValueError, match="max_problems"):
+        validate_mixture(path, max_problems=0)
+
+
+def test_media_need_not_be_looked_at(tmp_path, media):
+    problems = validate_mixture(write_mixture(tmp_path, media, [row for row, _ in BAD]), check_media=False)
+    assert [problem.row for problem in problems] == [len(BAD) - 2, len(BAD) - 1, len(BAD)]
+
+
+def test_a_mended_file_is_looked_at_again(tmp_path, media):
+    path = write_mixture(tmp_path, tmp_path, [rec()])
+    assert len(validate_mixture(path)) == 1
+    (tmp_path / "photo.jpg").write_bytes((media / "photo.jpg").read_bytes())
+    assert validate_mixture(path) == []
+
+
+def test_splits_of_st_align_are_held_against_the_video(tmp_path, media):
+    talk = [{"from": "human", "value": "<video>\nWhen?"}, {"from": "gpt", "value": "At <TEMP-OUTPUT>."}]
+    row = {"id": "a", "video": "clip.mp4", "conversations": talk, "variables": {"temporal_output_locations": [0.5]}}
+    path = write_mixture(tmp_path, media, [row, {**row, "id": "b", "meta": {"split": [0, 30]}}], format="st_align")
+    (problem,) = validate_mixture(path)
+    assert (problem.row, problem.id) == (2, "b") and "beyond the video" in problem.reason
+    assert str(problem).endswith(f"rows.jsonl, row 2 (id b): {problem.reason}")
+
+
+def test_problems_of_the_mixture_and_of_whole_files_are_told(tmp_path):
+    (tmp_path / "cut.json").write_text('[{"conversations": []}, {')
+    (tmp_path / "none.json").write_text("[]")
+    entries = [{"json_path": "nowhere.json"}, {"json_path": "cut.json"}, {"json_path": "none.json"}]
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"datasets": entries}))
+    missing, row, cut, none = validate_mixture(tmp_path / "m.yaml")
+    assert missing.file.endswith("m.yaml") and missing.row == 1 and "nowhere.json does not exist" in missing.reason
+    assert (row.row, cut.row) == (1, 2) and "no JSON from there on" in cut.reason
+    assert none.reason == "The file has no rows."
+    (problem,) = validate_mixture(tmp_path / "not.yaml")
+    assert problem.row == 0 and "not.yaml" in problem.reason
+
+
+def test_the_command_reports_and_exits_with_1(tmp_path, media, capsys):
+    path = write_mixture(tmp_path, media, [*GOOD, BAD[0][0], "{"])
+    assert main(["validate", path]) == 1
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert "row 12 (id 12): " in lines[0] and "nowhere.mp4" in lines[0] and "row 13: " in lines[1]
+    assert lines[2] == "made: 11 usable rows, 2 problems" and "has 2 problems" in captured.err
+    assert main(["validate", path, "--no-media"]) == 1
+    assert "12 usable rows, 1 problems" in capsys.readouterr().out
+
+
+def test_the_command_is_content_with_a_sound_mixture(tmp_path, media, capsys):
+    assert main(["validate", write_mixture(tmp_path, media, GOOD)]) == 0
+    assert capsys.readouterr().out == "made: 11 usable rows, 0 problems\n"

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: its loss, learning rates per part, what it logs, and what it does about samples that cannot be used."""
+
+import math
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainingArguments
+
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, make_trainable
+from llava_st_hf.training.trainable import part_of
+from modeling_tests.corpora import mixed_rows, row, write_media
+from modeling_tests.factories import NAN
+from modeling_tests.one_training import OPTIONS, make_trainer
+from modeling_tests.processors import model_for, tiny_processor
+
+
+def trainer_of(folder, rows, eval_rows=None, parts=("packer", "lora"), **options):
+    args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **{**OPTIONS, "train": list(parts), "max_steps": 1, **options})
+    processor = tiny_processor()
+    model = make_trainable(model_for(processor), args.train, lora_r=2, lora_dropout=0.0)
+    evaluated = Dataset.from_list(eval_rows) if eval_rows else None
+    return LlavaSTTrainer(model, args, Dataset.from_list(rows), processor, evaluated)
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens_and_is_told_by_task(tmp_path):
+    rows = mixed_rows(write_media(tmp_path), 6)
+    trainer = trainer_of(tmp_path, rows, per_device_train_batch_size=6)
+    batch = trainer.data_collator(rows)
+    tasks = batch.pop("tasks")
+    del batch["skipped"]
+    with torch.no_grad():
+        outputs = trainer.model.train()(**batch)
+    trainer.train()
+    [entry, _] = trainer.state.log_history
+    assert entry["loss"] == pytest.approx(float(outputs.loss), rel=1e-5)
+    supervised = (batch["labels"][:, 1:] != -100).sum(1).tolist()
+    losses = outputs.token_losses.split(supervised)
+    for task in set(tasks):
+        of_task = torch.cat([loss for loss, name in zip(losses, tasks, strict=True) if name == task])
+        assert entry[f"loss_{task}"] == pytest.approx(float(of_task.mean()), rel=1e-5)
+    errors = dict(zip(("time", "box"), bin_errors_by_hand(trainer, batch), strict=True))
+    for name, error in errors.items():
+        assert entry[f"{name}_bin_error"] == pytest.approx(error, abs=1e-3)
+    assert entry["num_tokens"] == int(batch["attention_mask"].sum()) == trainer.state.num_input_tokens_seen
+    assert entry["tokens_per_second"] > 0 and entry["samples_per_second"] > 0
+
+
+def bin_errors_by_hand(trainer, batch) -> tuple[float, float]:
+    """Mean distance of argmax and target, in bins, of time and of box tokens, from the logits."""
+    model = trainer.model.eval()  # the LoRA has not moved yet: B is zero, and the step was small
+    fresh = model_for(tiny_processor()).eval()
+    vocabulary = model.config.coordinates
+    with torch.no_grad():
+        logits = fresh(**batch).logits[:, :-1]
+    targets, positions = batch["labels"][:, 1:], batch["coordinates"][:, 1:]
+    errors = {"time": [], "box": []}
+    for axis in ("temporal", "height", "width"):
+        ids = vocabulary.token_ids(axis)
+        on_axis = (targets >= ids.start) & (targets < ids.stop)
+        guess = logits[..., ids.start : ids.stop].argmax(-1)[on_axis]
+        goal = positions[on_axis] * (len(ids) - 1)
+        errors["time" if axis == "temporal" else "box"] += (guess - goal).abs().tolist()
+    return tuple(sum(values) / len(values) for values in errors.values())
+
+
+def test_each_part_has_its_learning_rate_and_weights_alone_decay(tmp_path):
+    rates = {"lora": 3e-3, "packer": "4e-3"}  # YAML reads 4e-3 as text
+    trainer = trainer_of(
+        tmp_path, mixed_rows({}, 3)[2:], parts=("packer", "coordinate_rows", "lora"), learning_rates=rates, weight_decay=0.1
+    )
+    optimizer = trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            part = part_of(names[id(parameter)])
+            assert group["lr"] == {"lora": 3e-3, "packer": 4e-3, "coordinate_rows": 0.05}[part]
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
+            seen.append(part)
+    assert len(seen) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def test_broken_samples_are_counted_and_logged_up_to_a_limit(tmp_path, caplog):
+    rows = mixed_rows(write_media(tmp_path), 3) + [row(n, "video", f"{n}.gone", "When?", "{<t0.1><t0.2>}", "tvg") for n in (91, 92, 93)]
+    trainer = trainer_of(tmp_path, rows, max_steps=6, on_error="skip", max_errors=3, logging_steps=6)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert trainer.state.log_history[0]["skipped_samples"] == 3
+    for number in (91, 92, 93):
+        assert f"Sample '{number}'" in caplog.text and f"{number}.gone" in caplog.text
+    with pytest.raises(RuntimeError, match=r"3 samples could not be used, more than max_errors=2.*gone"):
+        trainer_of(tmp_path, rows, max_steps=6, on_error="skip", max_errors=2).train()
+    with pytest.raises(ValueError, match=r"Sample '9\d' of made"):
+        trainer_of(tmp_path, rows, max_steps=6).train()
+
+
+def test_a_step_in_which_nothing_can_be_learned_changes_nothing(tmp_path):
+    rows = [row(1, "video", "one.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
+    trainer = trainer_of(tmp_path, rows, on_error="skip")
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == 0
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def test_an_evaluation_tells_the_loss_of_each_task(tmp_path):
+    rows = mixed_rows(write_media(tmp_path), 6)
+    trainer = trainer_of(tmp_path, rows[:3], rows, per_device_eval_batch_size=2)
+    metrics = trainer.evaluate()
+    [entry] = trainer.state.log_history
+    names = {"eval_loss", "eval_loss_tvg", "eval_loss_rec", "eval_loss_conversation", "eval_time_bin_error", "eval_box_bin_error"}
+    assert names <= entry.keys() and "eval_loss" in metrics
+    assert all(math.isfinite(entry[name]) for name in names)
+    assert trainer.state.num_input_tokens_seen == 0
+
+
+def test_what_is_logged_goes_to_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trainer = trainer_of(tmp_path, mixed_rows(write_media(tmp_path), 3), report_to="tensorboard", max_steps=3)
+    trainer.train()
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {"train/loss", "train/loss_tvg", "train/time_bin_error", "train/tokens_per_second", "train/samples_per_second"} <= tags
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(logged)
+
+
+def test_the_progress_bar_tells_speed_and_time_left(tmp_path, capsys):
+    trainer = trainer_of(tmp_path, mixed_rows({}, 3)[2:], max_steps=3, disable_tqdm=False)
+    trainer.train()
+    bar = capsys.readouterr().err
+    assert "tokens/s" in bar and "samples/s" in bar and "3/3 [" in bar and "<00:00" in bar
+
+
+def test_the_model_card_tells_data_recipe_and_metrics(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, learning_rates={"lora": 0.01})
+    trainer.base_model_name, trainer.card_data = "some/base", "| source | samples |\n|---|---|\n| made | 8 |"
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "run/README.md").read_text()
+    _, metadata, body = card.split("---\n", 2)
+    assert yaml.safe_load(metadata) == {
+        "base_model": "some/base",
+        "library_name": "peft",
+        "pipeline_tag": "video-text-to-text",
+        "tags": ["trl", "sft", "llava-st", "video-grounding"],
+    }
+    recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert recipe["train"] == OPTIONS["train"] and recipe["learning_rates"] == {"lora": 0.01} and recipe["max_steps"] == 2
+    assert "| made | 8 |" in body and "| loss_tvg |" in body and str(tmp_path) not in card
+    assert f"| loss | {trainer.state.log_history[-2]['loss']:.4g} | 2 |" in body
+
+
+def test_frozen_vision_keeps_no_graph(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_checkpointing=True)
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)[:2]))
+    del batch["tasks"]
+    saved = []
+    tower = trainer.model.get_base_model().model.vision_tower
+    tower.register_forward_hook(lambda module, inputs, output: saved.append(output.last_hidden_state.requires_grad))
+    trainer.model.train()(**batch).loss.backward()
+    assert saved == [False, False]  # one pass for the image, one for the video
+    assert all(parameter.grad is None for parameter in tower.parameters())
+
+
+def test_only_its_own_arguments_are_taken(tmp_path):
+    with pytest.raises(TypeError, match="LlavaSTTrainingConfig"):
+        LlavaSTTrainer(None, TrainingArguments(output_dir=str(tmp_path)), Dataset.from_list(mixed_rows({}, 3)[2:]), tiny_processor())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train": ["packer", "head"]}, "'head'"),
+        ({"train": ["packer"], "learning_rates": {"lora": 1e-4}}, "lora, which is not trained"),
+        ({"learning_rates": {"loar": 1e-4}}, "'loar'"),
+        ({"packing": True}, "packing must be off"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+def test_a_negative_limit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="max_errors=-1"):
+        trainer_of(tmp_path, mixed_rows({}, 3)[2:], max_errors=-1)
+
+
+def test_metrics_of_a_model_without_coordinates_have_no_bin_errors(tmp_path):
+    rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
+    processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
+    model = model_for(processor, use_lape=False) if False else _stage_1_model(processor)
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "train": ["packer", "input_embeddings"], "max_steps": 1})
+    trainer = LlavaSTTrainer(make_trainable(model, args.train), args, Dataset.from_list(rows), processor)
+    trainer.train()
+    assert not any("bin_error" in name for name in trainer.state.log_history[0])
+    assert NAN not in trainer.state.log_history[0].values()

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Annotation files as chats with exact coordinates, for training; and as what they say, for evaluation.
+
+Needs `pip install 'llava-st-hf[data]'`. Importing `llava_st_hf` does not import this package.
+"""
+
+from .charades_sta import read_charades_sta
+from .hc_stvg import read_hc_stvg
+from .json_rows import BrokenFileError
+from .jsonl import Chat, read_jsonl
+from .loading import load_mixture
+from .mixture import Entry, read_mixture
+from .paths import join_path
+from .questions import question_and_answer, sampled_moments
+from .refcoco import read_refcoco
+from .rows import FEATURES
+from .samples import GroundingSample
+from .validate import Problem, validate_mixture
+from .vidstg import read_vidstg
+
+
+__all__ = [
+    "FEATURES",
+    "BrokenFileError",
+    "Chat",
+    "Entry",
+    "GroundingSample",
+    "Problem",
+    "join_path",
+    "load_mixture",
+    "question_and_answer",
+    "read_charades_sta",
+    "read_hc_stvg",
+    "read_jsonl",
+    "read_mixture",
+    "read_refcoco",
+    "read_vidstg",
+    "sampled_moments",
+    "validate_mixture",
+]
