@@ -51,9 +51,9 @@ def tiny_processor(
 def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditionalGeneration:
     """A tiny model with random weights that reads what `processor` makes."""
     size = processor.image_processor.size["height"]
+    if processor.num_temporal_bins:
+        overrides |= {"num_temporal_bins": processor.num_temporal_bins, "num_spatial_bins": processor.num_spatial_bins}
     config = tiny_config(
-        num_temporal_bins=processor.num_temporal_bins,
-        num_spatial_bins=processor.num_spatial_bins,
         vision_config={"image_size": size, "patch_size": processor.patch_size},
         text_config={
             "vocab_size": len(processor.tokenizer),

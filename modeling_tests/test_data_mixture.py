@@ -254,7 +254,11 @@ def test_processes_may_load_at_once(tmp_path):
 FAMILIES = {
     "refcoco": ("rec", "[<w10.5px><h4.0px><w30.5px><h34.25px>]"),
     "charades_sta": ("tvg", "{<t0.25><t0.5>}"),
-    "hc_stvg": ("stvg", "{<t0.2><t0.3>} <t0.2>:[<w10.0px><h4.0px><w30.0px><h34.0px>]<t0.3>:[<w11.0px><h4.0px><w31.0px><h48.0px>]"),
+    "hc_stvg": (
+        "stvg",
+        "During {<t0.2><t0.3>}. Object bounding box: <t0.2>:[<w10.0px><h4.0px><w30.0px><h34.0px>]"
+        "<t0.3>:[<w11.0px><h4.0px><w31.0px><h48.0px>].",
+    ),
     "jsonl": ("tr", "a dog runs"),
 }
 

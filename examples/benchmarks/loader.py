@@ -6,8 +6,8 @@
 Needs `decord2` or `av` to read, `av` and libx264 to write: it encodes a few videos of its own, makes rows of them as `load_mixture`
 does, and passes them through `LlavaSTDataCollator` in a torch `DataLoader`. torch has one thread in each process, as in its workers.
 
-- The split is that of one sample in the main process: frames out of the file (opening it included), resizing and normalising,
-  and the rest (chat template, tokens, labels, padding).
+- The split is the CPU time of one sample in the main process: frames out of the file (read once more by themselves, opening
+  included), resizing, normalising, and the rest (chat template, tokens, labels, rounding of the pixels, padding).
 - `vs decode` is the time of a sample over the time of reading the same frames alone; 1 means that all else is hidden or free.
 - Every frame read is counted: the script stops if one sample reads a frame twice.
 - A core's samples are those of the CPU time: decord decodes with threads of its own, so one process may keep several cores busy.
@@ -84,8 +84,8 @@ def count_frames():
 
 @contextmanager
 def time_parts():
-    """Yields a dictionary that fills with seconds of this thread's reading, and of resizing and normalising in the other."""
-    seconds = {"read": 0.0, "resize": 0.0, "normalise": 0.0}
+    """Yields a dictionary that fills with CPU seconds of resizing and normalising, in whatever thread they run."""
+    seconds = {"resize": 0.0, "normalise": 0.0}
 
     def timed(function, part):
         def call(*args, **kwargs):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_llava_st import LlavaSTConfig
 
@@ -32,7 +33,7 @@ def _window_centers(hidden_states: torch.Tensor, dim: int, scale: int) -> torch.
     return torch.lerp(hidden_states[tuple(index)].float(), upper.float(), 0.5).to(hidden_states.dtype)
 
 
-class LlavaSTWindowPacker(nn.Module):
+class LlavaSTWindowPacker(GradientCheckpointingLayer):
     """One packer of the Spatial-Temporal Packer: every window of cells becomes one, by attention from the window's centre
     over the window and a residual (LLaVA-ST, section 3.3)."""
 
@@ -111,7 +112,11 @@ class LlavaSTSpatialTemporalPacker(nn.Module):
             (videos, ⌈frames/5⌉, rows/3, columns/3, hidden_size), with the released scales. Where the temporal scale does
             not divide the number of frames, the last frame is held to fill the last window.
         """
-        cells = self.spatial(hidden_states)
+        spatial = self.spatial
+        if spatial.gradient_checkpointing and spatial.training and spatial._gradient_checkpointing_func.keywords.get("use_reentrant"):
+            # This kind of checkpoint gives no gradient to weights whose input needs none, as features of frozen parts do.
+            hidden_states = hidden_states.requires_grad_()
+        cells = spatial(hidden_states)
         fast = self.fast(cells) if use_fast else None
         missing = -cells.shape[1] % self.slow.window[0]
         if missing:

@@ -96,12 +96,14 @@ def _answer(sample: GroundingSample, task: str) -> str:
     if task == "tvg":
         return _span(sample.span, sample.unit)
     moments = "".join(f"{_time(time, sample.unit)}:{box_text(box)}" for time, box in sampled_moments(sample))
+    # As the released model answers, so that one trained further on has nothing to unlearn.
+    tubelet = f"Object bounding box: {moments}."
     if task == "svg":
-        return moments
+        return tubelet
     if task == "stvg":
-        return f"{_span(sample.span, sample.unit)} {moments}"
+        return f"During {_span(sample.span, sample.unit)}. {tubelet}"
     caption = sample.text.strip().rstrip(".")
-    return f"Ends in {_time(sample.span[1], sample.unit)}, {caption}. Object bounding box: {moments}."
+    return f"Ends in {_time(sample.span[1], sample.unit)}, {caption}. {tubelet}"
 
 
 def _grounded_caption(sample: GroundingSample) -> str:

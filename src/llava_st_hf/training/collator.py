@@ -89,7 +89,7 @@ class LlavaSTDataCollator:
             sample["coordinates"] = encoded["coordinates"][0]
         for name in ("pixel_values", "pixel_values_videos"):
             if name in encoded:
-                sample[name] = encoded[name].to(self.pixel_dtype)
+                sample[name] = encoded[name]
         return sample
 
     def _pad(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -108,11 +108,20 @@ class LlavaSTDataCollator:
                     batch[name][number, :length] = sample[name]
         images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
         if images:
-            batch["pixel_values"] = torch.cat(images)  # (images, 3, height, width)
+            batch["pixel_values"] = self._join(images)  # (images, 3, height, width)
         videos = [sample["pixel_values_videos"] for sample in samples if "pixel_values_videos" in sample]
         if videos:
             lengths = sorted({video.shape[1] for video in videos})
             if len(lengths) > 1:
                 raise ValueError(f"Videos of {' and '.join(map(str, lengths))} frames do not go into one batch: set num_frames.")
-            batch["pixel_values_videos"] = torch.cat(videos)  # (videos, frames, 3, height, width)
+            batch["pixel_values_videos"] = self._join(videos)  # (videos, frames, 3, height, width)
         return batch
+
+    def _join(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        """Concatenates along the first dimension and casts, in one copy; a single tensor of the right type in none."""
+        if len(pixels) == 1:
+            return pixels[0].to(self.pixel_dtype)
+        joined = torch.empty((sum(map(len, pixels)), *pixels[0].shape[1:]), dtype=self.pixel_dtype)
+        for part, values in zip(joined.split([len(values) for values in pixels]), pixels, strict=True):
+            part.copy_(values)
+        return joined

@@ -37,14 +37,15 @@ class TrainingMetrics:
             tasks: one name per sample of the batch.
         """
         targets = inputs["labels"][:, 1:]
-        rows, _ = (targets != -100).nonzero(as_tuple=True)  # batch-major, as token_losses
-        sums = torch.zeros(len(targets), 2, device=rows.device)
         losses = outputs.token_losses.float()
+        # Places of the supervised tokens, batch-major as token_losses. Indexing by the mask would wait for the device to count them.
+        places = (targets == -100).flatten().byte().argsort(stable=True)[: len(losses)]
+        rows, ids = places // targets.shape[1], targets.flatten()[places]
+        sums = torch.zeros(len(targets), 2, device=rows.device)
         sums.index_add_(0, rows, torch.stack((losses, torch.ones_like(losses)), dim=-1))  # (batch, 2): loss and tokens
         self._task_losses.append((tasks, sums))
         if outputs.bin_errors is not None:
             errors = outputs.bin_errors
-            ids = targets[targets != -100]
             known, is_time = ~errors.isnan(), self._is_time(ids)
             for mask in (known & is_time, known & ~is_time):
                 self._bin_errors.append(torch.stack((errors.nan_to_num().mul(mask).sum(), mask.sum())))
