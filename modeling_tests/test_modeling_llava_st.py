@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, vision_llava_st
 from modeling_tests.factories import (
     NAN,
     image_tokens,
     left_padded,
+    mixed_batch,
     random_images,
     random_videos,
     single_prompts,
@@ -221,16 +222,46 @@ def test_every_parameter_trains(options):
     assert [name for name, parameter in trained.named_parameters() if parameter.grad is None] == []
 
 
-def test_gradient_checkpointing_gives_equal_gradients(model, batch):
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("vision_tower", "multi_modal_projector", "language_model", "lm_head")], ids=["all", "packer"])
+def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reentrant):
+    """Also to a packer whose input needs none, as in stage 1, where features are of frozen parts and nothing is added to them."""
+    if frozen:
+        model = tiny_model(use_lape=False)
+        batch = {**mixed_batch(tiny_config()), "coordinates": None}
+        batch["input_ids"] = batch["input_ids"].clamp(max=model.config.text_config.vocab_size - 1)
     gradients = []
     for checkpointing in (False, True):
         trained = copy.deepcopy(model).train()
+        for name, parameter in trained.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in frozen))
         if checkpointing:
-            trained.gradient_checkpointing_enable()
+            trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            trained.enable_input_require_grads()  # as trainers do
         trained(**batch, labels=batch["input_ids"]).loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in trained.named_parameters()})
+        gradients.append({name: p.grad for name, p in trained.named_parameters() if p.requires_grad})
+    assert gradients[0] and gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5)
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_frozen_vision_passes_in_micro_batches_without_a_graph(model, batch, monkeypatch):
+    frozen = copy.deepcopy(model).train()
+    frozen.model.vision_tower.requires_grad_(False)
+    frozen.model.multi_modal_projector.requires_grad_(False)
+    sizes, outputs = [], []
+    frozen.model.vision_tower.register_forward_hook(
+        lambda module, args, output: sizes.append((len(args[0]), output.last_hidden_state.requires_grad))
+    )
+    for host_bytes in (2**30, 1):
+        monkeypatch.setattr(vision_llava_st, "_HOST_BYTES", host_bytes)
+        outputs.append(frozen(**batch, labels=batch["input_ids"], output_hidden_states=False))
+    assert sizes == [(3, False), (4, False)] + [(1, False)] * 7  # three images and a video of four frames
+    torch.testing.assert_close(outputs[0].loss, outputs[1].loss)
+    torch.testing.assert_close(outputs[0].video_hidden_states, outputs[1].video_hidden_states)
+    outputs[1].loss.backward()
+    assert all(parameter.grad is None for parameter in frozen.model.vision_tower.parameters())
+    assert frozen.model.packer.slow.k_proj.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

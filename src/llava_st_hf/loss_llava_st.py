@@ -172,7 +172,7 @@ def supervised_cross_entropy(
             lower, upper, upper_weight = vocabulary.between_tokens(lower, positions)
         if propagate:
             matrix = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
-    weight = head.weight  # read once: an adapter may put it together at each reading
+    weight: torch.Tensor = head.weight  # read once: an adapter may put it together at each reading
     if not _is_matrix(head, weight):
         loss_sum, losses = _wrapped_head_cross_entropy(
             hidden_states, head, vocab_size, lower, upper, upper_weight, matrix, first_coordinate
@@ -195,8 +195,8 @@ def _is_matrix(head: nn.Module, weight) -> bool:
 def _bin_errors(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
-    lower: torch.LongTensor,
-    upper_weight: torch.FloatTensor,
+    lower: torch.Tensor,
+    upper_weight: torch.Tensor,
     vocabulary: CoordinateVocabulary,
 ) -> torch.Tensor:
     """How far the likeliest bin on a target's axis lies from the target.

@@ -76,20 +76,21 @@ def encode_frames(
         agreed = torch.tensor(count, device=frames.device)
         distributed.all_reduce(agreed, distributed.ReduceOp.MAX)
         count = int(agreed)
-    last_hidden_state = features = None
     with torch.no_grad():
+        if count == 1:
+            vision_outputs = vision_tower(frames, return_dict=True, **kwargs)
+            return vision_outputs, projector(vision_outputs.last_hidden_state)
+        outputs: list[torch.Tensor] = []
         done = 0
         for chunk in frames.tensor_split(count):
             # A process with fewer frames than micro-batches takes part with one that nobody reads.
             states = vision_tower(chunk if len(chunk) else frames[:1], return_dict=True, **kwargs).last_hidden_state
-            projected = projector(states)
-            if count == 1:
-                last_hidden_state, features = states, projected
-                break
-            if features is None:
-                last_hidden_state = states.new_empty(len(frames), *states.shape[1:])  # (frames, patches, vision_hidden)
-                features = projected.new_empty(len(frames), *projected.shape[1:])  # (frames, patches, hidden)
-            last_hidden_state[done : done + len(chunk)] = states[: len(chunk)]
-            features[done : done + len(chunk)] = projected[: len(chunk)]
+            parts = (states, projector(states))
+            if not outputs:
+                # (frames, patches, vision_hidden) and (frames, patches, hidden), filled in place
+                outputs = [part.new_empty(len(frames), *part.shape[1:]) for part in parts]
+            for output, part in zip(outputs, parts, strict=True):
+                output[done : done + len(chunk)] = part[: len(chunk)]
             done += len(chunk)
+    last_hidden_state, features = outputs
     return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state), features

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from .collator import OnError
+from .labels import LabelScheme
 from .trainable import check_parts
 
 
@@ -39,8 +41,8 @@ class LlavaSTTrainingConfig(SFTConfig):
     learning_rates: dict | str | None = field(
         default=None, metadata={"help": "Learning rate of parts that do not have `learning_rate`, as {part: rate}."}
     )
-    label_scheme: str = field(default="assistant", metadata={"help": '"assistant" or "released".'})
-    on_error: str = field(default="raise", metadata={"help": '"raise" or "skip" samples that cannot be used.'})
+    label_scheme: LabelScheme = field(default="assistant", metadata={"help": "Which tokens are learned."})
+    on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
     max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
     # The loss needs exact positions and media, so samples are prepared by our collator alone.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})

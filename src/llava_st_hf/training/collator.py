@@ -10,6 +10,9 @@ from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
 
 
+OnError = Literal["raise", "skip"]
+
+
 @dataclass
 class LlavaSTDataCollator:
     """
@@ -27,7 +30,7 @@ class LlavaSTDataCollator:
 
     processor: LlavaSTProcessor
     label_scheme: LabelScheme = "assistant"
-    on_error: Literal["raise", "skip"] = "raise"
+    on_error: OnError = "raise"
     max_length: int | None = None
     pixel_dtype: torch.dtype = torch.float32
 

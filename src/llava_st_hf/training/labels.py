@@ -11,7 +11,7 @@ IGNORED = -100
 _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
 
 
-def make_labels(input_ids: torch.LongTensor, answer_mask: torch.Tensor, tokenizer, scheme: LabelScheme = "assistant") -> torch.LongTensor:
+def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LabelScheme = "assistant") -> torch.Tensor:
     """
     Labels of one conversation.
 

@@ -52,7 +52,7 @@ class TrainingMetrics:
         self._tokens.append(inputs["attention_mask"].sum())
         self._samples += len(tasks)
 
-    def _is_time(self, ids: torch.LongTensor) -> torch.BoolTensor:
+    def _is_time(self, ids: torch.Tensor) -> torch.Tensor:
         times = self.vocabulary.token_ids("temporal")
         is_time = (ids >= times.start) & (ids < times.stop)
         for placeholder in self.vocabulary.placeholder_token_ids[:2]:

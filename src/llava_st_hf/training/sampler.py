@@ -32,7 +32,7 @@ class EpochSampler(Sampler[int]):
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + self.epoch)
 
-    def order(self) -> torch.LongTensor:
+    def order(self) -> torch.Tensor:
         """(num_samples,) indices of this epoch."""
         return torch.randperm(self.num_samples, generator=self._generator())
 
@@ -57,7 +57,7 @@ class BucketSampler(EpochSampler):
         super().__init__(len(lengths), seed)
         self.kinds, self.lengths, self.batch_size = kinds, lengths, batch_size
 
-    def order(self) -> torch.LongTensor:
+    def order(self) -> torch.Tensor:
         generator = self._generator()
         shuffled = torch.randperm(self.num_samples, generator=generator)
         batches, rest = [], []

@@ -167,7 +167,7 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         trained = self.model if model is None else model
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         options.setdefault("params", self._parameter_groups(trained))
-        self.optimizer_cls_and_kwargs = (optimizer_class, options)
+        self.optimizer_cls_and_kwargs: tuple | None = (optimizer_class, options)
         try:
             return super().create_optimizer(model)
         finally:
