@@ -34,6 +34,59 @@ class LlavaSTBatchFeature(BatchFeature):
         self.media = state["media"]
 
 
+def join_samples(
+    samples: list[dict[str, torch.Tensor]], pad_token_id: int, padding_side: str, pixel_dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    A batch of samples, with media in the order of the samples.
+
+    Args:
+        samples: `input_ids` and, as far as they have such, `labels`, `coordinates`, `pixel_values` and `pixel_values_videos`. Text is of
+            shape (length,) or (1, length).
+        pad_token_id: fills shorter `input_ids`.
+        padding_side: "left" for generation, "right" for training.
+        pixel_dtype: of the pixels; by default as they are.
+
+    Returns:
+        The same names and `attention_mask`; text of shape (batch_size, longest).
+
+    Raises:
+        ValueError: where videos have unlike numbers of frames.
+    """
+    length = max(sample["input_ids"].shape[-1] for sample in samples)
+    batch = {"attention_mask": torch.zeros(len(samples), length, dtype=torch.long)}
+    for name, fill, dtype in (
+        ("input_ids", pad_token_id, torch.long), ("labels", -100, torch.long), ("coordinates", float("nan"), torch.float32),
+    ):  # fmt: skip
+        if any(name in sample for sample in samples):
+            batch[name] = torch.full((len(samples), length), fill, dtype=dtype)
+    for number, sample in enumerate(samples):
+        own = sample["input_ids"].shape[-1]
+        place = slice(length - own, None) if padding_side == "left" else slice(own)
+        batch["attention_mask"][number, place] = 1
+        for name in ("input_ids", "labels", "coordinates"):
+            if name in sample:
+                batch[name][number, place] = sample[name].flatten()
+    for name in ("pixel_values", "pixel_values_videos"):
+        pixels = [sample[name] for sample in samples if name in sample]
+        if len({tensor.shape[1:] for tensor in pixels}) > 1:
+            frames = sorted({tensor.shape[1] for tensor in pixels})
+            raise ValueError(f"Videos of {' and '.join(map(str, frames))} frames cannot share a batch: set num_frames, or batches of one.")
+        if pixels:
+            batch[name] = _join(pixels, pixel_dtype or pixels[0].dtype)
+    return batch
+
+
+def _join(tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Concatenates along the first dimension and casts, in one copy; a single tensor of the right type in none."""
+    if len(tensors) == 1:
+        return tensors[0].to(dtype)
+    joined = torch.empty((sum(map(len, tensors)), *tensors[0].shape[1:]), dtype=dtype)
+    for part, values in zip(joined.split([len(values) for values in tensors]), tensors, strict=True):
+        part.copy_(values)
+    return joined
+
+
 class MediaText(str):
     """The tokens that stand for one image or video, and the [`Media`] that coordinates in seconds or pixels refer to."""
 

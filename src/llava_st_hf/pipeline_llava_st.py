@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Pipeline
 from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput
 
+from .batch_feature_llava_st import join_samples
 from .coordinates import INLINE_COORDINATE, coordinate_token
 from .grounding import Media, parse_answer
 from .messages_llava_st import read_box, read_span, read_time
@@ -276,22 +276,7 @@ class VideoGroundingPipeline(Pipeline):
         return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
 
     def _collate(self, items: list[dict]) -> dict[str, Any]:
-        """Joins samples of (1, length) tensors, padded at the left; media follow one another in the order of the samples."""
-        samples = [item["model_inputs"] for item in items]
-        padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "coordinates": float("nan")}
-        batch = {}
-        for name, value in padding.items():
-            if not any(name in sample for sample in samples):
-                continue
-            rows = [sample.get(name, torch.full(sample["input_ids"].shape, value, dtype=torch.float32))[0] for sample in samples]
-            batch[name] = pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
-        for name in ("pixel_values", "pixel_values_videos"):
-            pixels = [sample[name] for sample in samples if name in sample]
-            if len({p.shape[1:] for p in pixels}) > 1:
-                frames = sorted({p.shape[1] for p in pixels})
-                raise ValueError(f"Videos of {frames} frames cannot share a batch; give num_frames, or batch_size=1.")
-            if pixels:
-                batch[name] = torch.cat(pixels)
+        batch = join_samples([item["model_inputs"] for item in items], self.processor.tokenizer.pad_token_id, "left")
         return {"model_inputs": batch, "contexts": [item["context"] for item in items]}
 
     def _forward(self, batch, **generate_kwargs) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from ..batch_feature_llava_st import join_samples
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
 
@@ -65,7 +66,8 @@ class LlavaSTDataCollator:
             nothing = torch.full((2,), self.processor.tokenizer.pad_token_id)
             samples.append({"input_ids": nothing, "labels": torch.full((2,), IGNORED)})
             tasks.append("all")
-        return {**self._pad(samples), "tasks": tasks, "skipped": skipped}
+        batch = join_samples(samples, self.processor.tokenizer.pad_token_id, "right", self.pixel_dtype)
+        return {**batch, "tasks": tasks, "skipped": skipped}
 
     def _encode(self, row: dict) -> dict[str, torch.Tensor]:
         """Model inputs of one sample, without a batch dimension at the text."""
@@ -94,37 +96,3 @@ class LlavaSTDataCollator:
             if name in encoded:
                 sample[name] = encoded[name]
         return sample
-
-    def _pad(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED, "coordinates": float("nan")}
-        shape = (len(samples), max(len(sample["input_ids"]) for sample in samples))
-        batch = {"attention_mask": torch.zeros(shape, dtype=torch.long)}
-        for name, value in fill.items():
-            if any(name in sample for sample in samples):
-                dtype = torch.float32 if name == "coordinates" else torch.long
-                batch[name] = torch.full(shape, value, dtype=dtype)  # (batch, sequence)
-        for number, sample in enumerate(samples):
-            length = len(sample["input_ids"])
-            batch["attention_mask"][number, :length] = 1
-            for name in fill:
-                if name in sample:
-                    batch[name][number, :length] = sample[name]
-        images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        if images:
-            batch["pixel_values"] = self._join(images)  # (images, 3, height, width)
-        videos = [sample["pixel_values_videos"] for sample in samples if "pixel_values_videos" in sample]
-        if videos:
-            lengths = sorted({video.shape[1] for video in videos})
-            if len(lengths) > 1:
-                raise ValueError(f"Videos of {' and '.join(map(str, lengths))} frames do not go into one batch: set num_frames.")
-            batch["pixel_values_videos"] = self._join(videos)  # (videos, frames, 3, height, width)
-        return batch
-
-    def _join(self, pixels: list[torch.Tensor]) -> torch.Tensor:
-        """Concatenates along the first dimension and casts, in one copy; a single tensor of the right type in none."""
-        if len(pixels) == 1:
-            return pixels[0].to(self.pixel_dtype)
-        joined = torch.empty((sum(map(len, pixels)), *pixels[0].shape[1:]), dtype=self.pixel_dtype)
-        for part, values in zip(joined.split([len(values) for values in pixels]), pixels, strict=True):
-            part.copy_(values)
-        return joined

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation asks, and what it keeps of an answer: one JSON object per sample, with all that it takes to score it again.
+
+Times are fractions of the clip that the model saw, boxes pixels of the upright original, frames indices of the original file. A
+*tubelet* maps frames to boxes; in JSON its keys are strings.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..grounding import Media
+
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """
+    What is true of a sample, or what an answer says of it. What a task does not ask for is None.
+
+    Args:
+        span: when, as fractions of the clip.
+        box: where in a picture, in pixels.
+        tubelet: where in each frame of a video, `{frame: box}`.
+        caption: what.
+    """
+
+    span: Span | None = None
+    box: Box | None = None
+    tubelet: dict[int, Box] | None = None
+    caption: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        if self.tubelet is not None:
+            values["tubelet"] = {str(frame): list(box) for frame, box in self.tubelet.items()}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Grounding":
+        tubelet = values.get("tubelet")
+        return cls(
+            span=None if values.get("span") is None else tuple(values["span"]),
+            box=None if values.get("box") is None else tuple(values["box"]),
+            tubelet=None if tubelet is None else {int(frame): tuple(box) for frame, box in tubelet.items()},
+            caption=values.get("caption"),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    One sample of a benchmark.
+
+    Args:
+        id: unique within the benchmark.
+        task: one of `llava_st_hf.tasks.TASKS`.
+        path: absolute path of the medium.
+        kind: "image" or "video".
+        clip: first and last frame to look at, both included; None for all.
+        prompt: the words of the question, with coordinates inline and without the mark of the medium.
+        truth: what a right answer says.
+        given: what the question gives away of it ("svg": the span; "elc": start and first box).
+        size: `(width, height)` of the medium in pixels where the annotation tells, else None.
+        frames: `(first, last)` frame of the clip where the annotation tells, else None.
+    """
+
+    id: str
+    task: str
+    path: str
+    kind: str
+    prompt: str
+    truth: Grounding
+    clip: tuple[int, int] | None = None
+    given: Grounding = field(default_factory=Grounding)
+    size: tuple[int, int] | None = None
+    frames: tuple[int, int] | None = None
+
+
+@dataclass
+class Prediction:
+    """
+    One line of a predictions file.
+
+    Args:
+        id, benchmark, task, prompt, truth, given: of the question.
+        path: of the medium.
+        media: what the model saw, as `Media.to_dict` has it; None where it could not be opened.
+        answer: the model's words, coordinate tokens kept; None where there is none.
+        finished: whether the answer ended by itself, and was not cut off.
+        prediction: what the answer says.
+        notes: what could not be read in it, in plain words.
+        skipped: why there is no answer; None where there is one.
+        model, seed, versions: what it takes to do it again.
+    """
+
+    id: str
+    benchmark: str
+    task: str
+    prompt: str
+    truth: Grounding
+    given: Grounding = field(default_factory=Grounding)
+    path: str | None = None
+    media: dict | None = None
+    answer: str | None = None
+    finished: bool = True
+    prediction: Grounding = field(default_factory=Grounding)
+    notes: list[str] = field(default_factory=list)
+    skipped: str | None = None
+    model: str | None = None
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        groundings = {name: getattr(self, name).to_dict() for name in ("truth", "given", "prediction")}
+        return {**asdict(self), **groundings}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Prediction":
+        groundings = {name: Grounding.from_dict(values.get(name) or {}) for name in ("truth", "given", "prediction")}
+        return cls(**{**values, **groundings})
+
+    def medium(self) -> Media | None:
+        return None if self.media is None else Media(**self.media)
