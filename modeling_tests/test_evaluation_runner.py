@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking a benchmark's questions: batches, broken media, runs that were killed, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
+from llava_st_hf.evaluation.rows import Grounding, Prediction, Question
+from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
+from modeling_tests.corpora import write_media
+from modeling_tests.processors import model_for, tiny_processor
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def questions_about(media: dict[str, str], count: int = 7) -> list[Question]:
+    """Videos and pictures in turn, one of them with a clip, prompts of different lengths."""
+    questions = []
+    for number in range(count):
+        kind = ("video", "image")[number % 2]
+        prompt = f"Where is thing {number} {'really ' * number}<h0.5>?"
+        clip = (5, 15) if number == 2 else None
+        truth = Grounding(span=(0.1, 0.5)) if kind == "video" else Grounding(box=(1, 2, 3, 4))
+        questions.append(Question(str(number), "tvg" if kind == "video" else "rec", media[kind], kind, prompt, truth, clip=clip))
+    return questions
+
+
+def read_answer(answer, question, media, processor):
+    return Grounding(caption=answer[:8]), [f"{media.kind} of {media.width}"]
+
+
+def run(folder: Path, media: dict[str, str], questions=None, reader=read_answer, batch_size: int = 2, **options) -> list[Prediction]:
+    processor = tiny_processor()
+    settings = EvaluationSettings("made", "tiny", batch_size=batch_size, max_new_tokens=6)
+    questions = questions_about(media) if questions is None else questions
+    return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=0, **options)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, media):
+    return run(tmp_path_factory.mktemp("undisturbed"), media)
+
+
+def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path, media):
+    predictions = run(tmp_path, media)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [Prediction.from_dict(line) for line in lines] == predictions
+    assert [prediction.id for prediction in predictions] == [str(number) for number in range(7)]
+    for prediction, question in zip(predictions, questions_about(media), strict=True):
+        assert (prediction.prompt, prediction.truth, prediction.path) == (question.prompt, question.truth, question.path)
+        assert prediction.model == "tiny" and prediction.seed == 0 and {"torch", "transformers", "llava_st_hf"} <= prediction.versions.keys()
+        assert prediction.answer is not None and prediction.prediction.caption == prediction.answer[:8]
+        assert prediction.finished is False  # a random model does not end by itself within six tokens
+        medium = prediction.medium()
+        assert (medium.width, medium.height) == (64, 48)
+    assert (predictions[2].media["first_frame"], predictions[2].media["last_frame"]) == (5, 15)
+    assert sorted(os.listdir(tmp_path)) == ["predictions.jsonl", "settings.json"]
+
+
+def test_answers_are_those_of_generate(undisturbed, media):
+    processor = tiny_processor()
+    model = model_for(processor)
+    for prediction, question in zip(undisturbed, questions_about(media), strict=True):
+        medium = {"type": question.kind, "path": question.path, **({"clip": list(question.clip)} if question.clip else {})}
+        messages = [{"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}]
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+        generated = model.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+        assert prediction.answer == processor.decode_answer(generated)
+
+
+@pytest.mark.parametrize("moment", [0, 3, 5])
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, media, undisturbed, moment):
+    seen = []
+
+    def interrupted(answer, question, *rest):
+        if len(seen) == moment:
+            raise KeyboardInterrupt
+        seen.append(question.id)
+        return read_answer(answer, question, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, media, reader=interrupted)
+    again = []
+
+    def counted(answer, question, *rest):
+        again.append(question.id)
+        return read_answer(answer, question, *rest)
+
+    assert run(tmp_path, media, reader=counted) == undisturbed
+    assert len(again) == 7 - moment // 2 * 2  # whole batches are kept
+    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == undisturbed  # nothing left to do
+
+
+def test_half_a_line_of_a_killed_writer_is_dropped(tmp_path, media, undisturbed):
+    run(tmp_path, media)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "predictions.jsonl").unlink()
+    (tmp_path / "part-000.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
+    assert run(tmp_path, media) == undisturbed
+
+
+def test_a_run_killed_for_real_loses_and_repeats_nothing(tmp_path, media, undisturbed):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
+        "def killer(answer, question, *rest):\n"
+        "    if question.id == '5': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return t.read_answer(answer, question, *rest)\n"
+        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer)"
+    )
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
+    assert run(tmp_path, media) == undisturbed
+
+
+def test_two_processes_answer_as_one(tmp_path, media, undisturbed):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
+        f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})"
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == undisturbed
+    assert sorted(os.listdir(tmp_path / "run")) == ["predictions.jsonl", "settings.json"]
+
+
+def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media, undisturbed):
+    questions = questions_about(media)
+    broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", Grounding(span=(0, 1)))
+    predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
+    assert "gone.mp4" in predictions[2].skipped and predictions[2].answer is None and predictions[2].media is None
+    assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in undisturbed if p.id != "2"]
+    alone = run(tmp_path / "alone", media, [broken])
+    assert alone[0].skipped and len(alone) == 1
+
+
+def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
+    run(tmp_path, media)
+    with pytest.raises(ValueError, match="batch_size was 2 and is 3"):
+        run(tmp_path, media, batch_size=3)
+    with pytest.raises(ValueError, match="questions was 7 and is 6"):
+        run(tmp_path, media, questions_about(media)[:6])
+    others = questions_about(media)
+    others[0] = Question("other", "tvg", media["video"], "video", "When?", Grounding(span=(0, 1)))
+    with pytest.raises(ValueError, match="answers to other questions, such as '0'"):
+        run(tmp_path, media, others)
+
+
+def test_the_progress_bar_has_the_running_score(tmp_path, media, capsys):
+    run(tmp_path, media, running_score=lambda predictions: 0.25)
+    assert "score 0.250" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_new_tokens"])
+def test_settings_that_answer_nothing_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        EvaluationSettings("made", "tiny", **{name: 0})
+
+
+def test_a_line_that_is_no_prediction_is_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    append_predictions(path, [Prediction("1", "made", "tvg", "When?", Grounding(span=(0, 1)))])
+    with path.open("a") as file:
+        file.write('{"id": 3}\n')
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is no prediction"):
+        list(read_predictions(path))
+
+
+@pytest.mark.parametrize("content, kept", [(b"", b""), (b"half", b""), (b"a\nhalf", b"a\n"), (b"a\nb\n", b"a\nb\n")])
+def test_a_broken_end_is_cut_off(tmp_path, content, kept):
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+    drop_broken_end(path)
+    assert path.read_bytes() == kept
+
+
+def test_generation_is_greedy_whatever_the_model_is_set_to(tmp_path, media, undisturbed):
+    processor = tiny_processor()
+    model = model_for(processor)
+    model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
+    torch.manual_seed(99)
+    settings = EvaluationSettings("made", "tiny", batch_size=2, max_new_tokens=6)
+    assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == undisturbed
