@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, last_checkpoint, make_trainable
@@ -48,7 +49,9 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, **options) -> LlavaSTTrainer:
+def make_trainer(
+    folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options
+) -> LlavaSTTrainer:
     """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
     options = {**OPTIONS, **options}
     dataset = mixed_dataset(folder, count)
@@ -59,7 +62,8 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
             torch.nn.init.normal_(parameter, std=0.1)
-    return LlavaSTTrainer(model, args, dataset, processor, callbacks=callbacks)
+    evaluated = None if eval_rows is None else Dataset.from_list(eval_rows)
+    return LlavaSTTrainer(model, args, dataset, processor, evaluated, callbacks=callbacks)
 
 
 def main(folder: Path, options: dict) -> None:

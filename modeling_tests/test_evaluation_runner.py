@@ -61,7 +61,8 @@ def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path,
     assert [prediction.id for prediction in predictions] == [str(number) for number in range(7)]
     for prediction, question in zip(predictions, questions_about(media), strict=True):
         assert (prediction.prompt, prediction.truth, prediction.path) == (question.prompt, question.truth, question.path)
-        assert prediction.model == "tiny" and prediction.seed == 0 and {"torch", "transformers", "llava_st_hf"} <= prediction.versions.keys()
+        assert prediction.model == "tiny" and prediction.seed == 0
+        assert {"torch", "transformers", "llava_st_hf"} <= prediction.versions.keys()
         assert prediction.answer is not None and prediction.prediction.caption == prediction.answer[:8]
         assert prediction.finished is False  # a random model does not end by itself within six tokens
         medium = prediction.medium()

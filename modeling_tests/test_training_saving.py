@@ -5,11 +5,13 @@ import errno
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
-from llava_st_hf.training import last_checkpoint
+from llava_st_hf.training import last_checkpoint, saving
 from llava_st_hf.training.saving import whole_folder
 from modeling_tests.one_training import make_trainer
 
@@ -84,3 +86,49 @@ def test_a_run_without_checkpoints_has_no_last_one(tmp_path):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial/checkpoint-3").mkdir()
     assert last_checkpoint(tmp_path) is None
+
+
+def test_weights_in_fewer_files_take_the_place_of_those_in_more(tmp_path):
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "model.safetensors").write_text("old")
+        (folder / "config.json").write_text("old")
+    (tmp_path / "model/checkpoint-1").mkdir()
+    with whole_folder(tmp_path / "model") as folder:
+        for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"):
+            (folder / name).write_text("new")
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert files == {"model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json", "checkpoint-1"}
+
+
+def test_the_best_checkpoint_is_found_again_at_the_end(tmp_path):
+    rows = list(make_trainer(tmp_path, **SAVING).train_dataset)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(tmp_path, learning_rate=3.0, **{**SAVING, **options}, eval_rows=rows)
+    trainer.train()
+    best = min((entry["eval_loss"], entry["step"]) for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"run/checkpoint-{best[1]}")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best[0], rel=1e-5)
+
+
+class _Hub:
+    """What would be uploaded, by the patterns of the hub's own filter."""
+
+    def __init__(self):
+        self.files: set[str] = set()
+
+    def upload_folder(self, *, folder_path, ignore_patterns, **kwargs):
+        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        self.files = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
+
+
+def test_neither_checkpoints_nor_bases_are_uploaded(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, **SAVING)
+    trainer.train()
+    (tmp_path / "run/base").mkdir()
+    (tmp_path / "run/base/model.safetensors").touch()
+    hub = _Hub()
+    monkeypatch.setattr(saving, "upload_folder", hub.upload_folder)
+    trainer.hub_model_id = "someone/model"
+    trainer.push_to_hub()
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "processor_config.json"} <= hub.files
+    assert not any("/" in name or name.startswith(".") for name in hub.files)

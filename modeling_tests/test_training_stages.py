@@ -17,7 +17,7 @@ from trl import ModelConfig, TrlParser
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.adapters_llava_st import merge_adapter
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.training import LlavaSTTrainingConfig, make_trainable, starting_folder
+from llava_st_hf.training import LlavaSTTrainingConfig, check_run, make_trainable, starting_folder
 from modeling_tests.processors import model_for, tiny_processor
 
 
@@ -114,6 +114,48 @@ def test_coordinates_are_added_once_and_found_again(tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in Path(base).iterdir()} == before
     assert LlavaSTProcessor.from_pretrained(base).num_temporal_bins == 100
     assert starting_folder(str(tmp_path / "model"), tmp_path / "other", ["packer"], torch.float32) == str(tmp_path / "model")
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
+    (tmp_path / "run/checkpoint-4").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"neither a model nor an adapter.*has not ended.*checkpoint-4"):
+        starting_folder(str(tmp_path / "run"), tmp_path / "out", ["packer"], torch.float32)
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        starting_folder(str(tmp_path / "gone"), tmp_path / "out", ["packer"], torch.float32)
+
+
+def record(tmp_path, model: str = "model", num_samples: int = 8, lora_r: int = 4, **options) -> None:
+    mixture = tmp_path / "mixture.yaml"
+    mixture.touch()
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options)
+    check_run(args, model, mixture, num_samples, lora_r=lora_r)
+
+
+@pytest.mark.parametrize("begun", ["checkpoint-2", "base"])
+def test_no_other_run_goes_on_from_a_folders_checkpoints(tmp_path, begun):
+    record(tmp_path, seed=1)
+    record(tmp_path, seed=2)  # nothing was done yet
+    (tmp_path / "run" / begun).mkdir()
+    record(tmp_path, seed=2, max_steps=9, logging_steps=7)
+    changes = [{"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"train": ["packer"]}, {"learning_rates": {"lora": 0.1}}]
+    for change in changes:
+        with pytest.raises(ValueError, match=f"holds another run: {next(iter(change))} was .* and is"):
+            record(tmp_path, **{"seed": 2, **change})
+    (tmp_path / "mixture.yaml").write_text("changed")
+    with pytest.raises(ValueError, match="mixture was"):
+        check_run(
+            LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, seed=2),
+            "model", tmp_path / "mixture.yaml", 8, lora_r=4,
+        )  # fmt: skip
+    (tmp_path / "run/run.json").unlink()
+    with pytest.raises(ValueError, match="of another program"):
+        record(tmp_path, seed=2)
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(NotADirectoryError, match=r"output_dir=.* is a file"):
+        record(tmp_path)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

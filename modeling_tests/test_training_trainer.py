@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainingArguments
 
@@ -177,19 +177,23 @@ def test_only_its_own_arguments_are_taken(tmp_path):
         ({"train": ["packer", "head"]}, "'head'"),
         ({"train": ["packer"], "learning_rates": {"lora": 1e-4}}, "lora, which is not trained"),
         ({"learning_rates": {"loar": 1e-4}}, "'loar'"),
-        ({"packing": True}, "packing must be off"),
-        ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
+        ({"packing": True}, "packing=True must be False"),
+        ({"remove_unused_columns": True}, "remove_unused_columns=True must be False"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+        ({"loss_type": "dft"}, "loss_type='dft' must be 'nll'"),
+        ({"assistant_only_loss": True}, "label_scheme says"),
+        ({"label_scheme": "all"}, "label_scheme='all' must be one of assistant, released"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"max_errors": -1}, "max_errors=-1"),
+        ({"learning_rates": {"lora": "fast"}}, "learning rate of lora must be a number.*'fast'"),
+        ({"learning_rates": {"lora": -1}}, "learning rate of lora must be a number"),
+        ({"learning_rates": "lora=1"}, "must be a dictionary"),
+        ({"push_to_hub": True}, "hub_strategy must be"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
-
-
-def test_a_negative_limit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_errors=-1"):
-        trainer_of(tmp_path, mixed_rows({}, 3)[2:], max_errors=-1)
 
 
 def test_a_stage_1_model_has_no_bin_errors(tmp_path):
@@ -201,3 +205,79 @@ def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     trainer.train()
     assert "loss_rec" in trainer.state.log_history[0]
     assert not any("bin_error" in name for name in trainer.state.log_history[0])
+
+
+def test_a_run_that_had_ended_changes_nothing_when_it_is_started_again(tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "count": 5}
+    make_trainer(tmp_path, **options).train()
+    again = make_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    again.save_model()
+    assert again.state.global_step == 2
+    saved = [(tmp_path / "run" / name / "adapter_model.safetensors").read_bytes() for name in ("checkpoint-2", "")]
+    assert saved[0] == saved[1]
+
+
+def test_the_evaluation_loss_is_that_of_all_tokens_and_a_broken_sample_has_no_part_in_it(tmp_path):
+    rows = mixed_rows(write_media(tmp_path), 6)
+    broken = row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")
+    whole = trainer_of(tmp_path, rows[:3], rows, per_device_eval_batch_size=6).evaluate()
+    apart = trainer_of(tmp_path, rows[:3], [broken, *rows], per_device_eval_batch_size=1, on_error="skip", max_errors=1)
+    for _ in range(3):  # a sample that every evaluation meets counts once
+        assert apart.evaluate()["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
+    assert apart.state.log_history[-1]["skipped_samples"] == 1
+
+
+def test_what_was_left_out_is_known_to_a_run_that_goes_on(tmp_path):
+    rows = [*mixed_rows(write_media(tmp_path), 3), row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "on_error": "skip", "logging_steps": 1}
+    trainer_of(tmp_path, rows, **options).train()
+    again = trainer_of(tmp_path, rows, **{**options, "max_steps": 6})
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
+    assert [entry["skipped_samples"] for entry in again.state.log_history if entry["step"] in (5, 6) and "loss" in entry] == [1, 1]
+
+
+def test_a_batch_that_reaches_nothing_trained_is_a_step_of_nothing(tmp_path):
+    trainer = trainer_of(tmp_path, mixed_rows({}, 3)[2:], parts=("packer",), gradient_checkpointing=False)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def test_streamed_data_trains_and_saves(tmp_path):
+    rows = mixed_rows(write_media(tmp_path), 6)
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "max_steps": 2, "save_strategy": "steps", "save_steps": 1})
+    processor = tiny_processor()
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = LlavaSTTrainer(make_trainable(model_for(processor), args.train, lora_r=2), args, stream, processor)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2]
+    assert (tmp_path / "run/checkpoint-2/adapter_model.safetensors").is_file()
+
+
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
+    rows = mixed_rows({}, 3)[2:]
+    with pytest.raises(ValueError, match="has no samples"):
+        trainer_of(tmp_path, [])
+    with pytest.raises(ValueError, match=r"\['modality'\] are not there"):
+        trainer_of(tmp_path, [{k: v for k, v in row.items() if k != "modality"} for row in rows], train_sampling_strategy="group_by_length")
+
+
+def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_path):
+    processor = tiny_processor()
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
+    model = make_trainable(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    with pytest.raises(ValueError, match="bf16: true"):
+        LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
+
+
+def test_trained_weights_are_kept_in_single_precision(tmp_path):
+    processor = tiny_processor()
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True, "max_steps": 1})
+    model = make_trainable(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    trainer = LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows(write_media(tmp_path), 3)), processor)
+    for parameter in trainer.model.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])

@@ -21,6 +21,7 @@ from llava_st_hf.data import load_mixture
 from llava_st_hf.training import (
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
+    check_run,
     describe_mixture,
     last_checkpoint,
     make_trainable,
@@ -55,8 +56,20 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     return config
 
 
+def _refuse_unused(training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
+    """Refuses settings that would have no effect."""
+    for name in ("use_dora", "use_rslora", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_peft"):
+        if getattr(model_args, name):
+            raise ValueError(f"{name} has no effect here: `train` says which parts are trained.")
+    if model_args.model_revision != "main":
+        raise ValueError("model_revision has no effect here: model_name_or_path is a folder, or the newest of a hub id.")
+    if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
+        raise ValueError("resume_from_checkpoint names a checkpoint folder; without it a run goes on from its last one.")
+
+
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
     state = PartialState()
+    _refuse_unused(training_args, model_args)
 
     # ============================================================ Data
     on_error = {"on_error": training_args.on_error, "max_errors": training_args.max_errors}
@@ -65,6 +78,10 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
         eval_dataset = load_mixture(data_args.eval_mixture, **on_error) if data_args.eval_mixture else None
 
     # ============================================================ Model
+    lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
+    with state.main_process_first():
+        num_samples = None if data_args.streaming else len(train_dataset)
+        check_run(training_args, model_args.model_name_or_path, data_args.mixture, num_samples, **lora)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
     with state.main_process_first():  # the others find what it has merged
         folder = starting_folder(model_args.model_name_or_path, training_args.output_dir, training_args.train, dtype)
@@ -78,7 +95,7 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
     )
     processor = LlavaSTProcessor.from_pretrained(folder)
     torch.manual_seed(training_args.seed)  # an adapter begins with random numbers
-    model = make_trainable(model, training_args.train, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
+    model = make_trainable(model, training_args.train, **lora)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(
@@ -89,6 +106,7 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
         processing_class=processor,
         base_model_name=model_args.model_name_or_path,
         card_data=describe_mixture(data_args.mixture, train_dataset),
+        card_recipe={"dtype": model_args.dtype, **lora} if "lora" in training_args.train else {"dtype": model_args.dtype},
     )
     checkpoint = training_args.resume_from_checkpoint or last_checkpoint(training_args.output_dir)
     if checkpoint:

@@ -29,6 +29,8 @@ from transformers.image_utils import (
 from transformers.utils import TensorType
 
 
+# What opening a picture or a video raises where that is missing, damaged or none.
+MEDIA_ERRORS = (ValueError, OSError, SyntaxError, PIL.Image.DecompressionBombError)
 DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 EXIF_ORIENTATION = 0x0112
 # Pixels. Where torch's uint8 kernel enlarges or shrinks little, about one value in a million is two steps from PIL's. Frames

@@ -370,6 +370,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         coordinates: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        in_step: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaSTModelOutputWithPast:
         r"""
@@ -380,6 +381,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 All videos of the batch, in the order of their tokens.
             coordinates (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The exact position (fraction in [0, 1]) of each coordinate token, NaN at every other token. Goes with `input_ids`.
+            in_step (`bool`, *optional*):
+                Whether all processes of a run make this call at the same time, as in a training step. Each then runs every part of
+                the model, whatever media it has. By default so in training, where there are several processes.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -397,7 +401,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             else:
                 inputs_embeds, token_table = self.embed_inputs(input_ids, coordinates)
 
-        if self._trains() and world_size() > 1 and not mm_encoder_outputs:
+        if in_step is None:
+            in_step = self._trains() and world_size() > 1
+        if in_step and not mm_encoder_outputs:
             mm_encoder_outputs, inputs_embeds = self._encode_in_step(pixel_values, pixel_values_videos, inputs_embeds, token_table)
         else:
             if pixel_values is not None:

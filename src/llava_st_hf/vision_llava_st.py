@@ -54,7 +54,7 @@ def encode_frames(
     """
     Encoder and projector, applied to frames.
 
-    Where neither has a weight to train, no graph is kept, and frames pass in micro-batches.
+    An encoder without a weight to train keeps no graph and takes its frames in micro-batches; so does such a projector.
 
     Args:
         frames: (num_frames, 3, height, width) pixels.
@@ -65,9 +65,12 @@ def encode_frames(
     Returns:
         `(vision_outputs, features)`: the encoder's output, and (num_frames, num_patches, hidden_size).
     """
-    trained = any(parameter.requires_grad for module in (vision_tower, projector) for parameter in module.parameters())
+    trains, trains_projector = (
+        torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        for module in (vision_tower, projector)
+    )
     wants_more = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-    if (trained and torch.is_grad_enabled()) or wants_more or torch.compiler.is_compiling():
+    if trains or wants_more or torch.compiler.is_compiling():
         vision_outputs = vision_tower(frames, return_dict=True, **kwargs)
         return vision_outputs, projector(vision_outputs.last_hidden_state)
 
@@ -77,20 +80,20 @@ def encode_frames(
         distributed.all_reduce(agreed, distributed.ReduceOp.MAX)
         count = int(agreed)
     with torch.no_grad():
-        if count == 1:
-            vision_outputs = vision_tower(frames, return_dict=True, **kwargs)
-            return vision_outputs, projector(vision_outputs.last_hidden_state)
         outputs: list[torch.Tensor] = []
         done = 0
         for chunk in frames.tensor_split(count):
             # A process with fewer frames than micro-batches takes part with one that nobody reads.
             states = vision_tower(chunk if len(chunk) else frames[:1], return_dict=True, **kwargs).last_hidden_state
-            parts = (states, projector(states))
+            parts = (states,) if trains_projector else (states, projector(states))
+            if count == 1:
+                outputs = list(parts)
+                break
             if not outputs:
                 # (frames, patches, vision_hidden) and (frames, patches, hidden), filled in place
                 outputs = [part.new_empty(len(frames), *part.shape[1:]) for part in parts]
             for output, part in zip(outputs, parts, strict=True):
                 output[done : done + len(chunk)] = part[: len(chunk)]
             done += len(chunk)
-    last_hidden_state, features = outputs
-    return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state), features
+    features = projector(outputs[0]) if trains_projector else outputs[1]
+    return BaseModelOutputWithPooling(last_hidden_state=outputs[0]), features

@@ -97,6 +97,8 @@ def read_entries(path: str | os.PathLike) -> Iterator[tuple[int, Entry | str]]:
         OSError: where the file cannot be read.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The mixture file {path} does not exist.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = listing(mapping(content, "A mixture").get("datasets"), "'datasets'")

@@ -11,7 +11,7 @@ from itertools import islice
 import PIL.Image
 
 from ..grounding import Media
-from ..image_processing_llava_st import original_size
+from ..image_processing_llava_st import MEDIA_ERRORS, original_size
 from ..video_decoding_llava_st import LlavaSTVideoMetadata, read_video_metadata
 from ..video_sampling_llava_st import resolve_clip
 from .inline import check_text
@@ -182,7 +182,7 @@ def _image_size(path: str) -> tuple[int, int]:
             image.verify()
         with PIL.Image.open(path) as image:
             image.load()  # `verify` reads no pixels of JPEG files, and misses one that breaks off
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except MEDIA_ERRORS as error:
         raise OSError(f"{path} is a damaged image, or none: {error}") from error
     height, width = original_size(path)
     return width, height

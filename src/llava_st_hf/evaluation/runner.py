@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..batch_feature_llava_st import join_samples
 from ..grounding import Media
+from ..image_processing_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__
@@ -71,11 +72,13 @@ class _Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """`inputs` of the questions that have any, `media` and `problems` of all of them."""
-        samples, media, problems = [], [], []
+        samples: list[dict] = []
+        media: list[Media | None] = []
+        problems: list[str | None] = []
         for question in self.batches[index]:
             try:
                 encoded = self._encode(question)
-            except (ValueError, OSError) as error:
+            except MEDIA_ERRORS as error:
                 media.append(None)
                 problems.append(str(error))
                 continue

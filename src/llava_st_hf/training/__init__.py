@@ -5,6 +5,7 @@ from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
 from .model_card import describe_mixture
+from .record import check_run
 from .saving import last_checkpoint
 from .stages import starting_folder
 from .trainable import PARTS, make_trainable
@@ -16,6 +17,7 @@ __all__ = [
     "LlavaSTDataCollator",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
+    "check_run",
     "describe_mixture",
     "last_checkpoint",
     "make_labels",

@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe says about training, beside what TRL's `SFTConfig` and `ModelConfig` say."""
 
+import math
 from dataclasses import dataclass, field
+from typing import get_args
 
+from transformers.trainer_utils import HubStrategy
 from trl import SFTConfig
 
 from .collator import OnError
 from .labels import LabelScheme
 from .trainable import check_parts
+
+
+_BY_COLLATOR = "samples with media are prepared by the collator"
+_OWN_LOSS = "coordinates have soft targets, and a loss of their own"
+# Settings of SFTConfig that would have no effect, or a wrong one.
+_FIXED = {
+    "remove_unused_columns": (False, _BY_COLLATOR),
+    "packing": (False, _BY_COLLATOR),
+    "padding_free": (False, _BY_COLLATOR),
+    "assistant_only_loss": (False, "label_scheme says what is learned"),
+    "completion_only_loss": (None, "label_scheme says what is learned"),
+    "loss_type": ("nll", _OWN_LOSS),
+    "label_smoothing_factor": (0.0, _OWN_LOSS),
+}
 
 
 @dataclass
@@ -53,14 +70,35 @@ class LlavaSTTrainingConfig(SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         self.train = check_parts(self.train, "train")
-        for part, rate in (self.learning_rates or {}).items():
+        self.learning_rates = self._checked_rates()
+        for name, choices in (("label_scheme", get_args(LabelScheme)), ("on_error", get_args(OnError))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
+        for name in ("max_errors", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value} must not be negative.")
+        for name, (value, reason) in _FIXED.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError('hub_strategy must be "end": checkpoints are not uploaded while a run goes on.')
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+
+    def _checked_rates(self) -> dict[str, float] | None:
+        if self.learning_rates is None:
+            return None
+        if not isinstance(self.learning_rates, dict):
+            raise ValueError(f"learning_rates={self.learning_rates!r} must be a dictionary like {{'lora': 2.0e-4}}.")
+        rates = {}
+        for part, rate in self.learning_rates.items():
             check_parts([part], "learning_rates")
             if part not in self.train:
                 raise ValueError(f"learning_rates names {part}, which is not trained: train is {', '.join(self.train)}.")
-            self.learning_rates[part] = float(rate)  # YAML reads 1e-4 as text
-        if self.remove_unused_columns or self.packing:
-            wrong = "packing" if self.packing else "remove_unused_columns"
-            raise ValueError(f"{wrong} must be off: samples with media are prepared by the collator.")
-        if self.label_smoothing_factor:
-            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} must be 0: coordinates have soft targets of their own.")
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+            try:
+                rates[part] = float(rate)  # YAML reads 1e-4 as text
+            except (TypeError, ValueError):
+                rates[part] = math.nan
+            if not 0 <= rates[part] < math.inf:
+                raise ValueError(f"The learning rate of {part} must be a number of at least 0, not {rate!r}.")
+        return rates

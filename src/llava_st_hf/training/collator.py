@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ..batch_feature_llava_st import join_samples
+from ..image_processing_llava_st import MEDIA_ERRORS
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
 
@@ -57,7 +58,7 @@ class LlavaSTDataCollator:
             try:
                 samples.append(self._encode(row))
                 tasks.append(row.get("task") or "all")
-            except (ValueError, OSError) as error:
+            except MEDIA_ERRORS as error:
                 problem = f"Sample {row.get('id')!r} of {row.get('source') or 'the data'}: {error}"
                 if self.on_error == "raise":
                     raise ValueError(problem) from error
@@ -71,14 +72,7 @@ class LlavaSTDataCollator:
 
     def _encode(self, row: dict) -> dict[str, torch.Tensor]:
         """Model inputs of one sample, without a batch dimension at the text."""
-        messages = [
-            {
-                "role": message["role"],
-                # Arrow fills the keys that an item does not have.
-                "content": [{key: value for key, value in item.items() if value is not None} for item in message["content"]],
-            }
-            for message in row["messages"]
-        ]
+        messages = [{**message, "content": _without_nulls(message.get("content"))} for message in row.get("messages") or ()]
         encoded = self.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
         )
@@ -96,3 +90,10 @@ class LlavaSTDataCollator:
             if name in encoded:
                 sample[name] = encoded[name]
         return sample
+
+
+def _without_nulls(content):
+    """Content items without the keys that Arrow filled in."""
+    if isinstance(content, str) or content is None:
+        return content
+    return [{key: value for key, value in item.items() if value is not None} for item in content]

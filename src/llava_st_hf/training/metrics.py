@@ -3,6 +3,8 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather_object
@@ -52,6 +54,15 @@ class TrainingMetrics:
         self._tokens.append(inputs["attention_mask"].sum())
         self._samples += len(tasks)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock, for what is no training."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._start += time.monotonic() - start
+
     def _is_time(self, ids: torch.Tensor) -> torch.Tensor:
         times = self.vocabulary.token_ids("temporal")
         is_time = (ids >= times.start) & (ids < times.stop)
@@ -64,12 +75,14 @@ class TrainingMetrics:
         What was added since the last report, of all processes together; all of them must call it.
 
         Returns:
-            `loss_<task>`: mean over the task's supervised tokens; `time_bin_error` and `box_bin_error`: mean distance of the likeliest
-            bin from the target, in bins; `tokens_per_second`, `samples_per_second` of all processes; `num_tokens`, not padding.
+            `loss`, `loss_<task>`: mean over all supervised tokens and over the task's; `time_bin_error`, `box_bin_error`: mean
+            distance of the likeliest bin from the target, in bins; `tokens_per_second`, `samples_per_second` of all processes;
+            `num_tokens`, not padding.
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for tasks, batch in self._task_losses:
             for task, (loss, count) in zip(tasks, batch.tolist(), strict=True):
+                _add(sums, "loss", loss, count)
                 _add(sums, f"loss_{task}", loss, count)
         for name, errors in (("time_bin_error", self._bin_errors[::2]), ("box_bin_error", self._bin_errors[1::2])):
             for error, count in torch.stack(errors).tolist() if errors else []:

@@ -52,8 +52,8 @@ def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> 
         f"[llava-st-hf](https://pypi.org/project/llava-st-hf/) {__version__} (transformers {transformers.__version__}, "
         f"TRL {trl.__version__}, PEFT {peft.__version__}).",
         "## Use\n\n" + _usage(is_adapter),
-        "## Data\n\n" + (trainer.card_data or f"{len(trainer.train_dataset):,} samples."),
-        "## Recipe\n\n```yaml\n" + yaml.safe_dump(trainer.card_recipe or _recipe(trainer), sort_keys=False).strip() + "\n```",
+        "## Data\n\n" + (trainer.card_data or "Rows of chat messages."),
+        "## Recipe\n\n```yaml\n" + yaml.safe_dump({**(trainer.card_recipe or {}), **_recipe(trainer)}, sort_keys=False).strip() + "\n```",
         "## Metrics\n\n" + _metrics(trainer),
     ]
     path = folder / "README.md"
@@ -75,8 +75,10 @@ def describe_mixture(path: str | os.PathLike, dataset) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     for batch in dataset.select_columns(["source", "task"]).iter(10_000):
         counts.update(zip(batch["source"], batch["task"], strict=True))
-    known = {source: (format, strategy) for source, format, strategy in entries}
-    rows = [f"| {source} | {task} | {' | '.join(known[source])} | {count:,} |" for (source, task), count in sorted(counts.items())]
+    rows = []
+    for (source, task), count in sorted(counts.items()):
+        formats, strategies = zip(*(entry[1:] for entry in entries if entry[0] == source), strict=True)  # several files of one source
+        rows.append(f"| {source} | {task} | {', '.join(dict.fromkeys(formats))} | {', '.join(strategies)} | {count:,} |")
     return "\n".join(["| source | task | format | used | samples |", "|---|---|---|---|---|", *rows])
 
 
@@ -111,9 +113,11 @@ def _recipe(trainer: LlavaSTTrainer) -> dict:
     args = trainer.args
     names = (
         "train", "learning_rate", "learning_rates", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "seed", "bf16", "label_scheme",
+        "gradient_accumulation_steps", "world_size", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
+        "train_sampling_strategy", "label_scheme", "seed", "bf16",
     )  # fmt: skip
     recipe = {name: getattr(args, name, None) for name in names}
+    recipe["optim"] = str(getattr(args.optim, "value", args.optim))
     recipe["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     return {name: value for name, value in recipe.items() if value is not None}
 

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import upload_folder
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+
+from ..adapters_llava_st import BASE_FOLDER
 
 
 PARTIAL = ".partial"  # begins no checkpoint's name, so nothing resumes from it
 # Without one of these a folder loads as nothing.
 _KEY_FILES = ("config.json", "adapter_config.json")
+_WEIGHT_FILES = ("model*.safetensors*", "adapter_model*", "pytorch_model*")
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -37,6 +41,9 @@ def _move_files(staging: Path, target: Path) -> None:
     _flush(staging)
     for name in _KEY_FILES:
         (target / name).unlink(missing_ok=True)
+    for pattern in _WEIGHT_FILES:  # in another number of files, those of before would be read
+        for path in target.glob(pattern):
+            path.unlink()
     for path in sorted(staging.iterdir(), key=lambda path: path.name in _KEY_FILES):
         if path.is_dir():
             shutil.rmtree(target / path.name, ignore_errors=True)
@@ -105,8 +112,23 @@ class WholeCheckpoints:
         if self.args.should_save:
             _move_files(staging, target)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(self, commit_message: str = "Model save", **kwargs) -> None:
+        """Saves the model to the output folder and uploads that: neither checkpoints nor the base of an adapter."""
+        self.save_model()
+        self.create_model_card()
+        if self.is_world_process_zero():
+            if self.hub_model_id is None:
+                self.init_hf_repo()
+            ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{BASE_FOLDER}/*", f"{PARTIAL}*", "runs/*"]
+            upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=self.args.output_dir,
+                commit_message=commit_message,
+                ignore_patterns=ignored,
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+            )
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = Path(self._get_output_dir(trial))
@@ -122,14 +144,14 @@ class WholeCheckpoints:
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(staging / name):  # in all processes: each reads the best one at the end
+            self.state.best_model_checkpoint = str(run_folder / name)
         if self.args.should_save:
             self._publish(staging, run_folder, name)
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staging: Path, run_folder: Path, name: str) -> None:
-        if self.state.best_model_checkpoint == str(staging / name):
-            self.state.best_model_checkpoint = str(run_folder / name)
-            self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+        self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))  # with the best checkpoint where it will be
         _flush(staging / name)
         if (run_folder / name).exists():  # a run that began again from an earlier one
             _delete(run_folder / name, staging)

@@ -2,10 +2,12 @@
 """From one stage to the next: a run starts from the folder that the last one left, whatever that holds."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers.utils import logging
+from transformers.integrations import deepspeed
 
 from ..adapters_llava_st import BASE_FOLDER, merge_adapter
 from ..configuration_llava_st import LlavaSTConfig
@@ -13,10 +15,7 @@ from ..conversion_llava_st import ADAPTER_CONFIG, add_coordinate_rows, processor
 from ..coordinates import DEFAULT_NUM_BINS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
-from .saving import whole_folder
-
-
-logger = logging.get_logger(__name__)
+from .saving import last_checkpoint, whole_folder
 
 
 def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str) -> str:
@@ -28,7 +27,7 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
     model is written to `base` in the output folder, where the adapter that this run trains finds it again. Call it in one process.
 
     Args:
-        model_name_or_path: folder or hub id of a model or an adapter.
+        model_name_or_path: folder or hub id of a model, or folder of an adapter.
         output_dir: of the run.
         parts: what is trained: see `make_trainable`.
         dtype: of the weights written.
@@ -38,17 +37,19 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
     """
     base = Path(output_dir) / BASE_FOLDER
     if (base / "config.json").is_file():
-        logger.info("Starting from %s, made of %s when the run was first started.", base, model_name_or_path)
-        return str(base)
+        return str(base)  # made when the run was first started; `check_run` sees to it that this is the same
+    _check_folder(model_name_or_path)
     is_adapter = os.path.isfile(os.path.join(model_name_or_path, ADAPTER_CONFIG))
     needs_rows = "coordinate_rows" in parts
     if not is_adapter:
         config = LlavaSTConfig.from_pretrained(model_name_or_path)
         if config.use_lape or not needs_rows:
             return model_name_or_path
-        model = LlavaSTForConditionalGeneration.from_pretrained(model_name_or_path, dtype=dtype)
+        with _whole_weights():
+            model = LlavaSTForConditionalGeneration.from_pretrained(model_name_or_path, dtype=dtype)
     else:
-        model = merge_adapter(model_name_or_path, dtype=dtype)
+        with _whole_weights():
+            model = merge_adapter(model_name_or_path, dtype=dtype)
     processor = LlavaSTProcessor.from_pretrained(model_name_or_path)
     if needs_rows and not model.config.use_lape:
         add_coordinate_rows(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
@@ -57,3 +58,27 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return str(base)
+
+
+def _check_folder(model_name_or_path: str) -> None:
+    """Refuses folders that hold no model, before they are taken for a hub id or for a model of default sizes."""
+    folder = Path(model_name_or_path)
+    if not folder.exists():
+        if folder.is_absolute() or model_name_or_path.count("/") > 1 or model_name_or_path.startswith("."):
+            raise FileNotFoundError(f"model_name_or_path={model_name_or_path} does not exist.")
+        return
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        checkpoint = last_checkpoint(folder)
+        unfinished = f" It is of a run that has not ended: finish that, or start from {checkpoint}." if checkpoint else ""
+        raise FileNotFoundError(f"model_name_or_path={model_name_or_path} holds neither a model nor an adapter.{unfinished}")
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Loads whole weights in this process, where ZeRO-3 would spread them over processes that do not take part."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference

@@ -86,7 +86,7 @@ def _check_fit(model: LlavaSTForConditionalGeneration, parts: list[str]) -> None
         raise ValueError('train names both "lora" and "language_model": the adapter is there in order to leave the decoder frozen.')
     if "coordinate_rows" in parts and not model.config.use_lape:
         raise ValueError(
-            "train names coordinate_rows, but the model has no coordinate tokens yet (it is of stage 1). `load_for_training` adds them."
+            "train names coordinate_rows, but the model has no coordinate tokens yet (it is of stage 1). `starting_folder` adds them."
         )
     if "output_embeddings" in parts and "input_embeddings" not in parts and model.config.tie_word_embeddings:
         raise ValueError("Input and output embeddings of this model are one matrix: train names output_embeddings alone.")

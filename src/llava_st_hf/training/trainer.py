@@ -4,6 +4,8 @@
 import logging
 
 import torch
+from accelerate.utils import gather_object
+from datasets import IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
@@ -21,6 +23,7 @@ from .trainable import part_of
 logger = logging.getLogger(__name__)
 
 _MODALITIES = ("text", "image", "video")
+_SKIPPED = "LeftOutSamples"  # in a checkpoint's state
 
 
 class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
@@ -57,9 +60,12 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
     ):
         if not isinstance(args, LlavaSTTrainingConfig):
             raise TypeError(f"args must be a LlavaSTTrainingConfig, got {type(args).__name__}.")
-        _check_positive_lengths(args)
+        _check_data(args, train_dataset)
         self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
-        half = torch.bfloat16 if args.bf16 or model.dtype == torch.bfloat16 else torch.float16 if args.fp16 else torch.float32
+        if model.dtype not in (torch.float32, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32):
+            # Without autocast, updates smaller than the weights' own precision would be lost.
+            raise ValueError(f"The model's weights are {model.dtype}: train it with bf16: true (or fp16), or load it in float32.")
+        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         if data_collator is None:
             data_collator = LlavaSTDataCollator(
                 processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half
@@ -81,12 +87,12 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         config = self.model.config
         vocabulary = config.coordinates if config.use_lape else None
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
-        self._num_skipped = 0
+        self._skipped: set[str] = set()
         self._sampler: EpochSampler | None = None
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(SpeedProgressCallback)
-        self.add_callback(_SpeedClock(self))
+        self.add_callback(_RunStart(self))
 
     # Data
 
@@ -104,6 +110,9 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         return self._sampler
 
     def _run_epoch(self, *args, epoch, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # a run that had ended is started again
+            self.control.should_training_stop = True
+            return None
         if self._sampler is not None:
             # accelerate does not reach the sampler of a loader that skips what was seen before, in more than one process.
             self._sampler.set_epoch(epoch)
@@ -112,13 +121,22 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
         for problem in inputs.pop("skipped", ()):
-            self._num_skipped += 1
-            logger.warning("Left out (%d so far): %s", self._num_skipped, problem)
-            if self._num_skipped > self.args.max_errors:
-                raise RuntimeError(
-                    f"{self._num_skipped} samples could not be used, more than max_errors={self.args.max_errors}. The last: {problem}"
-                )
+            if problem not in self._skipped:  # a sample counts once, however many epochs or evaluations meet it
+                self._skipped.add(problem)
+                logger.warning("Left out (%d so far): %s", len(self._skipped), problem)
+                self._check_skipped(problem)
         return inputs
+
+    def _check_skipped(self, last: str) -> None:
+        if len(self._skipped) > self.args.max_errors:
+            raise RuntimeError(f"{len(self._skipped)} samples could not be used, more than max_errors={self.args.max_errors}. One: {last}")
+
+    def _share_skipped(self) -> None:
+        """Makes the samples left out in any process known to all, and to the checkpoints."""
+        self._skipped.update(*gather_object([self._skipped]))
+        if self._skipped:
+            self._check_skipped(min(self._skipped))
+            self.state.stateful_callbacks[_SKIPPED] = {"args": {}, "attributes": {"problems": sorted(self._skipped)}}
 
     # Loss
 
@@ -136,28 +154,48 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         inputs = dict(inputs)
         tasks = inputs.pop("tasks", None) or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
-        outputs = model(**inputs, use_cache=False, skip_logits=not return_outputs, num_items_in_batch=num_items_in_batch)
+        outputs = model(
+            **inputs,
+            use_cache=False,
+            skip_logits=not return_outputs,
+            num_items_in_batch=num_items_in_batch,
+            in_step=self.accelerator.num_processes > 1,
+        )
         with torch.no_grad():
             self._training_metrics[mode].add(inputs, outputs, tasks)
         loss = outputs.loss
+        if mode == "train" and not loss.requires_grad:  # nothing in this batch passes through what is trained
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        # A training log has the learning rate; the summary at the end of a run and evaluations of no data do not count.
         report = self._training_metrics[mode].report()
-        if "num_tokens" in report:
+        self._share_skipped()
+        if "num_tokens" in report:  # not in the summary at the end of a run
             if mode == "train":
+                report.pop("loss", None)  # the Trainer's own is the same
                 self.state.num_input_tokens_seen += int(report["num_tokens"])
                 report["num_tokens"] = self.state.num_input_tokens_seen
             else:
-                report = {f"eval_{name}": value for name, value in report.items() if not name.endswith(("_second", "num_tokens"))}
-            if self._num_skipped:
-                report["skipped_samples"] = self._num_skipped
+                # In place of the mean over batches, in which a batch of few tokens counts as much as one of many.
+                prefix = next(name.removesuffix("loss") for name in logs if name.endswith("_loss"))
+                report = {prefix + name: value for name, value in report.items() if not name.endswith(("_second", "num_tokens"))}
+            if self._skipped:
+                report["skipped_samples"] = len(self._skipped)
             logs.update(report)
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._training_metrics["eval"].reset()
+        with self._training_metrics["train"].paused():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        with self._training_metrics["train"].paused():
+            super()._save_checkpoint(model, trial)
 
     # Optimizer
 
@@ -194,11 +232,17 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
             write_model_card(self, model_name)
 
 
-def _check_positive_lengths(args: LlavaSTTrainingConfig) -> None:
-    for name in ("max_errors", "max_length"):
-        value = getattr(args, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} must not be negative.")
+def _check_data(args: LlavaSTTrainingConfig, dataset) -> None:
+    if isinstance(dataset, IterableDataset):
+        if args.train_sampling_strategy == "group_by_length":
+            raise ValueError('train_sampling_strategy="group_by_length" needs to know all samples; this data is streamed.')
+        return
+    if len(dataset) == 0:
+        raise ValueError("The training data has no samples.")
+    if args.train_sampling_strategy == "group_by_length":
+        missing = [name for name in ("modality", "length") if name not in dataset.column_names]
+        if missing:
+            raise ValueError(f'train_sampling_strategy="group_by_length" needs the columns modality and length; {missing} are not there.')
 
 
 class SpeedProgressCallback(ProgressCallback):
@@ -212,11 +256,14 @@ class SpeedProgressCallback(ProgressCallback):
             )
 
 
-class _SpeedClock(TrainerCallback):
-    """Starts the clock of the metrics when training starts, and not when the trainer was made."""
+class _RunStart(TrainerCallback):
+    """When training starts, and not when the trainer was made: the clock of the metrics, and what a checkpoint knows of samples left
+    out."""
 
     def __init__(self, trainer: LlavaSTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._training_metrics["train"].reset()
+        known = state.stateful_callbacks.get(_SKIPPED, {}).get("attributes", {})
+        self.trainer._skipped.update(known.get("problems", ()))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of grounding against their definitions, written out for one row at a time."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_st_hf.evaluation.metrics import (
+    Tubelets,
+    bootstrap_interval,
+    box_iou,
+    mean_iou,
+    recall_at,
+    spatial_iou,
+    temporal_iou,
+    tubelet_iou,
+)
+
+
+# Few whole numbers, so that boxes meet, touch and coincide; and any float at all.
+coordinates = st.integers(0, 6).map(float) | st.floats(0, 6) | st.just(math.nan)
+boxes = st.tuples(*[coordinates] * 4)
+spans = st.tuples(*[coordinates] * 2)
+wild = st.tuples(*[st.floats()] * 4)
+tubelets = st.none() | st.dictionaries(st.integers(0, 8) | st.integers(0, 2**40), boxes, max_size=6)
+
+
+def literal_extent(low: float, high: float) -> float:
+    return high - low if high > low else 0.0  # False for NaN
+
+
+def literal_iou(pred, truth) -> float:
+    """Of boxes (4 numbers) and of spans (2)."""
+    half = len(pred) // 2
+    overlap = area = true_area = 1.0
+    for axis in range(half):
+        ends = pred[axis], pred[axis + half], truth[axis], truth[axis + half]
+        if any(math.isnan(end) for end in ends):
+            overlap = 0.0
+        else:
+            overlap *= literal_extent(max(ends[0], ends[2]), min(ends[1], ends[3]))
+        area *= literal_extent(ends[0], ends[1])
+        true_area *= literal_extent(ends[2], ends[3])
+    union = area + true_area - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def literal_tubelet_ious(pred, truth) -> tuple[float, float]:
+    """`(sIoU, vIoU)`."""
+    pred, truth = pred or {}, truth or {}
+    shared = set(pred) & set(truth)
+    total = sum(literal_iou(pred[frame], truth[frame]) for frame in shared)
+    return total / max(len(shared), 1), total / max(len(set(pred) | set(truth)), 1)
+
+
+@given(st.lists(st.tuples(boxes, boxes), max_size=8))
+def test_box_iou_is_as_defined(pairs):
+    found = box_iou(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
+    assert found.shape == (len(pairs),)
+    assert found == pytest.approx([literal_iou(*pair) for pair in pairs], abs=1e-12)
+
+
+@given(st.lists(st.tuples(spans, spans), max_size=8))
+def test_temporal_iou_is_as_defined(pairs):
+    found = temporal_iou(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
+    assert found == pytest.approx([literal_iou(*pair) for pair in pairs], abs=1e-12)
+
+
+@given(st.lists(st.tuples(tubelets, tubelets), max_size=8))
+def test_tubelet_ious_are_as_defined(pairs):
+    pred, truth = (Tubelets(pair[side] for pair in pairs) for side in (0, 1))
+    expected = [literal_tubelet_ious(*pair) for pair in pairs]
+    assert spatial_iou(pred, truth) == pytest.approx([siou for siou, _ in expected], abs=1e-12)
+    assert tubelet_iou(pred, truth) == pytest.approx([viou for _, viou in expected], abs=1e-12)
+
+
+@given(wild, wild)
+def test_iou_of_any_floats_is_a_fraction_and_symmetric(pred, truth):
+    found = box_iou([pred], [truth])
+    assert 0 <= found[0] <= 1
+    assert found == box_iou([truth], [pred])
+    assert 0 <= temporal_iou([pred[:2]], [truth[:2]])[0] <= 1
+
+
+@given(st.tuples(*[st.integers(0, 50)] * 4))
+def test_a_box_has_iou_1_with_itself_unless_it_is_empty(box):
+    x1, y1, x2, y2 = box
+    assert box_iou([box], [box])[0] == (1.0 if x2 > x1 and y2 > y1 else 0.0)
+
+
+def test_a_single_right_box_has_siou_1_and_a_small_viou():
+    truth = dict.fromkeys(range(4), (0, 0, 10, 10))
+    pred, truth = Tubelets([{2: (0, 0, 10, 10)}]), Tubelets([truth])
+    assert spatial_iou(pred, truth)[0] == 1.0
+    assert tubelet_iou(pred, truth)[0] == 0.25
+
+
+def test_tubelets_of_other_rows_do_not_meet():
+    pred = Tubelets([{0: (0, 0, 1, 1)}, None, {0: (0, 0, 1, 1)}])
+    truth = Tubelets([{1: (0, 0, 1, 1)}, {0: (0, 0, 1, 1)}, {0: (0, 0, 1, 1)}])
+    assert tubelet_iou(pred, truth).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_tubelets_of_different_numbers_of_rows_are_refused():
+    with pytest.raises(ValueError, match="2 predicted tubelets and 1 true"):
+        tubelet_iou(Tubelets([None, None]), Tubelets([None]))
+
+
+def test_a_box_without_four_corners_is_refused():
+    with pytest.raises(ValueError, match="x1, y1, x2, y2"):
+        Tubelets([{0: (1, 2, 3)}])
+
+
+@given(st.lists(st.floats(0, 1), max_size=20), st.floats(0, 1))
+def test_recall_is_the_share_at_or_above_the_threshold(ious, threshold):
+    share = sum(iou >= threshold for iou in ious) / max(len(ious), 1)
+    assert recall_at(np.array(ious), threshold) == pytest.approx(100 * share)
+    assert mean_iou(np.array(ious)) == pytest.approx(sum(ious) / max(len(ious), 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 5))
+def test_an_interval_lies_within_the_values_and_comes_out_the_same_again(values, seed):
+    low, high = bootstrap_interval(np.array(values), resamples=50, seed=seed)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert (low, high) == bootstrap_interval(np.array(values), resamples=50, seed=seed)
+
+
+def test_an_interval_is_as_wide_as_the_normal_one():
+    values = np.random.default_rng(0).normal(3, 2, 4000)
+    low, high = bootstrap_interval(values)
+    error = values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
+    narrow = bootstrap_interval(values, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_figures_of_the_same_rows_are_drawn_together():
+    values = np.random.default_rng(0).random((50, 3))
+    lows, highs = bootstrap_interval(values)
+    for column in range(3):
+        assert bootstrap_interval(values[:, column]) == pytest.approx((lows[column], highs[column]))
+
+
+def test_no_rows_have_an_interval_of_0():
+    low, high = bootstrap_interval(np.zeros((0, 2)))
+    assert low.tolist() == high.tolist() == [0.0, 0.0]
+    assert recall_at(np.zeros(0), 0.5) == 0.0
+
+
+@pytest.mark.parametrize("arguments", [{"confidence": 1.0}, {"confidence": 0.0}, {"resamples": 0}])
+def test_a_bootstrap_of_nothing_is_refused(arguments):
+    with pytest.raises(ValueError, match="bootstrap"):
+        bootstrap_interval(np.ones(3), **arguments)

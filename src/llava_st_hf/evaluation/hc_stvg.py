@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HC-STVG, versions 1 and 2: a sentence about a person, when it holds, and where the person is meanwhile."""
+
+from collections.abc import Iterator
+
+from ..data.hc_stvg import read_hc_stvg
+from ..data.paths import join_path
+from ..data.samples import GroundingSample
+from ..tasks import task_content
+from .rows import Grounding, Question
+from .seen_frames import sample_tubelet
+
+
+def hc_stvg_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
+    """
+    The sentences of the file. The true tubelet has the boxes at those of the 100 sampled frames of the video that lie in the event.
+
+    Frames are those that the annotation counts (`img_num`): a video that was encoded anew at another rate has others.
+
+    Args:
+        annotations: path of the file; see `data.hc_stvg`, which reads both versions.
+        media: folder of the videos, in which they lie side by side.
+        seed: of the wording, of which there is one.
+
+    Yields:
+        `(row, question)`, or `(row, problem)`. Rows count from 1.
+
+    Raises:
+        BrokenFileError, OSError: naming the file, where it cannot be read on.
+    """
+    for row, sample in read_hc_stvg(annotations):
+        try:
+            yield row, sample if isinstance(sample, str) else _question(sample, media)
+        except ValueError as error:
+            yield row, str(error)
+
+
+def _question(sample: GroundingSample, media: str) -> Question:
+    assert sample.num_frames is not None and sample.width is not None and sample.height is not None  # the reader saw to it
+    last = sample.num_frames - 1
+    return Question(
+        id=sample.id,
+        task="stvg",
+        path=join_path(media, sample.path),
+        kind="video",
+        prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
+        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, 0, last)),
+        size=(sample.width, sample.height),
+        frames=(0, last),
+    )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VidSTG: a sentence about a thing, when it holds, and where the thing is meanwhile. Statements and questions are scored apart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..data.paths import join_path
+from ..data.samples import GroundingSample
+from ..data.vidstg import read_vidstg
+from ..tasks import task_content
+from .rows import Grounding, Question
+from .seen_frames import sample_tubelet
+
+
+# Folder with VidOR's boxes, beside the file of sentences.
+BOXES = "boxes"
+
+
+def declarative_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
+    """The statements ("a child holds a cup."); see `_questions`."""
+    return _questions(annotations, media, is_question=False)
+
+
+def interrogative_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
+    """The questions ("who holds the cup?"); see `_questions`."""
+    return _questions(annotations, media, is_question=True)
+
+
+def _questions(annotations: str, media: str, is_question: bool) -> Iterator[tuple[int, Question | str]]:
+    """
+    The sentences of one kind. The true tubelet has the boxes at those of the 100 sampled frames of the clip that lie in the event.
+
+    Args:
+        annotations: path of the file of sentences; see `data.vidstg`. VidOR's `<group>/<vid>.json` stand in the folder `boxes` beside it.
+        media: folder of VidOR's videos, `<group>/<vid>.mp4`.
+        is_question: which kind.
+
+    Yields:
+        `(row, question)`, or `(row, problem)`, also where the problem is in a sentence of the other kind. Rows count from 1.
+
+    Raises:
+        BrokenFileError, OSError: naming the file or folder, where it cannot be read.
+    """
+    for row, sample in read_vidstg(annotations, str(Path(annotations).parent / BOXES)):
+        try:
+            if isinstance(sample, str):
+                yield row, sample
+            elif sample.is_question == is_question:
+                yield row, _question(sample, media)
+        except ValueError as error:
+            yield row, str(error)
+
+
+def _question(sample: GroundingSample, media: str) -> Question:
+    assert sample.clip is not None and sample.width is not None and sample.height is not None  # the reader saw to it
+    return Question(
+        id=sample.id,
+        task="stvg",
+        path=join_path(media, sample.path),
+        kind="video",
+        prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
+        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, *sample.clip)),
+        clip=sample.clip,
+        size=(sample.width, sample.height),
+        frames=sample.clip,
+    )
