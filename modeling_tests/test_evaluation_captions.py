@@ -93,5 +93,5 @@ def test_a_java_that_does_not_run_is_named(monkeypatch, tmp_path):
     java.write_text("#!/bin/sh\nexit 1\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin:/usr/sbin")
-    with pytest.raises(RuntimeError, match="Captions could not be scored|Java"):
+    with pytest.raises(RuntimeError, match="Captions could not be scored"):
         score_captions(["a cat"], ["a dog"])

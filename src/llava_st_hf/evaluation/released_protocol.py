@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..coordinates import DEFAULT_NUM_BINS, bin_to_position
+from ..coordinates import AXES, DEFAULT_NUM_BINS, TOKEN_NAMES, bin_to_position
 from ..grounding import Media, parse_answer
 from .captions import missing_caption_tools, score_captions
 from .metrics import Tubelets, box_iou, mean_iou, recall_at, spatial_iou, temporal_iou, tubelet_iou
@@ -49,7 +49,11 @@ _BOX = re.compile(rf"\[{','.join([_NUMBER] * 4)}\]")
 # In a text that has bins in place of tokens, and no blanks.
 _BIN = r"(?<![0-9.])([0-9]{1,9})"
 _MOMENT = re.compile(rf"{_BIN},:\[{','.join([_BIN] * 4)}\]")
-_END = re.compile(r"\bEnds in\s*<TEMP-([0-9]{1,6})>", re.IGNORECASE)
+# In an answer as it is.
+_T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-([0-9]{{1,6}})>" for axis in AXES)
+_TOKEN_SPAN = re.compile(rf"{{\s*{_T}[\s,]*{_T}\s*}}")
+_TOKEN_BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
+_END = re.compile(rf"\bEnds in\s*{_T}", re.IGNORECASE)
 
 
 def score_released(task: str, rows: Iterable[dict]) -> dict[str, float]:
@@ -218,12 +222,12 @@ def released_row(prediction: Prediction) -> dict:
         assert truth.span is not None
         return {"gt": list(truth.span), **row}
     assert truth.tubelet is not None
-    frames = media.frames or range(media.first_frame, media.last_frame + 1)
-    first = media.first_frame if media.frames is None else 0
-    last = first + len(frames) - 1
+    first, last, tubelet = media.first_frame, media.last_frame, truth.tubelet
+    if media.frames is not None:
+        place = {frame: number for number, frame in enumerate(media.frames)}
+        first, last, tubelet = 0, len(media.frames) - 1, {place[frame]: box for frame, box in tubelet.items() if frame in place}
     seen = {_frame(bin, first, last) for bin in range(DEFAULT_NUM_BINS)}
-    place = {frame: number for number, frame in enumerate(frames, start=first)}
-    gt: dict[str, Any] = {"svg": {str(place[frame]): list(box) for frame, box in truth.tubelet.items() if place.get(frame) in seen}}
+    gt: dict[str, Any] = {"svg": {str(frame): list(box) for frame, box in tubelet.items() if frame in seen}}
     if truth.span is not None and task != "svg":
         gt["tvg"] = [first + round(position * (last - first)) for position in truth.span]
     if task == "elc":
@@ -258,14 +262,13 @@ def released_prediction(task: str, row: dict, id: str) -> Prediction:
 
 def _read_row(task: str, row: dict, id: str) -> Prediction:
     answer = row["outputs"]
-    text = _converted(answer, _bin_text).replace(" ", "")
     span = None
-    if found := _SPAN.search(text):
+    if found := _TOKEN_SPAN.search(answer):
         start, end = sorted(_position(int(bin)) for bin in found.groups())
         span = (start, end)
     given = Grounding()
     if task == "rec":
-        box = None if (found := _BOX.search(text)) is None else _in_order(_position(int(bin)) for bin in found.groups())
+        box = None if (found := _TOKEN_BOX.search(answer)) is None else _in_order(_position(int(bin)) for bin in found.groups())
         media, truth, said = Media("image", 1, 1), Grounding(box=_floats(row["gt_bbox"])), Grounding(box=box)
     elif task == "tvg":
         media, truth, said = Media("video", 1, 1), Grounding(span=_floats(row["gt"])), Grounding(span=span)
