@@ -88,6 +88,7 @@ def test_without_the_package_it_is_named(monkeypatch):
 
 
 @requires_caption_tools
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pycocoevalcap closes a pipe that is gone
 def test_a_java_that_does_not_run_is_named(monkeypatch, tmp_path):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\nexit 1\n")
