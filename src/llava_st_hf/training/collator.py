@@ -73,22 +73,22 @@ class LlavaSTDataCollator:
     def _encode(self, row: dict) -> dict[str, torch.Tensor]:
         """Model inputs of one sample, without a batch dimension at the text."""
         messages = [{**message, "content": _without_nulls(message.get("content"))} for message in row.get("messages") or ()]
-        encoded = self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
-        )
-        sample = {"input_ids": encoded["input_ids"][0]}
+        # Without tensors of the batch: making one copies each video once more.
+        encoded = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        sample = {"input_ids": torch.tensor(encoded["input_ids"][0])}
         sample["labels"] = make_labels(
-            sample["input_ids"], torch.as_tensor(encoded["assistant_masks"])[0], self.processor.tokenizer, self.label_scheme
+            sample["input_ids"], torch.tensor(encoded["assistant_masks"][0]), self.processor.tokenizer, self.label_scheme
         )
         if bool((sample["labels"] == IGNORED).all()):
             raise ValueError("it has no assistant message, so there is nothing to learn.")
         if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
             raise ValueError(f"it has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}.")
         if "coordinates" in encoded:
-            sample["coordinates"] = encoded["coordinates"][0]
+            sample["coordinates"] = torch.tensor(encoded["coordinates"][0])
         for name in ("pixel_values", "pixel_values_videos"):
             if name in encoded:
-                sample[name] = encoded[name]
+                pixels = encoded[name]
+                sample[name] = pixels[0][None] if len(pixels) == 1 else torch.stack(list(pixels))
         return sample
 
 
