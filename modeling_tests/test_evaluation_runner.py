@@ -165,9 +165,12 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
         run(tmp_path, media, others)
 
 
-def test_the_progress_bar_has_the_running_score(tmp_path, media, capsys):
-    run(tmp_path, media, running_score=lambda predictions: 0.25)
-    assert "score 0.250" in capsys.readouterr().err
+def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
+    def halves(answer, question, media, processor):  # half of each span, and no box
+        return Grounding(span=(0.1, 0.3)), []
+
+    run(tmp_path, media, reader=halves, show_overlap=True)
+    assert "overlap 0.286" in capsys.readouterr().err  # four spans of IoU 0.5 among seven questions
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_new_tokens"])

@@ -123,7 +123,7 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava-st", description="LLaVA-ST: when something happens in a video, and where.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
 
     ground = commands.add_parser("ground", help="answer one question about a video or image, as JSON")
     ground.add_argument("media", help="path or URL of a video or image")
@@ -164,7 +164,48 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("mixture", help="YAML file")
     validate.add_argument("--no-media", action="store_true", help="look at the annotations alone")
     validate.set_defaults(run=_validate)
+    _add_evaluation(commands)
     return parser
+
+
+def _add_evaluation(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser("eval", help="answer the questions of a benchmark and score the answers; goes on where it was")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="refcoco_val, charades_sta, st_align_stvg, …")
+    evaluate.add_argument("--annotations", required=True, metavar="FILE", help="the benchmark's annotation file, as published")
+    evaluate.add_argument("--media", required=True, metavar="FOLDER", help="where its videos or pictures are")
+    evaluate.add_argument("--model", required=True, help="folder or hub id, ours or as released")
+    evaluate.add_argument("--output", required=True, metavar="FOLDER", help="for predictions and scores")
+    evaluate.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="of the weights")
+    evaluate.add_argument("--batch-size", type=int, default=1, help="questions answered together")
+    evaluate.add_argument("--max-new-tokens", type=int, default=1536, help="of an answer")
+    evaluate.add_argument("--workers", type=int, default=2, help="processes that decode the next videos meanwhile")
+    evaluate.add_argument("--limit", type=int, help="the first so many questions alone")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the wording of questions")
+    evaluate.set_defaults(run=_evaluation("run_eval"))
+
+    scored = commands.add_parser("score", help="score predictions again, ours or those of another model on the same rows")
+    scored.add_argument("predictions", help="predictions.jsonl or its folder; with --rows, lines with id and answer")
+    scored.add_argument("--reader", help="read the answers again: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds")
+    scored.add_argument("--rows", metavar="FILE", help="predictions.jsonl with the questions, truths and media of these ids")
+    scored.add_argument("--protocol", choices=("default", "released"), default="default")
+    scored.set_defaults(run=_evaluation("run_score"))
+
+    report = commands.add_parser("report", help="write report.md and report.html: scores, charts, best and worst samples")
+    report.add_argument("folder", help="output of `llava-st eval`, or a folder of such")
+    report.set_defaults(run=_evaluation("run_report"))
+
+
+def _evaluation(name: str) -> Callable[[argparse.Namespace], None]:
+    """A function of `evaluation.commands`, imported when it is called: it needs more packages than the other commands."""
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            from .evaluation import commands
+        except ModuleNotFoundError as error:
+            raise ValueError(f"`llava-st {args.command}` needs {error.name}: pip install 'llava-st-hf[eval]'.") from error
+        getattr(commands, name)(args)
+
+    return run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -24,6 +25,7 @@ from ..image_processing_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__
+from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
 from .predictions import append_predictions, drop_broken_end, read_predictions
 from .rows import Prediction, Question
 
@@ -110,7 +112,7 @@ def run_benchmark(
     settings: EvaluationSettings,
     read_answer: Callable[[str, Question, Media, LlavaSTProcessor], tuple],
     num_workers: int = 2,
-    running_score: Callable[[list[Prediction]], float] | None = None,
+    show_overlap: bool = False,
 ) -> list[Prediction]:
     """
     Answers questions, or those of them that were not answered before.
@@ -122,7 +124,7 @@ def run_benchmark(
         settings: see there.
         read_answer: makes `(Grounding, notes)` of an answer.
         num_workers: processes that decode the next batches while the model works; 0 for none.
-        running_score: what the progress bar tells, as the mean over the predictions of a batch.
+        show_overlap: whether the progress bar tells the mean overlap of answers and truths so far.
 
     Returns:
         All predictions, in the order of the questions; in other processes than the main one as well.
@@ -147,14 +149,26 @@ def run_benchmark(
             predictions = _answer_batch(batch, model, processor, settings, read_answer)
             append_predictions(part, predictions)
             bar.update(len(predictions) * (state.num_processes if state.num_processes > 1 else 1))
-            if running_score is not None:
-                total, count = total + running_score(predictions) * len(predictions), count + len(predictions)
-                bar.set_postfix_str(f"score {total / count:.3f}")
+            if show_overlap:
+                total, count = total + sum(map(overlap, predictions)), count + len(predictions)
+                bar.set_postfix_str(f"overlap {total / count:.3f}")
     state.wait_for_everyone()
     if state.is_main_process:
         _merge(folder, questions)
     state.wait_for_everyone()
     return list(read_predictions(folder / PREDICTIONS))
+
+
+def overlap(prediction: Prediction) -> float:
+    """IoU of answer and truth in the widest sense that the task has: tubelets, else spans, else boxes; 0 for a missing one."""
+    said, true = prediction.prediction, prediction.truth
+    if true.tubelet is not None:
+        return float(tubelet_iou(Tubelets([said.tubelet]), Tubelets([true.tubelet]))[0])
+    if true.span is not None and said.span is not None:
+        return float(temporal_iou(np.array([said.span]), np.array([true.span]))[0])
+    if true.box is not None and said.box is not None:
+        return float(box_iou(np.array([said.box]), np.array([true.box]))[0])
+    return 0.0
 
 
 def _check_settings(folder: Path, settings: EvaluationSettings, num_questions: int, is_main: bool) -> None:
