@@ -326,6 +326,6 @@ def test_no_reader_ever_raises(reader, text, asked):
 def test_long_answers_are_read_in_time(reader, piece):
     text = piece * (20_000 // len(piece))
     for task in ("rec", "stvg"):
-        begin = time.perf_counter()
+        begin = time.process_time()
         read(reader, text, task)
-        assert time.perf_counter() - begin < 2
+        assert time.process_time() - begin < 2

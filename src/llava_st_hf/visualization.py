@@ -50,7 +50,7 @@ def draw_boxes(
     drawn = as_image(image)
     draw = PIL.ImageDraw.Draw(drawn)
     line_width = line_width or max(2, round(max(drawn.size) / 200))
-    labels: list[tuple[float, float, float, float]] = []
+    clipped = []
     for box, colour, label in boxes:
         if not all(map(math.isfinite, box)):
             continue
@@ -61,8 +61,11 @@ def draw_boxes(
         # A dark seam on both sides keeps a line visible on a ground of its own colour.
         draw.rectangle((xs[0] - 1, ys[0] - 1, xs[1] + 1, ys[1] + 1), outline=_INK, width=line_width + 2)
         draw.rectangle((xs[0], ys[0], xs[1], ys[1]), outline=colour, width=line_width)
+        clipped.append(((xs[0], ys[0], xs[1], ys[1]), colour, label))
+    taken: list[tuple[float, float, float, float]] = []
+    for corners, colour, label in clipped:  # after all boxes, so that no line goes through a word
         if label:
-            labels.append(_draw_label(draw, drawn.size, (xs[0], ys[0], xs[1], ys[1]), colour, label, labels))
+            taken.append(_draw_label(draw, drawn.size, corners, colour, label, taken))
     return drawn
 
 

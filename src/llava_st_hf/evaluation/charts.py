@@ -9,7 +9,7 @@ import numpy as np
 
 
 # Pixels.
-WIDTH, HEIGHT = 430, 240
+WIDTH, HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 46, 52
 _BAR, _INK, _FAINT, _MEAN = "#4878a8", "#333333", "#dddddd", "#c8500a"
 _TICKS = 5  # at most, above 0

@@ -132,8 +132,9 @@ def answer_chats(
 
     Args:
         chats: each makes a chat, when it is its turn: a chat may hold pictures.
-        settings: lmms-eval's generation settings. Known are `max_new_tokens`, `temperature` (0 or none is greedy, as is `do_sample: false`),
-            `top_p`, `top_k`, `num_beams`, `until` (strings that an answer ends before) and `mark_cut_off` (see `CUT_OFF`).
+        settings: lmms-eval's generation settings. Known are `max_new_tokens`, `temperature` (0 or none is greedy), `do_sample` (where it
+            is false, greedy too), `top_p`, `top_k`, `num_beams`, `until` (strings that an answer ends before) and `mark_cut_off` (see
+            `CUT_OFF`).
         model, processor: in evaluation mode, on its device.
         batch_size: chats answered together.
     """

@@ -34,7 +34,7 @@ HTML, MARKDOWN, FILES = "report.html", "report.md", "report_files"
 SHOWN = 4  # best samples, and as many worst
 _BINS = 4
 _MAX_SKIPPED = 10
-_MAX_WORDS = 600  # characters of a question or an answer; one with a hundred boxes has thousands
+_MAX_WORDS = 300  # characters of a question or an answer; one with a hundred boxes has thousands
 _COUNTS = {"unparsable": "not readable in full", "cut_off": "cut off", "skipped": "skipped"}
 # What the overview of several benchmarks shows of each.
 _MAIN = {
@@ -87,7 +87,7 @@ def write_report(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     runs = [_read_run(part) for part in _folders(folder)]
-    page = Page(f"{runs[0].benchmark}: evaluation" if len(runs) == 1 else "Evaluation")
+    page = Page("Evaluation")
     if len(runs) > 1:
         page.blocks += _overview(runs)
     for number, run in enumerate(runs):

@@ -98,6 +98,7 @@ h1 { font-size: 1.7em; } h2 { font-size: 1.35em; margin-top: 2em; border-bottom:
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
 th, td { border: 1px solid #d8d8d8; padding: .25em .7em; text-align: right; vertical-align: top; }
+td { white-space: nowrap; } td.words { white-space: normal; }
 th { background: #f3f3f3; } th.words, td.words { text-align: left; }
 td.marked { background: #fff6e0; } th.marked { background: #ffebb8; }
 .row { display: flex; flex-wrap: wrap; gap: 1em; margin: .8em 0; }

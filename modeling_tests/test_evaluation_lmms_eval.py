@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-ST and its benchmarks in lmms-eval: what holds without it, and runs of its evaluator where it is installed."""
+
+import importlib
+import importlib.util
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+
+from llava_st_hf.evaluation import commands
+from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
+from llava_st_hf.evaluation.captions import FIGURES, missing_caption_tools
+from llava_st_hf.evaluation.lmms_eval_plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
+from llava_st_hf.evaluation.lmms_eval_tasks import utils
+from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
+from llava_st_hf.evaluation.scoring import score
+from modeling_tests.miniatures import MINIATURES, oracle, shifted_oracle
+from modeling_tests.processors import model_for, tiny_processor
+
+
+HAS_LMMS_EVAL = importlib.util.find_spec("lmms_eval") is not None
+needs_lmms_eval = pytest.mark.skipif(not HAS_LMMS_EVAL, reason="lmms-eval is not installed; it is no dependency of the tests")
+PLACEHOLDER = Dataset.from_list([{"placeholder": ""}])
+
+# ============================================================ Task files
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps the names of functions as they are."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: ("function", loader.construct_scalar(node)))
+
+
+def read_task(path: Path) -> dict:
+    task = yaml.load(path.read_text(), _Loader)
+    return {**(read_task(path.parent / task.pop("include")) if "include" in task else {}), **task}
+
+
+def function(named: tuple[str, str]):
+    kind, name = named
+    assert kind == "function"
+    module, _, name = name.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+TASK_FILES = {path.stem: read_task(path) for path in sorted(Path(TASKS).glob("[!_]*.yaml"))}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Annotations and media of each benchmark."""
+    folder = tmp_path_factory.mktemp("data")
+    return {name: MINIATURES[name](folder / utils.DATA[name]) for name in TASK_FILES}
+
+
+@pytest.fixture
+def environment(data, monkeypatch):
+    for name, paths in data.items():
+        for part, path in zip(("ANNOTATIONS", "MEDIA"), paths, strict=True):
+            monkeypatch.setenv(f"LLAVA_ST_{utils.DATA[name]}_{part}", path)
+
+
+def docs_of(name: str) -> list[dict]:
+    return list(function(TASK_FILES[name]["process_docs"])(PLACEHOLDER))
+
+
+def averaged(answered: list[dict]) -> dict[str, float]:
+    return {name: math.fsum(row[name] for row in answered) / len(answered) for name in answered[0] if name not in FIGURES}
+
+
+def test_there_is_a_task_for_each_benchmark_that_utils_knows():
+    assert set(TASK_FILES) == set(utils.DATA) <= set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_a_task_file_is_whole(name):
+    task = TASK_FILES[name]
+    assert task["metadata"]["benchmark"] == name and task["task"] == f"llava_st_{name}"
+    assert task["process_docs"][1].endswith(f".{name}")
+    for part in ("process_docs", "process_results", "doc_to_text", "doc_to_visual", "doc_to_target", "doc_to_messages"):
+        assert callable(function(task[part]))
+    assert task["dataset_path"] == "json" and Path(TASKS, task["dataset_kwargs"]["data_files"][task["test_split"]]).is_file()
+    for metric in task["metric_list"]:
+        assert metric["aggregation"] == "mean" or callable(function(metric["aggregation"]))
+
+
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_docs_are_the_benchmarks_questions(name, data, environment):
+    task, questions = TASK_FILES[name], read_benchmark(name, *data[name])
+    docs = docs_of(name)
+    assert [utils._question(doc) for doc in docs] == questions
+    for doc, question in zip(docs, questions, strict=True):
+        assert all(isinstance(value, str) for value in doc.values())
+        assert function(task["doc_to_text"])(doc) == question.prompt
+        assert function(task["doc_to_visual"])(doc) == [question.path]
+        assert json.loads(function(task["doc_to_target"])(doc)) == json.loads(json.dumps(question.truth.to_dict()))
+        (message,) = function(task["doc_to_messages"])(doc)
+        medium, text = message["content"]
+        assert (medium["type"], medium["url"]) == ("video", question.path)
+        assert medium.get("clip") == (None if question.clip is None else list(question.clip))
+        assert text == {"type": "text", "text": question.prompt}
+
+
+@pytest.mark.parametrize("name", TASK_FILES)
+@pytest.mark.parametrize("bins", [0, 3, 20])
+def test_figures_are_those_of_score(name, bins, environment, data, monkeypatch):
+    if name == "st_align_elc":  # each call would start Java
+        monkeypatch.setattr("llava_st_hf.evaluation.scoring.missing_caption_tools", lambda: "none here")
+    predictions, answered = [], []
+    for doc in docs_of(name):
+        answer = shifted_oracle(utils._question(doc), bins)
+        answered.append(utils.process_results(doc, [answer]))
+        predictions.append(utils._prediction(utils._question(doc), answer))
+    figures = averaged(answered)
+    with pytest.warns(UserWarning, match="none here") if name == "st_align_elc" else nullcontext():
+        wanted = score(BENCHMARKS[name].task, predictions)
+    for figure, value in figures.items():
+        assert value == pytest.approx(wanted[figure] / (len(predictions) if figure in ("unparsable", "cut_off") else 1))
+    assert {metric["metric"] for metric in TASK_FILES[name]["metric_list"]} - {*FIGURES} == figures.keys()
+    if bins == 0:
+        assert {value for figure, value in figures.items() if "@" in figure} == {100.0}
+        assert all(figures[mean] > 0.9 for mean in ("msiou", "mstiou")) and not figures["unparsable"]
+    if bins == 20:
+        assert figures["viou@0.7"] == 0
+
+
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_answers_that_are_cut_off_or_say_nothing_score_nothing(name, environment):
+    doc = docs_of(name)[0]
+    cut_off = averaged([utils.process_results(doc, [oracle(utils._question(doc)) + CUT_OFF])])
+    assert cut_off.pop("cut_off") == 1 and not any(cut_off.values())
+    empty = averaged([utils.process_results(doc, [""])])
+    assert empty.pop("unparsable") == 1 and not any(empty.values())
+
+
+@pytest.mark.skipif(missing_caption_tools() is not None, reason="captions need pycocoevalcap and Java")
+def test_captions_are_scored_together(environment):
+    docs = docs_of("st_align_elc")
+    right = [utils.process_results(doc, [oracle(utils._question(doc))]) for doc in docs]
+    metrics = {metric["metric"]: metric["aggregation"] for metric in TASK_FILES["st_align_elc"]["metric_list"]}
+    for name in ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L"):
+        assert function(metrics[name])([row[name] for row in right]) == pytest.approx(1, abs=1e-3)
+    assert {*FIGURES} < metrics.keys()
+    assert utils.process_results(docs[0], [oracle(utils._question(docs[0])) + CUT_OFF])["CIDEr"][0] == ""
+
+
+def test_captions_are_left_out_where_they_cannot_be_scored(environment, monkeypatch):
+    monkeypatch.setattr(utils, "missing_caption_tools", lambda: "no Java")
+    doc = docs_of("st_align_elc")[0]
+    with pytest.warns(UserWarning, match="no Java"):
+        assert not {*FIGURES} & utils.process_results(doc, [oracle(utils._question(doc))]).keys()
+
+
+def test_an_elc_answer_without_a_caption_is_not_readable(environment):
+    doc = docs_of("st_align_elc")[0]
+    answer = oracle(utils._question(doc)).replace(utils._question(doc).truth.caption or "", "")
+    figures = utils.process_results(doc, [answer])
+    assert figures["unparsable"] == 1 and figures["viou@0.5"] == 100
+
+
+def test_what_is_not_in_the_environment_is_named(environment, monkeypatch):
+    monkeypatch.delenv("LLAVA_ST_HC_STVG_V1_MEDIA")
+    with pytest.raises(ValueError, match=r"hc_stvg_v1 .* not set: LLAVA_ST_HC_STVG_V1_MEDIA"):
+        docs_of("hc_stvg_v1")
+
+
+# ============================================================ Model
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return model_for(processor)
+
+
+def chats_of(docs: list[dict]):
+    return [lambda doc=doc: utils.doc_to_messages(doc) for doc in docs]
+
+
+@pytest.mark.parametrize("name", ["vidstg_declarative", "hc_stvg_v2", "st_align_elc"])
+def test_answers_are_those_of_our_own_runner(name, environment, data, model, processor, tmp_path):
+    settings = EvaluationSettings(name, "tiny", batch_size=2, max_new_tokens=7)
+    questions = read_benchmark(name, *data[name])
+    own = run_benchmark(questions, model, processor, tmp_path, settings, commands.read_own_answer, num_workers=0)
+    options = {"max_new_tokens": 7, "temperature": 0, "until": [], "mark_cut_off": True}
+    given = list(answer_chats(chats_of(docs_of(name)), options, model, processor, 2))
+    assert given == [f"{row.answer}{'' if row.finished else CUT_OFF}" for row in own]
+
+
+def test_an_answer_ends_before_a_stop_string_and_is_whole_then(environment, model, processor):
+    chats = chats_of(docs_of("vidstg_declarative"))[:1]
+    (answer,) = answer_chats(chats, {"max_new_tokens": 8}, model, processor, 1)
+    assert len(answer) > 2 and not answer.endswith(CUT_OFF)
+    for until in (answer[2:4], ["", "not there", answer[2:4]]):
+        settings = {"max_new_tokens": 8, "until": until, "mark_cut_off": True}
+        assert list(answer_chats(chats, settings, model, processor, 1)) == [answer[: answer.index(answer[2:4])]]
+
+
+def test_a_medium_that_cannot_be_read_stands_in_no_others_way(environment, model, processor, tmp_path):
+    docs = docs_of("vidstg_declarative")
+    wanted = list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 1))
+    docs[1] = {**docs[1], "path": str(tmp_path / "gone.mp4")}
+    with pytest.warns(UserWarning, match=r"left without an answer: .*gone\.mp4"):
+        assert list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 3)) == [wanted[0], "", wanted[2]]
+    with pytest.warns(UserWarning, match=r"gone\.mp4"):
+        assert list(answer_chats(chats_of(docs[1:2]), {"max_new_tokens": 4}, model, processor, 3)) == [""]
+
+
+def test_sampling_is_what_the_task_asks_for(environment, model, processor):
+    chats = chats_of(docs_of("hc_stvg_v1"))
+    greedy = list(answer_chats(chats, {"max_new_tokens": 6, "do_sample": False, "temperature": 9.0}, model, processor, 2))
+    assert greedy == list(answer_chats(chats, {"max_new_tokens": 6}, model, processor, 2))
+    torch.manual_seed(1)
+    assert greedy != list(answer_chats(chats, {"max_new_tokens": 6, "temperature": 9.0, "top_p": 1.0}, model, processor, 2))
+
+
+@pytest.mark.parametrize(
+    "part, item",
+    [
+        ({"type": "text", "text": "a"}, {"type": "text", "text": "a"}),
+        ({"type": "image", "url": "a.png"}, {"type": "image", "image": "a.png"}),
+        ({"type": "video", "url": "a.mp4"}, {"type": "video", "video": "a.mp4"}),
+        ({"type": "video", "url": "a.mp4", "start_time": None, "end_time": 2.5}, {"type": "video", "video": "a.mp4", "end": 2.5}),
+        ({"type": "video", "url": "a.mp4", "clip": (3, 9)}, {"type": "video", "video": "a.mp4", "clip": [3, 9]}),
+        (
+            {"type": "video", "url": {"path": "a.mp4", "video_start": 1, "video_end": 2}},
+            {"type": "video", "video": "a.mp4", "start": 1, "end": 2},
+        ),
+    ],
+)
+def test_content_of_other_tasks(part, item):
+    assert _item(part) == item
+
+
+def test_sound_is_refused():
+    with pytest.raises(ValueError, match="'audio'"):
+        _item({"type": "audio", "url": "a.wav"})
+
+
+@pytest.mark.skipif(HAS_LMMS_EVAL, reason="lmms-eval is installed")
+def test_without_lmms_eval_the_model_says_what_is_missing():
+    with pytest.raises(ImportError, match="pip install lmms-eval"):
+        LlavaST("somewhere")
+
+
+# ============================================================ lmms-eval itself
+
+
+@pytest.fixture
+def evaluate(environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    def run(model, tasks, **kwargs):
+        manager = TaskManager("ERROR", include_path=TASKS, include_defaults=False)
+        return simple_evaluate(model, tasks=tasks, task_manager=manager, bootstrap_iters=0, **kwargs)
+
+    return run
+
+
+@needs_lmms_eval
+def test_lmms_eval_takes_what_we_register():
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    registry = ModelRegistryV2()
+    for manifest in registry._coerce_payload_to_manifests(manifests):
+        registry.register_manifest(manifest)
+    assert registry.get_model_class("llava_st") is LlavaST
+
+
+@needs_lmms_eval
+def test_right_answers_score_full_marks_in_lmms_eval(evaluate):
+    class Oracle(LlavaST):
+        def __init__(self):
+            super(LlavaST, self).__init__()
+
+        def generate_until(self, requests):
+            docs = [self.task_dict[task][split][doc_id] for _, _, _, doc_id, task, split in (request.args for request in requests)]
+            return [oracle(utils._question(doc)) for doc in docs]
+
+    results = evaluate(Oracle(), ["llava_st_grounding"])["results"]
+    assert set(results) == {f"llava_st_{name}" for name in TASK_FILES}
+    for task, figures in results.items():
+        recalls = {figure: value for figure, value in figures.items() if "@" in figure and "_stderr" not in figure}
+        assert set(recalls.values()) == {100.0} and len(recalls) == (6 if task.endswith("svg") else 9)
+        assert figures["msiou,none"] > 0.9 and figures["unparsable,none"] == figures["cut_off,none"] == 0
+        assert ("CIDEr,none" in figures) == (task.endswith("elc") and missing_caption_tools() is None)
+
+
+@needs_lmms_eval
+def test_the_model_runs_in_lmms_eval(evaluate, model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "tiny")
+    processor.save_pretrained(tmp_path / "tiny")
+    tiny = LlavaST.create_from_arg_string(f"pretrained={tmp_path / 'tiny'}", {"batch_size": "2", "device": "cpu"})
+    results = evaluate(tiny, ["llava_st_vidstg_declarative"], gen_kwargs="max_new_tokens=5")
+    samples = results["samples"]["llava_st_vidstg_declarative"]
+    options = {"max_new_tokens": 5, "mark_cut_off": True}
+    wanted = list(answer_chats(chats_of(docs_of("vidstg_declarative")), options, model, processor, 2))
+    assert [sample["filtered_resps"] for sample in samples] == [[answer] for answer in wanted]
+    assert results["results"]["llava_st_vidstg_declarative"]["cut_off,none"] == 1
+
+
+@needs_lmms_eval
+def test_what_the_model_does_not_do_is_said(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="batch_size='auto'"):
+        LlavaST(str(tmp_path), device="cpu", batch_size="auto")
+    tiny = LlavaST(str(tmp_path), device="cpu")
+    for method in (tiny.loglikelihood, tiny.generate_until_multi_round):
+        with pytest.raises(NotImplementedError):
+            method([SimpleNamespace(args=())])
