@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -22,7 +23,7 @@ from llava_st_hf.evaluation.lmms_eval_tasks import utils
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.evaluation.scoring import score
 from modeling_tests.miniatures import MINIATURES, oracle, shifted_oracle
-from modeling_tests.processors import model_for, tiny_processor
+from modeling_tests.processors import PICTURE, model_for, tiny_processor
 
 
 HAS_LMMS_EVAL = importlib.util.find_spec("lmms_eval") is not None
@@ -242,6 +243,14 @@ def test_sampling_is_what_the_task_asks_for(environment, model, processor):
 )
 def test_content_of_other_tasks(part, item):
     assert _item(part) == item
+
+
+def test_pictures_and_mere_text_are_answered_in_one_batch_with_videos(environment, model, processor):
+    picture = PIL.Image.fromarray(PICTURE)
+    contents = [[{"type": "image", "url": picture}] * 2, [], [{"type": "video", "url": docs_of("hc_stvg_v1")[0]["path"]}]]
+    chats = [lambda media=media: [{"role": "user", "content": [*media, {"type": "text", "text": "What?"}]}] for media in contents]
+    together = list(answer_chats(chats, {"max_new_tokens": 5}, model, processor, 3))
+    assert all(together) and together == list(answer_chats(chats, {"max_new_tokens": 5}, model, processor, 1))
 
 
 def test_sound_is_refused():

@@ -208,15 +208,13 @@ def test_without_media_the_page_says_so(runs, tmp_path):
     predictions = [replace(row, path=str(tmp_path / "gone" / "clip.mp4")) for row in runs["stvg"][1]]
     page = write_report(write_run(tmp_path / "run", predictions)).read_text()
     assert "<img" not in page and str(tmp_path) not in page
-    assert page.count("<dt>not drawn</dt><dd>no such file: clip.mp4") == len(re.findall("<h4>", page)) - page.count(
-        "no such file: even.mp4</dd>"
-    )
+    assert page.count("<dt>not drawn</dt><dd>no such file: ") == page.count("<h4>") == 8
     assert "<svg" in page
 
 
 def test_another_video_under_the_same_name(runs, tmp_path):
     short = write_video(tmp_path / "clip.mp4", moving_frames(5, 48, 64))
-    with pytest.raises(ValueError, match="no frame .* which has 5"):
+    with pytest.raises(ValueError, match=r"no frame .* which has 5"):
         draw_sample(replace(runs["stvg"][1][0], path=str(short)))
     assert [frame.shape for frame in read_frames(str(short), [0, 4])] == [(48, 64, 3)] * 2
 
@@ -271,7 +269,7 @@ def test_charts_are_well_formed_and_tell_their_numbers():
     assert "<title>" in texts and "tIoU; the line is the mean of 4; 2 are 0" in texts
     hints = re.findall("<title>(.*?)</title></rect>", histogram(np.array([0.0, 0.0, 0.4, 1.0]), "t", "tIoU"))
     assert len(hints) == 20 and hints[0].endswith(": 2") and hints[8].endswith(": 1") and hints[19].endswith(": 1")
-    assert {"10", "20", "30"} <= set(chart_texts(histogram(np.zeros(24), "t", "a"))) | {"30"}
+    assert {"0", "5", "10", "15", "20", "25"} <= set(chart_texts(histogram(np.zeros(24), "t", "a")))
     for count in (1, 3, 7, 99, 100, 101, 12345):
         ticks = [int(text) for text in chart_texts(histogram(np.zeros(count), "t", "a")) if text.isdigit()]
         assert max(ticks) >= count  # no bar goes beyond the chart

@@ -34,7 +34,7 @@ HTML, MARKDOWN, FILES = "report.html", "report.md", "report_files"
 SHOWN = 4  # best samples, and as many worst
 _BINS = 4
 _MAX_SKIPPED = 10
-_MAX_WORDS = 300  # characters of a question or an answer; one with a hundred boxes has thousands
+_MAX_QUESTION, _MAX_ANSWER = 800, 300  # characters; an answer of a hundred boxes has thousands, and they are drawn
 _COUNTS = {"unparsable": "not readable in full", "cut_off": "cut off", "skipped": "skipped"}
 # What the overview of several benchmarks shows of each.
 _MAIN = {
@@ -188,7 +188,7 @@ def _figures(run: _Run) -> list:
         for name in shown
     ]
     words = f"Nothing is published of {MODEL} on {run.benchmark}."
-    notes = [_comparison() if published else Paragraph(words), *map(Paragraph, run.problems)]
+    notes = [_comparison() if published else Paragraph(words), *(Paragraph(_without_paths(problem, None)) for problem in run.problems)]
     if run.task == "elc":
         notes.append(Paragraph(_ELC_SPANS))
     means = "Means (m…) are fractions, recalls (…@threshold) per cent; intervals are bootstrapped over the samples."
@@ -287,7 +287,10 @@ def _extremes(run: _Run, samples: Samples, prefix: str) -> list:
 
 def _card(prediction: Prediction, state: str | None, values: dict[str, float], name: str) -> Card:
     ious = ", ".join(f"{measure} {value:.3f}" for measure, value in values.items())
-    facts = [("medium", "unknown" if prediction.path is None else Path(prediction.path).name), ("question", _short(prediction.prompt))]
+    facts = [
+        ("medium", "unknown" if prediction.path is None else Path(prediction.path).name),
+        ("question", _short(prediction.prompt, _MAX_QUESTION)),
+    ]
     facts.append(("answer", "none" if prediction.answer is None else _short(prediction.answer) or "(empty)"))
     for words, grounding in (("truth", prediction.truth), ("answer", prediction.prediction)):
         if prediction.truth.span is not None:
@@ -340,9 +343,9 @@ def _span_words(span: tuple) -> str:
     return " – ".join("?" if position is None else f"{position:.3f}" for position in span) + " of the clip"
 
 
-def _short(text: str) -> str:
+def _short(text: str, length: int = _MAX_ANSWER) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]} … ({len(text)} characters)"
+    return text if len(text) <= length else f"{text[:length]} … ({len(text)} characters)"
 
 
 def _without_paths(text: str, path: str | None) -> str:
