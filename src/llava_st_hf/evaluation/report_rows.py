@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .metrics import Tubelets, box_iou, spatial_iou, temporal_iou, tubelet_iou
-from .rows import Grounding, Prediction
-from .scoring import ASKED
+from .rows import Prediction
+from .scoring import said_in, state_of
 
 
 # The IoUs of each task, and of which figure of `score` each is the mean. The first is what samples are ranked by.
@@ -33,7 +33,7 @@ class Samples:
     Args:
         task: of them all.
         states: of each: None if it was read, else "skipped", "cut_off" or "unparsable".
-        ious: (N,) by the names in `IOUS`; answers that were skipped or cut off have 0.
+        ious: (N,) by the names in `IOUS`; what was not said has 0.
         conditions: (N,) by the names in `CONDITIONS`; NaN where not known, as the size of a medium that was not opened.
     """
 
@@ -74,11 +74,10 @@ def read_samples(task: str, predictions: Iterable[Prediction]) -> Samples:
     tubelets = Tubelets(), Tubelets()
     conditions: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for prediction in predictions:
-        state = _state(prediction)
+        state = state_of(prediction)
         samples.states.append(state)
-        said = Grounding() if state in ("skipped", "cut_off") else prediction.prediction
-        for side, grounding in enumerate((said, prediction.truth)):
-            values = grounding.box if task == "rec" else _span(grounding, prediction)
+        for side, grounding in enumerate((said_in(prediction), prediction.truth)):
+            values = grounding.box if task == "rec" else grounding.span
             numbers[side].append((float("nan"),) * width if values is None else values)
             tubelets[side].append(grounding.tubelet)
         for name, value in _conditions(prediction).items():
@@ -93,23 +92,6 @@ def read_samples(task: str, predictions: Iterable[Prediction]) -> Samples:
     samples.ious = {name: measures[name]() for name in IOUS[task]}
     samples.conditions = {name: np.array(values) for name, values in conditions.items()}
     return samples
-
-
-def _state(prediction: Prediction) -> str | None:
-    """As `score` counts it."""
-    if prediction.skipped is not None:
-        return "skipped"
-    if not prediction.finished:
-        return "cut_off"
-    return None if all(getattr(prediction.prediction, name) for name in ASKED[prediction.task]) else "unparsable"
-
-
-def _span(grounding: Grounding, prediction: Prediction) -> tuple | None:
-    """The span, with the start that the question of "elc" gave where there is an end alone, as `score` has it."""
-    span = grounding.span
-    if prediction.task == "elc" and span is not None and span[0] is None and prediction.given.span is not None:
-        return prediction.given.span[0], span[1]
-    return span
 
 
 def _conditions(prediction: Prediction) -> dict[str, float]:

@@ -18,7 +18,7 @@
 import warnings
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
           be scored;
         - `<name>_low`, `<name>_high`: bounds of each figure that is a mean over rows, so not of BLEU and METEOR (default protocol);
         - `count`: rows; `skipped`, `cut_off`, `unparsable`: those without an answer, else with an unfinished one, else with one in
-          which part of what was asked for could not be read.
+          which part of what was asked for could not be read. All rows are in the means: what was not said, or not read, counts 0.
 
         Means are fractions, recalls per cent; CIDEr goes to 10.
 
@@ -75,10 +75,10 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
     for number, row in enumerate(rows, start=1):
         prediction = _prediction(task, row, number)
         counts["count"] += 1
-        if state := _state(prediction):
+        if state := state_of(prediction):
             counts[state] += 1
         if protocol == "default":
-            columns.append(prediction, is_answer=state not in ("skipped", "cut_off"))
+            columns.append(prediction)
         elif state != "skipped":
             released_rows.append(row if isinstance(row, dict) and "outputs" in row else released_row(prediction))
     if not counts["count"]:
@@ -105,14 +105,24 @@ def _prediction(task: str, row: Prediction | dict, number: int) -> Prediction:
     return prediction
 
 
-def _state(prediction: Prediction) -> str | None:
-    """What is wrong with an answer, by the name of its count; None for one that was read."""
+def state_of(prediction: Prediction) -> str | None:
+    """What is wrong with an answer, by the name of its count in `score`; None for one that was read whole."""
     if prediction.skipped is not None:
         return "skipped"
     if not prediction.finished:
         return "cut_off"
     has_all = all(getattr(prediction.prediction, name) for name in ASKED[prediction.task])
     return None if has_all else "unparsable"
+
+
+def said_in(prediction: Prediction) -> Grounding:
+    """What an answer says, as far as it goes: a cut-off one too, whose missing part costs what it is worth. Nothing where there is
+    none. An end alone has the start that the question of "elc" gave."""
+    said = prediction.prediction if prediction.skipped is None else _NOTHING
+    span, given = said.span, prediction.given.span
+    if prediction.task == "elc" and span is not None and span[0] is None and given is not None:
+        return replace(said, span=(given[0], span[1]))
+    return said
 
 
 @dataclass
@@ -124,28 +134,20 @@ class _Columns:
     tubelets: tuple[Tubelets, Tubelets] = field(default_factory=lambda: (Tubelets(), Tubelets()))
     captions: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
 
-    def append(self, prediction: Prediction, is_answer: bool) -> None:
+    def append(self, prediction: Prediction) -> None:
         asked = ASKED[self.task]
-        said = prediction.prediction if is_answer else _NOTHING
-        for side, grounding in enumerate((said, prediction.truth)):
+        for side, grounding in enumerate((said_in(prediction), prediction.truth)):
             try:
                 if "box" in asked:
                     self.numbers[side].extend(_values(grounding.box, 4))
                 if "span" in asked:
-                    self.numbers[side].extend(_values(self._span(grounding, prediction), 2))
+                    self.numbers[side].extend(_values(grounding.span, 2))
                 if "tubelet" in asked:
                     self.tubelets[side].append(grounding.tubelet)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"Sample {prediction.id!r} is malformed: {error}") from error
             if "caption" in asked:
                 self.captions[side].append(grounding.caption or "")
-
-    def _span(self, grounding: Grounding, prediction: Prediction):
-        """The span; with the start that the question of "elc" gave, where there is an end alone."""
-        span = grounding.span
-        if self.task == "elc" and span is not None and span[0] is None and prediction.given.span is not None:
-            return prediction.given.span[0], span[1]
-        return span
 
     def figures(self) -> dict[str, float]:
         """The figures of the default protocol."""
