@@ -6,8 +6,7 @@ Formats, and what is relied on:
 - `llava_st`: coordinate tokens, as `grounding.parse_answer` reads them.
 - `qwen2_5_vl`, `qwen3_vl`: JSON objects `{"bbox_2d": [x1, y1, x2, y2], "label"}`, in videos with `"time"`, and `{"start", "end"}` for
   spans, times in seconds or `mm:ss.ff`; often in a ```json fence, and cut off in the middle where the answer got too long. Qwen2.5-VL
-  counts pixels of the picture as it was resized for it, Qwen3-VL thousandths of the width and height. From their model cards and
-  cookbooks, and programs that read them.
+  counts pixels of the picture as it was resized for it, Qwen3-VL thousandths of the width and height. From programs that read them.
 - `molmo2`: `<tracks coords="0.0 1 635 522;0.5 1 606 490 2 511 124">…</tracks>`, `<points …>` likewise: per frame its seconds (for
   pictures their number), then object, x and y in thousandths for each object. From the appendix of Molmo2's report. Points have no
   extent, so they are kept as boxes without area.

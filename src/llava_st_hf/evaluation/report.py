@@ -203,7 +203,7 @@ def _figures(run: _Run) -> list:
 def _comparison() -> Paragraph:
     return Paragraph(
         f"Published figures are from {SOURCE}. Those of {MODEL} were computed under the released protocol: they compare with the column "
-        "beside them and not with the default protocol, which counts skipped and cut-off answers as 0 and rounds nothing."
+        "beside them and not with the default protocol, which counts every sample and rounds nothing."
     )
 
 
@@ -225,7 +225,7 @@ def _distributions(samples: Samples, prefix: str) -> list:
         _svg(f"{prefix}-histogram-{_slug(name)}", histogram(values, f"Samples by {name}", name), f"Histogram of {name}")
         for name, values in samples.ious.items()
     ]
-    words = "Under the default protocol: skipped and cut-off answers are among those of 0."
+    words = "Under the default protocol: skipped and unreadable answers are among those of 0."
     return [Heading(3, "Distribution"), Pictures(charts), Paragraph(words)]
 
 
