@@ -223,23 +223,7 @@ class LlavaSTProcessor(ProcessorMixin):
         self._check_pixels("video", processed["pixel_values_videos"], self.video_processor.size)
         replacements = []
         for index, metadata in enumerate(processed["video_metadata"]):
-            first, last = metadata.clip
-            frames = metadata.given_frames  # where they are uneven, times are needed one by one
-            times = end_time = None
-            if metadata.frame_times is not None or (frames is not None and metadata.fps):
-                times = tuple(metadata.seconds(frame) for frame in frames or range(first, last + 1))
-                end_time = metadata.seconds(last + 1)
-            media = Media(
-                "video",
-                width=int(metadata.width),
-                height=int(metadata.height),
-                fps=metadata.fps,
-                first_frame=first,
-                last_frame=last,
-                frame_times=times,
-                frames=None if frames is None else tuple(frames),
-                end_time=end_time,
-            )
+            media = metadata.media(*metadata.clip)
             replacements.append(MediaText(self.replace_video_token(processed, index), media))
         return processed, replacements
 

@@ -18,6 +18,7 @@ import torch
 from transformers.utils import is_decord_available, logging
 from transformers.video_utils import VideoMetadata
 
+from .grounding import Media
 from .image_processing_llava_st import is_url, local_path, open_url
 
 
@@ -64,6 +65,26 @@ class LlavaSTVideoMetadata(VideoMetadata):
                 return 2 * self.frame_times[-1] - self.frame_times[-2]
             return self.frame_times[frame]
         return frame / self.fps if self.fps else None
+
+    def media(self, first: int, last: int) -> Media:
+        """What it takes to turn positions in the clip from frame `first` to `last`, both included, into seconds and pixels."""
+        frames = self.given_frames  # where they are uneven, times are needed one by one
+        times: tuple | None = None
+        end_time: float | None = None
+        if self.frame_times is not None or (frames is not None and self.fps):
+            times = tuple(self.seconds(frame) for frame in frames or range(first, last + 1))
+            end_time = self.seconds(last + 1)
+        return Media(
+            "video",
+            width=int(self.width),
+            height=int(self.height),
+            fps=self.fps,
+            first_frame=first,
+            last_frame=last,
+            frame_times=times,
+            frames=None if frames is None else tuple(frames),
+            end_time=end_time,
+        )
 
     @property
     def timestamps(self) -> list[float]:

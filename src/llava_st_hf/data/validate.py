@@ -12,7 +12,7 @@ import PIL.Image
 
 from ..grounding import Media
 from ..image_processing_llava_st import MEDIA_ERRORS, original_size
-from ..video_decoding_llava_st import LlavaSTVideoMetadata, read_video_metadata
+from ..video_decoding_llava_st import read_video_metadata
 from ..video_sampling_llava_st import resolve_clip
 from .inline import check_text
 from .json_rows import BrokenFileError
@@ -146,21 +146,7 @@ def _media(item: dict, read: Callable) -> Media:
         clip = {"frames": item["clip"]}
     else:
         clip = {name: item[name] for name in ("start", "end") if item[name] is not None} or None
-    return _clip_media(found, *resolve_clip(clip, found))
-
-
-def _clip_media(metadata: LlavaSTVideoMetadata, first: int, last: int) -> Media:
-    times = metadata.frame_times  # where the rate varies
-    return Media(
-        "video",
-        width=int(metadata.width),
-        height=int(metadata.height),
-        fps=metadata.fps,
-        first_frame=first,
-        last_frame=last,
-        frame_times=None if times is None else tuple(times[first : last + 1]),
-        end_time=None if times is None else metadata.seconds(last + 1),
-    )
+    return found.media(*resolve_clip(clip, found))
 
 
 def _read_medium(kind: str, path: str):

@@ -4,11 +4,9 @@
 from collections.abc import Iterator
 
 from ..data.hc_stvg import read_hc_stvg
-from ..data.paths import join_path
 from ..data.samples import GroundingSample
-from ..tasks import task_content
-from .rows import Grounding, Question
-from .seen_frames import sample_tubelet
+from .rows import Question
+from .seen_frames import stvg_question
 
 
 def hc_stvg_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
@@ -36,15 +34,5 @@ def hc_stvg_questions(annotations: str, media: str, seed: int) -> Iterator[tuple
 
 
 def _question(sample: GroundingSample, media: str) -> Question:
-    assert sample.num_frames is not None and sample.width is not None and sample.height is not None  # the reader saw to it
-    last = sample.num_frames - 1
-    return Question(
-        id=sample.id,
-        task="stvg",
-        path=join_path(media, sample.path),
-        kind="video",
-        prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
-        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, 0, last)),
-        size=(sample.width, sample.height),
-        frames=(0, last),
-    )
+    assert sample.num_frames is not None  # the reader saw to it
+    return stvg_question(sample, media, 0, sample.num_frames - 1)

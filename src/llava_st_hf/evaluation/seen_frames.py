@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes of every frame, cut down to the frames that the model sees, since it can speak of no others."""
 
+from ..data.paths import join_path
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
+from ..tasks import task_content
 from ..video_sampling_llava_st import sample_frame_indices
-from .rows import Box
+from .rows import Box, Grounding, Question
 
 
 def at_seen_frames(boxes: dict[int, Box], first: int, last: int) -> dict[int, Box]:
@@ -30,3 +32,28 @@ def sample_tubelet(sample: GroundingSample, first: int, last: int) -> dict[int, 
     """The same of a sample whose every frame is annotated, with times in fractions of the clip from frame `first` to `last`."""
     boxes = {first + round(time * (last - first)): box for time, box in sample.boxes if time is not None}
     return at_seen_frames(boxes, first, last)
+
+
+def stvg_question(sample: GroundingSample, media: str, first: int, last: int) -> Question:
+    """
+    What the task "stvg" asks of a sample whose every frame is annotated.
+
+    Args:
+        media: folder of the videos.
+        first, last: frames of the clip, both included.
+
+    Raises:
+        ValueError: naming a path that leaves the folder.
+    """
+    assert sample.width is not None and sample.height is not None  # the readers see to it
+    return Question(
+        id=sample.id,
+        task="stvg",
+        path=join_path(media, sample.path),
+        kind="video",
+        prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
+        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, first, last)),
+        clip=sample.clip,
+        size=(sample.width, sample.height),
+        frames=(first, last),
+    )

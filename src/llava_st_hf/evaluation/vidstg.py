@@ -4,12 +4,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.paths import join_path
 from ..data.samples import GroundingSample
 from ..data.vidstg import read_vidstg
-from ..tasks import task_content
-from .rows import Grounding, Question
-from .seen_frames import sample_tubelet
+from .rows import Question
+from .seen_frames import stvg_question
 
 
 # Folder with VidOR's boxes, beside the file of sentences.
@@ -52,15 +50,5 @@ def _questions(annotations: str, media: str, is_question: bool) -> Iterator[tupl
 
 
 def _question(sample: GroundingSample, media: str) -> Question:
-    assert sample.clip is not None and sample.width is not None and sample.height is not None  # the reader saw to it
-    return Question(
-        id=sample.id,
-        task="stvg",
-        path=join_path(media, sample.path),
-        kind="video",
-        prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
-        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, *sample.clip)),
-        clip=sample.clip,
-        size=(sample.width, sample.height),
-        frames=sample.clip,
-    )
+    assert sample.clip is not None  # the reader saw to it
+    return stvg_question(sample, media, *sample.clip)
