@@ -7,6 +7,10 @@ from transformers import BatchFeature
 from .grounding import Media
 
 
+# Which conversation of its sequence a token belongs to is a number from 0 on, its segment; or one of these.
+SHARED, PADDING = -1, -2
+
+
 class LlavaSTBatchFeature(BatchFeature):
     """Model inputs, with what it takes to read the answer beside them.
 
@@ -41,8 +45,8 @@ def join_samples(
     A batch of samples, with media in the order of the samples.
 
     Args:
-        samples: `input_ids` and, as far as they have such, `labels`, `coordinates`, `pixel_values` and `pixel_values_videos`. Text is of
-            shape (length,) or (1, length).
+        samples: `input_ids` and, as far as they have such, `labels`, `coordinates`, `position_ids`, `segments`, `pixel_values` and
+            `pixel_values_videos`. Text is of shape (length,) or (1, length).
         pad_token_id: fills shorter `input_ids`.
         padding_side: "left" for generation, "right" for training.
         pixel_dtype: of the pixels; by default as they are.
@@ -55,16 +59,16 @@ def join_samples(
     """
     length = max(sample["input_ids"].shape[-1] for sample in samples)
     batch = {"attention_mask": torch.zeros(len(samples), length, dtype=torch.long)}
-    for name, fill, dtype in (
-        ("input_ids", pad_token_id, torch.long), ("labels", -100, torch.long), ("coordinates", float("nan"), torch.float32),
-    ):  # fmt: skip
+    fills = {"input_ids": pad_token_id, "labels": -100, "coordinates": float("nan"), "position_ids": 0, "segments": PADDING}
+    for name, fill in fills.items():
+        dtype = torch.float32 if name == "coordinates" else torch.long
         if any(name in sample for sample in samples):
             batch[name] = torch.full((len(samples), length), fill, dtype=dtype)
     for number, sample in enumerate(samples):
         own = sample["input_ids"].shape[-1]
         place = slice(length - own, None) if padding_side == "left" else slice(own)
         batch["attention_mask"][number, place] = 1
-        for name in ("input_ids", "labels", "coordinates"):
+        for name in fills:
             if name in sample:
                 batch[name][number, place] = sample[name].flatten()
     for name in ("pixel_values", "pixel_values_videos"):

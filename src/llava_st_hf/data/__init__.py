@@ -5,6 +5,7 @@ Needs `pip install 'llava-st-hf[data]'`. Importing `llava_st_hf` does not import
 """
 
 from .charades_sta import read_charades_sta
+from .grouping import GROUPED_FEATURES, group_by_medium
 from .hc_stvg import read_hc_stvg
 from .json_rows import BrokenFileError
 from .jsonl import Chat, read_jsonl
@@ -21,11 +22,13 @@ from .vidstg import read_vidstg
 
 __all__ = [
     "FEATURES",
+    "GROUPED_FEATURES",
     "BrokenFileError",
     "Chat",
     "Entry",
     "GroundingSample",
     "Problem",
+    "group_by_medium",
     "join_path",
     "load_mixture",
     "question_and_answer",

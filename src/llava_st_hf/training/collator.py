@@ -6,10 +6,12 @@ from typing import Literal
 
 import torch
 
-from ..batch_feature_llava_st import join_samples
+from ..batch_feature_llava_st import LlavaSTBatchFeature, join_samples
+from ..data.grouping import opening
 from ..image_processing_llava_st import MEDIA_ERRORS
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
+from .shared_medium import KnownMediumProcessor, block_mask, join_conversations, medium_mask, number_segments, remainder
 
 
 OnError = Literal["raise", "skip"]
@@ -25,7 +27,7 @@ class LlavaSTDataCollator:
         label_scheme: which tokens are learned: see `make_labels`.
         on_error: what a sample that cannot be used does: "raise" stops the run; "skip" leaves it out of its batch, and the batch
             tells of it.
-        max_length: longest sample in tokens, media included. A longer one cannot be used: cutting it would cut its media or its
+        max_length: longest sequence in tokens, media included. A longer one cannot be used: cutting it would cut its media or its
             answer.
         pixel_dtype: of the pixels. A model that computes in half precision rounds them to it anyway, and half the bytes travel.
     """
@@ -44,56 +46,139 @@ class LlavaSTDataCollator:
     def __call__(self, rows: list[dict]) -> dict:
         """
         Args:
-            rows: with `messages`, and `id`, `source` and `task` as far as known; see `llava_st_hf.data`.
+            rows: with `messages`, and `id`, `source` and `task` as far as known; or with `conversations`, `ids`, `tasks` and `source`,
+                as `group_by_medium` makes them. See `llava_st_hf.data`.
 
         Returns:
             Model inputs with `labels`, padded on the right; `coordinates` where there are any; and for the trainer `tasks`, one
-            name per sample, and `skipped`, why samples were left out. A batch of which nothing is left has one row without labels.
+            name per conversation, and `skipped`, why samples were left out. A batch of which nothing is left has one row without
+            labels.
+
+            Where a row has several conversations, also `position_ids` and `segments`, both (batch_size, sequence_length). The latter
+            says which of `tasks` each token belongs to, `SHARED` where conversations share it and `PADDING` behind the end;
+            `attention_mask` is then boolean and (batch_size, 1, sequence_length, sequence_length): see `block_mask`.
 
         Raises:
             ValueError: naming the sample and what is wrong with it, with `on_error="raise"`.
         """
-        samples, tasks, skipped = [], [], []
+        samples: list[dict[str, torch.Tensor]] = []
+        tasks: list[str] = []
+        skipped: list[str] = []
         for row in rows:
-            try:
-                samples.append(self._encode(row))
-                tasks.append(row.get("task") or "all")
-            except MEDIA_ERRORS as error:
-                problem = f"Sample {row.get('id')!r} of {row.get('source') or 'the data'}: {error}"
-                if self.on_error == "raise":
-                    raise ValueError(problem) from error
-                skipped.append(problem)
+            sample, names = self._encode_row(row, skipped)
+            if sample is not None:
+                samples.append(sample)
+                tasks += names
         if not samples:
             nothing = torch.full((2,), self.processor.tokenizer.pad_token_id)
             samples.append({"input_ids": nothing, "labels": torch.full((2,), IGNORED)})
             tasks.append("all")
+        grouped = any("segments" in sample for sample in samples)
+        if grouped:
+            number_segments(samples)
         batch = join_samples(samples, self.processor.tokenizer.pad_token_id, "right", self.pixel_dtype)
+        if grouped:
+            batch["attention_mask"] = block_mask(batch["segments"])
         return {**batch, "tasks": tasks, "skipped": skipped}
 
-    def _encode(self, row: dict) -> dict[str, torch.Tensor]:
-        """Model inputs of one sample, without a batch dimension at the text."""
-        messages = [{**message, "content": _without_nulls(message.get("content"))} for message in row.get("messages") or ()]
+    def _encode_row(self, row: dict, skipped: list[str]) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
+        """Model inputs of one row, None where nothing of it can be used, and the tasks of its conversations."""
+        if "conversations" not in row:
+            row = {**row, "conversations": [row.get("messages") or []], "ids": [row.get("id")], "tasks": [row.get("task")]}
+        conversations, source = [_without_nulls(messages) for messages in row["conversations"]], row.get("source")
+        tasks = [task or "all" for task in row["tasks"]]
+        if len(conversations) > 1:
+            return self._encode_group(conversations, row["ids"], tasks, source, skipped)
+        try:
+            sample, _ = self._encode(self.processor, conversations[0])
+            self._check_learned(sample)
+            self._check_length(sample)
+            return sample, tasks
+        except MEDIA_ERRORS as error:
+            self._leave_out(row["ids"], source, error, skipped)
+            return None, []
+
+    def _encode_group(
+        self, conversations: list[list[dict]], ids: list, tasks: list[str], source: str | None, skipped: list[str]
+    ) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
+        """As `_encode_row`, of several conversations about one medium. What is wrong with one of them leaves out that one alone."""
+        try:
+            shared, processor = self._encode_shared(conversations[0])
+        except MEDIA_ERRORS as error:
+            self._leave_out(ids, source, error, skipped)
+            return None, []
+        remainders, names = [], []
+        for messages, id, task in zip(conversations, ids, tasks, strict=True):
+            try:
+                sample, _ = self._encode(processor, messages)
+                self._check_learned(sample)
+                remainders.append(remainder(sample, shared, processor))
+                names.append(task)
+            except MEDIA_ERRORS as error:
+                self._leave_out([id], source, error, skipped)
+        if not remainders:
+            return None, []
+        sample = join_conversations(shared, remainders)
+        try:
+            self._check_length(sample)
+        except ValueError as error:
+            self._leave_out(ids, source, error, skipped)
+            return None, []
+        return sample, names
+
+    def _encode_shared(self, messages: list[dict]) -> tuple[dict[str, torch.Tensor], KnownMediumProcessor]:
+        """What conversations about one medium share, up to and including it; and a processor for what is behind it."""
+        if self.label_scheme != "assistant":
+            raise ValueError(f"conversations are grouped, which label_scheme={self.label_scheme} does not allow.")
+        start = opening(messages)
+        if start is None:
+            raise ValueError("conversations are grouped that have no medium to share.")
+        shared, encoded = self._encode(self.processor, start)
+        length = int(medium_mask(shared["input_ids"], self.processor).nonzero()[-1]) + 1  # the template may end the message behind it
+        for name in ("input_ids", "coordinates"):
+            if name in shared:
+                shared[name] = shared[name][:length]
+        return shared, KnownMediumProcessor.after(self.processor, encoded.media[0][0])
+
+    def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:
+        """Model inputs of one conversation, without a batch dimension at the text; and what the processor said."""
         # Without tensors of the batch: making one copies each video once more.
-        encoded = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        encoded = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         sample = {"input_ids": torch.tensor(encoded["input_ids"][0])}
         sample["labels"] = make_labels(
-            sample["input_ids"], torch.tensor(encoded["assistant_masks"][0]), self.processor.tokenizer, self.label_scheme
+            sample["input_ids"], torch.tensor(encoded["assistant_masks"][0]), processor.tokenizer, self.label_scheme
         )
-        if bool((sample["labels"] == IGNORED).all()):
-            raise ValueError("it has no assistant message, so there is nothing to learn.")
-        if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
-            raise ValueError(f"it has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}.")
         if "coordinates" in encoded:
             sample["coordinates"] = torch.tensor(encoded["coordinates"][0])
         for name in ("pixel_values", "pixel_values_videos"):
             if name in encoded:
                 pixels = encoded[name]
                 sample[name] = pixels[0][None] if len(pixels) == 1 else torch.stack(list(pixels))
-        return sample
+        return sample, encoded
+
+    def _check_learned(self, sample: dict[str, torch.Tensor]) -> None:
+        if bool((sample["labels"] == IGNORED).all()):
+            raise ValueError("it has no assistant message, so there is nothing to learn.")
+
+    def _check_length(self, sample: dict[str, torch.Tensor]) -> None:
+        if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
+            raise ValueError(f"it has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}.")
+
+    def _leave_out(self, ids: list, source: str | None, error: Exception, skipped: list[str]) -> None:
+        """Notes why conversations cannot be used, or raises it."""
+        which = f"Sample {ids[0]!r}" if len(ids) == 1 else f"The group of samples {', '.join(map(repr, ids))}"
+        problem = f"{which} of {source or 'the data'}: {error}"
+        if self.on_error == "raise":
+            raise ValueError(problem) from error
+        skipped.append(problem)
 
 
-def _without_nulls(content):
-    """Content items without the keys that Arrow filled in."""
+def _without_nulls(messages: list[dict]) -> list[dict]:
+    """Messages whose content items are without the keys that Arrow filled in."""
+    return [{**message, "content": _filled_items(message.get("content"))} for message in messages]
+
+
+def _filled_items(content):
     if isinstance(content, str) or content is None:
         return content
     return [{key: value for key, value in item.items() if value is not None} for item in content]

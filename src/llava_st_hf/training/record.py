@@ -17,6 +17,8 @@ _ARGUMENTS = (
     "train", "learning_rate", "learning_rates", "label_scheme", "max_length", "seed", "data_seed", "per_device_train_batch_size",
     "gradient_accumulation_steps", "world_size", "train_sampling_strategy", "weight_decay", "max_grad_norm", "bf16", "fp16",
 )  # fmt: skip
+# What records that do not tell of a setting were made with.
+_BEFORE = {"questions_per_medium": 1}
 
 
 def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLike, num_samples: int | None, **settings) -> None:
@@ -50,7 +52,7 @@ def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLik
         return
     if not path.is_file():
         raise ValueError(f"{folder} holds checkpoints without a {RECORD}: they are of another program. Choose another output_dir.")
-    found = json.loads(path.read_text())
+    found = {**_BEFORE, **json.loads(path.read_text())}
     different = [f"{name} was {found.get(name)!r} and is {value!r}" for name, value in record.items() if found.get(name) != value]
     if different:
         raise ValueError(

@@ -34,7 +34,7 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
     Args:
         model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `make_trainable` returns it.
         args ([`LlavaSTTrainingConfig`]): what a recipe says.
-        train_dataset, eval_dataset: rows of chat messages: see `llava_st_hf.data`.
+        train_dataset, eval_dataset: rows of chat messages, one by one or as `group_by_medium` makes them: see `llava_st_hf.data`.
         processing_class ([`LlavaSTProcessor`]): the model's processor.
         data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default.
         base_model_name, card_data, card_recipe: what the model card says of where the run started, of its data (Markdown) and of its
@@ -61,11 +61,14 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         if not isinstance(args, LlavaSTTrainingConfig):
             raise TypeError(f"args must be a LlavaSTTrainingConfig, got {type(args).__name__}.")
         _check_data(args, train_dataset)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            if dataset is not None and "conversations" in (dataset.column_names or ()):
+                _check_groups(args, model)
         self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
         if model.dtype not in (torch.float32, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32):
             # Without autocast, updates smaller than the weights' own precision would be lost.
             raise ValueError(f"The model's weights are {model.dtype}: train it with bf16: true (or fp16), or load it in float32.")
-        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        half = self._half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         if data_collator is None:
             data_collator = LlavaSTDataCollator(
                 processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half
@@ -151,11 +154,13 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         Returns:
             The summed loss over `num_items_in_batch`, times the processes that gradients are averaged over.
         """
-        inputs = dict(inputs)
-        tasks = inputs.pop("tasks", None) or ["all"] * len(inputs["labels"])
+        tasks = inputs.get("tasks") or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
+        model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segments")}
+        if "segments" in inputs and _attention(self.model) == "eager":
+            model_inputs["attention_mask"] = _additive(inputs["attention_mask"], self._half)
         outputs = model(
-            **inputs,
+            **model_inputs,
             use_cache=False,
             skip_logits=not return_outputs,
             num_items_in_batch=num_items_in_batch,
@@ -243,6 +248,29 @@ def _check_data(args: LlavaSTTrainingConfig, dataset) -> None:
         missing = [name for name in ("modality", "length") if name not in dataset.column_names]
         if missing:
             raise ValueError(f'train_sampling_strategy="group_by_length" needs the columns modality and length; {missing} are not there.')
+
+
+def _attention(model) -> str:
+    return model.config.get_text_config()._attn_implementation
+
+
+def _check_groups(args: LlavaSTTrainingConfig, model) -> None:
+    """Refuses what would not give the numbers of separate conversations."""
+    if args.label_scheme != "assistant":
+        raise ValueError(
+            f'label_scheme="{args.label_scheme}" learns tokens that several questions about one medium share, once for each of them: '
+            'take label_scheme="assistant", or questions_per_medium=1.'
+        )
+    if _attention(model) not in ("sdpa", "eager"):
+        raise ValueError(
+            f"Several questions about one medium need a mask that attn_implementation={_attention(model)} does not take: take sdpa or "
+            "eager, or questions_per_medium=1."
+        )
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as what eager attention adds to its scores, where it would take True for 1."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 class SpeedProgressCallback(ProgressCallback):

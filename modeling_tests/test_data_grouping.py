@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows about one medium become one: which do, in what order, and without holding all of them in memory."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from llava_st_hf.data import FEATURES, GROUPED_FEATURES, group_by_medium, load_mixture
+from llava_st_hf.data.grouping import opening
+from llava_st_hf.data.rows import Medium, conversation_row
+from modeling_tests.miniatures import write_json
+
+
+VIDEO = Medium("video", "/a.mp4")
+TURNS = [("user", "When?"), ("assistant", "{<t0.1><t0.2>}")]
+
+
+def dataset(*rows) -> Dataset:
+    """Rows of `(medium, turns)`, with their numbers as ids."""
+    made = [conversation_row(str(i), f"task{i}", "made", medium, turns) for i, (medium, turns) in enumerate(rows)]
+    return Dataset.from_list(made, features=FEATURES)
+
+
+def ids(grouped: Dataset) -> list[str]:
+    return ["".join(row) for row in grouped["ids"]]
+
+
+def test_rows_of_one_medium_are_merged_in_the_order_of_the_first(tmp_path):
+    image = Medium("image", "/a.jpg")
+    rows = dataset((VIDEO, TURNS), (image, TURNS), (None, TURNS), (VIDEO, TURNS), (None, TURNS), (image, TURNS), (VIDEO, TURNS))
+    grouped = group_by_medium(rows, 8)
+    assert ids(grouped) == ["036", "15", "2", "4"]
+    assert grouped.features == GROUPED_FEATURES
+    assert grouped["modality"][:] == ["video", "image", "text", "text"]
+    first = grouped[0]
+    assert first["tasks"] == ["task0", "task3", "task6"] and first["source"] == "made"
+    assert first["length"] == 3 * rows[0]["length"]
+    assert first["conversations"] == [rows[number]["messages"] for number in (0, 3, 6)]
+
+
+def test_a_group_has_no_more_rows_than_wanted():
+    rows = dataset(*[(VIDEO, TURNS)] * 5, (Medium("video", "/b.mp4"), TURNS), (VIDEO, TURNS))
+    assert ids(group_by_medium(rows, 2)) == ["01", "23", "46", "5"]
+    assert ids(group_by_medium(rows, 1)) == list("0123456")
+
+
+@pytest.mark.parametrize(
+    "medium, turns",
+    [
+        (Medium("video", "/b.mp4"), TURNS),
+        (Medium("image", "/a.mp4"), TURNS),
+        (Medium("video", "/a.mp4", clip=(0, 9)), TURNS),
+        (Medium("video", "/a.mp4", start=1.0), TURNS),
+        (Medium("video", "/a.mp4", end=1.0), TURNS),
+        (VIDEO, [("system", "Be short."), *TURNS]),
+    ],
+)
+def test_another_medium_part_or_system_message_is_another_group(medium, turns):
+    assert ids(group_by_medium(dataset((VIDEO, TURNS), (medium, turns), (VIDEO, TURNS)), 8)) == ["02", "1"]
+
+
+def test_several_media_or_an_answer_before_them_stay_alone():
+    rows = dataset(*[(VIDEO, TURNS * 2)] * 2).to_list()
+    moved = dataset(*[(VIDEO, TURNS * 2)] * 2).to_list()
+    for row in rows:
+        row["messages"][2]["content"].insert(0, row["messages"][0]["content"][0])
+        assert opening(row["messages"]) is None
+    for row in moved:
+        row["messages"][2]["content"].insert(0, row["messages"][0]["content"].pop(0))
+        assert opening(row["messages"]) is None
+    grouped = group_by_medium(Dataset.from_list([*rows, *moved], features=FEATURES), 8)
+    assert [len(row) for row in grouped["ids"]] == [1] * 4
+
+
+def test_sources_of_a_group_are_all_named():
+    rows = dataset((VIDEO, TURNS), (VIDEO, TURNS)).to_list()
+    rows[1]["source"] = "other"
+    assert group_by_medium(Dataset.from_list(rows, features=FEATURES), 8)[0]["source"] == "made, other"
+
+
+def test_many_rows_are_all_there_once():
+    """More than are read at a time; groups of all sizes across those reads."""
+    generator = np.random.default_rng(0)
+    media = [None, *(Medium("video", f"/{i}.mp4") for i in range(60))]
+    chosen = generator.integers(0, 61, 9000)
+    rows = dataset(*[(media[i], TURNS) for i in chosen])
+    grouped = group_by_medium(rows, 7)
+    found = [int(id) for row in grouped["ids"] for id in row]
+    assert sorted(found) == list(range(9000))
+    firsts = [int(row[0]) for row in grouped["ids"]]
+    assert firsts == sorted(firsts)
+    for row in grouped.to_list():
+        assert len({chosen[int(id)] for id in row["ids"]}) == 1 and len(row["ids"]) <= 7
+        assert [int(id) for id in row["ids"]] == sorted(int(id) for id in row["ids"])
+    assert len(grouped) == sum(-(-np.sum(chosen == i) // 7) for i in range(1, 61)) + np.sum(chosen == 0)
+
+
+def test_the_groups_of_a_mixture_are_kept_and_found_again(tmp_path):
+    rows = [
+        {
+            "id": i,
+            "video": f"{i % 2}.mp4",
+            "conversations": [{"from": "human", "value": "<video>\nWhen?"}, {"from": "gpt", "value": "Now."}],
+        }
+        for i in range(6)
+    ]
+    write_json(tmp_path / "rows.json", rows)
+    write_json(tmp_path / "mixture.yaml", {"datasets": [{"json_path": str(tmp_path / "rows.json"), "data_folder": str(tmp_path)}]})
+    files = []
+    for _ in range(2):
+        mixture = load_mixture(tmp_path / "mixture.yaml", cache_dir=str(tmp_path / "cache"))
+        grouped = group_by_medium(mixture, 2)
+        assert ids(grouped) == ["02", "13", "4", "5"]
+        files.append(grouped.cache_files)
+    assert files[0] == files[1] and files[0]
+
+
+def test_what_cannot_be_grouped_is_refused():
+    rows = dataset((VIDEO, TURNS))
+    with pytest.raises(ValueError, match="max_questions=0"):
+        group_by_medium(rows, 0)
+    with pytest.raises(ValueError, match="streamed"):
+        group_by_medium(rows.to_iterable_dataset(), 2)
+    with pytest.raises(ValueError, match="modality are not there"):
+        group_by_medium(rows.remove_columns("modality"), 2)
