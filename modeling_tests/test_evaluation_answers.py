@@ -268,6 +268,14 @@ def test_without_media_or_rate_there_is_a_note(reader):
         assert found == NOTHING and any("frame rate" in note for note in notes)
 
 
+def test_boxes_of_peers_go_to_frames_that_llava_st_can_name():
+    clip = Media("video", width=1000, height=1000, fps=30.0, last_frame=990)  # each bin is ten frames
+    track = [{"time": frame / 30, "bbox_2d": [frame, 0, 999, 999]} for frame in (96, 99, 103, 206, 990)]
+    found, _ = read("qwen3_vl", json.dumps(track), "stvg", clip)
+    assert {frame: box[0] for frame, box in found.tubelet.items()} == pytest.approx({100: 99, 210: 206, 990: 990})
+    assert found.span == pytest.approx((96 / 990, 1.0))  # what was said
+
+
 def test_times_of_a_varying_rate_count_from_the_first_frame():
     media = Media("video", 200, 100, fps=2.0, last_frame=2, frame_times=(5.0, 6.0, 9.0), end_time=10.0)
     assert read("seconds", "1 - 4 s", "tvg", media)[0].span == (0.5, 1.0)
@@ -298,7 +306,7 @@ PIECES = [
 ]  # fmt: skip
 ASKED = [
     Asked(task, media, Grounding(span=(0.2, 0.2), box=PIXELS), seen_size=seen)
-    for task in ("rec", "reg", "tvg", "stvg", "svg", "elc")
+    for task in ("rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc")
     for media in (None, IMAGE, VIDEO, NO_RATE)
     for seen in (None, (28, 56))
 ]
@@ -315,8 +323,16 @@ def test_no_reader_ever_raises(reader, text, asked):
     assert Grounding.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
     if found.span is not None:
         assert 0 <= found.span[0] <= found.span[1] <= 1
-    for x1, y1, x2, y2 in [*([found.box] if found.box else []), *(found.tubelet or {}).values()]:
+    boxes = [*([found.box] if found.box else []), *(found.tubelet or {}).values(), *(box for _, box in found.objects or ())]
+    for x1, y1, x2, y2 in boxes:
         assert 0 <= x1 <= x2 <= asked.media.width and 0 <= y1 <= y2 <= asked.media.height
+
+
+@pytest.mark.parametrize("task, media", [("tr", VIDEO), ("reg", IMAGE)])
+def test_words_alone_are_a_caption(task, media):
+    found, notes = READERS["llava_st"]("A dog runs.", Asked(task, media))
+    assert found == Grounding(caption="A dog runs") and not notes
+    assert READERS["llava_st"]("", Asked(task, media))[0] == Grounding()
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,17 @@ def answered(name: str, folder: Path, answer) -> list[Prediction]:
         said, notes = READERS["llava_st"](text, Asked(question.task, medium, question.given))
         predictions.append(
             Prediction(
-                question.id, name, question.task, question.prompt, question.truth, question.given, question.path, medium.to_dict(),
-                text, prediction=said, notes=notes,
+                question.id,
+                name,
+                question.task,
+                question.prompt,
+                question.truth,
+                question.given,
+                question.path,
+                medium.to_dict(),
+                text,
+                prediction=said,
+                notes=notes,
             )
         )
     append_predictions(folder / "predictions.jsonl", predictions)
@@ -142,6 +151,30 @@ def test_a_benchmark_is_run_scored_again_and_compared_by_command(tmp_path, model
     figures = json.loads(capsys.readouterr().out)
     assert figures["skipped"] == 1 and figures["cut_off"] == 0 and figures["count"] == len(answers)
     assert figures["mtiou"] > 0
+    assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds", "--protocol", "released"]) == 1
+    assert "reads coordinate tokens alone" in capsys.readouterr().err
+
+
+def test_boxes_in_pixels_of_what_a_peer_was_shown(tmp_path, capsys):
+    predictions = answered("refcoco_val", tmp_path, oracle)
+    lines = []
+    for prediction in predictions:
+        media, box = prediction.medium(), prediction.truth.box
+        answer = json.dumps({"bbox_2d": [2 * box[0], 3 * box[1], 2 * box[2], 3 * box[3]]})
+        lines.append({"id": prediction.id, "answer": answer, "seen_size": [2 * media.width, 3 * media.height]})
+    lines[0]["finished"] = False
+    lines[1]["answer"] = None
+    peer = tmp_path / "peer.jsonl"
+    peer.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["score", str(peer), "--rows", str(tmp_path / "predictions.jsonl"), "--reader", "qwen2_5_vl"]
+    assert llava_st(command) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["cut_off"], figures["skipped"], figures["unparsable"]) == (1, 1, 0)
+    assert figures["miou"] == pytest.approx((len(lines) - 1) / len(lines))
+    for broken in ({"seen_size": 3}, {"seen_size": [0, 4]}, {"seen_size": ["a", 4]}, {"answer": 3}):
+        peer.write_text(json.dumps({**lines[0], **broken}))
+        assert llava_st(command) == 1
+        assert "line 1 is no object with id and answer" in capsys.readouterr().err
 
 
 def test_commands_name_what_is_wrong_before_a_model_is_loaded(tmp_path, capsys):
@@ -159,5 +192,3 @@ def test_commands_name_what_is_wrong_before_a_model_is_loaded(tmp_path, capsys):
         assert llava_st(command) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-

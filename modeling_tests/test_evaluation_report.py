@@ -237,8 +237,46 @@ def test_all_samples_skipped(runs, tmp_path):
     predictions = [replace(runs["tvg"][1][8], id=str(number)) for number in range(12)]
     write_report(write_run(tmp_path / "run", predictions))
     markdown = (tmp_path / "run" / "report.md").read_text()
-    assert markdown_rows(markdown)["miou"][0] == ["0.000", "0.000 – 0.000", "–", "0.424"]
-    assert "12 of 9 questions" in markdown and "and 2 more" in markdown and "no answer has anything right" in markdown
+    assert markdown_rows(markdown)["miou"][0] == ["0.000", "0.000 – 0.000", "0.424"]
+    assert (
+        "which has no figures here" in markdown
+        and "12 of 9 questions" in markdown
+        and "and 2 more" in markdown
+        and "no answer has anything right" in markdown
+    )
+
+
+def test_answers_of_peers_have_no_figures_of_the_released_protocol(runs, tmp_path):
+    predictions = [replace(row, reader="qwen3_vl") for row in runs["stvg"][1]]
+    write_report(write_run(tmp_path / "run", predictions))
+    markdown = (tmp_path / "run" / "report.md").read_text()
+    rows, figures = markdown_rows(markdown), score("stvg", predictions)
+    low, high = written("mtiou", figures["mtiou_low"]), written("mtiou", figures["mtiou_high"])
+    assert rows["mtiou"][0][:3] == [written("mtiou", figures["mtiou"]), f"{low} – {high}", "0.438"]
+    assert rows["answers read as"] == [["qwen3_vl"]]
+    assert "which has no figures here" in markdown
+
+
+def test_only_pictures_of_the_older_report_are_removed(runs, tmp_path):
+    folder = write_run(tmp_path / "run", runs["rec"][1])
+    write_report(folder)
+    files = folder / "report_files"
+    (files / "mine.jpg").touch()
+    older = {path.name for path in files.iterdir()}
+    (folder / "predictions.jsonl").unlink()
+    append_predictions(folder / "predictions.jsonl", runs["rec"][1][8:])  # nothing to draw but charts
+    write_report(folder)
+    shown = re.findall(r"\]\(report_files/([^)]+)\)", (folder / "report.md").read_text())
+    assert {path.name for path in files.iterdir()} == {"mine.jpg", *shown} < older
+
+
+@pytest.mark.parametrize("task", ["tr", "reg"])
+@pytest.mark.filterwarnings("ignore:.*aptions")
+def test_reports_on_captions_have_no_empty_columns_and_nothing_to_draw(tmp_path, task):
+    row = Prediction("one", "mine", task, "What?", Grounding(caption="a cat"), answer="a cat", prediction=Grounding(caption="a cat"))
+    page = write_report(write_run(tmp_path / "run", [row])).read_text()
+    assert "released protocol</th>" not in page and "published: " not in page and "<svg" not in page
+    assert "no means, and have no intervals" in page and "there is no IoU to draw" in page
 
 
 def test_folders_without_predictions(tmp_path):

@@ -3,18 +3,23 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from llava_st_hf import image_processing_llava_st, video_processing_llava_st
+from llava_st_hf.cli import main
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
 from llava_st_hf.evaluation.rows import Grounding, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from modeling_tests.corpora import write_media
+from modeling_tests.miniatures import MINIATURES
 from modeling_tests.processors import model_for, tiny_processor
 
 
@@ -77,9 +82,7 @@ def test_answers_are_those_of_generate(undisturbed, media):
     for prediction, question in zip(undisturbed, questions_about(media), strict=True):
         medium = {"type": question.kind, "path": question.path, **({"clip": list(question.clip)} if question.clip else {})}
         messages = [{"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}]
-        inputs = processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
+        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
         generated = model.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
         assert prediction.answer == processor.decode_answer(generated)
 
@@ -141,6 +144,100 @@ def test_two_processes_answer_as_one(tmp_path, media, undisturbed):
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == undisturbed
     assert sorted(os.listdir(tmp_path / "run")) == ["predictions.jsonl", "settings.json"]
+
+
+def run_counting(monkeypatch, folder: Path, questions: list[Question], **options) -> tuple[list[str], list[Prediction]]:
+    """The names of the files in the order in which they were read, beside what came of it."""
+    opened: list[str] = []
+
+    def counting(read):
+        def counted(source, *rest, **named):
+            if isinstance(source, str):  # and no picture that was read before
+                opened.append(Path(source).name)
+            return read(source, *rest, **named)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video_processing_llava_st, "open_video_file", counting(video_processing_llava_st.open_video_file))
+        patch.setattr(image_processing_llava_st, "load_image", counting(image_processing_llava_st.load_image))
+        return opened, run(folder, {}, questions, **options)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, media):
+    """Nine questions in turn about two videos and a picture; and what is answered to each alone."""
+    folder = tmp_path_factory.mktemp("shared")
+    media = {name: shutil.copy(media["image" if name.endswith("png") else "video"], folder / name) for name in ("a.mp4", "b.mp4", "c.png")}
+    questions = []
+    for number in range(9):
+        name = list(media)[number % 3]
+        kind, start = ("image", "<w32px>") if name == "c.png" else ("video", "<t0.4s>")
+        prompt = f"Where is thing {number} {'really ' * number}{start}?"
+        questions.append(Question(str(number), "tvg", str(media[name]), kind, prompt, Grounding(span=(0.1, 0.5))))
+    alone = [run(folder / question.id, {}, [question], batch_size=1)[0] for question in questions]
+    return questions, alone
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
+def test_a_medium_is_read_once_for_all_questions_about_it(tmp_path, monkeypatch, shared, batch_size):
+    questions, alone = shared
+    opened, predictions = run_counting(monkeypatch, tmp_path, questions, batch_size=batch_size)
+    assert opened == ["a.mp4", "b.mp4", "c.png"]
+    assert predictions == alone
+
+
+def test_clips_of_a_file_are_media_of_their_own(tmp_path, monkeypatch, shared):
+    first, *_ = shared[0]
+    questions = [replace(first, id=str(number), prompt="When?", clip=(5 * (number % 2), 15)) for number in range(4)]
+    opened, predictions = run_counting(monkeypatch, tmp_path, questions)
+    assert opened == ["a.mp4", "a.mp4"]
+    assert [prediction.media["first_frame"] for prediction in predictions] == [0, 5, 0, 5]
+
+
+def test_a_resumed_run_reads_only_what_it_still_asks_about(tmp_path, monkeypatch, shared):
+    questions, alone = shared
+
+    def interrupted(answer, question, *rest):
+        if question.id == "4":  # the second of those about b.mp4
+            raise KeyboardInterrupt
+        return read_answer(answer, question, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, {}, questions, reader=interrupted)
+    opened, predictions = run_counting(monkeypatch, tmp_path, questions)
+    assert opened == ["b.mp4", "c.png"]
+    assert predictions == alone
+    opened, predictions = run_counting(monkeypatch, tmp_path, questions)
+    assert opened == [] and predictions == alone
+
+
+def test_one_impossible_question_about_a_medium_stands_in_no_others_way(tmp_path, shared):
+    questions, alone = shared
+    impossible = replace(questions[3], prompt="What happens at <t99s>?")
+    predictions = run(tmp_path, {}, [*questions[:3], impossible, *questions[4:]])
+    assert "<t99s>" in predictions[3].skipped and predictions[3].media is None
+    assert [p for p in predictions if p.id != "3"] == [p for p in alone if p.id != "3"]
+
+
+def test_the_command_line_on_two_processes(tmp_path):
+    annotations, folder = MINIATURES["charades_sta"](tmp_path / "benchmark")
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--media", folder, "--model", str(tmp_path / "model")]
+    ask += ["--max-new-tokens", "6", "--workers", "1", "--output"]
+    launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(
+        [*launch, "-m", "llava_st_hf.cli", *ask, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert sorted(os.listdir(tmp_path / "two")) == ["predictions.jsonl", "scores.json", "settings.json"]
+    assert main([*ask, str(tmp_path / "one")]) == 0
+    for name in ("predictions.jsonl", "scores.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+    assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # by one of the two
 
 
 def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media, undisturbed):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llava_st_hf.evaluation.published import MODEL, PUBLISHED, PUBLISHED_OTHERS, SOURCE
 from llava_st_hf.evaluation.released_protocol import RELEASED_TASKS, released_prediction, released_row, score_released
-from llava_st_hf.evaluation.rows import Grounding, Prediction
-from llava_st_hf.evaluation.scoring import ASKED, score
+from llava_st_hf.evaluation.rows import PARTS, Grounding, Prediction
+from llava_st_hf.evaluation.scoring import score
 from modeling_tests.reference import REFERENCE, requires_reference
 
 
@@ -270,7 +270,7 @@ def test_unknown_tasks_and_protocols(task, protocol, message):
         score(task, [], protocol)
 
 
-@pytest.mark.parametrize("task", ASKED)
+@pytest.mark.parametrize("task", PARTS)
 def test_no_rows(task):
     with pytest.raises(ValueError, match="no rows"):
         score(task, [])
@@ -302,6 +302,10 @@ def test_malformed_predictions_are_named(said):
 
 
 def test_released_figures_of_other_rows():
+    row = asked("tvg", SPAN, "From 20 to 60 seconds.", SPAN, reader="seconds")
+    assert score("tvg", [row])["miou"] == 1.0
+    with pytest.raises(ValueError, match="'one' was read by 'seconds', and the released program reads coordinate tokens alone"):
+        score("tvg", [row], "released")
     with pytest.raises(ValueError, match="not 'tr'"):
         score_released("tr", [])
     with pytest.raises(ValueError, match="Row 1 is no row"):

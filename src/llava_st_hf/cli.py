@@ -170,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_evaluation(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser("eval", help="answer the questions of a benchmark and score the answers; goes on where it was")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="refcoco_val, charades_sta, st_align_stvg, …")
+    evaluate.add_argument(
+        "--benchmark", required=True, metavar="NAME", help="refcoco_val, charades_sta, st_align_stvg, …; jsonl for your own"
+    )
     evaluate.add_argument("--annotations", required=True, metavar="FILE", help="the benchmark's annotation file, as published")
     evaluate.add_argument("--media", required=True, metavar="FOLDER", help="where its videos or pictures are")
     evaluate.add_argument("--model", required=True, help="folder or hub id, ours or as released")
@@ -187,6 +189,7 @@ def _add_evaluation(commands: argparse._SubParsersAction) -> None:
     scored.add_argument("predictions", help="predictions.jsonl or its folder; with --rows, lines with id and answer")
     scored.add_argument("--reader", help="read the answers again: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds")
     scored.add_argument("--rows", metavar="FILE", help="predictions.jsonl with the questions, truths and media of these ids")
+    scored.add_argument("--output", metavar="FOLDER", help="write the predictions and their scores there, for a report")
     scored.add_argument("--protocol", choices=("default", "released"), default="default")
     scored.set_defaults(run=_evaluation("run_score"))
 

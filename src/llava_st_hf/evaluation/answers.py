@@ -12,8 +12,9 @@ Formats, and what is relied on:
   extent, so they are kept as boxes without area.
 - `seconds`: times in plain words, "From 1.5 to 3 seconds", "between 00:01 and 00:05".
 
-A peer is shown a clip as a video of its own: its seconds count from the clip's first frame. Where its times fall between the frames
-that LLaVA-ST samples they stay there, so a tubelet of a peer may have other frames than the truth.
+A peer is shown a clip as a video of its own: its seconds count from the clip's first frame. The true tubelets of a benchmark have boxes
+at the frames that LLaVA-ST samples and at no others, so boxes of all answers go to the nearest of these; of several that go to one, the
+nearest stays. A span keeps the times that were said.
 """
 
 import json
@@ -24,8 +25,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..coordinates import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
+from ..data.questions import SAMPLED_FRAMES
 from ..grounding import Media, parse_answer
-from .rows import Box, Grounding, Span
+from .rows import OWN_READER, PARTS, Box, Grounding, Span
+from .seen_frames import at_nearest_seen
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Asked:
         media: what the model saw; None where that is not known, and then no time or place can be told.
         given: what the question gave away.
         num_temporal_bins, num_spatial_bins: of LLaVA-ST's vocabulary.
+        num_frames: of the clip, at which true tubelets have boxes.
         seen_size: `(width, height)` in pixels of the picture or frames as a model of absolute pixels was shown them; None where
             they were not resized.
     """
@@ -47,19 +51,12 @@ class Asked:
     given: Grounding = field(default_factory=Grounding)
     num_temporal_bins: int = DEFAULT_NUM_BINS
     num_spatial_bins: int = DEFAULT_NUM_BINS
+    num_frames: int = SAMPLED_FRAMES
     seen_size: tuple[int, int] | None = None
 
 
 Reader = Callable[[str, Asked], tuple[Grounding, list[str]]]
 
-# What each task asks for; a task that is not here asks for a caption.
-_PARTS = {
-    "rec": ("box",),
-    "tvg": ("span",),
-    "stvg": ("span", "tubelet"),
-    "svg": ("tubelet",),
-    "elc": ("span", "tubelet", "caption"),
-}
 _CAPTION_KEYS = ("caption", "event", "description", "sentence")
 _START_KEYS, _END_KEYS = ("start", "start_time"), ("end", "end_time")
 _SPAN_KEYS, _TIME_KEYS = ("span", "timestamps", "timestamp", "time"), ("time", "timestamp")
@@ -104,7 +101,10 @@ def read_llava_st(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
         return _nothing(asked, ["What the model saw is not known."])
     # On a clip of a million frames, one a second, seconds and frames are positions; `media` would round them.
     clip = Media(media.kind, media.width, media.height, fps=1.0 if media.kind == "video" else None, last_frame=_TICKS)
-    answer = parse_answer(text, clip, num_bins, asked.num_spatial_bins)
+    whole: dict = {}
+    if _parts(asked) == ("caption",):  # words alone are an answer, where the question gives time or place
+        whole = {"span": (0.0, 1.0)} if media.kind == "video" else {"box": (0.0, 0.0, 1.0, 1.0)}
+    answer = parse_answer(text, clip, num_bins, asked.num_spatial_bins, **whole)
     events, notes = answer["events"], answer["notes"]
 
     def position(ticks: float) -> float:
@@ -121,12 +121,13 @@ def read_llava_st(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
             break
     boxes = [(moment.get("frame"), tuple(moment["box"].values())) for event in events for moment in event["boxes"]]
     if media.kind == "video":
-        tubelet = {media.frame(position(ticks)): box for ticks, box in boxes if ticks is not None}
+        tubelet = at_nearest_seen([(position(ticks), box) for ticks, box in boxes if ticks is not None], media, asked.num_frames)
         if any(ticks is None for ticks, _ in boxes):
             notes.append("A box without a time was left out.")
     caption = next((event["caption"] for event in events if event["caption"]), None)
     box = boxes[0][1] if boxes and media.kind == "image" else None
-    return _kept(Grounding(span=span, box=box, tubelet=tubelet or None, caption=caption), asked, notes)
+    objects = tuple((event["caption"] or "", tuple(moment["box"].values())) for event in events for moment in event["boxes"])
+    return _kept(Grounding(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), asked, notes)
 
 
 def read_json(text: str, asked: Asked, scale: tuple[int, int] | None) -> tuple[Grounding, list[str]]:
@@ -181,7 +182,7 @@ def read_seconds(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
 
 
 READERS: dict[str, Reader] = {
-    "llava_st": read_llava_st,
+    OWN_READER: read_llava_st,
     "qwen2_5_vl": partial(read_json, scale=None),
     "qwen3_vl": partial(read_json, scale=_THOUSANDTHS),
     "molmo2": read_molmo2,
@@ -190,7 +191,7 @@ READERS: dict[str, Reader] = {
 
 
 def _parts(asked: Asked) -> tuple[str, ...]:
-    return _PARTS.get(asked.task, ("caption",))
+    return PARTS.get(asked.task, ("caption",))
 
 
 def _nothing(asked: Asked, notes: list[str]) -> tuple[Grounding, list[str]]:
@@ -203,7 +204,7 @@ def _kept(said: Grounding, asked: Asked, notes: list[str]) -> tuple[Grounding, l
     missing = [part for part in parts if getattr(said, part) is None]
     if missing:
         notes.append(f"The answer gives no {' and no '.join(missing)} that could be read.")
-    return replace(said, **{part: None for part in ("span", "box", "tubelet", "caption") if part not in parts}), notes
+    return replace(said, **{part: None for part in ("span", "box", "tubelet", "caption", "objects") if part not in parts}), notes
 
 
 def _number(value) -> float | None:
@@ -374,7 +375,7 @@ def _to_units(found: _Found, asked: Asked, scale: tuple[int, int] | None, notes:
     if span is not None and span[1] < span[0]:
         notes.append("The span is reversed; its ends were put in order.")
         span = (span[1], span[0])
-    tubelet = {media.frame(position): box for position, box in moments}
+    tubelet = at_nearest_seen(moments, media, asked.num_frames)
     return _kept(Grounding(span=span, tubelet=tubelet or None, caption=caption), asked, notes)
 
 

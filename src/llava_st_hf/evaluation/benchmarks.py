@@ -8,6 +8,7 @@ from ..data.inline import check_text
 from ..data.json_rows import BrokenFileError
 from .charades_sta import charades_sta_questions
 from .hc_stvg import hc_stvg_questions
+from .jsonl import jsonl_questions
 from .refcoco import refcoco_questions
 from .rows import Question
 from .st_align import elc_questions, stvg_questions, svg_questions
@@ -21,12 +22,12 @@ class Benchmark:
 
     Args:
         questions: `(annotations, media, seed)` → `(row, question)` or `(row, problem)` of each row.
-        task: of all its questions.
+        task: of all its questions; None where it is one of several, as the file has it.
         annotations: what the annotation file is, in plain words.
     """
 
     questions: Callable[[str, str, int], Iterator[tuple[int, Question | str]]]
-    task: str
+    task: str | None
     annotations: str
 
 
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "vidstg_interrogative": Benchmark(interrogative_questions, "stvg", _VIDSTG),
     "hc_stvg_v1": Benchmark(hc_stvg_questions, "stvg", "HC-STVG's `test.json`"),
     "hc_stvg_v2": Benchmark(hc_stvg_questions, "stvg", "HC-STVG 2's `val_v2.json`"),
+    "jsonl": Benchmark(jsonl_questions, None, "this package's own format, rows of one task"),
 }
 
 
@@ -61,7 +63,8 @@ def read_benchmark(name: str, annotations: str, media: str, seed: int = 0) -> li
 
     Raises:
         ValueError: naming the benchmark, where there is none of that name; naming file and row (`BrokenFileError`), where a row cannot
-            be used, two samples have one id, or the file has no samples: a benchmark of which some rows are left out is another one.
+            be used (a benchmark of which some rows are left out is another one), two samples have one id, or the file has no samples, or
+            such of several tasks.
         OSError: where a file cannot be read.
     """
     if name not in BENCHMARKS:
@@ -79,6 +82,8 @@ def read_benchmark(name: str, annotations: str, media: str, seed: int = 0) -> li
             raise BrokenFileError(annotations, row, f"The id {question.id!r} is that of row {rows[question.id]} as well.")
         rows[question.id] = row
         questions.append(question)
+    if len(tasks := sorted({question.task for question in questions})) > 1:
+        raise BrokenFileError(annotations, 0, f"The file has rows of {', '.join(tasks)}; a task is scored by itself, in a file of its own.")
     if not questions:
         raise BrokenFileError(annotations, 0, f"The file has no samples of {name}.")
     return questions

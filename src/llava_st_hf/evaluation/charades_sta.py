@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ..data.charades_sta import read_charades_sta
 from ..data.paths import join_path
 from ..data.samples import GroundingSample
+from .questions import as_questions
 from .rows import Grounding, Question
 
 
@@ -29,11 +30,7 @@ def charades_sta_questions(annotations: str, media: str, seed: int) -> Iterator[
     Raises:
         BrokenFileError, OSError: naming the file, where it cannot be read on.
     """
-    for row, sample in read_charades_sta(annotations):
-        try:
-            yield row, sample if isinstance(sample, str) else _question(sample, media)
-        except ValueError as error:
-            yield row, str(error)
+    return as_questions(read_charades_sta(annotations), lambda _, sample: _question(sample, media))
 
 
 def _question(sample: GroundingSample, media: str) -> Question:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from ..data.hc_stvg import read_hc_stvg
 from ..data.samples import GroundingSample
+from .questions import as_questions
 from .rows import Question
 from .seen_frames import stvg_question
 
@@ -26,11 +27,7 @@ def hc_stvg_questions(annotations: str, media: str, seed: int) -> Iterator[tuple
     Raises:
         BrokenFileError, OSError: naming the file, where it cannot be read on.
     """
-    for row, sample in read_hc_stvg(annotations):
-        try:
-            yield row, sample if isinstance(sample, str) else _question(sample, media)
-        except ValueError as error:
-            yield row, str(error)
+    return as_questions(read_hc_stvg(annotations), lambda _, sample: _question(sample, media))
 
 
 def _question(sample: GroundingSample, media: str) -> Question:

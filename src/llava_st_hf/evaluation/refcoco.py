@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from ..data.paths import join_path
 from ..data.refcoco import read_refcoco
 from ..data.samples import GroundingSample
+from .questions import as_questions, chosen
 from .rows import Grounding, Question
-from .wording import chosen
 
 
 PROMPTS = (
@@ -33,11 +33,7 @@ def refcoco_questions(annotations: str, media: str, seed: int) -> Iterator[tuple
     Raises:
         BrokenFileError, OSError: naming the file, where it cannot be read on.
     """
-    for row, sample in read_refcoco(annotations):
-        try:
-            yield row, sample if isinstance(sample, str) else _question(sample, media, seed)
-        except ValueError as error:
-            yield row, str(error)
+    return as_questions(read_refcoco(annotations), lambda _, sample: _question(sample, media, seed))
 
 
 def _question(sample: GroundingSample, media: str, seed: int) -> Question:

@@ -26,20 +26,14 @@ from typing import Any
 import numpy as np
 
 from ..coordinates import AXES, DEFAULT_NUM_BINS, TOKEN_NAMES, bin_to_position
+from ..data.questions import SAMPLED_FRAMES
 from ..grounding import Media, parse_answer
 from .captions import missing_caption_tools, score_captions
 from .metrics import Tubelets, box_iou, mean_iou, recall_at, spatial_iou, temporal_iou, tubelet_iou
-from .rows import Box, Grounding, Prediction, Span
+from .rows import OWN_READER, PARTS, Box, Grounding, Prediction, Span
 
 
-# What each task that the released program scores asks for, by the names of `Grounding`.
-RELEASED_TASKS = {
-    "rec": ("box",),
-    "tvg": ("span",),
-    "stvg": ("span", "tubelet"),
-    "svg": ("tubelet",),
-    "elc": ("span", "tubelet", "caption"),
-}
+RELEASED_TASKS = ("rec", "tvg", "stvg", "svg", "elc")
 THRESHOLDS = (0.3, 0.5, 0.7)
 
 _TOKEN = re.compile(r"<(?:WIDTH|HEIGHT|TEMP)-([0-9]{1,6})>")
@@ -194,6 +188,12 @@ def _converted(text: str, as_text: Callable[[int], str]) -> str:
     return _TOKEN.sub(lambda token: as_text(int(token[1])), text).replace(",]", "]").replace(",}", "}")
 
 
+def is_released(prediction: Prediction) -> bool:
+    """Whether the released program could have written it: answers in coordinate tokens, tubelets at as many frames as it samples."""
+    of_its_frames = "tubelet" not in PARTS[prediction.task] or prediction.num_frames == SAMPLED_FRAMES
+    return prediction.task in RELEASED_TASKS and prediction.reader == OWN_READER and of_its_frames
+
+
 def released_row(prediction: Prediction) -> dict:
     """
     A prediction as the released inference would have written it, for a model with the released number of bins.
@@ -203,14 +203,24 @@ def released_row(prediction: Prediction) -> dict:
 
     Raises:
         ValueError: naming the sample, where it was skipped (the released program has no row of such a one), is of a task that the
-            released program does not score, or has no truth for it.
+            released program does not score, was read by another reader than LLaVA-ST's, has boxes at other frames, or has no truth.
     """
     task, truth, media = prediction.task, prediction.truth, prediction.medium()
     if task not in RELEASED_TASKS:
         raise ValueError(f"The released program scores {', '.join(RELEASED_TASKS)}, not {task!r}, the task of sample {prediction.id!r}.")
     if media is None:
         raise ValueError(f"Sample {prediction.id!r} was skipped, and the released program has no row for it: {prediction.skipped}")
-    check_truth(prediction, RELEASED_TASKS[task])
+    if prediction.reader != OWN_READER:
+        raise ValueError(
+            f"Sample {prediction.id!r} was read by {prediction.reader!r}, and the released program reads coordinate tokens alone: such "
+            "answers have figures under the default protocol."
+        )
+    if not is_released(prediction):
+        raise ValueError(
+            f"Sample {prediction.id!r} is about {prediction.num_frames} frames of a clip, and the released program about {SAMPLED_FRAMES}: "
+            "such answers have figures under the default protocol."
+        )
+    check_truth(prediction, PARTS[task])
     answer = prediction.answer or ""
     row = {"outputs": answer, "converted_outputs": _converted(answer, _fraction_text)}
     if task == "rec":

@@ -21,11 +21,11 @@ from .charts import Bar, bar_chart, histogram
 from .metrics import bootstrap_interval, mean_iou
 from .predictions import read_predictions
 from .published import MODEL, PUBLISHED, PUBLISHED_OTHERS, SOURCE
-from .released_protocol import RELEASED_TASKS
+from .released_protocol import is_released
 from .report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from .report_rows import CONDITIONS, IOUS, Samples, read_samples
 from .report_samples import draw_sample
-from .rows import Prediction
+from .rows import PARTS, Prediction
 from .runner import PREDICTIONS, SETTINGS
 from .scoring import score
 
@@ -42,8 +42,13 @@ _MAIN = {
     "tvg": ("R1@0.5", "miou"),
     "stvg": ("mtiou", "msiou", "mstiou"),
     "svg": ("msiou", "mstiou"),
-    "elc": ("mtiou", "msiou", "mstiou"),
+    "elc": ("mtiou", "msiou", "mstiou", "exact_match", "METEOR"),
+    "tr": ("exact_match", "METEOR", "CIDEr"),
+    "reg": ("exact_match", "METEOR", "CIDEr"),
+    "dgc": ("named@0.5", "miou"),
 }
+_THREE = ("default protocol", "95 % interval", "released protocol")
+_SCALES = "IoUs and BLEU, METEOR and ROUGE_L are fractions, recalls (…@threshold) and exact_match per cent; CIDEr goes to 10."
 _PUBLISHED_HEADER = f"published (released protocol): {MODEL}"
 _ELC_SPANS = (
     "An answer `Ends in …`, as the released model is asked to give it, has no span for the released program as published, and so a tIoU of "
@@ -54,7 +59,8 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class _Run:
-    """One folder of predictions: what was run and what came of it. `problems` are what scoring warned of."""
+    """One folder of predictions: what was run and what came of it. `released` is empty where that protocol has no figures; `problems`
+    are what scoring warned of."""
 
     folder: Path
     settings: dict
@@ -62,6 +68,7 @@ class _Run:
     task: str
     models: list[str]
     versions: list[str]
+    readers: list[str]
     default: dict[str, float]
     released: dict[str, float]
     problems: list[str]
@@ -94,11 +101,20 @@ def write_report(folder: str | os.PathLike) -> Path:
         page.blocks += _sections(run, f"{number:02d}")
     files = folder / FILES
     files.mkdir(exist_ok=True)
+    for name in _older_pictures(folder / MARKDOWN):
+        (files / name).unlink(missing_ok=True)
     for picture in page.pictures():
         (files / picture.name).write_bytes(picture.data)
     (folder / MARKDOWN).write_text(to_markdown(page, FILES), encoding="utf-8")
     (folder / HTML).write_text(to_html(page), encoding="utf-8")
     return folder / HTML
+
+
+def _older_pictures(page: Path) -> list[str]:
+    """Names of the pictures that a page of an earlier report shows. Other files may be somebody's own."""
+    if not page.is_file():
+        return []
+    return re.findall(rf"^!\[.*\]\({FILES}/([\w-]+\.(?:svg|jpg))\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -112,10 +128,13 @@ def _folders(folder: Path) -> list[Path]:
 def _read_run(folder: Path) -> _Run:
     path, settings_path = folder / PREDICTIONS, folder / SETTINGS
     settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
-    tasks, benchmarks, models, versions = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    tasks, benchmarks, models, versions, readers = (Counter[str]() for _ in range(5))
+    has_released = True
     for prediction in read_predictions(path):
         tasks[prediction.task] += 1
         benchmarks[prediction.benchmark] += 1
+        readers[prediction.reader] += 1
+        has_released &= is_released(prediction)
         models[_model_name(prediction.model)] += 1
         versions[", ".join(f"{name} {version}" for name, version in prediction.versions.items()) or "unknown"] += 1
     if not tasks:
@@ -125,10 +144,10 @@ def _read_run(folder: Path) -> _Run:
         warnings.simplefilter("always")
         default = score(task, read_predictions(path))
         # With nothing but skipped samples the released program has no rows, and so no figures.
-        has_released = task in RELEASED_TASKS and default["skipped"] < default["count"]
+        has_released &= default["skipped"] < default["count"]
         released = score(task, read_predictions(path), "released") if has_released else {}
     problems = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
-    return _Run(folder, settings, next(iter(benchmarks)), task, list(models), list(versions), default, released, problems)
+    return _Run(folder, settings, next(iter(benchmarks)), task, list(models), list(versions), list(readers), default, released, problems)
 
 
 def _model_name(model: str | None) -> str:
@@ -142,7 +161,7 @@ def _model_name(model: str | None) -> str:
 
 
 def _overview(runs: list[_Run]) -> list:
-    header = ["benchmark", "model", "figure", "default protocol", "95 % interval", "released protocol", _PUBLISHED_HEADER, "samples"]
+    header = ["benchmark", "model", "figure", *_THREE, _PUBLISHED_HEADER, "samples"]
     rows = []
     for run in runs:
         for figure in _MAIN.get(run.task, ()):
@@ -169,7 +188,8 @@ def _sections(run: _Run, prefix: str) -> list:
 
 
 def _what_was_run(run: _Run) -> list:
-    facts = [["task", run.task], ["model", ", ".join(run.models)], ["versions", "; ".join(run.versions)]]
+    facts = [["task", run.task], ["model", ", ".join(run.models)]]
+    facts += [["answers read as", ", ".join(run.readers)], ["versions", "; ".join(run.versions)]]
     names = {"batch_size": "batch size", "max_new_tokens": "tokens at most", "seed": "seed"}
     facts += [[words, str(run.settings[name])] for name, words in names.items() if name in run.settings]
     count, asked = _count(run, "count"), run.settings.get("questions")
@@ -182,22 +202,31 @@ def _figures(run: _Run) -> list:
     others = {model: figures[run.benchmark] for model, figures in PUBLISHED_OTHERS.items() if run.benchmark in figures}
     shown = [name for name in run.default if name not in (*_COUNTS, "count") and not name.endswith(("_low", "_high"))]
     shown += [name for name in published if name not in shown]
-    header = ["figure", "default protocol", "95 % interval", "released protocol", _PUBLISHED_HEADER]
+    header = ["figure", *_THREE, _PUBLISHED_HEADER, *(f"published: {model}" for model in others)]
     rows = [
         [name, *_three(run, name), _number(name, published.get(name)), *(_number(name, figures.get(name)) for figures in others.values())]
         for name in shown
     ]
-    words = f"Nothing is published of {MODEL} on {run.benchmark}."
-    notes = [_comparison() if published else Paragraph(words), *(Paragraph(_without_paths(problem, None)) for problem in run.problems)]
-    if run.task == "elc":
+    kept = [column for column in range(len(header)) if any(row[column] != _NONE for row in rows)]
+    comparable = [place for place, column in enumerate(kept) if header[column] in (_THREE[-1], _PUBLISHED_HEADER)]
+    table = Table([header[column] for column in kept], [[row[column] for column in kept] for row in rows], marked=comparable)
+    words = [f"{_SCALES} Intervals are bootstrapped over the samples."]
+    if "caption" in PARTS[run.task]:
+        words.append("BLEU and METEOR count matches over all samples at once: they are no means, and have no intervals.")
+    notes = [_comparison() if published and run.released else Paragraph(_not_comparable(run, bool(published)))]
+    notes += [Paragraph(_without_paths(problem, None)) for problem in run.problems]
+    if run.task == "elc" and run.released:
         notes.append(Paragraph(_ELC_SPANS))
-    means = "Means (m…) are fractions, recalls (…@threshold) per cent; intervals are bootstrapped over the samples."
-    return [
-        Heading(3, "Figures"),
-        Table([*header, *(f"published: {model}" for model in others)], rows, marked=(3, 4)),
-        Paragraph(means),
-        *notes,
-    ]
+    return [Heading(3, "Figures"), table, Paragraph(" ".join(words)), *notes]
+
+
+def _not_comparable(run: _Run, is_published: bool) -> str:
+    if not is_published:
+        return f"Nothing is published of {MODEL} on {run.benchmark}."
+    return (
+        f"Published figures are from {SOURCE}. Those of {MODEL} were computed under the released protocol, which has no figures here: it "
+        "reads answers in coordinate tokens alone, and leaves out what was skipped."
+    )
 
 
 def _comparison() -> Paragraph:
@@ -282,7 +311,7 @@ def _extremes(run: _Run, samples: Samples, prefix: str) -> list:
             picture = f"{prefix}-{name.lower()}-{number}.jpg"
             blocks.append(_card(found[place], samples.states[place], values, picture))
     words = "Truth is blue, the answer orange. Frames are spread over the true span; lines mark them on the clip's time line."
-    return [*blocks[:1], Paragraph(words if run.task != "rec" else "Truth is blue, the answer orange."), *blocks[1:]]
+    return [*blocks[:1], Paragraph(words if run.task not in ("rec", "dgc") else "Truth is blue, the answer orange."), *blocks[1:]]
 
 
 def _card(prediction: Prediction, state: str | None, values: dict[str, float], name: str) -> Card:
@@ -323,8 +352,8 @@ def _three(run: _Run, figure: str) -> list[str]:
 
 
 def _number(figure: str, value: float | None) -> str:
-    """In the scale of `score`: recalls are per cent, of which a tenth is enough."""
-    return _NONE if value is None else f"{value:.1f}" if "@" in figure else f"{value:.3f}"
+    """In the scale of `score`: recalls and shares are per cent, of which a tenth is enough."""
+    return _NONE if value is None else f"{value:.1f}" if "@" in figure or figure == "exact_match" else f"{value:.3f}"
 
 
 def _count(run: _Run, name: str) -> int:

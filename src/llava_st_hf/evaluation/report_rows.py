@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .metrics import Tubelets, box_iou, spatial_iou, temporal_iou, tubelet_iou
+from .metrics import Tubelets, box_iou, mean_iou, spatial_iou, temporal_iou, tubelet_iou
+from .phrases import named_ious
 from .rows import Prediction
 from .scoring import said_in, state_of
 
@@ -14,6 +15,7 @@ from .scoring import said_in, state_of
 # The IoUs of each task, and of which figure of `score` each is the mean. The first is what samples are ranked by.
 IOUS = {
     "rec": {"box IoU": "miou"},
+    "dgc": {"object IoU": "miou"},
     "tvg": {"tIoU": "miou"},
     "stvg": {"vIoU": "mstiou", "sIoU": "msiou", "tIoU": "mtiou"},
     "svg": {"vIoU": "mstiou", "sIoU": "msiou"},
@@ -72,10 +74,12 @@ def read_samples(task: str, predictions: Iterable[Prediction]) -> Samples:
     samples, width = Samples(task), 4 if task == "rec" else 2
     numbers: tuple[list, list] = ([], [])
     tubelets = Tubelets(), Tubelets()
+    objects: list[float] = []
     conditions: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for prediction in predictions:
         state = state_of(prediction)
         samples.states.append(state)
+        objects.append(mean_iou(named_ious(said_in(prediction).objects or (), prediction.truth.objects or ())))
         for side, grounding in enumerate((said_in(prediction), prediction.truth)):
             values = grounding.box if task == "rec" else grounding.span
             numbers[side].append((float("nan"),) * width if values is None else values)
@@ -85,6 +89,7 @@ def read_samples(task: str, predictions: Iterable[Prediction]) -> Samples:
     said_numbers, true_numbers = (np.array(side, dtype=np.float64).reshape(-1, width) for side in numbers)
     measures = {
         "box IoU": lambda: box_iou(said_numbers, true_numbers),
+        "object IoU": lambda: np.array(objects),
         "tIoU": lambda: temporal_iou(said_numbers, true_numbers),
         "sIoU": lambda: spatial_iou(*tubelets),
         "vIoU": lambda: tubelet_iou(*tubelets),
@@ -107,6 +112,7 @@ def _conditions(prediction: Prediction) -> dict[str, float]:
         if start is not None and end is not None:
             values["clip length"] = end - start
     boxes = list((truth.tubelet or {}).values()) or ([truth.box] if truth.box is not None else [])
+    boxes += [box for _, box in truth.objects or ()]
     if boxes and media.width * media.height > 0:
         x1, y1, x2, y2 = np.array(boxes, dtype=np.float64).reshape(-1, 4).T
         values["object size"] = float(100 * ((x2 - x1) * (y2 - y1)).mean() / (media.width * media.height))

@@ -20,10 +20,11 @@ from ..visualization import (
     one_above_another,
     side_by_side,
 )
-from .rows import Box, Prediction, Span
+from .rows import Box, Grounding, Prediction, Span
 
 
 FRAMES = 4
+Labelled = tuple[Box, str]  # a box, and the words beside it
 # Pixels: a frame in a strip, a picture alone.
 _FRAME_SIZE, _PICTURE_SIZE = (270, 270), (560, 420)
 
@@ -50,7 +51,12 @@ def draw_sample(prediction: Prediction) -> bytes:
 
 def _picture(prediction: Prediction, path: str) -> PIL.Image.Image:
     image = load_image(path).convert("RGB")
-    return _with_boxes(image, prediction.truth.box, prediction.prediction.box, _PICTURE_SIZE)
+    return _with_boxes(image, _labelled(prediction.truth, "truth"), _labelled(prediction.prediction, "answer"), _PICTURE_SIZE)
+
+
+def _labelled(grounding: Grounding, label: str) -> list[Labelled]:
+    """The boxes of a picture: those of a caption each with its phrase, else the one box with `label`."""
+    return [*([] if grounding.box is None else [(grounding.box, label)]), *((box, phrase) for phrase, box in grounding.objects or ())]
 
 
 def _strip(prediction: Prediction, path: str, media: Media) -> PIL.Image.Image:
@@ -60,7 +66,8 @@ def _strip(prediction: Prediction, path: str, media: Media) -> PIL.Image.Image:
     true_boxes, said_boxes = truth.tubelet or {}, said.tubelet or {}
     pictures = []
     for frame, pixels in zip(frames, read_frames(path, frames), strict=True):
-        picture = _with_boxes(PIL.Image.fromarray(pixels), true_boxes.get(frame), said_boxes.get(frame), _FRAME_SIZE)
+        true, own = ([(boxes[frame], label)] if frame in boxes else [] for boxes, label in ((true_boxes, "truth"), (said_boxes, "answer")))
+        picture = _with_boxes(PIL.Image.fromarray(pixels), true, own, _FRAME_SIZE)
         pictures.append(add_caption(picture, _when(frame, media)))
     strip = side_by_side(pictures)
     if span is None:
@@ -72,12 +79,12 @@ def _strip(prediction: Prediction, path: str, media: Media) -> PIL.Image.Image:
     return one_above_another([strip, draw_timeline(strip.width, tracks, [mark for mark in marks if mark is not None])])
 
 
-def _with_boxes(image: PIL.Image.Image, truth: Box | None, said: Box | None, size: tuple[int, int]) -> PIL.Image.Image:
+def _with_boxes(image: PIL.Image.Image, truth: list[Labelled], said: list[Labelled], size: tuple[int, int]) -> PIL.Image.Image:
     """The picture as large as fits, with the boxes drawn afterwards, so that their lines are as wide in all pictures."""
     scale = min(size[0] / image.width, size[1] / image.height)
     scaled = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), PIL.Image.Resampling.BICUBIC)
-    both = ((truth, TRUTH_COLOUR, "truth"), (said, ANSWER_COLOUR, "answer"))
-    return draw_boxes(scaled, [([corner * scale for corner in box], colour, label) for box, colour, label in both if box is not None])
+    both = ((truth, TRUTH_COLOUR), (said, ANSWER_COLOUR))
+    return draw_boxes(scaled, [([corner * scale for corner in box], colour, label) for boxes, colour in both for box, label in boxes])
 
 
 def _frames(tubelet: dict[int, Box] | None, span: Span | None, media: Media) -> list[int]:

@@ -8,11 +8,26 @@ Times are fractions of the clip that the model saw, boxes pixels of the upright 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.questions import SAMPLED_FRAMES
+from ..data.samples import GroundingSample
 from ..grounding import Media
 
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 Span = tuple[float, float]
+
+# What each task asks for, by the names of `Grounding`.
+PARTS = {
+    "rec": ("box",),
+    "tvg": ("span",),
+    "stvg": ("span", "tubelet"),
+    "svg": ("tubelet",),
+    "elc": ("span", "tubelet", "caption"),
+    "tr": ("caption",),
+    "reg": ("caption",),
+    "dgc": ("objects",),
+}
+OWN_READER = "llava_st"  # of `answers.READERS`: of answers in coordinate tokens
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,14 @@ class Grounding:
         box: where in a picture, in pixels.
         tubelet: where in each frame of a video, `{frame: box}`.
         caption: what.
+        objects: what is where in a picture, `(phrase, box)` each.
     """
 
     span: Span | None = None
     box: Box | None = None
     tubelet: dict[int, Box] | None = None
     caption: str | None = None
+    objects: tuple[tuple[str, Box], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -40,12 +57,13 @@ class Grounding:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Grounding":
-        tubelet = values.get("tubelet")
+        tubelet, objects = values.get("tubelet"), values.get("objects")
         return cls(
             span=None if values.get("span") is None else tuple(values["span"]),
             box=None if values.get("box") is None else tuple(values["box"]),
             tubelet=None if tubelet is None else {int(frame): tuple(box) for frame, box in tubelet.items()},
             caption=values.get("caption"),
+            objects=None if objects is None else tuple((phrase, tuple(box)) for phrase, box in objects),
         )
 
 
@@ -60,11 +78,14 @@ class Question:
         path: absolute path of the medium.
         kind: "image" or "video".
         clip: first and last frame to look at, both included; None for all.
+        start, end: the same in seconds, either None.
         prompt: the words of the question, with coordinates inline and without the mark of the medium.
         truth: what a right answer says.
         given: what the question gives away of it ("svg": the span; "elc": start and first box).
         size: `(width, height)` of the medium in pixels where the annotation tells, else None.
         frames: `(first, last)` frame of the clip where the annotation tells, else None.
+        num_frames: of the clip, spread evenly: tubelets have boxes at these and no others.
+        sample: the annotation, where it is in seconds. `truth` and `given` have no times then, until `placing.placed` puts them in.
     """
 
     id: str
@@ -77,6 +98,10 @@ class Question:
     given: Grounding = field(default_factory=Grounding)
     size: tuple[int, int] | None = None
     frames: tuple[int, int] | None = None
+    start: float | None = None
+    end: float | None = None
+    num_frames: int = SAMPLED_FRAMES
+    sample: GroundingSample | None = None
 
 
 @dataclass
@@ -85,7 +110,7 @@ class Prediction:
     One line of a predictions file.
 
     Args:
-        id, benchmark, task, prompt, truth, given: of the question.
+        id, benchmark, task, prompt, truth, given, num_frames: of the question.
         path: of the medium.
         media: what the model saw, as `Media.to_dict` has it; None where it could not be opened.
         answer: the model's words, coordinate tokens kept; None where there is none.
@@ -93,6 +118,7 @@ class Prediction:
         prediction: what the answer says.
         notes: what could not be read in it, in plain words.
         skipped: why there is no answer; None where there is one.
+        reader: what read the answer, a key of `answers.READERS`.
         model, seed, versions: what it takes to do it again.
     """
 
@@ -109,6 +135,8 @@ class Prediction:
     prediction: Grounding = field(default_factory=Grounding)
     notes: list[str] = field(default_factory=list)
     skipped: str | None = None
+    reader: str = OWN_READER
+    num_frames: int = SAMPLED_FRAMES
     model: str | None = None
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)

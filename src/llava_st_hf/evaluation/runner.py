@@ -3,13 +3,15 @@
 was if it was killed.
 
 Batches are cut from the list of questions, whatever is answered already, and a batch is answered as a whole: so a run that was
-interrupted computes exactly what one that was not would have.
+interrupted computes exactly what one that was not would have. Questions about one medium are asked one after the other, in whatever
+order they come, and the medium is decoded once for all of them.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,14 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..batch_feature_llava_st import join_samples
+from ..batch_feature_llava_st import MediaText, join_samples
 from ..grounding import Media
 from ..image_processing_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
+from .placing import placed
 from .predictions import append_predictions, drop_broken_end, read_predictions
 from .rows import Prediction, Question
 
@@ -63,45 +66,115 @@ def versions() -> dict[str, str]:
     return {"llava_st_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
 
 
-class _Batches(torch.utils.data.Dataset):
-    """Batches of questions as model inputs, made in the loader's workers."""
+def _medium(question: Question) -> tuple:
+    """What is decoded for a question."""
+    return question.kind, question.path, question.clip, question.start, question.end
 
-    def __init__(self, batches: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype):
-        self.batches, self.processor, self.dtype = batches, processor, dtype
+
+def in_batches(questions: list[Question], batch_size: int) -> list[list[Question]]:
+    """Batches in which questions about one medium follow each other, so that it is decoded once; media in the order of the questions."""
+    place: dict[tuple, int] = {}
+    for number, question in enumerate(questions):
+        place.setdefault(_medium(question), number)
+    ordered = sorted(questions, key=lambda question: place[_medium(question)])
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+@dataclass
+class _Read:
+    """A medium and the questions about it, with truths in its frames, made in a worker: `problems` says of each question why it cannot
+    be asked, if so.
+
+    `texts` are lists and no tensors, of which each would take a file descriptor on the way from the worker.
+    """
+
+    media: Media | None
+    pixels: dict[str, torch.Tensor]
+    questions: list[Question]
+    texts: list[dict[str, list]]
+    problems: list[str | None]
+
+
+class _MediaReader(torch.utils.data.Dataset):
+    """Media as model inputs, each read once for all questions about it."""
+
+    def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype):
+        self.groups, self.processor, self.dtype = groups, processor, dtype
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> dict:
-        """`inputs` of the questions that have any, `media` and `problems` of all of them."""
-        samples: list[dict] = []
-        media: list[Media | None] = []
-        problems: list[str | None] = []
-        for question in self.batches[index]:
+    def __getitem__(self, index: int) -> _Read:
+        group = self.groups[index]
+        item = {"type": group[0].kind, "path": group[0].path}
+        if group[0].clip is not None:
+            item["clip"] = list(group[0].clip)
+        item |= {name: seconds for name in ("start", "end") if (seconds := getattr(group[0], name)) is not None}
+        try:
+            alone = self.processor.apply_chat_template(
+                [{"role": "user", "content": [item]}], tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        except MEDIA_ERRORS as error:
+            return _Read(None, {}, group, [{}] * len(group), [str(error)] * len(group))
+        # In the model's type, which is half the bytes on the way to a model in half precision.
+        pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
+        media = alone.media[0][-1]
+        read = _Read(media, pixels, [], [], [])
+        for question in group:
+            text: dict[str, list] = {}
+            problem = None
             try:
-                encoded = self._encode(question)
+                question = placed(question, media, self.processor.video_processor.num_frames)
+                text = self._text(question, item, media, pixels)
             except MEDIA_ERRORS as error:
-                media.append(None)
-                problems.append(str(error))
-                continue
-            media.append(encoded.media[0][-1])
-            problems.append(None)
-            samples.append(dict(encoded))
-        inputs = join_samples(samples, self.processor.tokenizer.pad_token_id, "left") if samples else None
-        return {"questions": self.batches[index], "inputs": inputs, "media": media, "problems": problems}
+                problem = str(error)
+            read.questions.append(question)
+            read.texts.append(text)
+            read.problems.append(problem)
+        return read
 
-    def _encode(self, question: Question):
-        medium = {"type": question.kind, "path": question.path}
-        if question.clip is not None:
-            medium["clip"] = list(question.clip)
-        message = {"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}
-        encoded = self.processor.apply_chat_template(
-            [message], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
-        for name in ("pixel_values", "pixel_values_videos"):
-            if name in encoded:
-                encoded[name] = encoded[name].to(self.dtype)  # half the bytes on the way to a model in half precision
-        return encoded
+    def _text(self, question: Question, item: dict, media: Media, pixels: dict[str, torch.Tensor]) -> dict[str, list]:
+        """What the processor makes of the words of a question whose medium is at hand already."""
+        processor = self.processor
+        message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
+        prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        tokens = processor.replace_image_token({}, 0) if question.kind == "image" else processor.replace_video_token(pixels, 0)
+        medium = [MediaText(tokens, media)]
+        images, videos = (medium, []) if question.kind == "image" else ([], medium)
+        texts, offsets = processor.get_text_with_replacements([prompt], images, videos)
+        text = {"input_ids": processor.tokenizer(texts[0])["input_ids"]}
+        positions = [entry["position"] for entry in offsets[0] if entry["type"] == "coordinate"]
+        if any(position is not None for position in positions):
+            text["coordinates"] = processor._coordinates(text["input_ids"], positions)
+        return text
+
+
+@dataclass
+class _Asked:
+    """A question with its inputs; or with the problem with it."""
+
+    question: Question
+    media: Media | None
+    text: dict[str, torch.Tensor]
+    pixels: dict[str, torch.Tensor]
+    problem: str | None
+
+
+def _ask(questions: list[Question], model, processor: LlavaSTProcessor, num_workers: int, batch_size: int) -> Iterator[_Asked]:
+    """Questions with their inputs, pixels on the model's device. Workers are about two batches ahead."""
+    groups = [list(group) for _, group in groupby(questions, _medium)]
+    loader = DataLoader(
+        _MediaReader(groups, processor, model.dtype),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=max(2, -(-2 * batch_size // num_workers)) if num_workers else None,
+    )
+    for read in loader:
+        # Once for all questions about it, and joined there: copies within the device take no time.
+        pixels = {name: tensor.to(model.device, non_blocking=True) for name, tensor in read.pixels.items()}
+        for question, text, problem in zip(read.questions, read.texts, read.problems, strict=True):
+            tensors = {name: torch.tensor(values) for name, values in text.items()}
+            yield _Asked(question, None if problem else read.media, tensors, pixels, problem)
 
 
 def run_benchmark(
@@ -136,17 +209,18 @@ def run_benchmark(
     with state.main_process_first():
         _check_settings(folder, settings, len(questions), state.is_main_process)
     done = _answered(folder, questions, state)
-    batches = [questions[start : start + settings.batch_size] for start in range(0, len(questions), settings.batch_size)]
+    batches = in_batches(questions, settings.batch_size)
     missing = [batch for batch in batches if any(question.id not in done for question in batch)]
-    mine = missing[state.process_index :: state.num_processes]
+    # Consecutive ones, so that no other process reads the same media, but for one medium where two shares meet.
+    first, last = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
+    mine = missing[first:last]
     part = folder / f"part-{state.process_index:03d}.jsonl"
-    prefetch = 2 if num_workers else None
-    loader = DataLoader(_Batches(mine, processor, model.dtype), batch_size=None, num_workers=num_workers, prefetch_factor=prefetch)
+    asked = _ask([question for batch in mine for question in batch], model, processor, num_workers, settings.batch_size)
     torch.manual_seed(settings.seed)
     total, count = 0.0, 0
     with tqdm(total=len(questions), initial=len(done), disable=not state.is_main_process, desc=settings.benchmark, unit="question") as bar:
-        for batch in loader:
-            predictions = _answer_batch(batch, model, processor, settings, read_answer)
+        for batch in mine:
+            predictions = _answer_batch(list(islice(asked, len(batch))), model, processor, settings, read_answer)
             append_predictions(part, predictions)
             bar.update(len(predictions) * (state.num_processes if state.num_processes > 1 else 1))
             if show_overlap:
@@ -212,17 +286,11 @@ def _merge(folder: Path, questions: list[Question]) -> None:
 
 
 @torch.inference_mode()
-def _answer_batch(batch: dict, model, processor, settings: EvaluationSettings, read_answer) -> list[Prediction]:
-    answers: list[tuple[str, bool]] = []
-    if batch["inputs"] is not None:
-        inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch["inputs"].items()}
-        length = inputs["input_ids"].shape[1]
-        generated = model.generate(**inputs, do_sample=False, max_new_tokens=settings.max_new_tokens)[:, length:]
-        end = processor.tokenizer.eos_token_id
-        answers = [(processor.decode_answer(ids), bool((ids == end).any())) for ids in generated.cpu()]
-    remaining = iter(answers)
+def _answer_batch(batch: list[_Asked], model, processor, settings: EvaluationSettings, read_answer) -> list[Prediction]:
+    answers = iter(_generate([asked for asked in batch if asked.problem is None], model, processor, settings))
     predictions = []
-    for question, media, problem in zip(batch["questions"], batch["media"], batch["problems"], strict=True):
+    for asked in batch:
+        question = asked.question
         prediction = Prediction(
             id=question.id,
             benchmark=settings.benchmark,
@@ -231,14 +299,30 @@ def _answer_batch(batch: dict, model, processor, settings: EvaluationSettings, r
             truth=question.truth,
             given=question.given,
             path=question.path,
+            num_frames=question.num_frames,
             model=settings.model,
             seed=settings.seed,
             versions=versions(),
-            skipped=problem,
+            skipped=asked.problem,
         )
-        if problem is None:
-            prediction.answer, prediction.finished = next(remaining)
-            prediction.media = media.to_dict()
-            prediction.prediction, prediction.notes = read_answer(prediction.answer, question, media, processor)
+        if asked.media is not None:
+            prediction.answer, prediction.finished = next(answers)
+            prediction.media = asked.media.to_dict()
+            prediction.prediction, prediction.notes = read_answer(prediction.answer, question, asked.media, processor)
         predictions.append(prediction)
     return predictions
+
+
+def _generate(batch: list[_Asked], model, processor, settings: EvaluationSettings) -> list[tuple[str, bool]]:
+    """Answers, and whether each ended by itself."""
+    if not batch:
+        return []
+    texts = join_samples([asked.text for asked in batch], processor.tokenizer.pad_token_id, "left")
+    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in texts.items()}
+    for name in ("pixel_values", "pixel_values_videos"):
+        pixels = [asked.pixels[name] for asked in batch if name in asked.pixels]
+        if pixels:
+            inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+    generated = model.generate(**inputs, do_sample=False, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+    end = processor.tokenizer.eos_token_id
+    return [(processor.decode_answer(ids), bool((ids == end).any())) for ids in generated.cpu()]

@@ -3,14 +3,14 @@
 
 | | default | released |
 |---|---|---|
-| answers that cannot be read | count as 0 | are left out (REC), count as 0 (else) |
-| answers that were cut off | count as 0 | are scored as far as they go |
+| what is missing of an answer, as it was cut off or cannot be read | counts as 0, and the rest as it is | the same; left out in REC |
 | samples that were skipped | count as 0 | are left out: the released program silently takes the next one |
 | a threshold is passed at | the threshold | the threshold; above it (TVG) |
 | boxes and times | exact | rounded |
 | ELC answers with an end alone | start where the question says | have no span |
 | tIoU of SVG, which asks for no span | is left out | 0 |
 | intervals | 95 %, bootstrapped | none |
+| `exact_match` | is given | is left out |
 
 `released_protocol` lists what else the released program does.
 """
@@ -24,13 +24,12 @@ import numpy as np
 
 from .captions import MEANS, missing_caption_tools, score_captions
 from .metrics import Tubelets, bootstrap_interval, box_iou, mean_iou, spatial_iou, temporal_iou, tubelet_iou
+from .phrases import NAMED_IOU, named_ious, say_the_same
 from .released_protocol import RELEASED_TASKS, THRESHOLDS, check_truth, released_prediction, released_row, score_released
-from .rows import Grounding, Prediction
+from .rows import PARTS, Grounding, Prediction
 
 
 PROTOCOLS = ("default", "released")
-# What each task asks for, by the names of `Grounding`.
-ASKED = {**RELEASED_TASKS, "tr": ("caption",), "reg": ("caption",)}
 _REC_THRESHOLDS = (0.5,)
 _NOTHING = Grounding()
 
@@ -40,10 +39,10 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
     The figures of one benchmark.
 
     Args:
-        task: of all rows: "rec", "tvg", "stvg", "svg", "elc", "tr" or "reg".
+        task: of all rows: "rec", "tvg", "stvg", "svg", "elc", "tr", "reg" or "dgc".
         rows: predictions, or their dicts, or rows as the released inference writes them (which have `outputs`). They are read one at a
             time and not kept under the default protocol, so a file of any length can be given.
-        protocol: "default" or "released"; the latter has no figures for "tr" and "reg".
+        protocol: "default" or "released"; the latter has no figures for "tr", "reg" and "dgc".
 
     Returns:
         Flat names and numbers:
@@ -52,21 +51,25 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
         - `mtiou`, `tiou@…` (stvg, elc): the same of spans;
         - `msiou`, `siou@…` (stvg, svg, elc): of tubelets over the frames that prediction and truth share;
         - `mstiou`, `viou@…` (stvg, svg, elc): of tubelets over the frames that either has, which the literature calls vIoU;
+        - `exact_match` (elc, tr, reg): captions that say the same as the truth, see `phrases.plain_words`;
+        - `named@0.5`, `miou` (dgc): true objects that the answer names and finds with at least that IoU, as a share of those of the
+          picture; mean IoU over these, 0 for one that is not named;
         - `BLEU-1` … `BLEU-4`, `METEOR`, `ROUGE_L`, `CIDEr` (elc, tr, reg): of captions; left out, with a warning, where they cannot
           be scored;
         - `<name>_low`, `<name>_high`: bounds of each figure that is a mean over rows, so not of BLEU and METEOR (default protocol);
         - `count`: rows; `skipped`, `cut_off`, `unparsable`: those without an answer, else with an unfinished one, else with one in
           which part of what was asked for could not be read. All rows are in the means: what was not said, or not read, counts 0.
 
-        Means are fractions, recalls per cent; CIDEr goes to 10.
+        Means are fractions, recalls and shares per cent; CIDEr goes to 10.
 
     Raises:
         ValueError: naming the task or protocol, where it is unknown or one does not go with the other; naming the row, where it is none,
-            is of another task, or has no truth; where there are no rows.
+            is of another task, was answered and has no truth, or was read by another reader than LLaVA-ST's or at other frames
+            (released protocol: that program reads coordinate tokens, of 100 frames); where there are no rows.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}.")
-    tasks = ASKED if protocol == "default" else RELEASED_TASKS
+    tasks = PARTS if protocol == "default" else RELEASED_TASKS
     if task not in tasks:
         raise ValueError(f"task={task!r} has no figures under the {protocol} protocol; those are for {', '.join(tasks)}.")
     counts = {"count": 0, "unparsable": 0, "cut_off": 0, "skipped": 0}
@@ -101,7 +104,8 @@ def _prediction(task: str, row: Prediction | dict, number: int) -> Prediction:
             raise ValueError(f"Row {number} is no prediction: {error}.") from error
     if prediction.task != task:
         raise ValueError(f"Sample {prediction.id!r} is of the task {prediction.task!r}, not {task!r}.")
-    check_truth(prediction, ASKED[task])
+    if prediction.skipped is None:  # a medium that was not opened may leave open where the truth lies
+        check_truth(prediction, PARTS[task])
     return prediction
 
 
@@ -111,7 +115,7 @@ def state_of(prediction: Prediction) -> str | None:
         return "skipped"
     if not prediction.finished:
         return "cut_off"
-    has_all = all(getattr(prediction.prediction, name) for name in ASKED[prediction.task])
+    has_all = all(getattr(prediction.prediction, name) for name in PARTS[prediction.task])
     return None if has_all else "unparsable"
 
 
@@ -133,10 +137,18 @@ class _Columns:
     numbers: tuple[array, array] = field(default_factory=lambda: (array("d"), array("d")))  # of boxes (rec) or spans
     tubelets: tuple[Tubelets, Tubelets] = field(default_factory=lambda: (Tubelets(), Tubelets()))
     captions: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    objects: tuple[array, array] = field(default_factory=lambda: (array("d"), array("d")))  # of each row: share named, mean IoU
 
     def append(self, prediction: Prediction) -> None:
-        asked = ASKED[self.task]
-        for side, grounding in enumerate((said_in(prediction), prediction.truth)):
+        asked, said, truth = PARTS[self.task], said_in(prediction), prediction.truth
+        if "objects" in asked:
+            try:
+                ious = named_ious(said.objects or (), truth.objects or ())
+            except (TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"Sample {prediction.id!r} is malformed: {error}") from error
+            for column, values in zip(self.objects, (100.0 * (ious >= NAMED_IOU), ious), strict=True):
+                column.append(mean_iou(values))
+        for side, grounding in enumerate((said, truth)):
             try:
                 if "box" in asked:
                     self.numbers[side].extend(_values(grounding.box, 4))
@@ -153,7 +165,7 @@ class _Columns:
         """The figures of the default protocol."""
         figures: dict[str, float] = {}
         means: dict[str, np.ndarray] = {}  # (N,) each: what the figures are means of
-        asked = ASKED[self.task]
+        asked = PARTS[self.task]
         if "box" in asked:
             means |= _with_recalls("miou", "R1", box_iou(*self._numbers(4)), _REC_THRESHOLDS)
         elif asked == ("span",):
@@ -163,6 +175,10 @@ class _Columns:
         if "tubelet" in asked:
             means |= _with_recalls("msiou", "siou", spatial_iou(*self.tubelets), THRESHOLDS)
             means |= _with_recalls("mstiou", "viou", tubelet_iou(*self.tubelets), THRESHOLDS)
+        if "objects" in asked:
+            means |= {f"named@{NAMED_IOU}": np.array(self.objects[0]), "miou": np.array(self.objects[1])}
+        if "caption" in asked:
+            means["exact_match"] = 100.0 * np.array([say_the_same(*pair) for pair in zip(*self.captions, strict=True)])
         figures |= {name: mean_iou(values) for name, values in means.items()}
         if "caption" in asked:
             if problem := missing_caption_tools():

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes of every frame, cut down to the frames that the model sees, since it can speak of no others."""
+"""The frames of a clip that the model sees: it can speak of no others, so boxes of truths and answers go there."""
 
+from collections.abc import Iterable, Sequence
+
+from ..coordinates import bin_to_position
 from ..data.paths import join_path
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
+from ..grounding import Media
 from ..tasks import task_content
 from ..video_sampling_llava_st import sample_frame_indices
 from .rows import Box, Grounding, Question
@@ -26,6 +30,49 @@ def at_seen_frames(boxes: dict[int, Box], first: int, last: int) -> dict[int, Bo
         return found
     middle = frames[len(frames) // 2]
     return {min(seen, key=lambda frame: (abs(frame - middle), frame)): boxes[middle]}
+
+
+def at_nearest_seen(moments: Iterable[tuple[float, Box]], media: Media, num_frames: int) -> dict[int, Box]:
+    """
+    Boxes of an answer, each at the nearest of the frames that are sampled; of several that go to one, the nearest stays.
+
+    Args:
+        moments: `(position, box)`, positions as fractions of the clip.
+        media: the clip.
+        num_frames: that are sampled of it.
+    """
+    return _at_nearest(moments, _positions(num_frames), media)
+
+
+def true_at_seen(moments: Sequence[tuple[float, Box]], media: Media, num_frames: int) -> dict[int, Box]:
+    """
+    The same of a truth whose boxes are at any times: none goes to a frame before the first of them or after the last, where the thing
+    may not be. An event between two sampled frames keeps the box in its middle, as in `at_seen_frames`.
+
+    Args:
+        moments: `(position, box)` in time order, at least one.
+        media, num_frames: see `at_nearest_seen`.
+    """
+    first, last = (media.frame(moments[end][0]) for end in (0, -1))
+    positions = _positions(num_frames)
+    if within := [position for position in positions if first <= media.frame(position) <= last]:
+        return _at_nearest(moments, within, media)
+    return _at_nearest([moments[len(moments) // 2]], positions, media)
+
+
+def _positions(num_frames: int) -> list[float]:
+    """Where in a clip its sampled frames lie."""
+    return [0.0] if num_frames == 1 else [bin_to_position(number, num_frames) for number in range(num_frames)]
+
+
+def _at_nearest(moments: Iterable[tuple[float, Box]], positions: list[float], media: Media) -> dict[int, Box]:
+    nearest: dict[float, tuple[float, Box]] = {}
+    for position, box in moments:
+        place = min(positions, key=lambda seen: abs(seen - position))
+        distance = abs(place - position)
+        if place not in nearest or distance < nearest[place][0]:
+            nearest[place] = distance, box
+    return {media.frame(place): box for place, (_, box) in nearest.items()}
 
 
 def sample_tubelet(sample: GroundingSample, first: int, last: int) -> dict[int, Box]:

@@ -27,9 +27,9 @@ from ..data.inline import fraction_text
 from ..data.json_rows import read_rows
 from ..data.paths import join_path
 from ..data.samples import Box, corners_of, within
+from .questions import as_questions, chosen
 from .rows import Grounding, Question
 from .seen_frames import at_seen_frames
-from .wording import chosen
 
 
 TIME_PREFIXES = (
@@ -71,11 +71,7 @@ def _questions(annotations: str, media: str, seed: int, task: str) -> Iterator[t
     Raises:
         BrokenFileError, OSError: naming the file, where it cannot be read on.
     """
-    for row, sample in read_rows(annotations):
-        try:
-            yield row, sample if isinstance(sample, str) else _question(sample, row, media, seed, task)
-        except ValueError as error:
-            yield row, str(error)
+    return as_questions(read_rows(annotations), lambda row, sample: _question(sample, row, media, seed, task))
 
 
 Loader = Callable[[str, str, int], Iterator[tuple[int, Question | str]]]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.samples import GroundingSample
 from ..data.vidstg import read_vidstg
+from .questions import as_questions
 from .rows import Question
 from .seen_frames import stvg_question
 
@@ -39,14 +40,9 @@ def _questions(annotations: str, media: str, is_question: bool) -> Iterator[tupl
     Raises:
         BrokenFileError, OSError: naming the file or folder, where it cannot be read.
     """
-    for row, sample in read_vidstg(annotations, str(Path(annotations).parent / BOXES)):
-        try:
-            if isinstance(sample, str):
-                yield row, sample
-            elif sample.is_question == is_question:
-                yield row, _question(sample, media)
-        except ValueError as error:
-            yield row, str(error)
+    samples = read_vidstg(annotations, str(Path(annotations).parent / BOXES))
+    wanted = ((row, sample) for row, sample in samples if isinstance(sample, str) or sample.is_question == is_question)
+    return as_questions(wanted, lambda _, sample: _question(sample, media))
 
 
 def _question(sample: GroundingSample, media: str) -> Question:

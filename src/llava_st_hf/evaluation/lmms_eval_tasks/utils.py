@@ -22,7 +22,7 @@ from ..answers import READERS, Asked
 from ..benchmarks import read_benchmark
 from ..captions import FIGURES, missing_caption_tools, score_captions
 from ..lmms_eval_plugin import CUT_OFF
-from ..rows import Grounding, Prediction, Question
+from ..rows import OWN_READER, Grounding, Prediction, Question
 from ..scoring import score
 
 
@@ -121,8 +121,7 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
     if problem := missing_caption_tools():
         warnings.warn(problem, stacklevel=2)
         return own
-    said = prediction.prediction.caption if prediction.finished else None
-    return own | {name: [said or "", prediction.truth.caption] for name in FIGURES}
+    return own | {name: [prediction.prediction.caption or "", prediction.truth.caption] for name in FIGURES}
 
 
 def _prediction(question: Question, text: str) -> Prediction:
@@ -135,7 +134,7 @@ def _prediction(question: Question, text: str) -> Prediction:
     (width, height), (first, last) = question.size, question.frames
     answer = text.removesuffix(CUT_OFF)
     asked = Asked(question.task, Media(question.kind, width, height, first_frame=first, last_frame=last), question.given)
-    said, notes = READERS["llava_st"](answer, asked)
+    said, notes = READERS[OWN_READER](answer, asked)
     return Prediction(
         id=question.id,
         benchmark="",

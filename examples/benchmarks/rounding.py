@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it costs that an answer can name bins only.
+
+    python examples/benchmarks/rounding.py
+
+Needs no GPU, no network and no files. It draws truths like those of RefCOCO (boxes of pictures), Charades-STA (spans of 30-second clips,
+8 s in the mean) and spatio-temporal benchmarks (tubelets of things that move), has an oracle answer each with the tokens nearest to the
+truth, reads the answers and scores them, and prints the figures by the size of what was to be found: the most that a model can reach.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+
+from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
+from llava_st_hf.evaluation.answers import READERS, Asked
+from llava_st_hf.evaluation.rows import OWN_READER, Box, Grounding, Prediction
+from llava_st_hf.evaluation.scoring import score
+from llava_st_hf.evaluation.seen_frames import at_seen_frames
+from llava_st_hf.grounding import Media
+
+
+# Sizes from … to, the last of all.
+SIDES = ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.6), (0.05, 0.6))  # fractions of the picture's
+LENGTHS = ((1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 30.0), (1.0, 30.0))  # seconds
+PICTURE = Media("image", 640, 480)
+CLIP_30_S = Media("video", 640, 360, fps=30.0, last_frame=899)
+CLIP_20_S = Media("video", 640, 360, fps=30.0, last_frame=599)
+
+
+def token(axis: str, position: float) -> str:
+    return coordinate_token(axis, position_to_bin(min(max(position, 0.0), 1.0), DEFAULT_NUM_BINS))
+
+
+def box_text(box: Box, media: Media) -> str:
+    x1, y1, x2, y2 = box
+    (left, right), (top, bottom) = (
+        [token("width", x / media.width) for x in (x1, x2)],
+        [token("height", y / media.height) for y in (y1, y2)],
+    )
+    return f"[{left}{top}{right}{bottom}]"
+
+
+def box_in(draw: random.Random, sides: tuple[float, float], media: Media) -> Box:
+    """A box anywhere in the picture, in pixels, each of its sides drawn from between two fractions."""
+    width, height = draw.uniform(*sides), draw.uniform(*sides)
+    x, y = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+    return x * media.width, y * media.height, (x + width) * media.width, (y + height) * media.height
+
+
+def rec(draw: random.Random, sides: tuple[float, float]) -> tuple[Media, Grounding, str]:
+    box = box_in(draw, sides, PICTURE)
+    return PICTURE, Grounding(box=box), box_text(box, PICTURE)
+
+
+def tvg(draw: random.Random, lengths: tuple[float, float]) -> tuple[Media, Grounding, str]:
+    length = 0.0
+    while not lengths[0] <= length < lengths[1]:
+        length = draw.gammavariate(4.0, 2.0)  # 8 s in the mean
+    start = draw.uniform(0, 30 - length)
+    span = start / 30, (start + length) / 30
+    return CLIP_30_S, Grounding(span=span), "{" + "".join(token("temporal", position) for position in span) + "}"
+
+
+def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[Media, Grounding, str]:
+    """A thing that goes from one place to another within 3 to 12 seconds, with a box in every frame of the annotation."""
+    last = CLIP_20_S.last_frame
+    length = draw.randint(90, 360)
+    first = draw.randint(0, last - length)
+    begin, end = box_in(draw, sides, CLIP_20_S), box_in(draw, sides, CLIP_20_S)
+    boxes = {}
+    for frame in range(first, first + length + 1):
+        share = (frame - first) / length
+        x1, y1, x2, y2 = (a + share * (b - a) for a, b in zip(begin, end, strict=True))
+        boxes[frame] = (x1, y1, x2, y2)
+    tubelet, span = at_seen_frames(boxes, 0, last), (first / last, (first + length) / last)
+    moments = "".join(f"{token('temporal', frame / last)}:{box_text(box, CLIP_20_S)}" for frame, box in tubelet.items())
+    times = "".join(token("temporal", position) for position in span)
+    return CLIP_20_S, Grounding(span=span, tubelet=tubelet), f"During {{{times}}}. Object bounding box: {moments}."
+
+
+def figures(task: str, sample: Callable, size: tuple[float, float], count: int) -> dict[str, float]:
+    draw, rows = random.Random(f"{task} {size}"), []
+    for number in range(count):
+        media, truth, answer = sample(draw, size)
+        said, _ = READERS[OWN_READER](answer, Asked(task, media))
+        rows.append(Prediction(str(number), "made up", task, "", truth, media=media.to_dict(), answer=answer, prediction=said))
+    return score(task, rows)
+
+
+def print_table(title: str, task: str, sample: Callable, sizes: Sequence[tuple[float, float]], names: Sequence[str], count: int) -> None:
+    print(f"\n| {title} | {' | '.join(f'`{name}`' for name in names)} |\n|---|{'---:|' * len(names)}")
+    for size in sizes:
+        found = figures(task, sample, size, count)
+        cells = [f"{found[name]:.1f}" if "@" in name else f"{found[name]:.3f}" for name in names]
+        print(f"| {size[0]:g} – {size[1]:g} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--boxes", type=int, default=10_000, help="boxes, and spans, per size")
+    parser.add_argument("--tubelets", type=int, default=500, help="tubelets per size")
+    args = parser.parse_args()
+    print_table("boxes of pictures: side, as a share", "rec", rec, SIDES, ("miou", "R1@0.5"), args.boxes)
+    print_table("spans of 30 s: length in s", "tvg", tvg, LENGTHS, ("miou", "R1@0.5", "R1@0.7"), args.boxes)
+    names = ("mtiou", "msiou", "mstiou", "viou@0.5", "viou@0.7")
+    print_table("tubelets of 20 s: side, as a share", "stvg", stvg, SIDES, names, args.tubelets)
+
+
+if __name__ == "__main__":
+    main()
