@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The world of shapes: the same for the same seed, drawn as its truth says, and asked about in rows that training can read."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llava_st_hf.data import load_mixture, validate_mixture
+from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
+from llava_st_hf.data.shapes_files import STAGE_TASKS, write_questions, write_training_data, write_video
+from llava_st_hf.data.shapes_questions import happening, image_rows, reference, tubelet, video_rows
+from llava_st_hf.tasks import TASKS
+from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
+
+
+VIDEOS = [make_scene(scene_seed("train", number), is_video=True) for number in range(60)]
+IMAGES = [make_scene(scene_seed("train", number), is_video=False) for number in range(60)]
+
+
+def still(*things: Thing, **changes) -> Scene:
+    """A scene of 100×80 pixels and 4 seconds in which nothing happens."""
+    return replace(Scene(100, 80, 10, 41, things, (), (0.0, 0.0), 7), **changes)
+
+
+def test_a_seed_makes_one_scene_and_one_picture():
+    seed = scene_seed("train", 3)
+    assert make_scene(seed, True) == make_scene(seed, True)
+    first, second = (Painter(make_scene(seed, True)).frame(0) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert make_scene(seed, True) != make_scene(scene_seed("train", 4), True)
+
+
+def test_no_scene_is_in_two_splits():
+    seeds = [scene_seed(split, number) for split in ("train", "validation", "test") for number in range(3000)]
+    assert len(set(seeds)) == len(seeds)
+    with pytest.raises(ValueError, match="split='dev' must be one of train, validation, test"):
+        scene_seed("dev", 0)
+
+
+def test_things_of_a_scene_can_be_told_apart_by_words_and_often_share_one():
+    sharing = 0
+    for scene in VIDEOS + IMAGES:
+        names = [(thing.shape, thing.colour, thing.size) for thing in scene.things]
+        assert len(set(names)) == len(names)
+        sharing += any(a != b and (a[0] == b[0] or a[1] == b[1]) for a in names for b in names)
+    assert sharing > 0.7 * len(VIDEOS + IMAGES)
+
+
+def test_a_reference_means_one_thing_only():
+    rng = np.random.default_rng(0)
+    for scene in VIDEOS:
+        for number in range(len(scene.things)):
+            words = set(reference(scene, number, rng).split()) - {"the", "object"}
+            fitting = [thing for thing in scene.things if words <= {thing.shape, thing.colour, thing.size}]
+            assert fitting == [scene.things[number]]
+
+
+def test_everything_stays_in_the_picture_and_happens_within_the_clip():
+    for scene in VIDEOS:
+        for event in scene.events:
+            assert 0 < event.start < event.end < scene.duration
+        for time in np.linspace(0, scene.duration, 40):
+            for number in range(len(scene.things)):
+                state = scene.state(number, time)
+                x1, y1, x2, y2 = state.box  # what is drawn; an edge may pass the picture's while a thing shakes or the camera moves
+                assert min(x1, y1, scene.width - x2, scene.height - y2) > -0.1 * min(scene.width, scene.height)
+                if (box := scene.box(number, time)) is not None:
+                    assert 0 <= box[0] < box[2] <= scene.width and 0 <= box[1] < box[3] <= scene.height
+
+
+def test_a_thing_is_there_while_something_happens_to_it():
+    for scene in VIDEOS:
+        for event in scene.events:
+            for time in np.linspace(event.start, event.end, 9):
+                assert (scene.box(event.thing, time) is None) == (event.kind == "disappears")
+
+
+def test_every_kind_of_event_occurs():
+    scenes = VIDEOS + [make_scene(scene_seed("train", number), True) for number in range(100, 250)]
+    assert {event.kind for scene in scenes for event in scene.events} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("event", "time", "expected"),
+    [
+        (Event(0, "moves right", 1, 3, dx=40), 2, ((30, 30, 50, 50), "red")),
+        (Event(0, "moves up", 1, 3, dy=-10), 4, ((10, 20, 30, 40), "red")),
+        (Event(0, "grows", 1, 3), 3, ((2.5, 22.5, 37.5, 57.5), "red")),
+        (Event(0, "shakes", 1, 3, dx=8, shake=1.0), 1.25, ((18, 30, 38, 50), "red")),
+        (Event(0, "turns", 1, 3, colour="blue"), 2, ((10, 30, 30, 50), "blue")),
+        (Event(0, "turns", 1, 3, colour="blue"), 3.5, ((10, 30, 30, 50), "red")),
+        (Event(0, "appears", 1, 3), 0.9, None),
+        (Event(0, "disappears", 1, 3), 2, None),
+    ],
+)
+def test_events_change_a_thing_as_their_name_says(event, time, expected):
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(event,))
+    box = scene.box(0, time)
+    assert (box and tuple(np.round(box, 6)), scene.state(0, time).colour) == (expected or (None, "red"))
+
+
+def test_a_thing_that_hits_another_ends_where_they_touch():
+    hits = [(scene, event) for number in range(400) for scene in [make_scene(scene_seed("train", number), True)] for event in scene.events]
+    hits = [(scene, event) for scene, event in hits if event.kind == "hits"]
+    assert hits
+    for scene, event in hits:
+        mine, other = scene.state(event.thing, event.end), scene.state(event.other, event.end)
+        gap = max(abs(mine.x - other.x), abs(mine.y - other.y)) - (mine.side + other.side) / 2
+        assert abs(gap) < 1e-6
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle", "cross"])
+def test_a_thing_is_drawn_in_its_colour_and_fills_its_box(shape):
+    scene = still(Thing(shape, "yellow", "large", 50, 40, 30), num_frames=1)
+    frame = Painter(scene).frame(0).astype(int)
+    yellow = np.abs(frame - COLOURS["yellow"]).max(-1) < 60
+    rows, columns = np.nonzero(yellow)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert np.abs(found - [35, 25, 65, 55]).max() <= 2
+    assert yellow.sum() > 0.4 * 30 * 30
+
+
+def test_the_camera_moves_ground_and_things_alike():
+    scene = still(Thing("square", "white", "small", 30, 30, 16), drift=(12.0, -6.0))
+    assert scene.box(0, scene.duration) == (34, 16, 50, 32)
+    first, last = (Painter(replace(scene, seed=3)).frame(number).astype(int) for number in (0, 40))
+    assert np.abs(first[20:60, 10:60] - last[14:54, 22:72]).mean() < 12
+
+
+def test_a_tubelet_is_at_sampled_frames_within_the_event():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "moves right", 1, 2, dx=40),))
+    boxes = tubelet(scene, scene.events[0], num_frames=5)  # frames 0, 10, 20, 30, 40
+    assert boxes == [{"time": 1.0, "box": [10, 30, 30, 50]}, {"time": 2.0, "box": [50, 30, 70, 50]}]
+
+
+def test_test_questions_have_the_models_own_wording_and_training_has_more():
+    scene, rng = VIDEOS[0], np.random.default_rng(0)
+    assert not any("messages" in row for row in video_rows(scene, "a.mp4", rng, False, 20) + image_rows(IMAGES[0], "a.jpg", rng, False))
+    training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, True, 20)]
+    tvg = [row for row in training if row["task"] == "tvg"]
+    assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
+    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "caption"}
+
+
+def test_what_hides_a_thing_is_asked_about_in_time_alone():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "disappears", 1, 2),))
+    rows = video_rows(scene, "a.mp4", np.random.default_rng(0), False, 20)
+    assert [row["task"] for row in rows] == ["tvg", "tr"]
+    assert happening(scene, scene.events[0]) == "the small red circle disappears"
+
+
+def test_training_data_are_valid_for_every_stage(tmp_path):
+    write_training_data(tmp_path, num_videos=3, num_images=3, num_frames=20)
+    for stage, tasks in STAGE_TASKS.items():
+        assert validate_mixture(tmp_path / f"stage{stage}.yaml") == []
+        assert set(load_mixture(tmp_path / f"stage{stage}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(tasks)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
+    assert len(before) == 6
+    write_training_data(tmp_path, num_videos=3, num_images=3, num_frames=20)  # media are kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()} == before
+
+
+def test_a_split_to_measure_on_has_as_many_questions_for_every_task(tmp_path):
+    write_questions(tmp_path, "test", per_task=4, num_frames=20)
+    for task in TASKS:
+        rows = [json.loads(line) for line in (tmp_path / f"{task}.jsonl").read_text().splitlines()]
+        assert len(rows) == 4 and {row["task"] for row in rows} == {task}
+        assert len({row["id"] for row in rows}) == 4
+        assert all((tmp_path / "media" / row[TASKS[task].medium]).is_file() for row in rows)
+
+
+def test_a_video_is_encoded_with_every_frame(tmp_path):
+    scene = VIDEOS[1]
+    write_video(scene, tmp_path / "a.mp4")
+    videos = LlavaSTVideoProcessor(num_frames=5)(str(tmp_path / "a.mp4"), return_metadata=True, return_tensors="pt")
+    [metadata] = videos["video_metadata"]
+    assert (metadata.total_num_frames, metadata.fps) == (scene.num_frames, scene.fps)
+    assert (metadata.width, metadata.height) == (scene.width, scene.height)

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small world without end: coloured shapes on textured grounds, to which things happen, with the truth of when and where.
+
+A scene is a function of its seed: its things (shape × colour × size), what happens to them (`KINDS`), where the camera drifts, and
+how it is drawn. `shapes_questions` asks the eight tasks of it, `shapes_files` writes videos, pictures and annotations.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = {"red": (214, 40, 40), "green": (40, 176, 70), "blue": (44, 84, 224), "yellow": (240, 208, 48), "white": (240, 240, 240)}
+# Side of a thing, as a share of the picture's shorter side. Between the two lies a gap, so that the words have one meaning.
+SIZES = {"small": (0.18, 0.23), "large": (0.32, 0.40)}
+# What can happen to a thing → how often. "turns" and "hits" go on with a colour, and with another thing.
+KINDS = {
+    "moves left": 1.0,
+    "moves right": 1.0,
+    "moves up": 1.0,
+    "moves down": 1.0,
+    "grows": 1.0,
+    "shrinks": 1.0,
+    "shakes": 1.2,
+    "appears": 1.2,
+    "disappears": 0.7,
+    "turns": 1.2,
+    "hits": 0.9,
+}
+_DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
+_GROWTH = 1.75  # side of a thing that has grown, over its side before
+_SPLITS = {"train": 0, "validation": 1, "test": 2}
+_TRIES = 60
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape as it is before anything happens to it. `x`, `y`: its centre, `side`: its width and height, in pixels."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """
+    What happens to a thing.
+
+    Args:
+        thing: its number in the scene.
+        kind: one of `KINDS`.
+        start, end: seconds.
+        dx, dy: how far a movement goes, in pixels; of a shake, how far to either side.
+        colour: that the thing has for the time of "turns".
+        other: number of the thing that is hit.
+        shake: seconds of one swing.
+    """
+
+    thing: int
+    kind: str
+    start: float
+    end: float
+    dx: float = 0.0
+    dy: float = 0.0
+    colour: str | None = None
+    other: int | None = None
+    shake: float = 0.5
+
+
+@dataclass(frozen=True)
+class State:
+    """A thing at one moment: centre and side in pixels, as `Thing` has them, with the camera's drift."""
+
+    x: float
+    y: float
+    side: float
+    colour: str
+    visible: bool
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        half = self.side / 2
+        return self.x - half, self.y - half, self.x + half, self.y + half
+
+
+@dataclass(frozen=True)
+class Scene:
+    """
+    A picture (one frame) or a video.
+
+    Args:
+        width, height: pixels, even numbers.
+        fps: frames per second.
+        num_frames: 1 for a picture.
+        things: from the furthest to the nearest: a later one hides an earlier one.
+        events: in order of their start.
+        drift: `(x, y)` pixels that everything has moved by at the end, as the camera moves.
+        seed: of everything that is drawn and not named: ground, noise, shades of colours.
+    """
+
+    width: int
+    height: int
+    fps: int
+    num_frames: int
+    things: tuple[Thing, ...]
+    events: tuple[Event, ...]
+    drift: tuple[float, float]
+    seed: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the last."""
+        return (self.num_frames - 1) / self.fps
+
+    def offset(self, time: float) -> tuple[float, float]:
+        """`(x, y)` pixels by which the camera has moved everything."""
+        share = time / self.duration if self.num_frames > 1 else 0.0
+        return self.drift[0] * share, self.drift[1] * share
+
+    def state(self, number: int, time: float) -> State:
+        """Thing `number` at `time` (seconds)."""
+        thing = self.things[number]
+        x, y = (start + moved for start, moved in zip((thing.x, thing.y), self.offset(time), strict=True))
+        side, colour, visible = thing.side, thing.colour, True
+        for event in self.events:
+            if event.thing != number:
+                continue
+            share = float(np.clip((time - event.start) / (event.end - event.start), 0, 1))
+            now = event.start <= time <= event.end
+            if event.kind == "shakes":
+                swing = np.sin(2 * np.pi * (time - event.start) / event.shake) if now else 0.0
+                x, y = x + event.dx * swing, y + event.dy * swing
+            elif event.kind in ("grows", "shrinks"):
+                side *= 1 + share * ((_GROWTH if event.kind == "grows" else 1 / _GROWTH) - 1)
+            elif event.kind == "turns":
+                colour = event.colour if now and event.colour else colour
+            elif event.kind in ("appears", "disappears"):
+                visible = now == (event.kind == "appears")
+            else:
+                x, y = x + share * event.dx, y + share * event.dy
+        return State(x, y, side, colour, visible)
+
+    def box(self, number: int, time: float) -> tuple[float, float, float, float] | None:
+        """`(x1, y1, x2, y2)` of a thing in pixels, parts that others hide included; None where it is not there."""
+        state = self.state(number, time)
+        if not state.visible:
+            return None
+        x1, y1, x2, y2 = state.box
+        return max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
+
+
+# ============================================================ Making a scene
+
+
+def scene_seed(split: str, number: int, world: int = 0) -> int:
+    """Seed of scene `number` of a split ("train", "validation" or "test"): no two splits share one.
+
+    Raises:
+        ValueError: for another split.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split={split!r} must be one of {', '.join(_SPLITS)}.")
+    return int(np.random.SeedSequence([world, _SPLITS[split], number]).generate_state(1, np.uint64)[0])
+
+
+def make_scene(seed: int, is_video: bool) -> Scene:
+    """A scene, the same for the same seed."""
+    rng = np.random.default_rng([seed, int(is_video)])
+    width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
+    things = _things(rng, width, height, int(rng.integers(2, 5)))
+    if not is_video:
+        return Scene(width, height, 1, 1, things, (), (0.0, 0.0), seed)
+    fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(36, 65))  # 2.9 to 7.9 seconds
+    drift = tuple(float(rng.uniform(-0.06, 0.06)) * side for side in (width, height)) if rng.random() < 0.5 else (0.0, 0.0)
+    scene = Scene(width, height, fps, num_frames, things, (), (drift[0], drift[1]), seed)
+    for _ in range(int(rng.integers(2, 4))):
+        scene = _with_event(rng, scene)
+    return scene
+
+
+def _things(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[Thing, ...]:
+    """Things of which no two have all words in common, but most have one in common with another."""
+    shorter = min(width, height)
+    found: list[Thing] = []
+    names: set[tuple[str, str, str]] = set()
+    for attempt in range(_TRIES * count):
+        if len(found) == count:
+            break
+        shape, colour, size = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), str(rng.choice(list(SIZES)))
+        if found and rng.random() < 0.7:  # one that only the words tell apart
+            like = found[int(rng.integers(len(found)))]
+            shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
+        if (shape, colour, size) in names:
+            continue
+        side = float(rng.uniform(*SIZES[size])) * shorter
+        x, y = (float(rng.uniform(side / 2 + 1, length - side / 2 - 1)) for length in (width, height))
+        gap = max((_overlap(x, y, side, other) for other in found), default=0.0)
+        if gap > (0.0 if attempt < _TRIES else 0.15):
+            continue
+        found.append(Thing(shape, colour, size, x, y, side))
+        names.add((shape, colour, size))
+    return tuple(found)
+
+
+def _overlap(x: float, y: float, side: float, other: Thing) -> float:
+    """Area that two things share, over that of the smaller one."""
+    across, down = ((side + other.side) / 2 - abs(a - b) for a, b in ((x, other.x), (y, other.y)))
+    shared = max(0.0, min(across, side, other.side)) * max(0.0, min(down, side, other.side))
+    return shared / min(side, other.side) ** 2
+
+
+def _with_event(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with one more event; as it is, where none was found that fits."""
+    weights = np.array(list(KINDS.values()))
+    for _ in range(_TRIES):
+        kind = str(rng.choice(list(KINDS), p=weights / weights.sum()))
+        length = float(rng.uniform(0.22, 0.5)) * scene.duration
+        start = float(rng.uniform(0.04 * scene.duration, 0.96 * scene.duration - length))
+        thing = int(rng.integers(len(scene.things)))
+        event = _shaped(rng, scene, Event(thing, kind, round(start, 3), round(start + length, 3)))
+        if event is None or any(_clashes(event, other, scene.duration) for other in scene.events):
+            continue
+        changed = replace(scene, events=tuple(sorted((*scene.events, event), key=lambda one: one.start)))
+        if _fits(changed, event):
+            return changed
+    return scene
+
+
+def _clashes(event: Event, other: Event, duration: float) -> bool:
+    """Whether two events leave it open which of them words or a span mean, or cannot both happen."""
+    shared = min(event.end, other.end) - max(event.start, other.start)
+    if shared / (max(event.end, other.end) - min(event.start, other.start)) > 0.3:
+        return True
+    involved = {event.thing, event.other} & {other.thing, other.other} - {None}
+    if not involved:
+        return False
+    once = ("grows", "shrinks", "appears", "disappears", "hits")
+    return shared > -0.05 * duration or event.kind == other.kind or (event.kind in once and other.kind in once)
+
+
+def _shaped(rng: np.random.Generator, scene: Scene, event: Event) -> Event | None:
+    """The event with how far, which colour or which other thing; None where there is no such."""
+    thing, shorter = scene.things[event.thing], min(scene.width, scene.height)
+    if event.kind in _DIRECTIONS:
+        distance = float(rng.uniform(0.28, 0.55)) * shorter
+        across, down = _DIRECTIONS[event.kind]
+        return replace(event, dx=across * distance, dy=down * distance)
+    if event.kind == "shakes":
+        return replace(event, dx=float(rng.uniform(0.06, 0.09)) * shorter, shake=float(rng.uniform(0.09, 0.14)) * scene.duration)
+    if event.kind == "turns":
+        return replace(event, colour=str(rng.choice([colour for colour in COLOURS if colour != thing.colour])))
+    if event.kind == "hits":
+        other = int(rng.integers(len(scene.things)))
+        return None if other == event.thing else _towards(scene, event, other)
+    fits = {"grows": "small", "shrinks": "large"}.get(event.kind, thing.size)
+    return event if thing.size == fits else None
+
+
+def _towards(scene: Scene, event: Event, other: int) -> Event | None:
+    """A movement straight towards another thing that ends where their boxes touch."""
+    begin, target = scene.state(event.thing, event.start), scene.state(other, event.end)
+    drift = [after - before for after, before in zip(scene.offset(event.end), scene.offset(event.start), strict=True)]
+    dx, dy = target.x - begin.x - drift[0], target.y - begin.y - drift[1]
+    reach = (begin.side + target.side) / 2
+    share = min((1 - reach / abs(d) for d in (dx, dy) if abs(d) > reach), default=0.0)
+    share = max((1 - reach / abs(d) for d in (dx, dy) if abs(d) > reach), default=0.0) if share > 0 else 0.0
+    distance = share * float(np.hypot(dx, dy))
+    if distance < 0.2 * min(scene.width, scene.height):
+        return None
+    return replace(event, dx=share * dx, dy=share * dy, other=other)
+
+
+def _fits(scene: Scene, added: Event) -> bool:
+    """Whether all stays in the picture, and the thing of the event that was added is seen well while it happens."""
+    for time in np.linspace(0, scene.duration, 25):
+        states = [scene.state(number, float(time)) for number in range(len(scene.things))]
+        for state in states:
+            x1, y1, x2, y2 = state.box
+            if x1 < 0 or y1 < 0 or x2 > scene.width or y2 > scene.height:
+                return False
+        for event in scene.events:
+            if event.start <= time <= event.end and event.kind != "disappears" and not states[event.thing].visible:
+                return False
+        if added.start <= time <= added.end:
+            mine = states[added.thing]
+            nearer = [Thing("", "", "", state.x, state.y, state.side) for state in states[added.thing + 1 :] if state.visible]
+            if max((_overlap(mine.x, mine.y, mine.side, other) for other in nearer), default=0.0) > 0.6:
+                return False
+    return True
+
+
+# ============================================================ Drawing
+
+
+class Painter:
+    """Draws the frames of one scene: what all frames share is made once."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        self.rng = np.random.default_rng([scene.seed, 2])
+        self.margin = int(np.ceil(max(map(abs, scene.drift)))) + 1
+        self.ground = self._ground(scene.height + 2 * self.margin, scene.width + 2 * self.margin)
+        self.noise = float(self.rng.uniform(0, 7))
+        self.shades = self.rng.uniform(-16, 16, (len(scene.things), 3)).astype(np.float32)
+
+    def _ground(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) a dim ground: patches of colour, sometimes stripes, and grain."""
+        rows, columns = np.mgrid[:height, :width].astype(np.float32)
+        coarse = self.rng.uniform(50, 125, (*self.rng.integers(2, 7, 2), 3))
+        y, x = rows[:, 0] / height * (coarse.shape[0] - 1), columns[0] / width * (coarse.shape[1] - 1)
+        y0, x0 = y.astype(int), x.astype(int)
+        fy, fx = (y - y0)[:, None, None], (x - x0)[None, :, None]
+        top = coarse[y0][:, x0] * (1 - fx) + coarse[y0][:, x0 + 1] * fx
+        bottom = coarse[y0 + 1][:, x0] * (1 - fx) + coarse[y0 + 1][:, x0 + 1] * fx
+        ground = top * (1 - fy) + bottom * fy
+        if self.rng.random() < 0.4:
+            angle, period = self.rng.uniform(0, np.pi), self.rng.uniform(8, 30)
+            wave = np.sin(2 * np.pi * (rows * np.sin(angle) + columns * np.cos(angle)) / period)
+            ground += wave[..., None] * self.rng.uniform(5, 18)
+        return (ground + self.rng.normal(0, self.rng.uniform(0, 7), ground.shape)).astype(np.float32)
+
+    def frame(self, number: int) -> np.ndarray:
+        """(height, width, 3) uint8, frame `number` of the scene. Frames are drawn in order: grain differs from one to the next."""
+        scene, time = self.scene, number / self.scene.fps
+        x, y = (self.margin - round(moved) for moved in scene.offset(time))
+        canvas = self.ground[y : y + scene.height, x : x + scene.width].copy()
+        for place, thing in enumerate(scene.things):
+            state = scene.state(place, time)
+            if state.visible:
+                self._draw(canvas, thing.shape, state, np.asarray(COLOURS[state.colour], np.float32) + self.shades[place])
+        if self.noise > 1:
+            canvas += self.rng.standard_normal(canvas.shape, dtype=np.float32) * self.noise
+        return np.clip(canvas, 0, 255).astype(np.uint8)
+
+    def _draw(self, canvas: np.ndarray, shape: str, state: State, colour: np.ndarray) -> None:
+        x1, y1, x2, y2 = state.box
+        left, top = max(0, int(x1) - 1), max(0, int(y1) - 1)
+        part = canvas[top : int(y2) + 2, left : int(x2) + 2]
+        x = (np.arange(left, left + part.shape[1], dtype=np.float32) + 0.5 - state.x)[None]
+        y = (np.arange(top, top + part.shape[0], dtype=np.float32) + 0.5 - state.y)[:, None]
+        cover = np.clip(0.5 - _outside(shape, x, y, state.side / 2), 0, 1)[..., None]  # (rows, columns, 1), soft at the edge
+        part += cover * (colour - part)
+
+
+def _outside(shape: str, x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
+    """How far, in pixels, points lie outside a shape (below 0: inside) that fills a box of side 2·half around the origin."""
+    if shape == "circle":
+        return np.hypot(x, y) - half
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - half
+    if shape == "triangle":  # the tip is up; its sides are steep: 2 up for 1 across
+        return np.maximum(y - half, (2 * abs(x) - y - half) / np.sqrt(5.0))
+    arm = 0.36 * half
+    return np.minimum(np.maximum(abs(x) - half, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - half))
+
+
+__all__ = ["COLOURS", "KINDS", "SHAPES", "SIZES", "Event", "Painter", "Scene", "State", "Thing", "make_scene", "scene_seed"]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the world of shapes to disk: encoded videos and pictures, and their questions as annotation files."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .shapes import Painter, Scene, make_scene, scene_seed
+from .shapes_questions import image_rows, video_rows
+
+
+# Questions of each stage of training, as `task` has them (LLaVA-ST, section 3.4). What a stage has learned is kept in use by the next.
+STAGE_TASKS = {
+    1: ("caption",),
+    2: ("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"),
+    3: ("rec", "reg", "dgc", "tvg", "tr", "box_at", "stvg", "svg", "elc"),
+}
+_QUALITY = {"crf": "20", "preset": "veryfast"}
+
+
+def write_video(scene: Scene, path: str | os.PathLike) -> None:
+    """Encodes a scene as H.264 in mp4."""
+    import av
+
+    painter = Painter(scene)
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=scene.fps, options=_QUALITY)
+        stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
+        stream.codec_context.thread_count = 1  # so small a picture is done before threads have started
+        for number in range(scene.num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(painter.frame(number), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_image(scene: Scene, path: str | os.PathLike) -> None:
+    """Writes the one frame of a scene as a JPEG."""
+    Image.fromarray(Painter(scene).frame(0)).save(path, quality=92)
+
+
+def _make(number: int, folder: Path, split: str, kind: str, num_frames: int, world: int) -> list[dict]:
+    """Writes one medium, unless it is there already, and returns its rows."""
+    seed = scene_seed(split, number, world)
+    scene = make_scene(seed, kind == "video")
+    name = f"{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
+    if not (folder / name).is_file():
+        part = folder / f"part-{os.getpid()}-{name}"
+        (write_video if kind == "video" else write_image)(scene, part)
+        os.replace(part, folder / name)  # a run that is stopped leaves no half a file under its name
+    rng, training = np.random.default_rng([seed, 3]), split == "train"
+    if kind == "video":
+        return video_rows(scene, name, rng, training, num_frames)
+    return image_rows(scene, name, rng, training)
+
+
+def make_rows(folder: Path, split: str, kind: str, count: int, num_frames: int, world: int = 0, first: int = 0) -> Iterator[list[dict]]:
+    """
+    Writes media and yields the rows of each, in order, with as many processes as there are cores.
+
+    Args:
+        folder: where media go.
+        split: "train", "validation" or "test".
+        kind: "video" or "image".
+        count: how many, from number `first` on.
+        num_frames: that the model samples of a video.
+        world: another number makes another world.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world)
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(make, range(first, first + count), chunksize=32)
+
+
+def write_training_data(folder: str | os.PathLike, num_videos: int, num_images: int, num_frames: int, world: int = 0) -> None:
+    """
+    The training split: media in `folder/media`, and for each stage annotations and a mixture, `stage1.yaml` to `stage3.yaml`.
+
+    Args:
+        folder: is made where it is missing.
+        num_videos, num_images: how many.
+        num_frames: that the model samples of a video.
+        world: another number makes another world.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {stage: (folder / f"stage{stage}.jsonl").open("w", encoding="utf-8") for stage in STAGE_TASKS}
+    for kind, count in (("video", num_videos), ("image", num_images)):
+        for rows in make_rows(folder / "media", "train", kind, count, num_frames, world):
+            for stage, tasks in STAGE_TASKS.items():
+                files[stage].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in tasks)
+    for stage, file in files.items():
+        file.close()
+        entry = f"{{json_path: stage{stage}.jsonl, data_folder: media, format: jsonl, source: shapes}}"
+        (folder / f"stage{stage}.yaml").write_text(f"datasets:\n  - {entry}\n", encoding="utf-8")
+
+
+def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_frames: int, world: int = 0) -> None:
+    """
+    A split to measure on: `folder/{task}.jsonl` with `per_task` questions for each of the eight tasks, at most one of a kind for each
+    medium, and their media in `folder/media`.
+
+    Args:
+        split: "validation" or "test".
+        num_frames: that the model samples of a video.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, tasks in (("image", ("rec", "reg", "dgc")), ("video", ("tvg", "tr", "stvg", "svg", "elc"))):
+        found: dict[str, list[dict]] = {task: [] for task in tasks}
+        first = 0
+        while min(map(len, found.values())) < per_task:
+            for number, rows in enumerate(make_rows(folder / "media", split, kind, per_task // 2 + 32, num_frames, world, first), first):
+                for task, chosen in found.items():
+                    fitting = [row for row in rows if row["task"] == task]
+                    if fitting and len(chosen) < per_task:
+                        chosen.append({"id": f"{split}-{number}-{task}", **fitting[number % len(fitting)]})
+                first = number + 1
+        for task, chosen in found.items():
+            (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+
+
+__all__ = ["STAGE_TASKS", "make_rows", "write_image", "write_questions", "write_training_data", "write_video"]

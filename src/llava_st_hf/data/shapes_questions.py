@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about the world of shapes, as rows of this package's own format (`jsonl`): the eight tasks in several wordings, and for
+training also captions and short questions for a place at one moment."""
+
+import numpy as np
+
+from ..messages_llava_st import box_text, span_text, time_text
+from ..video_sampling_llava_st import sample_frame_indices
+from .shapes import Event, Scene
+
+
+# Other ways to say it; the first is how answers say it.
+_VERBS = {
+    "moves left": ("moves left", "moves to the left", "goes left"),
+    "moves right": ("moves right", "moves to the right", "goes right"),
+    "moves up": ("moves up", "moves upwards", "goes up"),
+    "moves down": ("moves down", "moves downwards", "goes down"),
+    "grows": ("grows", "gets bigger"),
+    "shrinks": ("shrinks", "gets smaller"),
+    "shakes": ("shakes", "shakes to and fro"),
+    "appears": ("appears", "is in view"),
+    "disappears": ("disappears", "is out of view"),
+    "turns": ("turns", "becomes"),
+    "hits": ("hits", "bumps into"),
+}
+# Wordings beside those of `tasks.TASKS`, for training.
+_OTHER_PROMPTS = {
+    "rec": ("Find {text} in the image.", "Give the bounding box of {text}.", "Locate {text}."),
+    "reg": ("What is in {box}?", "Name the object within {box}."),
+    "dgc": ("Name every object with its bounding box.", "List all objects in the image and where they are."),
+    "tvg": ("When is it that {text}?", "Find the moment: {text}.", "At what time does this happen: {text}?"),
+    "tr": ("What happens during {span}?", "Say what happens in {span}."),
+    "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
+    "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
+}
+_OTHER_SHARE = 0.3  # of questions for training that are worded otherwise
+
+
+def name_of(scene: Scene, number: int) -> str:
+    """All words of a thing: "large red circle"."""
+    thing = scene.things[number]
+    return f"{thing.size} {thing.colour} {thing.shape}"
+
+
+def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
+    """Words that mean this thing and no other of the scene, sometimes no more than needed: "the red circle"."""
+    thing, others = scene.things[number], [other for place, other in enumerate(scene.things) if place != number]
+    ways = [f"the {name_of(scene, number)}"] * 2
+    for words, same in (
+        (f"the {thing.shape}", lambda other: other.shape == thing.shape),
+        (f"the {thing.colour} {thing.shape}", lambda other: (other.colour, other.shape) == (thing.colour, thing.shape)),
+        (f"the {thing.size} {thing.shape}", lambda other: (other.size, other.shape) == (thing.size, thing.shape)),
+        (f"the {thing.colour} object", lambda other: other.colour == thing.colour),
+    ):
+        if not any(map(same, others)):
+            ways.append(words)
+    return str(rng.choice(ways))
+
+
+def happening(scene: Scene, event: Event) -> str:
+    """What happens, as answers say it: "the large red circle moves left"."""
+    goal = {"turns": f" {event.colour}", "hits": f" the {name_of(scene, event.other)}" if event.other is not None else ""}
+    return f"the {name_of(scene, event.thing)} {event.kind}{goal.get(event.kind, '')}"
+
+
+def sentence(scene: Scene, event: Event, rng: np.random.Generator) -> str:
+    """The same in words of one's choice, as questions say it."""
+    goal = {"turns": f" {event.colour}", "hits": f" {reference(scene, event.other, rng)}" if event.other is not None else ""}
+    return f"{reference(scene, event.thing, rng)} {rng.choice(_VERBS[event.kind])}{goal.get(event.kind, '')}"
+
+
+def _sentence_case(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def tubelet(scene: Scene, event: Event, num_frames: int) -> list[dict]:
+    """`[{"time", "box"}]`, seconds and pixels, at those of the `num_frames` frames that a model samples which fall into the event."""
+    boxes = []
+    for frame in dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)):
+        time = frame / scene.fps
+        box = scene.box(event.thing, time)
+        if event.start <= time <= event.end and box is not None:
+            boxes.append({"time": round(time, 4), "box": _rounded(box)})
+    return boxes
+
+
+def _rounded(box) -> list[float]:
+    return [round(float(value), 2) for value in box]
+
+
+def image_rows(scene: Scene, path: str, rng: np.random.Generator, training: bool) -> list[dict]:
+    """Rows about a picture, "rec" and "reg" for each thing. Captions only with `training`, then also in other words."""
+    boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
+    order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
+    rows = []
+    for number, box in enumerate(boxes):
+        text = reference(scene, number, rng)
+        rows.append(_row("rec", "image", path, rng, training, {"text": text}, box_text(box), {"text": text, "box": box}))
+        text = f"a {name_of(scene, number)}"
+        rows.append(_row("reg", "image", path, rng, training, {"box": box_text(box)}, text, {"text": text, "box": box}))
+    phrases = _listed([f"a {name_of(scene, number)}" for number in order])
+    objects = [{"text": phrase, "box": boxes[number]} for phrase, number in zip(phrases, order, strict=True)]
+    answer = " ".join(f"{item['text']} {box_text(item['box'])}" for item in objects).replace(" ,", ",") + "."
+    rows.append(_row("dgc", "image", path, rng, training, {}, answer, {"objects": objects}))
+    if training:
+        rows.append(_chat("caption", "image", path, rng, {"medium": "image"}, " ".join(phrases).replace(" ,", ",") + "."))
+    return rows
+
+
+def _listed(phrases: list[str]) -> list[str]:
+    """Phrases as pieces of one sentence: "A red circle", ", a blue square", "and a white cross"."""
+    middle = [f", {phrase}" for phrase in phrases[1:-1]]
+    last = [f"and {phrase}" for phrase in phrases[1:][-1:]]
+    return [phrases[0][0].upper() + phrases[0][1:], *middle, *last]
+
+
+def video_rows(scene: Scene, path: str, rng: np.random.Generator, training: bool, num_frames: int) -> list[dict]:
+    """
+    Rows about a video, five for each event; of one that hides its thing, the two that need no boxes.
+
+    Args:
+        path: of the video, in the data folder.
+        training: also captions, places at single moments, and other wordings.
+        num_frames: that the model samples of the clip.
+    """
+    rows = []
+    for event in scene.events:
+        span = [event.start, event.end]
+        asked, told = sentence(scene, event, rng), happening(scene, event)
+        rows.append(_row("tvg", "video", path, rng, training, {"text": asked}, span_text(*span), {"text": asked, "span": span}))
+        rows.append(
+            _row(
+                "tr",
+                "video",
+                path,
+                rng,
+                training,
+                {"span": span_text(*span)},
+                _sentence_case(told),
+                {"text": _sentence_case(told), "span": span},
+            )
+        )
+        boxes = tubelet(scene, event, num_frames)
+        if event.kind == "disappears" or not boxes:
+            continue
+        for task in ("stvg", "svg"):
+            text = _sentence_case(sentence(scene, event, rng))
+            rows.append({"video": path, "task": task, "text": text, "span": span, "boxes": boxes})
+        rows.append({"video": path, "task": "elc", "text": told, "span": span, "boxes": boxes})
+    if training:
+        rows += _moments(scene, path, rng, num_frames)
+        story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
+        rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
+    return rows
+
+
+def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
+    """Where a thing is at one moment: what a tubelet asks over and over, asked by itself."""
+    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    for frame in rng.choice(frames, count, replace=False):
+        time, number = int(frame) / scene.fps, int(rng.integers(len(scene.things)))
+        box = scene.box(number, time)
+        if box is not None:
+            words = {"text": reference(scene, number, rng), "time": time_text(time)}
+            rows.append(_chat("box_at", "video", path, rng, words, box_text(_rounded(box))))
+    return rows
+
+
+def _row(task: str, kind: str, path: str, rng: np.random.Generator, training: bool, words: dict, answer: str, seen: dict) -> dict:
+    """A task row of what is `seen`; in training sometimes a chat that asks for `answer` in other words."""
+    if training and rng.random() < _OTHER_SHARE:
+        return _chat(task, kind, path, rng, words, answer)
+    return {kind: path, "task": task, **seen}
+
+
+def _chat(task: str, kind: str, path: str, rng: np.random.Generator, words: dict, answer: str) -> dict:
+    question = str(rng.choice(_OTHER_PROMPTS[task])).format(**words)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {kind: path, "task": task, "messages": messages}
+
+
+__all__ = ["happening", "image_rows", "name_of", "reference", "sentence", "tubelet", "video_rows"]

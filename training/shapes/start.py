@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the bundled model's stage 1 begins with: a tokenizer of the world's words, random weights, and a vision encoder that has been
+taught to see.
+
+    python training/shapes/start.py runs/shapes/data runs/shapes/start
+
+The encoder stands in for SigLIP. The paper's is trained on pictures with captions from the web; ours on frames of the training split
+with what is at each patch: shape, colour and size of the thing there, and how far its four edges are. Linear layers read these from
+the very features that the projector will read, and are thrown away. From then on the encoder is frozen, as in the paper.
+"""
+
+import argparse
+import json
+import math
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Qwen2Tokenizer
+
+import llava_st_hf
+from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.coordinates import INLINE_COORDINATE
+from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Scene, make_scene, scene_seed
+from llava_st_hf.tasks import TASKS
+
+
+NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 20, 96, 8
+SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 3, 5, 2
+GRID = IMAGE_SIZE // PATCH_SIZE
+VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
+VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
+# A size between the two words, as a thing has while it grows: the encoder is asked for neither.
+BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
+
+
+# ============================================================ Tokenizer
+
+
+def build_tokenizer(annotations: Path) -> Qwen2Tokenizer:
+    """Qwen2's way of cutting text, with pieces learned from the world's questions and answers."""
+    texts = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 2000 + [task.prompt for task in TASKS.values()] * 2000
+    with annotations.open(encoding="utf-8") as lines:
+        for _, line in zip(range(60000), lines, strict=False):
+            row = json.loads(line)
+            found = [row.get("text", ""), *(message["content"] for message in row.get("messages", ()))]
+            texts += [piece for text in found for piece in INLINE_COORDINATE.sub("\0", text).split("\0")]
+    texts += [" During {", "}. Object bounding box: ", ":[", "].", "]", "Ends in ", ", "] * 2000
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, VOCABULARY)
+    chat = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*chat[1:], *SPECIAL_TOKENS.values()]})
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    return tokenizer
+
+
+# ============================================================ Model
+
+
+def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaSTForConditionalGeneration:
+    """A stage-1 model of 3 million weights: no coordinate tokens yet."""
+    torch.manual_seed(seed)
+    config = llava_st_hf.LlavaSTConfig(
+        use_lape=False,
+        vision_config={
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 160,
+            "intermediate_size": 448,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        packer_hidden_size=128,
+        packer_num_attention_heads=4,
+        packer_spatial_scale=SPATIAL_SCALE,
+        packer_temporal_scale=TEMPORAL_SCALE,
+        packer_fast_scale=FAST_SCALE,
+    )
+    return llava_st_hf.LlavaSTForConditionalGeneration(config)
+
+
+def build_processor(tokenizer: Qwen2Tokenizer) -> llava_st_hf.LlavaSTProcessor:
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return llava_st_hf.LlavaSTProcessor(
+        image_processor=llava_st_hf.LlavaSTImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=llava_st_hf.LlavaSTVideoProcessor(size=size, num_frames=NUM_FRAMES),
+        patch_size=PATCH_SIZE,
+        packer_spatial_scale=SPATIAL_SCALE,
+        packer_temporal_scale=TEMPORAL_SCALE,
+        packer_fast_scale=FAST_SCALE,
+    )
+
+
+# ============================================================ Vision encoder
+
+
+def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
+    """(patches, 7) at each patch of a frame: number of the shape, colour and size (0 for ground; size -100 for neither), and how far
+    left, top, right and bottom edge of the thing are from the patch's middle, as shares of the frame."""
+    truth = torch.zeros(GRID, GRID, 7)
+    middle = (torch.arange(GRID) + 0.5) / GRID
+    for number, thing in enumerate(scene.things):  # later ones are nearer, and cover earlier ones
+        state = scene.state(number, moment)
+        if not state.visible:
+            continue
+        x1, y1, x2, y2 = (value / length for value, length in zip(state.box, (scene.width, scene.height) * 2, strict=True))
+        share = state.side / min(scene.width, scene.height)
+        size = -100 if BETWEEN_SIZES[0] < share < BETWEEN_SIZES[1] else 1 + (share >= BETWEEN_SIZES[1])
+        inside = ((middle > y1) & (middle < y2))[:, None] & ((middle > x1) & (middle < x2))[None]  # (rows, columns)
+        words = torch.tensor([1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(state.colour), size])
+        columns, rows = middle[None].expand(GRID, GRID), middle[:, None].expand(GRID, GRID)
+        edges = torch.stack((columns - x1, rows - y1, x2 - columns, y2 - rows), dim=-1)  # (rows, columns, 4)
+        found = torch.cat((words.expand(GRID, GRID, 3), edges), dim=-1)
+        truth = torch.where(inside[..., None], found, truth)
+    return truth.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Reads frames of one file of the training split, as the processor gives them, with their truth: from a video some, from a picture
+    the one."""
+
+    processor: llava_st_hf.LlavaSTProcessor
+
+    def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 7)` as `patch_truth` gives it."""
+        torch.set_num_threads(1)
+        number, is_video = int(path.stem.split("-")[1]), path.suffix == ".mp4"
+        scene = make_scene(scene_seed("train", number), is_video)
+        if is_video:
+            videos = self.processor.video_processor([str(path)], return_metadata=True, return_tensors="pt")
+            chosen = np.random.default_rng(number).choice(NUM_FRAMES, FRAMES_PER_VIDEO, replace=False)
+            pixels = videos["pixel_values_videos"][0][torch.from_numpy(chosen)]
+            moments = [videos["video_metadata"][0].frames_indices[place] / scene.fps for place in chosen]
+        else:
+            pixels, moments = self.processor.image_processor(str(path), return_tensors="pt")["pixel_values"], [0.0]
+        truth = torch.stack([patch_truth(scene, moment) for moment in moments])
+        return ((pixels + 1) * 127.5).round().to(torch.uint8).numpy(), truth.half().numpy()
+
+
+def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All frames that the encoder is trained on."""
+    paths = [*sorted(media.glob("*.mp4"))[:VIDEOS_TO_SEE], *sorted(media.glob("*.jpg"))]
+    with ProcessPoolExecutor() as pool:
+        read = list(pool.map(FrameReader(processor), paths, chunksize=20))
+    pixels, truth = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*read, strict=True))
+    return pixels, truth
+
+
+def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """
+    Args:
+        readings: (patches, words of each kind + 4), what the linear layers read.
+        truth: (patches, 7) as `patch_truth` gives it.
+    """
+    sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1)
+    *words, edges = readings.split([*sizes, 4], dim=-1)
+    loss, right = torch.zeros(()), []
+    thing = truth[:, 0] > 0
+    # Ground is most of a picture, and soon seen.
+    weight = torch.where(thing, 1.0, 0.3)
+    for column, logits in enumerate(words):
+        target = truth[:, column].long()
+        loss = loss + (F.cross_entropy(logits, target, reduction="none", ignore_index=-100) * weight).sum() / weight.sum()
+        right.append((logits.argmax(-1) == target)[thing].float().mean())
+    error = (edges - truth[:, 3:])[thing].abs()
+    # A small error matters as much as a large one does for an IoU: no squares.
+    loss = loss + 10 * error.mean()
+    names = ("shape", "colour", "size")
+    return loss, {**dict(zip(names, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
+
+
+def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int = 48, learning_rate: float = 2e-3) -> list[dict]:
+    """Trains the vision tower in place; returns the log."""
+    tower, (pixels, truth) = model.model.vision_tower, frames
+    hidden = tower.config.hidden_size
+    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(SHAPES) + len(COLOURS) + len(SIZES) + 3 + 4))
+    parameters = [*(p for name, p in tower.named_parameters() if "head" not in name), *reader.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 60) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    log, start = [], time.monotonic()
+    tower.train()
+    for step in range(1, steps + 1):
+        chosen = torch.randint(len(pixels), (batch,))
+        features = tower(pixels[chosen].float() / 127.5 - 1).last_hidden_state  # (frames, patches, hidden)
+        loss, seen = vision_loss(reader(features).flatten(0, 1), truth[chosen].float().flatten(0, 1))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps:
+            log.append({"step": step, "loss": loss.item(), **seen, "seconds": round(time.monotonic() - start, 1)})
+            print(json.dumps({name: round(value, 4) for name, value in log[-1].items()}), flush=True)
+    tower.eval()
+    return log
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=re.sub(r"\s+", " ", __doc__.split("\n\n")[0]))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tokenizer = build_tokenizer(arguments.data / "stage3.jsonl")
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer, arguments.seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)
+    torch.manual_seed(arguments.seed)
+    log = train_vision(model, read_frames(arguments.data / "media", processor), arguments.steps)
+    model.save_pretrained(arguments.output)
+    processor.save_pretrained(arguments.output)
+    (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Makes the bundled model from nothing: world, vision encoder, three stages, and the files that the package ships.
+
+    python training/shapes/train.py runs/shapes
+
+Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
+interrupted goes on where it was when the same command is given again. docs/bundled_model.md says what comes out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from start import NUM_FRAMES
+
+import llava_st_hf
+from llava_st_hf.data.shapes_files import write_questions, write_training_data
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_VIDEOS, NUM_IMAGES, VISION_STEPS = 9000, 6000, 1800
+QUESTIONS_PER_TASK = {"validation": 100, "test": 500}
+
+
+def once(folder: Path, name: str, work) -> None:
+    """Does a part of the work, unless an earlier run has; notes how long it took in `folder/times.json`."""
+    noted = folder / "times.json"
+    times = json.loads(noted.read_text()) if noted.is_file() else {}
+    if name in times:
+        return
+    start = time.monotonic()
+    work()
+    times[name] = round(time.monotonic() - start)
+    noted.write_text(json.dumps(times, indent=1))
+    print(f"{name}: {times[name]} seconds", flush=True)
+
+
+def write_data(folder: Path) -> None:
+    write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_FRAMES)
+
+
+def train_start(folder: Path) -> None:
+    script = REPOSITORY / "training/shapes/start.py"
+    subprocess.run([sys.executable, script, folder / "data", folder / "start", "--steps", str(VISION_STEPS)], check=True)
+
+
+def train_stage(folder: Path, stage: int, *options: str) -> None:
+    """Runs a recipe as one would by hand."""
+    before = "start" if stage == 1 else f"stage{stage - 1}"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", REPOSITORY / "training/accelerate/single_gpu.yaml", "--mixed_precision", "no", "--cpu",
+        "--num_cpu_threads_per_process", str(torch.get_num_threads()),
+        REPOSITORY / "training/sft.py",
+        "--config", REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml",
+        "--mixture", folder / f"data/stage{stage}.yaml",
+        "--model_name_or_path", folder / before,
+        "--output_dir", folder / f"stage{stage}",
+        *options,
+    ]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True)
+
+
+def export(trained: Path, output: Path) -> None:
+    """Writes what the package ships: weights in half the bytes, to be read as float32, which processors are fast at."""
+    model = llava_st_hf.LlavaSTForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
+    model.save_pretrained(output)
+    llava_st_hf.LlavaSTProcessor.from_pretrained(trained).save_pretrained(output)
+    file = output / "model.safetensors"
+    save_file({name: weight.half() for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/shapes"))
+    parser.add_argument("--output", type=Path, help="also write the files that the package ships to this folder")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    once(folder, "data", lambda: write_data(folder))
+    once(folder, "start", lambda: train_start(folder))
+    for stage in (1, 2, 3):
+        once(folder, f"stage{stage}", lambda stage=stage: train_stage(folder, stage))
+    for split, per_task in QUESTIONS_PER_TASK.items():
+        once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))
+    if arguments.output is not None:
+        export(folder / "stage3", arguments.output)
