@@ -34,7 +34,7 @@ RATE_TOLERANCE, TIME_TOLERANCE = 0.1, 1.5e-3
 # Decimals of frame times in seconds. decord gives them in single precision, so both readers round to what that can hold.
 TIME_DECIMALS = 4
 
-# What decord says at the first frame of a small video marked as sideways, whose padded rows it counts as picture.
+# What decord says at the first frame of some small videos, upright or marked as sideways, whose padded rows it counts as picture.
 PADDED_ROWS = "The size must exactly match"
 
 
@@ -186,7 +186,7 @@ class DecordReader:
                 batch = self.reader.get_batch(wanted)
             except (decord.DECORDError, RuntimeError, IndexError) as error:
                 if PADDED_ROWS in str(error):
-                    logger.warning_once("decord cannot read turned frames of this width: reading them with PyAV instead.")
+                    logger.warning_once("decord cannot read frames of this size here: reading them with PyAV instead.")
                     yield from self._chunks_with_pyav(indices)
                     return
                 raise OSError(f"{self.path}: decoding failed within frames {wanted[0]} to {wanted[-1]}: {_first_line(error)}") from error

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The paper's ablations in small: what each idea is worth in the world of shapes, with several seeds.
+
+    python training/shapes/ablations.py runs/shapes --variant no_lape --seed 1
+    python training/shapes/ablations.py runs/shapes --all           # every variant and seed that is not there yet
+    python training/shapes/ablations.py runs/shapes --table
+
+Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the same recipes and data as the bundled model, all
+stages shortened alike (`SHARE`). What differs is one thing:
+
+| variant | |
+|---|---|
+| full | nothing: the method |
+| no_lape | visual features carry no coordinate embeddings |
+| hard_targets | answers are learned as the nearest bin, and neighbours of a bin do not learn with it |
+| average_pooling | the packer's windows are averaged, to the same numbers of tokens |
+| one_stage | all data at once, from the same start, for as many questions as the three stages have |
+
+It is a program by itself and no option of the package: what it takes away, nobody should have to choose.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from trl import ModelConfig, TrlParser
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes")]
+
+import measure  # noqa: E402
+import sft  # noqa: E402
+
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
+from llava_st_hf.data.shapes_files import STAGE_TASKS  # noqa: E402
+from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
+from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
+
+
+VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
+SEEDS = (0, 1, 2)
+SHARE = 0.12  # of the steps of the bundled model's recipes
+QUESTIONS = 100  # of each task, from the validation split
+_COLUMNS = (
+    ("rec", "miou"), ("reg", "exact_match"), ("tvg", "miou"), ("tr", "exact_match"), ("stvg", "mtiou"), ("stvg", "msiou"), ("svg", "msiou"),
+)  # fmt: skip
+
+
+# ============================================================ What is taken away
+
+
+def _mean_of_windows(self: LlavaSTWindowPacker, hidden_states: torch.Tensor) -> torch.Tensor:
+    """In place of `LlavaSTWindowPacker.forward`, with its shapes."""
+    videos, frames, rows, columns, hidden = hidden_states.shape
+    t, h, w = self.window
+    windows = hidden_states.view(videos, frames // t, t, rows // h, h, columns // w, w, hidden)
+    return windows.mean((2, 4, 6))
+
+
+def change(variant: str) -> None:
+    """Changes the classes of the model in this process."""
+    if variant == "no_lape":
+        LlavaSTModel._add_positions = lambda self, features, token_table: features
+    elif variant == "average_pooling":
+        LlavaSTWindowPacker.forward = _mean_of_windows
+    elif variant == "hard_targets":
+        loss = LlavaSTForConditionalGeneration._loss
+        LlavaSTModel._trains = lambda self: False
+
+        def hard(self, hidden_states, labels, shift_labels, coordinates, shift_coordinates, num_items_in_batch):
+            return loss(self, hidden_states, labels, shift_labels, None, None, num_items_in_batch)
+
+        LlavaSTForConditionalGeneration._loss = hard
+
+
+# ============================================================ One run
+
+
+def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
+    """Trains a variant in this process; returns the folder of the model."""
+    change(variant)
+    steps = {stage: round(SHARE * _recipe(stage)["max_steps"]) for stage in STAGE_TASKS}
+    if variant == "one_stage":
+        mixture = output / "joint.yaml"
+        entries = [{"json_path": str((runs / f"data/stage{s}.jsonl").resolve()), "data_folder": str((runs / "data/media").resolve()),
+                    "format": "jsonl", "source": f"stage{s}"} for s in (1, 3)]  # fmt: skip
+        mixture.write_text(yaml.safe_dump({"datasets": entries}))
+        train_stage(3, runs / "start", output / "joint", mixture, sum(steps.values()), seed, with_rows=True)
+        return output / "joint"
+    before = runs / "start"
+    for stage in STAGE_TASKS:
+        train_stage(stage, before, output / f"stage{stage}", runs / f"data/stage{stage}.yaml", steps[stage], seed)
+        before = output / f"stage{stage}"
+    return before
+
+
+def _recipe(stage: int) -> dict:
+    return yaml.safe_load((REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml").read_text())
+
+
+def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int, seed: int, with_rows: bool = False) -> None:
+    """Runs a recipe of the bundled model for so many steps."""
+    recipe = REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml"
+    settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
+    settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
+    if stage == 3:
+        settings["lr_scheduler_kwargs"] = json.dumps({"num_decay_steps": steps // 2})
+    parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    arguments = parser.parse_args_and_config(["--config", str(recipe), *words])
+    if with_rows:
+        arguments[1].train = [*arguments[1].train, "coordinate_rows"]
+    sft.main(*arguments)
+
+
+def run(runs: Path, variant: str, seed: int) -> None:
+    """Trains and measures a variant, and writes its figures."""
+    output = runs / "ablations" / f"{variant}-{seed}"
+    output.mkdir(parents=True, exist_ok=True)
+    folder = train(runs, variant, seed, output)
+    model = LlavaSTForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = LlavaSTProcessor.from_pretrained(folder)
+    figures = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, QUESTIONS)
+    (output / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+# ============================================================ The table
+
+
+def print_table(runs: Path) -> None:
+    """Mean and standard deviation over seeds of each figure, as fractions."""
+    print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in _COLUMNS) + " |\n|---|---|" + "---|" * len(_COLUMNS))
+    for variant in VARIANTS:
+        found = [json.loads(path.read_text()) for path in sorted((runs / "ablations").glob(f"{variant}-*/figures.json"))]
+        cells = []
+        for task, key in _COLUMNS:
+            values = np.array([figures[task][key] for figures in found]) / (100 if key == "exact_match" else 1)
+            cells.append(f"{values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else float('nan'):.3f}" if len(values) else "")
+        print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The paper's ablations in small.")
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--variant", choices=VARIANTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.variant:
+        run(arguments.runs, arguments.variant, arguments.seed)
+    elif arguments.all:
+        for seed in SEEDS:
+            for variant in VARIANTS:
+                if not (arguments.runs / "ablations" / f"{variant}-{seed}/figures.json").is_file():
+                    # A process each: what one takes away, another must have.
+                    command = [sys.executable, __file__, str(arguments.runs), "--variant", variant, "--seed", str(seed)]
+                    subprocess.run(command, check=True)
+    if arguments.table or arguments.all:
+        print_table(arguments.runs)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Draws the pictures of docs/bundled_model.md: scenes of the world with their truth, and the curves of the training.
+
+    pip install 'llava-st-hf[pictures]'
+    python training/shapes/pictures.py runs/shapes docs/images
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot
+from PIL import Image
+
+from llava_st_hf.data.shapes import Painter, make_scene, scene_seed
+from llava_st_hf.data.shapes_questions import happening
+from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, side_by_side
+
+
+FRAMES, SIDE = 6, 150  # of a scene, and pixels of each
+
+
+def draw_scene(number: int) -> Image.Image:
+    """Frames of a video of the validation split with the boxes of what is happening, and when it does."""
+    scene = make_scene(scene_seed("validation", number), is_video=True)
+    painter = Painter(scene)
+    frames = [painter.frame(place) for place in range(scene.num_frames)]
+    drawn = []
+    for place in np.linspace(0, scene.num_frames - 1, FRAMES).round().astype(int):
+        time = place / scene.fps
+        image = Image.fromarray(frames[place]).resize((SIDE, SIDE * scene.height // scene.width), Image.Resampling.BICUBIC)
+        zoom = SIDE / scene.width
+        boxes = [scene.box(event.thing, time) for event in scene.events if event.start <= time <= event.end]
+        drawn.append(
+            add_caption(draw_boxes(image, [([v * zoom for v in box], TRUTH_COLOUR, None) for box in boxes if box]), f"{time:.1f} s")
+        )
+    strip = side_by_side(drawn)
+    spans = [((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, happening(scene, event)) for event in scene.events]
+    return stack([strip, draw_timeline(strip.width, spans)])
+
+
+def stack(images: list[Image.Image], gap: int = 8) -> Image.Image:
+    whole = Image.new("RGB", (max(i.width for i in images), sum(i.height + gap for i in images)), (255, 255, 255))
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height + gap
+    return whole
+
+
+def draw_curves(runs: Path, path: Path) -> None:
+    """Losses of the vision encoder, and of each task in the three stages."""
+    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), constrained_layout=True)
+    vision = json.loads((runs / "start/vision_log.json").read_text())
+    axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
+    for name in ("shape", "colour", "size"):
+        axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} right")
+    axes[0].set(title="vision encoder", xlabel="step")
+    for stage, axis in zip((1, 2, 3), axes[1:], strict=True):
+        log = json.loads((runs / f"stage{stage}/trainer_state.json").read_text())["log_history"]
+        names = sorted({name for entry in log for name in entry if name.startswith("loss/") or name.endswith("_loss")})
+        for name in names:
+            points = [(entry["step"], entry[name]) for entry in log if name in entry]
+            axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss/").removesuffix("_loss"), linewidth=1)
+        axis.set(title=f"stage {stage}: loss by task", xlabel="step", yscale="log")
+    for axis in axes:
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    stack([draw_scene(number) for number in range(5)]).save(arguments.output / "shapes_world.png", optimize=True)
+    draw_curves(arguments.runs, arguments.output / "shapes_curves.png")
