@@ -125,8 +125,12 @@ def test_half_of_a_lora_pair_is_refused(stage_folder):
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder, **config_overrides())
 
 
-def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else():
+@pytest.mark.parametrize("loaded", [False, True])
+def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else(tmp_path, loaded):
     model = tiny_model(use_lape=False)
+    if loaded:  # as a run of stage 2 does with what stage 1 left
+        model.save_pretrained(tmp_path)
+        model = LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
     rows = model.config.text_config.vocab_size
     before, head = model.get_input_embeddings().weight.clone(), model.lm_head.weight.clone()
     add_coordinate_rows(model, num_temporal_bins=6, num_spatial_bins=5)

@@ -119,6 +119,8 @@ def add_coordinate_rows(model: LlavaSTForConditionalGeneration, num_temporal_bin
     config.num_temporal_bins, config.num_spatial_bins = num_temporal_bins, num_spatial_bins
     config.coordinate_start_token_id, config.use_lape = first, True
     config.validate()
+    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+        embeddings.weight._is_hf_initialized = False  # where the matrix was loaded, its last rows were not
     with torch.no_grad():
         model._init_coordinate_rows(model.model)
         model._init_coordinate_rows(model)
