@@ -6,7 +6,7 @@ taught to see.
     python training/shapes/start.py runs/shapes/data runs/shapes/start
 
 The encoder stands in for SigLIP. The paper's is trained on pictures with captions from the web; ours on frames of the training split
-with what is at each patch: shape, colour and size of the thing there, and how far its four edges are. Linear layers read these from
+with what is at each patch: shape, colour and size of the thing there, and where its four edges are. Linear layers read these from
 the very features that the projector will read, and are thrown away. From then on the encoder is frozen, as in the paper.
 """
 
@@ -27,7 +27,8 @@ from transformers import Qwen2Tokenizer
 
 import llava_st_hf
 from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.coordinates import INLINE_COORDINATE
+from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
+from llava_st_hf.coordinates import DEFAULT_NUM_BINS, INLINE_COORDINATE
 from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Scene, make_scene, scene_seed
 from llava_st_hf.tasks import TASKS
 
@@ -35,6 +36,8 @@ from llava_st_hf.tasks import TASKS
 NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 20, 96, 8
 SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 3, 5, 2
 GRID = IMAGE_SIZE // PATCH_SIZE
+WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
+WAVES = 8
 VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
 # A size between the two words, as a thing has while it grows: the encoder is asked for neither.
@@ -44,14 +47,16 @@ BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
 # ============================================================ Tokenizer
 
 
-def build_tokenizer(annotations: Path) -> Qwen2Tokenizer:
+def build_tokenizer(annotations: list[Path]) -> Qwen2Tokenizer:
     """Qwen2's way of cutting text, with pieces learned from the world's questions and answers."""
     texts = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 2000 + [task.prompt for task in TASKS.values()] * 2000
-    with annotations.open(encoding="utf-8") as lines:
-        for _, line in zip(range(60000), lines, strict=False):
-            row = json.loads(line)
-            found = [row.get("text", ""), *(message["content"] for message in row.get("messages", ()))]
-            texts += [piece for text in found for piece in INLINE_COORDINATE.sub("\0", text).split("\0")]
+    for path in annotations:
+        with path.open(encoding="utf-8") as lines:
+            for _, line in zip(range(30000), lines, strict=False):
+                row = json.loads(line)
+                found = [row.get("text", ""), *(item["text"] for item in row.get("objects", ()))]
+                found += [message["content"] for message in row.get("messages", ())]
+                texts += [piece for text in found for piece in INLINE_COORDINATE.sub("\0", text).split("\0")]
     texts += [" During {", "}. Object bounding box: ", ":[", "].", "]", "Ends in ", ", "] * 2000
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, VOCABULARY)
     chat = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -78,18 +83,20 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaST
         },
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 160,
+            "hidden_size": WIDTH,
+            "initializer_range": WIDTH**-0.5,
             "intermediate_size": 448,
             "num_hidden_layers": 6,
             "num_attention_heads": 5,
             "num_key_value_heads": 5,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
         packer_hidden_size=128,
+        initializer_range=WIDTH**-0.5,
         packer_num_attention_heads=4,
         packer_spatial_scale=SPATIAL_SCALE,
         packer_temporal_scale=TEMPORAL_SCALE,
@@ -111,13 +118,42 @@ def build_processor(tokenizer: Qwen2Tokenizer) -> llava_st_hf.LlavaSTProcessor:
     )
 
 
+# ============================================================ Coordinate rows
+
+
+@torch.no_grad()
+def give_rows(before: Path, after: Path) -> None:
+    """
+    Writes the model of stage 1 with coordinate tokens, as stage 2 begins with.
+
+    The paper's rows begin as noise, and 700,000 samples teach them that bin 41 lies between 40 and 42. Here they begin as slow waves
+    along their axis, output rows as input rows made small: what a small run would spend most of its time on.
+    """
+    torch.manual_seed(0)
+    model = llava_st_hf.LlavaSTForConditionalGeneration.from_pretrained(before, dtype=torch.float32)
+    add_coordinate_rows(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    phases = torch.linspace(0, 1, DEFAULT_NUM_BINS)[:, None] * math.pi * torch.arange(WAVES)  # (bins, waves)
+    codes = torch.cat((phases.cos(), phases[:, 1:].sin()), dim=1)
+    first = model.config.coordinate_start_token_id
+    for start in range(first, first + 3 * DEFAULT_NUM_BINS, DEFAULT_NUM_BINS):
+        rows = codes @ torch.randn(codes.shape[1], inputs.shape[1])
+        rows -= rows.mean(0)
+        rows /= rows.std()
+        inputs[start : start + DEFAULT_NUM_BINS] = rows
+        outputs[start : start + DEFAULT_NUM_BINS] = rows * inputs.shape[1] ** -0.5
+    processor = processor_for(model, llava_st_hf.LlavaSTProcessor.from_pretrained(before))
+    model.save_pretrained(after)
+    processor.save_pretrained(after)
+
+
 # ============================================================ Vision encoder
 
 
 def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
-    """(patches, 7) at each patch of a frame: number of the shape, colour and size (0 for ground; size -100 for neither), and how far
-    left, top, right and bottom edge of the thing are from the patch's middle, as shares of the frame."""
-    truth = torch.zeros(GRID, GRID, 7)
+    """(patches, 11) at each patch of a frame: number of the shape, colour and size (0 for ground; size -100 for neither); how far left,
+    top, right and bottom edge of the thing are from the patch's middle; and where they are, as shares of the frame."""
+    truth = torch.zeros(GRID, GRID, 11)
     middle = (torch.arange(GRID) + 0.5) / GRID
     for number, thing in enumerate(scene.things):  # later ones are nearer, and cover earlier ones
         state = scene.state(number, moment)
@@ -130,7 +166,8 @@ def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
         words = torch.tensor([1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(state.colour), size])
         columns, rows = middle[None].expand(GRID, GRID), middle[:, None].expand(GRID, GRID)
         edges = torch.stack((columns - x1, rows - y1, x2 - columns, y2 - rows), dim=-1)  # (rows, columns, 4)
-        found = torch.cat((words.expand(GRID, GRID, 3), edges), dim=-1)
+        box = torch.tensor([x1, y1, x2, y2]).expand(GRID, GRID, 4)
+        found = torch.cat((words.expand(GRID, GRID, 3), edges, box), dim=-1)
         truth = torch.where(inside[..., None], found, truth)
     return truth.flatten(0, 1)
 
@@ -143,7 +180,7 @@ class FrameReader:
     processor: llava_st_hf.LlavaSTProcessor
 
     def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 7)` as `patch_truth` gives it."""
+        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 11)` as `patch_truth` gives it."""
         torch.set_num_threads(1)
         number, is_video = int(path.stem.split("-")[1]), path.suffix == ".mp4"
         scene = make_scene(scene_seed("train", number), is_video)
@@ -170,11 +207,11 @@ def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor) -> tuple[t
 def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """
     Args:
-        readings: (patches, words of each kind + 4), what the linear layers read.
-        truth: (patches, 7) as `patch_truth` gives it.
+        readings: (patches, words of each kind + 8), what the linear layers read.
+        truth: (patches, 11) as `patch_truth` gives it.
     """
     sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1)
-    *words, edges = readings.split([*sizes, 4], dim=-1)
+    *words, edges = readings.split([*sizes, 8], dim=-1)
     loss, right = torch.zeros(()), []
     thing = truth[:, 0] > 0
     # Ground is most of a picture, and soon seen.
@@ -183,9 +220,9 @@ def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tens
         target = truth[:, column].long()
         loss = loss + (F.cross_entropy(logits, target, reduction="none", ignore_index=-100) * weight).sum() / weight.sum()
         right.append((logits.argmax(-1) == target)[thing].float().mean())
-    error = (edges - truth[:, 3:])[thing].abs()
+    error = (edges - truth[:, 3:])[thing].abs()  # (patches of things, 8)
     # A small error matters as much as a large one does for an IoU: no squares.
-    loss = loss + 10 * error.mean()
+    loss = loss + 20 * error.mean()
     names = ("shape", "colour", "size")
     return loss, {**dict(zip(names, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
 
@@ -194,7 +231,7 @@ def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, b
     """Trains the vision tower in place; returns the log."""
     tower, (pixels, truth) = model.model.vision_tower, frames
     hidden = tower.config.hidden_size
-    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(SHAPES) + len(COLOURS) + len(SIZES) + 3 + 4))
+    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(SHAPES) + len(COLOURS) + len(SIZES) + 3 + 8))
     parameters = [*(p for name, p in tower.named_parameters() if "head" not in name), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -225,7 +262,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tokenizer = build_tokenizer(arguments.data / "stage3.jsonl")
+    tokenizer = build_tokenizer([arguments.data / f"stage3_{kind}s.jsonl" for kind in ("video", "image")])
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)

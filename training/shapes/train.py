@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from start import NUM_FRAMES
+from start import NUM_FRAMES, give_rows
 
 import llava_st_hf
 from llava_st_hf.data.shapes_files import write_questions, write_training_data
@@ -52,7 +52,7 @@ def train_start(folder: Path) -> None:
 
 def train_stage(folder: Path, stage: int, *options: str) -> None:
     """Runs a recipe as one would by hand."""
-    before = "start" if stage == 1 else f"stage{stage - 1}"
+    before = {1: "start", 2: "stage1_rows", 3: "stage2"}[stage]
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", REPOSITORY / "training/accelerate/single_gpu.yaml", "--mixed_precision", "no", "--cpu",
@@ -85,8 +85,10 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     once(folder, "data", lambda: write_data(folder))
     once(folder, "start", lambda: train_start(folder))
-    for stage in (1, 2, 3):
-        once(folder, f"stage{stage}", lambda stage=stage: train_stage(folder, stage))
+    once(folder, "stage1", lambda: train_stage(folder, 1))
+    once(folder, "stage1_rows", lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
+    once(folder, "stage2", lambda: train_stage(folder, 2))
+    once(folder, "stage3", lambda: train_stage(folder, 3))
     for split, per_task in QUESTIONS_PER_TASK.items():
         once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))
     if arguments.output is not None:

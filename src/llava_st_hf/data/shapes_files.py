@@ -21,6 +21,8 @@ STAGE_TASKS = {
     2: ("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"),
     3: ("rec", "reg", "dgc", "tvg", "tr", "box_at", "stvg", "svg", "elc"),
 }
+# Share of the videos that a stage uses. Places in single pictures come first: they are cheap, and tubelets are made of them.
+_SHARE_OF_VIDEOS = {1: "all", 2: "first:35%", 3: "all"}
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
@@ -88,15 +90,19 @@ def write_training_data(folder: str | os.PathLike, num_videos: int, num_images: 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {stage: (folder / f"stage{stage}.jsonl").open("w", encoding="utf-8") for stage in STAGE_TASKS}
     for kind, count in (("video", num_videos), ("image", num_images)):
+        files = {stage: (folder / f"stage{stage}_{kind}s.jsonl").open("w", encoding="utf-8") for stage in STAGE_TASKS}
         for rows in make_rows(folder / "media", "train", kind, count, num_frames, world):
             for stage, tasks in STAGE_TASKS.items():
                 files[stage].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in tasks)
-    for stage, file in files.items():
-        file.close()
-        entry = f"{{json_path: stage{stage}.jsonl, data_folder: media, format: jsonl, source: shapes}}"
-        (folder / f"stage{stage}.yaml").write_text(f"datasets:\n  - {entry}\n", encoding="utf-8")
+        for file in files.values():
+            file.close()
+    for stage in STAGE_TASKS:
+        lines = ["datasets:"]
+        for kind, strategy in (("video", _SHARE_OF_VIDEOS[stage]), ("image", "all")):
+            entry = f"json_path: stage{stage}_{kind}s.jsonl, data_folder: media, format: jsonl, source: shapes_{kind}s"
+            lines.append(f"  - {{{entry}, sampling_strategy: {strategy}}}")
+        (folder / f"stage{stage}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_frames: int, world: int = 0) -> None:
