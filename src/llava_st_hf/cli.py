@@ -7,8 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from .bundled import BUNDLED_MODEL
-
 
 _OVERRIDES_HELP = "file with configuration values that the checkpoint's config.json does not have"
 
@@ -129,9 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ground = commands.add_parser("ground", help="answer one question about a video or image, as JSON")
     ground.add_argument("media", help="path or URL of a video or image")
-    ground.add_argument(
-        "--model", default=str(BUNDLED_MODEL), help="folder or hub id, ours or as released; by default the small one of the package"
-    )
+    ground.add_argument("--model", required=True, help="folder or hub id, ours or as released")
     ground.add_argument("--text", help="the question; with --task, the sentence or expression")
     ground.add_argument("--task", help="rec, reg, dgc, tvg, tr, stvg, svg or elc")
     ground.add_argument("--clip", type=int, nargs=2, metavar=("FIRST", "LAST"), help="part of the video, in frames")

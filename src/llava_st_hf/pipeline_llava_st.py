@@ -15,18 +15,15 @@ from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Pipeline
 from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .batch_feature_llava_st import join_samples
-from .bundled import BUNDLED_MODEL, NOTICE
 from .coordinates import INLINE_COORDINATE, coordinate_token
 from .grounding import Media, parse_answer
 from .messages_llava_st import read_box, read_span, read_time
 from .tasks import TASKS, task_content
 from .video_processing_llava_st import flatten_videos
 
-
-logger = logging.get_logger(__name__)
 
 _MEDIA_KEYS = ("video", "image")
 _QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps")
@@ -99,7 +96,7 @@ class VideoGroundingPipeline(Pipeline):
     from transformers import pipeline
     import llava_st_hf
 
-    grounder = pipeline("video-grounding", model="path/or/hub-id")  # without a model: a small one that comes with the package
+    grounder = pipeline("video-grounding", model="path/or/hub-id")
     grounder("clip.mp4", text="person takes a laptop from the shelf", task="tvg")
     grounder("photo.jpg", text="the left dog", task="rec")
     grounder([{"video": "a.mp4", "text": "When does the child fall?"}, {"image": "b.jpg", "task": "dgc"}], batch_size=2)
@@ -118,8 +115,6 @@ class VideoGroundingPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _check_match(self.model.config, self.processor)
-        if self.model.name_or_path == str(BUNDLED_MODEL):
-            logger.warning(NOTICE)
 
     def __call__(self, inputs, **kwargs):
         """

@@ -6,7 +6,7 @@ The paper's ablations in small: what each idea is worth in the world of shapes, 
     python training/shapes/ablations.py runs/shapes --all           # every variant and seed that is not there yet
     python training/shapes/ablations.py runs/shapes --table
 
-Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the same recipes and data as the bundled model, all
+Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the same recipes and data as the small model of shapes, all
 stages shortened alike (`SHARE`). What differs is one thing:
 
 | variant | |
@@ -46,7 +46,7 @@ from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-SHARE = 0.12  # of the steps of the bundled model's recipes
+SHARE = 0.12  # of the steps of the small model of shapes's recipes
 QUESTIONS = 100  # of each task, from the validation split
 _COLUMNS = (
     ("rec", "miou"), ("reg", "exact_match"), ("tvg", "miou"), ("tr", "exact_match"), ("stvg", "mtiou"), ("stvg", "msiou"), ("svg", "msiou"),
@@ -106,7 +106,7 @@ def _recipe(stage: int) -> dict:
 
 
 def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int, seed: int, with_rows: bool = False) -> None:
-    """Runs a recipe of the bundled model for so many steps."""
+    """Runs a recipe of the small model of shapes for so many steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}

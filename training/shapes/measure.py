@@ -2,10 +2,10 @@
 """
 Measures a model of the world of shapes on a held-out split, task by task, with the package's own evaluation.
 
-    python training/shapes/measure.py runs/shapes/test --output runs/shapes/measured
+    python training/shapes/measure.py runs/shapes/test --model runs/shapes/stage3 --output runs/shapes/measured
 
-The split is made by training/shapes/train.py. Without `--model` it is the model that the package ships. Greedy; predictions are kept in
-the output folder, which `llava-st report` turns into a page.
+The split is made by training/shapes/train.py. Greedy; predictions are kept in the output folder, which `llava-st report` turns into a
+page.
 """
 
 import argparse
@@ -18,13 +18,12 @@ import torch
 from transformers.utils import logging
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.bundled import BUNDLED_MODEL
 from llava_st_hf.evaluation import EvaluationSettings, read_benchmark, run_benchmark, score
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.tasks import TASKS
 
 
-# What is asked of a model trained on two CPU cores, and on one H100. Shares are per cent in the figures, and fractions here.
+# What a model should reach that was trained on two CPU cores, and on one H100. Shares are per cent in the figures, and fractions here.
 FLOORS = {
     "rec": {"miou": (0.80, 0.87)},
     "reg": {"exact_match": (0.85, 0.95)},
@@ -69,7 +68,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("split", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default=str(BUNDLED_MODEL))
+    parser.add_argument("--model", required=True)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--limit", type=int, help="questions of each task; by default all")
     arguments = parser.parse_args()

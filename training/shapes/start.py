@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the bundled model's stage 1 begins with: a tokenizer of the world's words, random weights, and a vision encoder that has been
+What the small model of shapes's stage 1 begins with: a tokenizer of the world's words, random weights, and a vision encoder that has been
 taught to see.
 
     python training/shapes/start.py runs/shapes/data runs/shapes/start

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Makes the bundled model from nothing: world, vision encoder, three stages, and the files that the package ships.
+Makes a small model of shapes from nothing: world, vision encoder, three stages.
 
     python training/shapes/train.py runs/shapes
 
 Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
-interrupted goes on where it was when the same command is given again. docs/bundled_model.md says what comes out.
+interrupted goes on where it was when the same command is given again. docs/shapes.md tells of the world.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def train_stage(folder: Path, stage: int, *options: str) -> None:
 
 
 def export(trained: Path, output: Path) -> None:
-    """Writes what the package ships: weights in half the bytes, to be read as float32, which processors are fast at."""
+    """Writes the model with weights in half the bytes, to be read as float32, which processors are fast at."""
     model = llava_st_hf.LlavaSTForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
     model.save_pretrained(output)
     llava_st_hf.LlavaSTProcessor.from_pretrained(trained).save_pretrained(output)
@@ -79,7 +79,7 @@ def export(trained: Path, output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/shapes"))
-    parser.add_argument("--output", type=Path, help="also write the files that the package ships to this folder")
+    parser.add_argument("--output", type=Path, help="also write the model in half the bytes to this folder")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
