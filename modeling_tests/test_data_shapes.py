@@ -137,8 +137,8 @@ def test_a_tubelet_is_at_sampled_frames_within_the_event():
 
 def test_test_questions_have_the_models_own_wording_and_training_has_more():
     scene, rng = VIDEOS[0], np.random.default_rng(0)
-    assert not any("messages" in row for row in video_rows(scene, "a.mp4", rng, False, 20) + image_rows(IMAGES[0], "a.jpg", rng, False))
-    training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, True, 20)]
+    assert not any("messages" in row for row in video_rows(scene, "a.mp4", rng, 20) + image_rows(IMAGES[0], "a.jpg", rng))
+    training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
     assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "caption"}
@@ -146,7 +146,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():
     scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "disappears", 1, 2),))
-    rows = video_rows(scene, "a.mp4", np.random.default_rng(0), False, 20)
+    rows = video_rows(scene, "a.mp4", np.random.default_rng(0), 20)
     assert [row["task"] for row in rows] == ["tvg", "tr"]
     assert happening(scene, scene.events[0]) == "the small red circle disappears"
 

@@ -6,8 +6,8 @@ The paper's ablations in small: what each idea is worth in the world of shapes, 
     python training/shapes/ablations.py runs/shapes --all           # every variant and seed that is not there yet
     python training/shapes/ablations.py runs/shapes --table
 
-Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the same recipes and data as the small model of shapes, all
-stages shortened alike (`SHARE`). What differs is one thing:
+Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the recipes and data of training/shapes/train.py,
+all stages shortened alike (`SHARE`). What differs is one thing:
 
 | variant | |
 |---|---|
@@ -37,6 +37,7 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 
 import measure  # noqa: E402
 import sft  # noqa: E402
+from start import give_rows  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.data.shapes_files import STAGE_TASKS  # noqa: E402
@@ -87,15 +88,20 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
     """Trains a variant in this process; returns the folder of the model."""
     change(variant)
     steps = {stage: round(SHARE * _recipe(stage)["max_steps"]) for stage in STAGE_TASKS}
-    if variant == "one_stage":
-        mixture = output / "joint.yaml"
-        entries = [{"json_path": str((runs / f"data/stage{s}.jsonl").resolve()), "data_folder": str((runs / "data/media").resolve()),
-                    "format": "jsonl", "source": f"stage{s}"} for s in (1, 3)]  # fmt: skip
-        mixture.write_text(yaml.safe_dump({"datasets": entries}))
-        train_stage(3, runs / "start", output / "joint", mixture, sum(steps.values()), seed, with_rows=True)
-        return output / "joint"
     before = runs / "start"
+    if variant == "one_stage":
+        give_rows(before, output / "rows")
+        files = [f"stage{stage}_{kind}s.jsonl" for stage in STAGE_TASKS for kind in ("video", "image")]
+        folder = (runs / "data").resolve()
+        entries = [{"json_path": str(folder / name), "data_folder": str(folder / "media"), "format": "jsonl"} for name in files]
+        mixture = output / "joint.yaml"
+        mixture.write_text(yaml.safe_dump({"datasets": entries}))
+        train_stage(3, output / "rows", output / "joint", mixture, sum(steps.values()), seed)
+        return output / "joint"
     for stage in STAGE_TASKS:
+        if stage == 2:
+            give_rows(before, output / "rows")
+            before = output / "rows"
         train_stage(stage, before, output / f"stage{stage}", runs / f"data/stage{stage}.yaml", steps[stage], seed)
         before = output / f"stage{stage}"
     return before
@@ -105,7 +111,7 @@ def _recipe(stage: int) -> dict:
     return yaml.safe_load((REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml").read_text())
 
 
-def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int, seed: int, with_rows: bool = False) -> None:
+def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:
     """Runs a recipe of the small model of shapes for so many steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
@@ -114,10 +120,7 @@ def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int
         settings["lr_scheduler_kwargs"] = json.dumps({"num_decay_steps": steps // 2})
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    arguments = parser.parse_args_and_config(["--config", str(recipe), *words])
-    if with_rows:
-        arguments[1].train = [*arguments[1].train, "coordinate_rows"]
-    sft.main(*arguments)
+    sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))
 
 
 def run(runs: Path, variant: str, seed: int) -> None:

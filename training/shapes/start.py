@@ -255,6 +255,15 @@ def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, b
     return log
 
 
+@torch.no_grad()
+def fit_projector(model, pixels: torch.Tensor) -> None:
+    """Has the projector begin on features of mean 0 and deviation 1: those of the encoder differ a thousandfold in size."""
+    features = model.model.vision_tower(pixels.float() / 127.5 - 1).last_hidden_state.flatten(0, 1)  # (frames · patches, hidden)
+    linear = model.model.multi_modal_projector.linear_1
+    linear.weight /= features.std(0)
+    linear.bias.copy_(-linear.weight @ features.mean(0))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=re.sub(r"\s+", " ", __doc__.split("\n\n")[0]))
     parser.add_argument("data", type=Path)
@@ -267,7 +276,9 @@ if __name__ == "__main__":
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)
     torch.manual_seed(arguments.seed)
-    log = train_vision(model, read_frames(arguments.data / "media", processor), arguments.steps)
+    frames = read_frames(arguments.data / "media", processor)
+    log = train_vision(model, frames, arguments.steps)
+    fit_projector(model, frames[0][:: len(frames[0]) // 300])
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")

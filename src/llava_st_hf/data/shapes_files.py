@@ -23,6 +23,9 @@ STAGE_TASKS = {
 }
 # Share of the videos that a stage uses. Places in single pictures come first: they are cheap, and tubelets are made of them.
 _SHARE_OF_VIDEOS = {1: "all", 2: "first:35%", 3: "all"}
+# Share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the answer, so that
+# a small model soon finds what belongs to what.
+_OTHER_WORDINGS = {1: 0.3, 2: 1.0, 3: 0.3}
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
@@ -45,8 +48,10 @@ def write_image(scene: Scene, path: str | os.PathLike) -> None:
     Image.fromarray(Painter(scene).frame(0)).save(path, quality=92)
 
 
-def _make(number: int, folder: Path, split: str, kind: str, num_frames: int, world: int) -> list[dict]:
-    """Writes one medium, unless it is there already, and returns its rows."""
+def _make(
+    number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...]
+) -> list[list[dict]]:
+    """Writes one medium, unless it is there already, and returns its rows in each of `wordings`."""
     seed = scene_seed(split, number, world)
     scene = make_scene(seed, kind == "video")
     name = f"{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
@@ -54,15 +59,25 @@ def _make(number: int, folder: Path, split: str, kind: str, num_frames: int, wor
         part = folder / f"part-{os.getpid()}-{name}"
         (write_video if kind == "video" else write_image)(scene, part)
         os.replace(part, folder / name)  # a run that is stopped leaves no half a file under its name
-    rng, training = np.random.default_rng([seed, 3]), split == "train"
-    if kind == "video":
-        return video_rows(scene, name, rng, training, num_frames)
-    return image_rows(scene, name, rng, training)
+    found = []
+    for others in wordings:
+        rng = np.random.default_rng([seed, 3])
+        found.append(video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others))
+    return found
 
 
-def make_rows(folder: Path, split: str, kind: str, count: int, num_frames: int, world: int = 0, first: int = 0) -> Iterator[list[dict]]:
+def make_rows(
+    folder: Path,
+    split: str,
+    kind: str,
+    count: int,
+    num_frames: int,
+    world: int = 0,
+    first: int = 0,
+    wordings: tuple[float | None, ...] = (None,),
+) -> Iterator[list[list[dict]]]:
     """
-    Writes media and yields the rows of each, in order, with as many processes as there are cores.
+    Writes media and yields the rows of each in each of `wordings`, in order, with as many processes as there are cores.
 
     Args:
         folder: where media go.
@@ -71,9 +86,10 @@ def make_rows(folder: Path, split: str, kind: str, count: int, num_frames: int, 
         count: how many, from number `first` on.
         num_frames: that the model samples of a video.
         world: another number makes another world.
+        wordings: `others` of `image_rows` and `video_rows`, one or more.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world)
+    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings)
     with ProcessPoolExecutor() as pool:
         yield from pool.map(make, range(first, first + count), chunksize=32)
 
@@ -92,8 +108,9 @@ def write_training_data(folder: str | os.PathLike, num_videos: int, num_images: 
     folder.mkdir(parents=True, exist_ok=True)
     for kind, count in (("video", num_videos), ("image", num_images)):
         files = {stage: (folder / f"stage{stage}_{kind}s.jsonl").open("w", encoding="utf-8") for stage in STAGE_TASKS}
-        for rows in make_rows(folder / "media", "train", kind, count, num_frames, world):
-            for stage, tasks in STAGE_TASKS.items():
+        wordings = tuple(_OTHER_WORDINGS[stage] for stage in STAGE_TASKS)
+        for found in make_rows(folder / "media", "train", kind, count, num_frames, world, wordings=wordings):
+            for (stage, tasks), rows in zip(STAGE_TASKS.items(), found, strict=True):
                 files[stage].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in tasks)
         for file in files.values():
             file.close()
@@ -120,7 +137,8 @@ def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_fr
         found: dict[str, list[dict]] = {task: [] for task in tasks}
         first = 0
         while min(map(len, found.values())) < per_task:
-            for number, rows in enumerate(make_rows(folder / "media", split, kind, per_task // 2 + 32, num_frames, world, first), first):
+            made = make_rows(folder / "media", split, kind, per_task // 2 + 32, num_frames, world, first)
+            for number, [rows] in enumerate(made, first):
                 for task, chosen in found.items():
                     fitting = [row for row in rows if row["task"] == task]
                     if fitting and len(chosen) < per_task:

@@ -33,7 +33,6 @@ _OTHER_PROMPTS = {
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
 }
-_OTHER_SHARE = 0.3  # of questions for training that are worded otherwise
 
 
 def name_of(scene: Scene, number: int) -> str:
@@ -88,21 +87,29 @@ def _rounded(box) -> list[float]:
     return [round(float(value), 2) for value in box]
 
 
-def image_rows(scene: Scene, path: str, rng: np.random.Generator, training: bool) -> list[dict]:
-    """Rows about a picture, "rec" and "reg" for each thing. Captions only with `training`, then also in other words."""
+def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None) -> list[dict]:
+    """
+    Rows about a picture, "rec" and "reg" for each thing.
+
+    Args:
+        path: of the picture, in the data folder.
+        rng: of the choice of words.
+        others: for training, the share of questions in other wordings than the tasks' own, which are short; then also captions. None
+            for a split to measure on.
+    """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
     rows = []
     for number, box in enumerate(boxes):
         text = reference(scene, number, rng)
-        rows.append(_row("rec", "image", path, rng, training, {"text": text}, box_text(box), {"text": text, "box": box}))
+        rows.append(_row("rec", "image", path, rng, others, {"text": text}, box_text(box), {"text": text, "box": box}))
         text = f"a {name_of(scene, number)}"
-        rows.append(_row("reg", "image", path, rng, training, {"box": box_text(box)}, text, {"text": text, "box": box}))
+        rows.append(_row("reg", "image", path, rng, others, {"box": box_text(box)}, text, {"text": text, "box": box}))
     phrases = _listed([f"a {name_of(scene, number)}" for number in order])
     objects = [{"text": phrase, "box": boxes[number]} for phrase, number in zip(phrases, order, strict=True)]
     answer = " ".join(f"{item['text']} {box_text(item['box'])}" for item in objects).replace(" ,", ",") + "."
-    rows.append(_row("dgc", "image", path, rng, training, {}, answer, {"objects": objects}))
-    if training:
+    rows.append(_row("dgc", "image", path, rng, others, {}, answer, {"objects": objects}))
+    if others is not None:
         rows.append(_chat("caption", "image", path, rng, {"medium": "image"}, " ".join(phrases).replace(" ,", ",") + "."))
     return rows
 
@@ -114,27 +121,28 @@ def _listed(phrases: list[str]) -> list[str]:
     return [phrases[0][0].upper() + phrases[0][1:], *middle, *last]
 
 
-def video_rows(scene: Scene, path: str, rng: np.random.Generator, training: bool, num_frames: int) -> list[dict]:
+def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, others: float | None = None) -> list[dict]:
     """
     Rows about a video, five for each event; of one that hides its thing, the two that need no boxes.
 
     Args:
         path: of the video, in the data folder.
-        training: also captions, places at single moments, and other wordings.
+        rng: of the choice of words.
         num_frames: that the model samples of the clip.
+        others: as of `image_rows`; with it also places at single moments.
     """
     rows = []
     for event in scene.events:
         span = [event.start, event.end]
         asked, told = sentence(scene, event, rng), happening(scene, event)
-        rows.append(_row("tvg", "video", path, rng, training, {"text": asked}, span_text(*span), {"text": asked, "span": span}))
+        rows.append(_row("tvg", "video", path, rng, others, {"text": asked}, span_text(*span), {"text": asked, "span": span}))
         rows.append(
             _row(
                 "tr",
                 "video",
                 path,
                 rng,
-                training,
+                others,
                 {"span": span_text(*span)},
                 _sentence_case(told),
                 {"text": _sentence_case(told), "span": span},
@@ -147,7 +155,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, training: bool
             text = _sentence_case(sentence(scene, event, rng))
             rows.append({"video": path, "task": task, "text": text, "span": span, "boxes": boxes})
         rows.append({"video": path, "task": "elc", "text": told, "span": span, "boxes": boxes})
-    if training:
+    if others is not None:
         rows += _moments(scene, path, rng, num_frames)
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
@@ -166,9 +174,9 @@ def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int,
     return rows
 
 
-def _row(task: str, kind: str, path: str, rng: np.random.Generator, training: bool, words: dict, answer: str, seen: dict) -> dict:
+def _row(task: str, kind: str, path: str, rng: np.random.Generator, others: float | None, words: dict, answer: str, seen: dict) -> dict:
     """A task row of what is `seen`; in training sometimes a chat that asks for `answer` in other words."""
-    if training and rng.random() < _OTHER_SHARE:
+    if others is not None and rng.random() < others:
         return _chat(task, kind, path, rng, words, answer)
     return {kind: path, "task": task, **seen}
 
