@@ -19,6 +19,7 @@ from llava_st_hf.data.shapes_questions import happening
 from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, side_by_side
 
 
+SCENES = (1, 2, 3)
 FRAMES, SIDE = 6, 150  # of a scene, and pixels of each
 
 
@@ -77,5 +78,5 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    stack([draw_scene(number) for number in range(5)]).save(arguments.output / "shapes_world.png", optimize=True)
+    stack([draw_scene(number) for number in SCENES]).quantize(128).save(arguments.output / "shapes_world.png", optimize=True)
     draw_curves(arguments.runs, arguments.output / "shapes_curves.png")

@@ -278,7 +278,7 @@ if __name__ == "__main__":
     torch.manual_seed(arguments.seed)
     frames = read_frames(arguments.data / "media", processor)
     log = train_vision(model, frames, arguments.steps)
-    fit_projector(model, frames[0][:: len(frames[0]) // 300])
+    fit_projector(model, frames[0][torch.randperm(len(frames[0]))[:300]])
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
