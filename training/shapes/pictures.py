@@ -78,5 +78,5 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    stack([draw_scene(number) for number in SCENES]).quantize(128).save(arguments.output / "shapes_world.png", optimize=True)
+    stack([draw_scene(number) for number in SCENES]).save(arguments.output / "shapes_world.jpg", quality=88)
     draw_curves(arguments.runs, arguments.output / "shapes_curves.png")
