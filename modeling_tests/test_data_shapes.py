@@ -9,7 +9,7 @@ import pytest
 
 from llava_st_hf.data import load_mixture, validate_mixture
 from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
-from llava_st_hf.data.shapes_files import STAGE_TASKS, write_questions, write_training_data, write_video
+from llava_st_hf.data.shapes_files import PHASES, write_questions, write_training_data, write_video
 from llava_st_hf.data.shapes_questions import happening, image_rows, reference, tubelet, video_rows
 from llava_st_hf.tasks import TASKS
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
@@ -141,7 +141,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "caption"}
+    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "boxes_at", "caption"}
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():
@@ -152,13 +152,13 @@ def test_what_hides_a_thing_is_asked_about_in_time_alone():
 
 
 def test_training_data_are_valid_for_every_stage(tmp_path):
-    write_training_data(tmp_path, num_videos=3, num_images=3, num_frames=20)
-    for stage, tasks in STAGE_TASKS.items():
-        assert validate_mixture(tmp_path / f"stage{stage}.yaml") == []
-        assert set(load_mixture(tmp_path / f"stage{stage}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(tasks)
+    write_training_data(tmp_path, num_videos=3, num_images=3, num_alone=2, num_frames=20)
+    for name, phase in PHASES.items():
+        assert validate_mixture(tmp_path / f"{name}.yaml") == []
+        assert set(load_mixture(tmp_path / f"{name}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(phase.tasks)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
-    assert len(before) == 6
-    write_training_data(tmp_path, num_videos=3, num_images=3, num_frames=20)  # media are kept
+    assert len(before) == 8
+    write_training_data(tmp_path, num_videos=3, num_images=3, num_alone=2, num_frames=20)  # media are kept
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()} == before
 
 

@@ -38,16 +38,16 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 import measure  # noqa: E402
 import sft  # noqa: E402
 from start import give_rows  # noqa: E402
+from train import STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
-from llava_st_hf.data.shapes_files import STAGE_TASKS  # noqa: E402
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-SHARE = 0.12  # of the steps of the small model of shapes's recipes
+SHARE = 0.12  # of the steps of the recipes shapes_stage*.yaml
 QUESTIONS = 100  # of each task, from the validation split
 _COLUMNS = (
     ("rec", "miou"), ("reg", "exact_match"), ("tvg", "miou"), ("tr", "exact_match"), ("stvg", "mtiou"), ("stvg", "msiou"), ("svg", "msiou"),
@@ -87,39 +87,39 @@ def change(variant: str) -> None:
 def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
     """Trains a variant in this process; returns the folder of the model."""
     change(variant)
-    steps = {stage: round(SHARE * _recipe(stage)["max_steps"]) for stage in STAGE_TASKS}
-    before = runs / "start"
+    steps = {name: round(SHARE * _recipe(name)["max_steps"]) for name in STAGES}
     if variant == "one_stage":
-        give_rows(before, output / "rows")
-        files = [f"stage{stage}_{kind}s.jsonl" for stage in STAGE_TASKS for kind in ("video", "image")]
+        give_rows(runs / "start", output / "rows")
         folder = (runs / "data").resolve()
-        entries = [{"json_path": str(folder / name), "data_folder": str(folder / "media"), "format": "jsonl"} for name in files]
         mixture = output / "joint.yaml"
+        entries = []
+        for name in STAGES:
+            for entry in yaml.safe_load((folder / f"{name}.yaml").read_text())["datasets"]:
+                entries.append({**entry, "json_path": str(folder / entry["json_path"]), "data_folder": str(folder / "media")})
         mixture.write_text(yaml.safe_dump({"datasets": entries}))
-        train_stage(3, output / "rows", output / "joint", mixture, sum(steps.values()), seed)
+        train_stage("stage3", output / "rows", output / "joint", mixture, sum(steps.values()), seed)
         return output / "joint"
-    for stage in STAGE_TASKS:
-        if stage == 2:
-            give_rows(before, output / "rows")
-            before = output / "rows"
-        train_stage(stage, before, output / f"stage{stage}", runs / f"data/stage{stage}.yaml", steps[stage], seed)
-        before = output / f"stage{stage}"
+    before = runs / "start"
+    for name in STAGES:
+        if name == "stage2":
+            give_rows(before, output / "stage1_rows")
+            before = output / "stage1_rows"
+        train_stage(name, before, output / name, runs / f"data/{name}.yaml", steps[name], seed)
+        before = output / name
     return before
 
 
-def _recipe(stage: int) -> dict:
-    return yaml.safe_load((REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml").read_text())
+def _recipe(name: str) -> dict:
+    return yaml.safe_load((REPOSITORY / f"training/recipes/shapes_{name}.yaml").read_text())
 
 
-def train_stage(stage: int, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:
-    """Runs a recipe of the small model of shapes for so many steps."""
-    recipe = REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml"
+def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:
+    """Runs a recipe shapes_stage*.yaml for so many steps."""
+    recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
-    if stage == 3:
-        settings["lr_scheduler_kwargs"] = json.dumps({"num_decay_steps": steps // 2})
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))
 
 

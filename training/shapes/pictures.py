@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Draws the pictures of docs/shapes.md: scenes of the world with their truth, and the curves of the training.
+Draws the pictures of docs/bundled_model.md: scenes of the world with their truth, and the curves of the training.
 
     pip install 'llava-st-hf[pictures]'
     python training/shapes/pictures.py runs/shapes docs/images
@@ -61,10 +61,10 @@ def draw_curves(runs: Path, path: Path) -> None:
     axes[0].set(title="vision encoder", xlabel="step")
     for stage, axis in zip((1, 2, 3), axes[1:], strict=True):
         log = json.loads((runs / f"stage{stage}/trainer_state.json").read_text())["log_history"]
-        names = sorted({name for entry in log for name in entry if name.startswith("loss/") or name.endswith("_loss")})
+        names = sorted({name for entry in log for name in entry if name.startswith("loss_")})
         for name in names:
             points = [(entry["step"], entry[name]) for entry in log if name in entry]
-            axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss/").removesuffix("_loss"), linewidth=1)
+            axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), linewidth=1)
         axis.set(title=f"stage {stage}: loss by task", xlabel="step", yscale="log")
     for axis in axes:
         axis.legend(fontsize=7)

@@ -5,7 +5,7 @@ Makes a small model of shapes from nothing: world, vision encoder, three stages.
     python training/shapes/train.py runs/shapes
 
 Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
-interrupted goes on where it was when the same command is given again. docs/shapes.md tells of the world.
+interrupted goes on where it was when the same command is given again. docs/bundled_model.md tells of the world.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from llava_st_hf.data.shapes_files import write_questions, write_training_data
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_VIDEOS, NUM_IMAGES, VISION_STEPS = 9000, 6000, 1800
+NUM_VIDEOS, NUM_IMAGES, NUM_ALONE, VISION_STEPS = 9000, 6000, 3000, 1800
 QUESTIONS_PER_TASK = {"validation": 100, "test": 500}
 
 
@@ -42,7 +42,7 @@ def once(folder: Path, name: str, work) -> None:
 
 
 def write_data(folder: Path) -> None:
-    write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_FRAMES)
+    write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_ALONE, NUM_FRAMES)
 
 
 def train_start(folder: Path) -> None:
@@ -50,19 +50,21 @@ def train_start(folder: Path) -> None:
     subprocess.run([sys.executable, script, folder / "data", folder / "start", "--steps", str(VISION_STEPS)], check=True)
 
 
-def train_stage(folder: Path, stage: int, *options: str) -> None:
+# Name of a stage or part of one, and of its recipe → what it starts from.
+STAGES = {"stage1": "start", "stage2": "stage1_rows", "stage2_videos": "stage2", "stage3": "stage2_videos"}
+
+
+def train_stage(folder: Path, name: str) -> None:
     """Runs a recipe as one would by hand."""
-    before = {1: "start", 2: "stage1_rows", 3: "stage2"}[stage]
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", REPOSITORY / "training/accelerate/single_gpu.yaml", "--mixed_precision", "no", "--cpu",
         "--num_cpu_threads_per_process", str(torch.get_num_threads()),
         REPOSITORY / "training/sft.py",
-        "--config", REPOSITORY / f"training/recipes/shapes_stage{stage}.yaml",
-        "--mixture", folder / f"data/stage{stage}.yaml",
-        "--model_name_or_path", folder / before,
-        "--output_dir", folder / f"stage{stage}",
-        *options,
+        "--config", REPOSITORY / f"training/recipes/shapes_{name}.yaml",
+        "--mixture", folder / f"data/{name}.yaml",
+        "--model_name_or_path", folder / STAGES[name],
+        "--output_dir", folder / name,
     ]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True)
 
@@ -85,10 +87,11 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     once(folder, "data", lambda: write_data(folder))
     once(folder, "start", lambda: train_start(folder))
-    once(folder, "stage1", lambda: train_stage(folder, 1))
+    once(folder, "stage1", lambda: train_stage(folder, "stage1"))
     once(folder, "stage1_rows", lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
-    once(folder, "stage2", lambda: train_stage(folder, 2))
-    once(folder, "stage3", lambda: train_stage(folder, 3))
+    once(folder, "stage2", lambda: train_stage(folder, "stage2"))
+    once(folder, "stage2_videos", lambda: train_stage(folder, "stage2_videos"))
+    once(folder, "stage3", lambda: train_stage(folder, "stage3"))
     for split, per_task in QUESTIONS_PER_TASK.items():
         once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))
     if arguments.output is not None:

@@ -168,17 +168,17 @@ def scene_seed(split: str, number: int, world: int = 0) -> int:
     return int(np.random.SeedSequence([world, _SPLITS[split], number]).generate_state(1, np.uint64)[0])
 
 
-def make_scene(seed: int, is_video: bool) -> Scene:
-    """A scene, the same for the same seed."""
+def make_scene(seed: int, is_video: bool, alone: bool = False) -> Scene:
+    """A scene, the same for the same seed; where it is `alone`, of a single thing, to which one thing less happens."""
     rng = np.random.default_rng([seed, int(is_video)])
     width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
-    things = _things(rng, width, height, int(rng.integers(2, 5)))
+    things = _things(rng, width, height, 1 if alone else int(rng.integers(2, 5)))
     if not is_video:
         return Scene(width, height, 1, 1, things, (), (0.0, 0.0), seed)
     fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(36, 65))  # 2.9 to 7.9 seconds
     drift = tuple(float(rng.uniform(-0.06, 0.06)) * side for side in (width, height)) if rng.random() < 0.5 else (0.0, 0.0)
     scene = Scene(width, height, fps, num_frames, things, (), (drift[0], drift[1]), seed)
-    for _ in range(int(rng.integers(2, 4))):
+    for _ in range(int(rng.integers(2, 4)) - alone):
         scene = _with_event(rng, scene)
     return scene
 

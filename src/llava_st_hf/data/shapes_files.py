@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,17 +16,35 @@ from .shapes import Painter, Scene, make_scene, scene_seed
 from .shapes_questions import image_rows, video_rows
 
 
-# Questions of each stage of training, as `task` has them (LLaVA-ST, section 3.4). What a stage has learned is kept in use by the next.
-STAGE_TASKS = {
-    1: ("caption",),
-    2: ("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"),
-    3: ("rec", "reg", "dgc", "tvg", "tr", "box_at", "stvg", "svg", "elc"),
+@dataclass(frozen=True)
+class Phase:
+    """
+    What a part of the training is made of.
+
+    Args:
+        tasks: questions, as `task` has them (LLaVA-ST, section 3.4). What one part has learned is kept in use by the next.
+        others: share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the
+            answer, so that a small model soon finds what belongs to what.
+        videos, images: how many of them, as a `sampling_strategy`.
+        alone: the same of videos of a single thing, where nothing needs to be told from anything else: what changes from frame to
+            frame is learned on them. None for none.
+    """
+
+    tasks: tuple[str, ...]
+    others: float
+    videos: str = "all"
+    images: str = "all"
+    alone: str | None = None
+
+
+# Places in single pictures come first: they are cheap, and tubelets are made of them. Then when things happen.
+_AT_MOMENTS = ("box_at", "boxes_at", "event_at")
+PHASES = {
+    "stage1": Phase(("caption",), 0.3),
+    "stage2": Phase(("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"), 1.0, videos="first:35%"),
+    "stage2_videos": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:50%", images="first:50%", alone="all"),
+    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "stvg", "svg", "elc"), 0.3, alone="all"),
 }
-# Share of the videos that a stage uses. Places in single pictures come first: they are cheap, and tubelets are made of them.
-_SHARE_OF_VIDEOS = {1: "all", 2: "first:35%", 3: "all"}
-# Share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the answer, so that
-# a small model soon finds what belongs to what.
-_OTHER_WORDINGS = {1: 0.3, 2: 1.0, 3: 0.3}
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
@@ -49,11 +68,11 @@ def write_image(scene: Scene, path: str | os.PathLike) -> None:
 
 
 def _make(
-    number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...]
+    number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...], alone: bool
 ) -> list[list[dict]]:
     """Writes one medium, unless it is there already, and returns its rows in each of `wordings`."""
     seed = scene_seed(split, number, world)
-    scene = make_scene(seed, kind == "video")
+    scene = make_scene(seed, kind == "video", alone)
     name = f"{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
     if not (folder / name).is_file():
         part = folder / f"part-{os.getpid()}-{name}"
@@ -75,6 +94,7 @@ def make_rows(
     world: int = 0,
     first: int = 0,
     wordings: tuple[float | None, ...] = (None,),
+    alone: bool = False,
 ) -> Iterator[list[list[dict]]]:
     """
     Writes media and yields the rows of each in each of `wordings`, in order, with as many processes as there are cores.
@@ -87,39 +107,45 @@ def make_rows(
         num_frames: that the model samples of a video.
         world: another number makes another world.
         wordings: `others` of `image_rows` and `video_rows`, one or more.
+        alone: scenes of a single thing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings)
+    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings, alone=alone)
     with ProcessPoolExecutor() as pool:
         yield from pool.map(make, range(first, first + count), chunksize=32)
 
 
-def write_training_data(folder: str | os.PathLike, num_videos: int, num_images: int, num_frames: int, world: int = 0) -> None:
+def write_training_data(
+    folder: str | os.PathLike, num_videos: int, num_images: int, num_alone: int, num_frames: int, world: int = 0
+) -> None:
     """
-    The training split: media in `folder/media`, and for each stage annotations and a mixture, `stage1.yaml` to `stage3.yaml`.
+    The training split: media in `folder/media`, and for each of `PHASES` annotations and a mixture, from `stage1.yaml` to `stage3.yaml`.
 
     Args:
         folder: is made where it is missing.
-        num_videos, num_images: how many.
+        num_videos, num_images, num_alone: how many; the last are videos of a single thing.
         num_frames: that the model samples of a video.
         world: another number makes another world.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, count in (("video", num_videos), ("image", num_images)):
-        files = {stage: (folder / f"stage{stage}_{kind}s.jsonl").open("w", encoding="utf-8") for stage in STAGE_TASKS}
-        wordings = tuple(_OTHER_WORDINGS[stage] for stage in STAGE_TASKS)
-        for found in make_rows(folder / "media", "train", kind, count, num_frames, world, wordings=wordings):
-            for (stage, tasks), rows in zip(STAGE_TASKS.items(), found, strict=True):
-                files[stage].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in tasks)
+    for source, count, first in (("videos", num_videos, 0), ("images", num_images, 0), ("alone", num_alone, num_videos)):
+        phases = {name: phase for name, phase in PHASES.items() if getattr(phase, source) is not None}
+        files = {name: (folder / f"{name}_{source}.jsonl").open("w", encoding="utf-8") for name in phases}
+        wordings = tuple(phase.others for phase in phases.values())
+        kind = "image" if source == "images" else "video"
+        for found in make_rows(folder / "media", "train", kind, count, num_frames, world, first, wordings, source == "alone"):
+            for (name, phase), rows in zip(phases.items(), found, strict=True):
+                files[name].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in phase.tasks)
         for file in files.values():
             file.close()
-    for stage in STAGE_TASKS:
+    for name, phase in PHASES.items():
         lines = ["datasets:"]
-        for kind, strategy in (("video", _SHARE_OF_VIDEOS[stage]), ("image", "all")):
-            entry = f"json_path: stage{stage}_{kind}s.jsonl, data_folder: media, format: jsonl, source: shapes_{kind}s"
-            lines.append(f"  - {{{entry}, sampling_strategy: {strategy}}}")
-        (folder / f"stage{stage}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for source, strategy in (("videos", phase.videos), ("images", phase.images), ("alone", phase.alone)):
+            if strategy is not None:
+                entry = f"json_path: {name}_{source}.jsonl, data_folder: media, format: jsonl, source: shapes_{source}"
+                lines.append(f"  - {{{entry}, sampling_strategy: {strategy}}}")
+        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_frames: int, world: int = 0) -> None:
@@ -148,4 +174,4 @@ def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_fr
             (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
 
 
-__all__ = ["STAGE_TASKS", "make_rows", "write_image", "write_questions", "write_training_data", "write_video"]
+__all__ = ["PHASES", "make_rows", "write_image", "write_questions", "write_training_data", "write_video"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions about the world of shapes, as rows of this package's own format (`jsonl`): the eight tasks in several wordings, and for
-training also captions and short questions for a place at one moment."""
+training also captions and short questions about one moment."""
 
 import numpy as np
 
@@ -32,6 +32,8 @@ _OTHER_PROMPTS = {
     "tr": ("What happens during {span}?", "Say what happens in {span}."),
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
+    "boxes_at": ("Where is {text} at {times}?", "Give the bounding boxes of {text} at {times}."),
+    "event_at": ("What does {text} do at {time}?", "What happens to {text} at {time}?"),
 }
 
 
@@ -58,8 +60,13 @@ def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
 
 def happening(scene: Scene, event: Event) -> str:
     """What happens, as answers say it: "the large red circle moves left"."""
+    return f"the {name_of(scene, event.thing)} {event.kind}{_goal(scene, event)}"
+
+
+def _goal(scene: Scene, event: Event) -> str:
+    """Words of an event behind its verb: which colour, which other thing."""
     goal = {"turns": f" {event.colour}", "hits": f" the {name_of(scene, event.other)}" if event.other is not None else ""}
-    return f"the {name_of(scene, event.thing)} {event.kind}{goal.get(event.kind, '')}"
+    return goal.get(event.kind, "")
 
 
 def sentence(scene: Scene, event: Event, rng: np.random.Generator) -> str:
@@ -129,7 +136,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         path: of the video, in the data folder.
         rng: of the choice of words.
         num_frames: that the model samples of the clip.
-        others: as of `image_rows`; with it also places at single moments.
+        others: as of `image_rows`; with it also places and events at single moments.
     """
     rows = []
     for event in scene.events:
@@ -156,13 +163,15 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
             rows.append({"video": path, "task": task, "text": text, "span": span, "boxes": boxes})
         rows.append({"video": path, "task": "elc", "text": told, "span": span, "boxes": boxes})
     if others is not None:
-        rows += _moments(scene, path, rng, num_frames)
+        rows += _places(scene, path, rng, num_frames)
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
+        rows += _deeds(scene, path, rng, num_frames)
+        rows += _ways(scene, path, rng, num_frames)
     return rows
 
 
-def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
+def _places(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
     """Where a thing is at one moment: what a tubelet asks over and over, asked by itself."""
     rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
     for frame in rng.choice(frames, count, replace=False):
@@ -171,6 +180,35 @@ def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int,
         if box is not None:
             words = {"text": reference(scene, number, rng), "time": time_text(time)}
             rows.append(_chat("box_at", "video", path, rng, words, box_text(_rounded(box))))
+    return rows
+
+
+def _ways(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2, moments: int = 3) -> list[dict]:
+    """Where a thing that something happens to is at several moments, in any order: who does not look at the time is mostly wrong."""
+    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    for event in rng.permutation(len(scene.events))[:count]:
+        number = scene.events[event].thing
+        times = [int(frame) / scene.fps for frame in rng.permutation(frames)]
+        seen = [(time, box) for time in times if (box := scene.box(number, time)) is not None][:moments]
+        words = {"text": reference(scene, number, rng), "times": ", ".join(time_text(time) for time, _ in seen)}
+        answer = ", ".join(box_text(_rounded(box)) for _, box in seen)
+        rows.append(_chat("boxes_at", "video", path, rng, words, answer))
+    return rows
+
+
+def _deeds(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
+    """What a thing does at one moment, two times in three something: what a span is made of, asked by itself."""
+    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    for _ in range(count):
+        time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
+        if scene.events and rng.random() < 2 / 3:
+            event = scene.events[rng.integers(len(scene.events))]
+            inside = [frame / scene.fps for frame in frames if event.start <= frame / scene.fps <= event.end]
+            time, number = float(rng.choice(inside)) if inside else time, event.thing
+        does = [event for event in scene.events if event.thing == number and event.start <= time <= event.end]
+        answer = _sentence_case(" and ".join(f"{event.kind}{_goal(scene, event)}" for event in does) or "nothing")
+        words = {"text": reference(scene, number, rng), "time": time_text(time)}
+        rows.append(_chat("event_at", "video", path, rng, words, answer))
     return rows
 
 

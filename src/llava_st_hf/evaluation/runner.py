@@ -21,9 +21,10 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..batch_feature_llava_st import MediaText, join_samples
+from ..batch_feature_llava_st import join_samples
 from ..grounding import Media
 from ..image_processing_llava_st import MEDIA_ERRORS
+from ..known_medium_llava_st import KnownMediumProcessor
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__
@@ -118,14 +119,16 @@ class _MediaReader(torch.utils.data.Dataset):
             return _Read(None, {}, group, [{}] * len(group), [str(error)] * len(group))
         # In the model's type, which is half the bytes on the way to a model in half precision.
         pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
-        media = alone.media[0][-1]
+        media, processor = alone.media[0][-1], self.processor
+        tokens = processor.replace_image_token({}, 0) if media.kind == "image" else processor.replace_video_token(pixels, 0)
+        known = KnownMediumProcessor.after(processor, media, tokens)
         read = _Read(media, pixels, [], [], [])
         for question in group:
             text: dict[str, list] = {}
             problem = None
             try:
-                question = placed(question, media, self.processor.video_processor.num_frames)
-                text = self._text(question, item, media, pixels)
+                question = placed(question, media, processor.video_processor.num_frames)
+                text = _text(question, item, known)
             except MEDIA_ERRORS as error:
                 problem = str(error)
             read.questions.append(question)
@@ -133,20 +136,12 @@ class _MediaReader(torch.utils.data.Dataset):
             read.problems.append(problem)
         return read
 
-    def _text(self, question: Question, item: dict, media: Media, pixels: dict[str, torch.Tensor]) -> dict[str, list]:
-        """What the processor makes of the words of a question whose medium is at hand already."""
-        processor = self.processor
-        message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
-        prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        tokens = processor.replace_image_token({}, 0) if question.kind == "image" else processor.replace_video_token(pixels, 0)
-        medium = [MediaText(tokens, media)]
-        images, videos = (medium, []) if question.kind == "image" else ([], medium)
-        texts, offsets = processor.get_text_with_replacements([prompt], images, videos)
-        text = {"input_ids": processor.tokenizer(texts[0])["input_ids"]}
-        positions = [entry["position"] for entry in offsets[0] if entry["type"] == "coordinate"]
-        if any(position is not None for position in positions):
-            text["coordinates"] = processor._coordinates(text["input_ids"], positions)
-        return text
+
+def _text(question: Question, item: dict, processor: KnownMediumProcessor) -> dict[str, list]:
+    """What the processor makes of the words of a question behind the content item of its medium."""
+    message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
+    encoded = processor.apply_chat_template([message], tokenize=True, return_dict=True, add_generation_prompt=True)
+    return {name: encoded[name][0] for name in ("input_ids", "coordinates") if name in encoded}
 
 
 @dataclass

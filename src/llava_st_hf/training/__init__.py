@@ -5,6 +5,7 @@ from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
 from .model_card import describe_mixture
+from .muon import MuonAdamW
 from .record import check_run
 from .saving import last_checkpoint
 from .stages import starting_folder
@@ -17,6 +18,7 @@ __all__ = [
     "LlavaSTDataCollator",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
+    "MuonAdamW",
     "check_run",
     "describe_mixture",
     "last_checkpoint",

@@ -37,6 +37,9 @@ class LlavaSTTrainingConfig(SFTConfig):
             Parts of the model that are trained: see `llava_st_hf.training.PARTS`. All others are frozen.
         learning_rates (`dict[str, float]`, *optional*):
             Learning rate of parts that do not have `learning_rate`.
+        muon (`bool`, *optional*, defaults to `False`):
+            Update the weight matrices of projector, packer and language model by Muon, in place of AdamW: see
+            `llava_st_hf.training.MuonAdamW`. For training from random weights.
         label_scheme (`str`, *optional*, defaults to `"assistant"`):
             Which tokens are learned: `"assistant"`, or `"released"` for the scheme of the released program.
         on_error (`str`, *optional*, defaults to `"raise"`):
@@ -58,6 +61,7 @@ class LlavaSTTrainingConfig(SFTConfig):
     learning_rates: dict | str | None = field(
         default=None, metadata={"help": "Learning rate of parts that do not have `learning_rate`, as {part: rate}."}
     )
+    muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon, in place of AdamW."})
     label_scheme: LabelScheme = field(default="assistant", metadata={"help": "Which tokens are learned."})
     on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
     max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
@@ -83,6 +87,8 @@ class LlavaSTTrainingConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError('hub_strategy must be "end": checkpoints are not uploaded while a run goes on.')
+        if self.muon and "adamw_torch" not in str(getattr(self.optim, "value", self.optim)):
+            raise ValueError(f"muon=True goes with AdamW for what is no matrix: optim must be 'adamw_torch', not {self.optim!r}.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
     def _checked_rates(self) -> dict[str, float] | None:

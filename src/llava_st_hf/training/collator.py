@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 
 from ..batch_feature_llava_st import LlavaSTBatchFeature, join_samples
+from ..configuration_llava_st import VISUAL_TOKENS
 from ..data.grouping import opening
 from ..image_processing_llava_st import MEDIA_ERRORS
+from ..known_medium_llava_st import KnownMediumProcessor
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
-from .shared_medium import KnownMediumProcessor, block_mask, join_conversations, medium_mask, number_segments, remainder
+from .shared_medium import block_mask, join_conversations, medium_mask, number_segments, remainder
 
 
 OnError = Literal["raise", "skip"]
@@ -138,7 +140,8 @@ class LlavaSTDataCollator:
         for name in ("input_ids", "coordinates"):
             if name in shared:
                 shared[name] = shared[name][:length]
-        return shared, KnownMediumProcessor.after(self.processor, encoded.media[0][0])
+        media = encoded.media[0][0]
+        return shared, KnownMediumProcessor.after(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
 
     def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:
         """Model inputs of one conversation, without a batch dimension at the text; and what the processor said."""

@@ -15,10 +15,10 @@ RECORD = "run.json"
 # Arguments that decide what a step computes. Others, such as max_steps or logging, may change when a run goes on.
 _ARGUMENTS = (
     "train", "learning_rate", "learning_rates", "label_scheme", "max_length", "seed", "data_seed", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "world_size", "train_sampling_strategy", "weight_decay", "max_grad_norm", "bf16", "fp16",
+    "gradient_accumulation_steps", "world_size", "train_sampling_strategy", "weight_decay", "max_grad_norm", "bf16", "fp16", "muon",
 )  # fmt: skip
 # What records that do not tell of a setting were made with.
-_BEFORE = {"questions_per_medium": 1}
+_BEFORE = {"questions_per_medium": 1, "muon": False}
 
 
 def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLike, num_samples: int | None, **settings) -> None:

@@ -8,42 +8,9 @@ hidden state, and every weight the gradient, that separate sequences would have 
 
 import torch
 
-from ..batch_feature_llava_st import PADDING, SHARED, MediaText
-from ..configuration_llava_st import VISUAL_TOKENS
-from ..grounding import Media
+from ..batch_feature_llava_st import PADDING, SHARED
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED
-
-
-class KnownMediumProcessor(LlavaSTProcessor):
-    """A processor for conversations about one medium that was processed before: it opens no file, and writes a single token for the
-    medium."""
-
-    media: Media
-
-    @classmethod
-    def after(cls, processor: LlavaSTProcessor, media: Media) -> "KnownMediumProcessor":
-        """
-        Args:
-            processor: whose tokenizer, template and coordinates are to be used.
-            media: what it said of the medium.
-        """
-        known = cls.__new__(cls)
-        known.__dict__.update(processor.__dict__)  # parts are shared: nothing is loaded or copied
-        known.media = media
-        return known
-
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        return images, [text] if isinstance(text, str) else text, videos, audio
-
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Media are as many as were counted before; `get_text_with_replacements` refuses a text that names more."""
-
-    def _process_images(self, images, **kwargs):
-        return {}, [MediaText(VISUAL_TOKENS["image_token_id"], self.media)]
-
-    def _process_videos(self, videos, **kwargs):
-        return {}, [MediaText(VISUAL_TOKENS["video_token_id"], self.media)]
 
 
 def medium_mask(input_ids: torch.Tensor, processor: LlavaSTProcessor) -> torch.Tensor:
@@ -56,7 +23,7 @@ def remainder(sample: dict[str, torch.Tensor], shared: dict[str, torch.Tensor], 
     What a conversation has behind its medium.
 
     Args:
-        sample: `input_ids`, `labels` and perhaps `coordinates` of [`KnownMediumProcessor`], each (length,).
+        sample: `input_ids`, `labels` and perhaps `coordinates` of a processor that writes one token for the medium, each (length,).
         shared: `input_ids` of the shared part, (shared_length,), with all tokens of the medium at its end.
         processor: that made both.
 

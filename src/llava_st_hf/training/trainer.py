@@ -15,6 +15,7 @@ from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .metrics import TrainingMetrics
 from .model_card import write_model_card
+from .muon import MuonAdamW
 from .sampler import BucketSampler, EpochSampler
 from .saving import WholeCheckpoints
 from .trainable import part_of
@@ -23,6 +24,7 @@ from .trainable import part_of
 logger = logging.getLogger(__name__)
 
 _MODALITIES = ("text", "image", "video")
+_MUON_PARTS = ("projector", "packer", "language_model")  # whose matrices map features to features
 _SKIPPED = "LeftOutSamples"  # in a checkpoint's state
 
 
@@ -209,6 +211,11 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
             return super().create_optimizer(model)
         trained = self.model if model is None else model
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        if self.args.muon:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError("muon=True needs whole matrices on every process, which DeepSpeed and FSDP divide: train without them.")
+            optimizer_class = MuonAdamW
+            options = {name: options[name] for name in ("lr", "betas", "eps")}
         options.setdefault("params", self._parameter_groups(trained))
         self.optimizer_cls_and_kwargs: tuple | None = (optimizer_class, options)
         try:
@@ -217,17 +224,21 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
             self.optimizer_cls_and_kwargs = None
 
     def _parameter_groups(self, model) -> list[dict]:
-        """One group for each part and each of with and without weight decay."""
+        """One group for each part and each of with and without weight decay, and by Muon or not where that is asked for."""
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[str, bool], list] = {}
+        groups: dict[tuple[str, bool, bool], list] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+                part = part_of(name)
+                muon = self.args.muon and part in _MUON_PARTS and parameter.ndim == 2
+                groups.setdefault((part, name in decayed, muon), []).append(parameter)
         rates = self.args.learning_rates or {}
-        return [
-            {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, "lr": rates.get(part, self.args.learning_rate)}
-            for (part, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
-        ]
+        found = []
+        for (part, decay, muon), parameters in sorted(groups.items(), key=lambda item: item[0]):
+            group = {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0}
+            group["lr"] = rates.get(part, self.args.learning_rate)
+            found.append({**group, "muon": True} if muon else group)
+        return found
 
     # Model card
 
