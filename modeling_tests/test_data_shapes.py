@@ -141,7 +141,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "boxes_at", "caption"}
+    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "boxes_at", "moment", "caption"}
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Draws the pictures of docs/bundled_model.md: scenes of the world with their truth, and the curves of the training.
+Draws the pictures of docs/shapes.md: scenes of the world with their truth, and the curves of the training.
 
     pip install 'llava-st-hf[pictures]'
     python training/shapes/pictures.py runs/shapes docs/images

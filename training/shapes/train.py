@@ -5,7 +5,7 @@ Makes a small model of shapes from nothing: world, vision encoder, three stages.
     python training/shapes/train.py runs/shapes
 
 Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
-interrupted goes on where it was when the same command is given again. docs/bundled_model.md tells of the world.
+interrupted goes on where it was when the same command is given again. docs/shapes.md tells of the world.
 """
 
 import argparse

@@ -43,7 +43,7 @@ PHASES = {
     "stage1": Phase(("caption",), 0.3),
     "stage2": Phase(("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"), 1.0, videos="first:35%"),
     "stage2_videos": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:50%", images="first:50%", alone="all"),
-    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "stvg", "svg", "elc"), 0.3, alone="all"),
+    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "moment", "stvg", "svg", "elc"), 0.3, alone="all"),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 

@@ -33,6 +33,7 @@ _OTHER_PROMPTS = {
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
     "boxes_at": ("Where is {text} at {times}?", "Give the bounding boxes of {text} at {times}."),
+    "moment": ("Around what time is it that {text}?", "What is the middle of this: {text}?"),
     "event_at": ("What does {text} do at {time}?", "What happens to {text} at {time}?"),
 }
 
@@ -136,7 +137,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         path: of the video, in the data folder.
         rng: of the choice of words.
         num_frames: that the model samples of the clip.
-        others: as of `image_rows`; with it also places and events at single moments.
+        others: as of `image_rows`; with it also places and events at single moments, and the middles of events.
     """
     rows = []
     for event in scene.events:
@@ -168,6 +169,9 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, num_frames)
         rows += _ways(scene, path, rng, num_frames)
+        for event in scene.events:
+            words = {"text": sentence(scene, event, rng)}
+            rows.append(_chat("moment", "video", path, rng, words, time_text((event.start + event.end) / 2)))
     return rows
 
 

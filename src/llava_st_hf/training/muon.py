@@ -73,7 +73,8 @@ class MuonAdamW(torch.optim.Optimizer):
         adamw(
             parameters,
             [parameter.grad for parameter in parameters],
-            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
             foreach=True,
