@@ -10,7 +10,7 @@ import pytest
 from llava_st_hf.data import load_mixture, validate_mixture
 from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
 from llava_st_hf.data.shapes_files import PHASES, write_questions, write_training_data, write_video
-from llava_st_hf.data.shapes_questions import happening, image_rows, reference, tubelet, video_rows
+from llava_st_hf.data.shapes_questions import happening, image_rows, reference, references, tubelet, video_rows
 from llava_st_hf.tasks import TASKS
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
 
@@ -151,14 +151,28 @@ def test_what_hides_a_thing_is_asked_about_in_time_alone():
     assert happening(scene, scene.events[0]) == "the small red circle disappears"
 
 
+def test_easy_scenes_have_one_thing_or_things_that_every_word_tells_apart():
+    for number in range(40):
+        picture = make_scene(scene_seed("train", number), is_video=False, easy=True)
+        for words in ([thing.colour for thing in picture.things], [thing.shape for thing in picture.things]):
+            assert len(set(words)) == len(words) >= 2
+        for place in range(len(picture.things)):
+            assert len(references(picture, place)) == 5
+        video = make_scene(scene_seed("train", number), is_video=True, easy=True)
+        assert len(video.things) == 1 and 1 <= len(video.events) <= 2
+    rows = image_rows(picture, "a.jpg", np.random.default_rng(0), others=1.0, every_way=True)
+    assert sum(row["task"] == "rec" for row in rows) == 5 * len(picture.things)
+
+
 def test_training_data_are_valid_for_every_stage(tmp_path):
-    write_training_data(tmp_path, num_videos=3, num_images=3, num_alone=2, num_frames=20)
+    counts = {"num_videos": 3, "num_images": 2, "num_easy_videos": 2, "num_easy_images": 2}
+    write_training_data(tmp_path, **counts, num_frames=20)
     for name, phase in PHASES.items():
         assert validate_mixture(tmp_path / f"{name}.yaml") == []
         assert set(load_mixture(tmp_path / f"{name}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(phase.tasks)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
-    assert len(before) == 8
-    write_training_data(tmp_path, num_videos=3, num_images=3, num_alone=2, num_frames=20)  # media are kept
+    assert len(before) == 9
+    write_training_data(tmp_path, **counts, num_frames=20)  # media are kept
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()} == before
 
 

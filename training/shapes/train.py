@@ -24,7 +24,8 @@ from llava_st_hf.data.shapes_files import write_questions, write_training_data
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_VIDEOS, NUM_IMAGES, NUM_ALONE, VISION_STEPS = 9000, 6000, 3000, 1800
+NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES = 9000, 6000, 3000, 4000
+VISION_STEPS = 1800
 QUESTIONS_PER_TASK = {"validation": 100, "test": 500}
 
 
@@ -42,7 +43,7 @@ def once(folder: Path, name: str, work) -> None:
 
 
 def write_data(folder: Path) -> None:
-    write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_ALONE, NUM_FRAMES)
+    write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES, NUM_FRAMES)
 
 
 def train_start(folder: Path) -> None:

@@ -168,23 +168,32 @@ def scene_seed(split: str, number: int, world: int = 0) -> int:
     return int(np.random.SeedSequence([world, _SPLITS[split], number]).generate_state(1, np.uint64)[0])
 
 
-def make_scene(seed: int, is_video: bool, alone: bool = False) -> Scene:
-    """A scene, the same for the same seed; where it is `alone`, of a single thing, to which one thing less happens."""
+def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
+    """
+    A scene, the same for the same seed.
+
+    Args:
+        seed: as `scene_seed` gives it.
+        is_video: whether something happens; a picture is a scene of one frame.
+        easy: in a picture no two things share a colour or a shape, so that each word by itself tells them apart. In a video there is a
+            single thing, to which one thing less happens.
+    """
     rng = np.random.default_rng([seed, int(is_video)])
     width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
-    things = _things(rng, width, height, 1 if alone else int(rng.integers(2, 5)))
+    things = _things(rng, width, height, 1 if easy and is_video else int(rng.integers(2, 5)), easy)
     if not is_video:
         return Scene(width, height, 1, 1, things, (), (0.0, 0.0), seed)
     fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(36, 65))  # 2.9 to 7.9 seconds
     drift = tuple(float(rng.uniform(-0.06, 0.06)) * side for side in (width, height)) if rng.random() < 0.5 else (0.0, 0.0)
     scene = Scene(width, height, fps, num_frames, things, (), (drift[0], drift[1]), seed)
-    for _ in range(int(rng.integers(2, 4)) - alone):
+    for _ in range(int(rng.integers(2, 4)) - easy):
         scene = _with_event(rng, scene)
     return scene
 
 
-def _things(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[Thing, ...]:
-    """Things of which no two have all words in common, but most have one in common with another."""
+def _things(rng: np.random.Generator, width: int, height: int, count: int, distinct: bool) -> tuple[Thing, ...]:
+    """Things of which no two have all words in common, but most have one in common with another; if `distinct`, no two have more in
+    common than their size."""
     shorter = min(width, height)
     found: list[Thing] = []
     names: set[tuple[str, str, str]] = set()
@@ -192,10 +201,10 @@ def _things(rng: np.random.Generator, width: int, height: int, count: int) -> tu
         if len(found) == count:
             break
         shape, colour, size = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), str(rng.choice(list(SIZES)))
-        if found and rng.random() < 0.7:  # one that only the words tell apart
+        if found and not distinct and rng.random() < 0.7:  # one that only the words tell apart
             like = found[int(rng.integers(len(found)))]
             shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
-        if (shape, colour, size) in names:
+        if (shape, colour, size) in names or (distinct and any(shape == other.shape or colour == other.colour for other in found)):
             continue
         side = float(rng.uniform(*SIZES[size])) * shorter
         x, y = (float(rng.uniform(side / 2 + 1, length - side / 2 - 1)) for length in (width, height))

@@ -25,25 +25,27 @@ class Phase:
         tasks: questions, as `task` has them (LLaVA-ST, section 3.4). What one part has learned is kept in use by the next.
         others: share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the
             answer, so that a small model soon finds what belongs to what.
-        videos, images: how many of them, as a `sampling_strategy`.
-        alone: the same of videos of a single thing, where nothing needs to be told from anything else: what changes from frame to
-            frame is learned on them. None for none.
+        videos, images, easy_videos, easy_images: how many of them, as a `sampling_strategy`; None for none. In the easy ones nothing
+            needs to be told from much else: look-ups, and what changes from frame to frame, are learned on them.
     """
 
     tasks: tuple[str, ...]
     others: float
-    videos: str = "all"
-    images: str = "all"
-    alone: str | None = None
+    videos: str | None = "all"
+    images: str | None = "all"
+    easy_videos: str | None = None
+    easy_images: str | None = None
 
 
 # Places in single pictures come first: they are cheap, and tubelets are made of them. Then when things happen.
-_AT_MOMENTS = ("box_at", "boxes_at", "event_at")
+_AT_MOMENTS = ("box_at", "boxes_at", "event_at", "moment")
 PHASES = {
     "stage1": Phase(("caption",), 0.3),
-    "stage2": Phase(("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"), 1.0, videos="first:35%"),
-    "stage2_videos": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:50%", images="first:50%", alone="all"),
-    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "moment", "stvg", "svg", "elc"), 0.3, alone="all"),
+    "stage2": Phase(("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"), 1.0, videos="first:35%", easy_images="all"),
+    "stage2_videos": Phase(
+        ("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:50%", images="first:50%", easy_videos="all"
+    ),
+    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "stvg", "svg", "elc"), 0.3, easy_videos="all"),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
@@ -68,11 +70,11 @@ def write_image(scene: Scene, path: str | os.PathLike) -> None:
 
 
 def _make(
-    number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...], alone: bool
+    number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...], easy: bool
 ) -> list[list[dict]]:
     """Writes one medium, unless it is there already, and returns its rows in each of `wordings`."""
     seed = scene_seed(split, number, world)
-    scene = make_scene(seed, kind == "video", alone)
+    scene = make_scene(seed, kind == "video", easy)
     name = f"{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
     if not (folder / name).is_file():
         part = folder / f"part-{os.getpid()}-{name}"
@@ -81,7 +83,8 @@ def _make(
     found = []
     for others in wordings:
         rng = np.random.default_rng([seed, 3])
-        found.append(video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others))
+        rows = video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others, easy)
+        found.append(rows)
     return found
 
 
@@ -94,7 +97,7 @@ def make_rows(
     world: int = 0,
     first: int = 0,
     wordings: tuple[float | None, ...] = (None,),
-    alone: bool = False,
+    easy: bool = False,
 ) -> Iterator[list[list[dict]]]:
     """
     Writes media and yields the rows of each in each of `wordings`, in order, with as many processes as there are cores.
@@ -107,42 +110,54 @@ def make_rows(
         num_frames: that the model samples of a video.
         world: another number makes another world.
         wordings: `others` of `image_rows` and `video_rows`, one or more.
-        alone: scenes of a single thing.
+        easy: as of `make_scene`; pictures are then asked about in every way.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings, alone=alone)
+    make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings, easy=easy)
     with ProcessPoolExecutor() as pool:
         yield from pool.map(make, range(first, first + count), chunksize=32)
 
 
 def write_training_data(
-    folder: str | os.PathLike, num_videos: int, num_images: int, num_alone: int, num_frames: int, world: int = 0
+    folder: str | os.PathLike,
+    num_videos: int,
+    num_images: int,
+    num_easy_videos: int,
+    num_easy_images: int,
+    num_frames: int,
+    world: int = 0,
 ) -> None:
     """
     The training split: media in `folder/media`, and for each of `PHASES` annotations and a mixture, from `stage1.yaml` to `stage3.yaml`.
 
     Args:
         folder: is made where it is missing.
-        num_videos, num_images, num_alone: how many; the last are videos of a single thing.
+        num_videos, num_images, num_easy_videos, num_easy_images: how many.
         num_frames: that the model samples of a video.
         world: another number makes another world.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for source, count, first in (("videos", num_videos, 0), ("images", num_images, 0), ("alone", num_alone, num_videos)):
+    sources = {  # kind, number of the first and how many
+        "videos": ("video", 0, num_videos),
+        "images": ("image", 0, num_images),
+        "easy_videos": ("video", num_videos, num_easy_videos),
+        "easy_images": ("image", num_images, num_easy_images),
+    }
+    for source, (kind, first, count) in sources.items():
         phases = {name: phase for name, phase in PHASES.items() if getattr(phase, source) is not None}
         files = {name: (folder / f"{name}_{source}.jsonl").open("w", encoding="utf-8") for name in phases}
         wordings = tuple(phase.others for phase in phases.values())
-        kind = "image" if source == "images" else "video"
-        for found in make_rows(folder / "media", "train", kind, count, num_frames, world, first, wordings, source == "alone"):
+        made = make_rows(folder / "media", "train", kind, count, num_frames, world, first, wordings, source.startswith("easy"))
+        for found in made:
             for (name, phase), rows in zip(phases.items(), found, strict=True):
                 files[name].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in phase.tasks)
         for file in files.values():
             file.close()
     for name, phase in PHASES.items():
         lines = ["datasets:"]
-        for source, strategy in (("videos", phase.videos), ("images", phase.images), ("alone", phase.alone)):
-            if strategy is not None:
+        for source in sources:
+            if (strategy := getattr(phase, source)) is not None:
                 entry = f"json_path: {name}_{source}.jsonl, data_folder: media, format: jsonl, source: shapes_{source}"
                 lines.append(f"  - {{{entry}, sampling_strategy: {strategy}}}")
         (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")

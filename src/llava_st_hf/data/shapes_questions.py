@@ -44,10 +44,11 @@ def name_of(scene: Scene, number: int) -> str:
     return f"{thing.size} {thing.colour} {thing.shape}"
 
 
-def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
-    """Words that mean this thing and no other of the scene, sometimes no more than needed: "the red circle"."""
+def references(scene: Scene, number: int) -> list[str]:
+    """All words that mean this thing and no other of the scene, first all that there are, then some no more than needed: "the red
+    circle"."""
     thing, others = scene.things[number], [other for place, other in enumerate(scene.things) if place != number]
-    ways = [f"the {name_of(scene, number)}"] * 2
+    ways = [f"the {name_of(scene, number)}"]
     for words, same in (
         (f"the {thing.shape}", lambda other: other.shape == thing.shape),
         (f"the {thing.colour} {thing.shape}", lambda other: (other.colour, other.shape) == (thing.colour, thing.shape)),
@@ -56,7 +57,13 @@ def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
     ):
         if not any(map(same, others)):
             ways.append(words)
-    return str(rng.choice(ways))
+    return ways
+
+
+def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
+    """One of `references`, most often the first."""
+    ways = references(scene, number)
+    return str(rng.choice([ways[0], *ways]))
 
 
 def happening(scene: Scene, event: Event) -> str:
@@ -95,7 +102,7 @@ def _rounded(box) -> list[float]:
     return [round(float(value), 2) for value in box]
 
 
-def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None) -> list[dict]:
+def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None, every_way: bool = False) -> list[dict]:
     """
     Rows about a picture, "rec" and "reg" for each thing.
 
@@ -104,13 +111,14 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
         rng: of the choice of words.
         others: for training, the share of questions in other wordings than the tasks' own, which are short; then also captions. None
             for a split to measure on.
+        every_way: ask for each thing in all words that mean it, and not in one of them.
     """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
     rows = []
     for number, box in enumerate(boxes):
-        text = reference(scene, number, rng)
-        rows.append(_row("rec", "image", path, rng, others, {"text": text}, box_text(box), {"text": text, "box": box}))
+        for text in references(scene, number) if every_way else [reference(scene, number, rng)]:
+            rows.append(_row("rec", "image", path, rng, others, {"text": text}, box_text(box), {"text": text, "box": box}))
         text = f"a {name_of(scene, number)}"
         rows.append(_row("reg", "image", path, rng, others, {"box": box_text(box)}, text, {"text": text, "box": box}))
     phrases = _listed([f"a {name_of(scene, number)}" for number in order])
@@ -229,4 +237,4 @@ def _chat(task: str, kind: str, path: str, rng: np.random.Generator, words: dict
     return {kind: path, "task": task, "messages": messages}
 
 
-__all__ = ["happening", "image_rows", "name_of", "reference", "sentence", "tubelet", "video_rows"]
+__all__ = ["happening", "image_rows", "name_of", "reference", "references", "sentence", "tubelet", "video_rows"]
