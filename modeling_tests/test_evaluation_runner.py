@@ -135,7 +135,8 @@ def test_two_processes_answer_as_one(tmp_path, media, undisturbed):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
-        f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})"
+        f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})\n"
+        "from llava_st_hf.evaluation.runner import this_process; assert this_process().num_processes == 2"
     )
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}

@@ -13,7 +13,7 @@ from .benchmarks import BENCHMARKS, read_benchmark
 from .predictions import append_predictions, read_predictions
 from .released_protocol import is_released
 from .rows import OWN_READER, Grounding, Prediction
-from .runner import PREDICTIONS, EvaluationSettings, run_benchmark
+from .runner import PREDICTIONS, EvaluationSettings, run_benchmark, this_process
 from .scoring import PROTOCOLS, score
 
 
@@ -33,11 +33,9 @@ def run_eval(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit} leaves no question.")
     questions = questions[: args.limit]
 
-    from accelerate import PartialState
-
     from .. import LlavaSTForConditionalGeneration, LlavaSTProcessor
 
-    state = PartialState()
+    state = this_process()
     processor = LlavaSTProcessor.from_pretrained(args.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(state.device)
     predictions = run_benchmark(

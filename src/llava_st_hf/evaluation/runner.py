@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -200,7 +201,7 @@ def run_benchmark(
     Raises:
         ValueError: where the folder holds predictions of other settings or other questions.
     """
-    state, folder = PartialState(), Path(output)
+    state, folder = this_process(), Path(output)
     with state.main_process_first():
         _check_settings(folder, settings, len(questions), state.is_main_process)
     done = _answered(folder, questions, state)
@@ -226,6 +227,11 @@ def run_benchmark(
         _merge(folder, questions)
     state.wait_for_everyone()
     return list(read_predictions(folder / PREDICTIONS))
+
+
+def this_process() -> PartialState:
+    """This process among those of the launcher. `accelerate launch --cpu` speaks of itself where `PartialState` does not look."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def overlap(prediction: Prediction) -> float:
