@@ -172,6 +172,7 @@ def test_training_data_are_valid_for_every_stage(tmp_path):
         assert set(load_mixture(tmp_path / f"{name}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(phase.tasks)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
     assert len(before) == 9
+    assert sum(path.name.startswith("easy-train-") for path in before) == 4  # what learns from the scene's seed must know
     write_training_data(tmp_path, **counts, num_frames=20)  # media are kept
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()} == before
 

@@ -148,6 +148,7 @@ def test_divided_matrices_are_refused(tmp_path):
         trainer.create_optimizer()
 
 
-def test_another_optimizer_beside_it_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"muon=True.*adamw_torch.*sgd"):
-        LlavaSTTrainingConfig(output_dir=str(tmp_path), **{**OPTIONS, "muon": True, "optim": "sgd"})
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch_8bit"])
+def test_another_optimizer_beside_it_is_refused(tmp_path, optim):
+    with pytest.raises(ValueError, match=rf"muon=True.*adamw_torch.*{optim}"):
+        LlavaSTTrainingConfig(output_dir=str(tmp_path), **{**OPTIONS, "muon": True, "optim": optim})

@@ -97,7 +97,8 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
             for entry in yaml.safe_load((folder / f"{name}.yaml").read_text())["datasets"]:
                 entries.append({**entry, "json_path": str(folder / entry["json_path"]), "data_folder": str(folder / "media")})
         mixture.write_text(yaml.safe_dump({"datasets": entries}))
-        train_stage("stage3", output / "rows", output / "joint", mixture, sum(steps.values()), seed)
+        questions = sum(steps[name] * _questions_per_step(_recipe(name)) for name in STAGES)
+        train_stage("stage3", output / "rows", output / "joint", mixture, round(questions / _questions_per_step(_recipe("stage3"))), seed)
         return output / "joint"
     before = runs / "start"
     for name in STAGES:
@@ -111,6 +112,11 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
 
 def _recipe(name: str) -> dict:
     return yaml.safe_load((REPOSITORY / f"training/recipes/shapes_{name}.yaml").read_text())
+
+
+def _questions_per_step(recipe: dict) -> int:
+    """At most."""
+    return recipe["per_device_train_batch_size"] * recipe.get("questions_per_medium", 1)
 
 
 def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 from PIL import Image
+from train import STAGES
 
 from llava_st_hf.data.shapes import Painter, make_scene, scene_seed
 from llava_st_hf.data.shapes_questions import happening
@@ -53,19 +54,19 @@ def stack(images: list[Image.Image], gap: int = 8) -> Image.Image:
 
 def draw_curves(runs: Path, path: Path) -> None:
     """Losses of the vision encoder, and of each task in the three stages."""
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, 1 + len(STAGES), figsize=(4 + 4 * len(STAGES), 4), constrained_layout=True)
     vision = json.loads((runs / "start/vision_log.json").read_text())
     axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
     for name in ("shape", "colour", "size"):
         axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} right")
     axes[0].set(title="vision encoder", xlabel="step")
-    for stage, axis in zip((1, 2, 3), axes[1:], strict=True):
-        log = json.loads((runs / f"stage{stage}/trainer_state.json").read_text())["log_history"]
+    for stage, axis in zip(STAGES, axes[1:], strict=True):
+        log = json.loads((runs / stage / "trainer_state.json").read_text())["log_history"]
         names = sorted({name for entry in log for name in entry if name.startswith("loss_")})
         for name in names:
             points = [(entry["step"], entry[name]) for entry in log if name in entry]
             axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), linewidth=1)
-        axis.set(title=f"stage {stage}: loss by task", xlabel="step", yscale="log")
+        axis.set(title=f"{stage}: loss by task", xlabel="step", yscale="log")
     for axis in axes:
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)

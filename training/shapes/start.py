@@ -196,8 +196,8 @@ class FrameReader:
 
 
 def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All frames that the encoder is trained on."""
-    paths = [*sorted(media.glob("*.mp4"))[:VIDEOS_TO_SEE], *sorted(media.glob("*.jpg"))]
+    """All frames that the encoder is trained on: none of easy scenes."""
+    paths = [*sorted(media.glob("train-*.mp4"))[:VIDEOS_TO_SEE], *sorted(media.glob("train-*.jpg"))]
     with ProcessPoolExecutor() as pool:
         read = list(pool.map(FrameReader(processor), paths, chunksize=20))
     pixels, truth = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*read, strict=True))

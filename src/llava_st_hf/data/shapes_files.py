@@ -75,7 +75,7 @@ def _make(
     """Writes one medium, unless it is there already, and returns its rows in each of `wordings`."""
     seed = scene_seed(split, number, world)
     scene = make_scene(seed, kind == "video", easy)
-    name = f"{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
+    name = f"{'easy-' if easy else ''}{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
     if not (folder / name).is_file():
         part = folder / f"part-{os.getpid()}-{name}"
         (write_video if kind == "video" else write_image)(scene, part)
@@ -128,7 +128,8 @@ def write_training_data(
     world: int = 0,
 ) -> None:
     """
-    The training split: media in `folder/media`, and for each of `PHASES` annotations and a mixture, from `stage1.yaml` to `stage3.yaml`.
+    The training split: media in `folder/media`, those of easy scenes as `easy-train-…`; and for each of `PHASES` annotations and a
+    mixture, from `stage1.yaml` to `stage3.yaml`.
 
     Args:
         folder: is made where it is missing.

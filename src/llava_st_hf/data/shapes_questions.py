@@ -90,12 +90,17 @@ def _sentence_case(text: str) -> str:
 def tubelet(scene: Scene, event: Event, num_frames: int) -> list[dict]:
     """`[{"time", "box"}]`, seconds and pixels, at those of the `num_frames` frames that a model samples which fall into the event."""
     boxes = []
-    for frame in dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)):
+    for frame in _sampled_frames(scene, num_frames):
         time = frame / scene.fps
         box = scene.box(event.thing, time)
         if event.start <= time <= event.end and box is not None:
             boxes.append({"time": round(time, 4), "box": _rounded(box)})
     return boxes
+
+
+def _sampled_frames(scene: Scene, num_frames: int) -> list[int]:
+    """Numbers of the frames that a model sees which samples `num_frames` of the clip, each once."""
+    return list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
 
 
 def _rounded(box) -> list[float]:
@@ -176,7 +181,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, num_frames)
-        rows += _ways(scene, path, rng, num_frames)
+        rows += _tracks(scene, path, rng, num_frames)
         for event in scene.events:
             words = {"text": sentence(scene, event, rng)}
             rows.append(_chat("moment", "video", path, rng, words, time_text((event.start + event.end) / 2)))
@@ -185,7 +190,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
 
 def _places(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
     """Where a thing is at one moment: what a tubelet asks over and over, asked by itself."""
-    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    rows, frames = [], _sampled_frames(scene, num_frames)
     for frame in rng.choice(frames, count, replace=False):
         time, number = int(frame) / scene.fps, int(rng.integers(len(scene.things)))
         box = scene.box(number, time)
@@ -195,9 +200,9 @@ def _places(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, 
     return rows
 
 
-def _ways(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2, moments: int = 3) -> list[dict]:
+def _tracks(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2, moments: int = 3) -> list[dict]:
     """Where a thing that something happens to is at several moments, in any order: who does not look at the time is mostly wrong."""
-    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    rows, frames = [], _sampled_frames(scene, num_frames)
     for event in rng.permutation(len(scene.events))[:count]:
         number = scene.events[event].thing
         times = [int(frame) / scene.fps for frame in rng.permutation(frames)]
@@ -210,7 +215,7 @@ def _ways(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, co
 
 def _deeds(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
     """What a thing does at one moment, two times in three something: what a span is made of, asked by itself."""
-    rows, frames = [], list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
+    rows, frames = [], _sampled_frames(scene, num_frames)
     for _ in range(count):
         time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
         if scene.events and rng.random() < 2 / 3:

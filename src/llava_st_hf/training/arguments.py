@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from .collator import OnError
@@ -87,7 +88,7 @@ class LlavaSTTrainingConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError('hub_strategy must be "end": checkpoints are not uploaded while a run goes on.')
-        if self.muon and "adamw_torch" not in str(getattr(self.optim, "value", self.optim)):
+        if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
             raise ValueError(f"muon=True goes with AdamW for what is no matrix: optim must be 'adamw_torch', not {self.optim!r}.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
