@@ -160,7 +160,7 @@ def test_easy_scenes_have_one_thing_or_things_that_every_word_tells_apart():
             assert len(references(picture, place)) == 5
         video = make_scene(scene_seed("train", number), is_video=True, easy=True)
         assert len(video.things) == 1 and 1 <= len(video.events) <= 2
-    rows = image_rows(picture, "a.jpg", np.random.default_rng(0), others=1.0, every_way=True)
+    rows = image_rows(picture, "a.jpg", np.random.default_rng(0), others=1.0)
     assert sum(row["task"] == "rec" for row in rows) == 5 * len(picture.things)
 
 

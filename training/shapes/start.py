@@ -31,17 +31,20 @@ from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
 from llava_st_hf.coordinates import DEFAULT_NUM_BINS, INLINE_COORDINATE
 from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Scene, make_scene, scene_seed
 from llava_st_hf.tasks import TASKS
+from llava_st_hf.training.muon import MuonAdamW
 
 
 NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 20, 96, 8
-SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 3, 5, 2
+SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 2, 10, 2
 GRID = IMAGE_SIZE // PATCH_SIZE
 WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
 WAVES = 8
 VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
-# A size between the two words, as a thing has while it grows: the encoder is asked for neither.
+# A size between the two words, as a thing has while it grows: the encoder learns it as a third.
 BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
+# What a patch is told apart by: ground or one of the shapes, of the colours, of the sizes with the one between; still, moving or shaking.
+WORDS = (1 + len(SHAPES), 1 + len(COLOURS), 2 + len(SIZES), 3)
 
 
 # ============================================================ Tokenizer
@@ -151,9 +154,10 @@ def give_rows(before: Path, after: Path) -> None:
 
 
 def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
-    """(patches, 11) at each patch of a frame: number of the shape, colour and size (0 for ground; size -100 for neither); how far left,
-    top, right and bottom edge of the thing are from the patch's middle; and where they are, as shares of the frame."""
-    truth = torch.zeros(GRID, GRID, 11)
+    """(patches, 14) at each patch of a frame: number of the shape, colour and size of the thing there (0 for ground; a size between
+    small and large is the third), and whether it stands still, moves or shakes; how far its left, top, right and bottom edge are from
+    the patch's middle, and where they are, as shares of the frame; and `(x, y)` of the direction that it moves in."""
+    truth = torch.zeros(GRID, GRID, 14)
     middle = (torch.arange(GRID) + 0.5) / GRID
     for number, thing in enumerate(scene.things):  # later ones are nearer, and cover earlier ones
         state = scene.state(number, moment)
@@ -161,13 +165,14 @@ def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
             continue
         x1, y1, x2, y2 = (value / length for value, length in zip(state.box, (scene.width, scene.height) * 2, strict=True))
         share = state.side / min(scene.width, scene.height)
-        size = -100 if BETWEEN_SIZES[0] < share < BETWEEN_SIZES[1] else 1 + (share >= BETWEEN_SIZES[1])
+        size = 3 if BETWEEN_SIZES[0] < share < BETWEEN_SIZES[1] else 1 + (share >= BETWEEN_SIZES[1])
         inside = ((middle > y1) & (middle < y2))[:, None] & ((middle > x1) & (middle < x2))[None]  # (rows, columns)
-        words = torch.tensor([1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(state.colour), size])
+        deed = 2 if state.shakes else int(state.moves != (0.0, 0.0))
+        words = torch.tensor([1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(state.colour), size, deed])
         columns, rows = middle[None].expand(GRID, GRID), middle[:, None].expand(GRID, GRID)
         edges = torch.stack((columns - x1, rows - y1, x2 - columns, y2 - rows), dim=-1)  # (rows, columns, 4)
         box = torch.tensor([x1, y1, x2, y2]).expand(GRID, GRID, 4)
-        found = torch.cat((words.expand(GRID, GRID, 3), edges, box), dim=-1)
+        found = torch.cat((words.expand(GRID, GRID, 4), edges, box, torch.tensor(state.moves).expand(GRID, GRID, 2)), dim=-1)
         truth = torch.where(inside[..., None], found, truth)
     return truth.flatten(0, 1)
 
@@ -180,7 +185,7 @@ class FrameReader:
     processor: llava_st_hf.LlavaSTProcessor
 
     def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 11)` as `patch_truth` gives it."""
+        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 14)` as `patch_truth` gives it."""
         torch.set_num_threads(1)
         number, is_video = int(path.stem.split("-")[1]), path.suffix == ".mp4"
         scene = make_scene(scene_seed("train", number), is_video)
@@ -207,33 +212,34 @@ def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor) -> tuple[t
 def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """
     Args:
-        readings: (patches, words of each kind + 8), what the linear layers read.
-        truth: (patches, 11) as `patch_truth` gives it.
+        readings: (patches, sum(WORDS) + 10), what the linear layers read.
+        truth: (patches, 14) as `patch_truth` gives it.
     """
-    sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1)
-    *words, edges = readings.split([*sizes, 8], dim=-1)
+    *words, edges, moves = readings.split([*WORDS, 8, 2], dim=-1)
     loss, right = torch.zeros(()), []
     thing = truth[:, 0] > 0
     # Ground is most of a picture, and soon seen.
     weight = torch.where(thing, 1.0, 0.3)
     for column, logits in enumerate(words):
         target = truth[:, column].long()
-        loss = loss + (F.cross_entropy(logits, target, reduction="none", ignore_index=-100) * weight).sum() / weight.sum()
+        loss = loss + (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         right.append((logits.argmax(-1) == target)[thing].float().mean())
-    error = (edges - truth[:, 3:])[thing].abs()  # (patches of things, 8)
+    error = (edges - truth[:, 4:12])[thing].abs()  # (patches of things, 8)
     # A small error matters as much as a large one does for an IoU: no squares.
-    loss = loss + 20 * error.mean()
-    names = ("shape", "colour", "size")
+    loss = loss + 20 * error.mean() + 2 * (moves - truth[:, 12:])[thing].abs().mean()
+    names = ("shape", "colour", "size", "motion")
     return loss, {**dict(zip(names, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
 
 
-def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int = 48, learning_rate: float = 2e-3) -> list[dict]:
+def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int = 48, learning_rate: float = 4e-3) -> list[dict]:
     """Trains the vision tower in place; returns the log."""
     tower, (pixels, truth) = model.model.vision_tower, frames
     hidden = tower.config.hidden_size
-    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(SHAPES) + len(COLOURS) + len(SIZES) + 3 + 8))
-    parameters = [*(p for name, p in tower.named_parameters() if "head" not in name), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, sum(WORDS) + 10))
+    matrices = [weight for weight in tower.encoder.parameters() if weight.ndim == 2]
+    others = [*tower.embeddings.parameters(), *(weight for weight in tower.encoder.parameters() if weight.ndim < 2)]
+    groups = [{"params": matrices, "muon": True}, {"params": [*others, *reader.parameters()]}]
+    optimizer = MuonAdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 60) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
@@ -245,7 +251,7 @@ def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, b
         loss, seen = vision_loss(reader(features).flatten(0, 1), truth[chosen].float().flatten(0, 1))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([*matrices, *others, *reader.parameters()], 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps:

@@ -24,8 +24,8 @@ from llava_st_hf.data.shapes_files import write_questions, write_training_data
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES = 9000, 6000, 3000, 4000
-VISION_STEPS = 1800
+NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES = 9000, 8000, 2000, 5000
+VISION_STEPS = 2400
 QUESTIONS_PER_TASK = {"validation": 100, "test": 500}
 
 
@@ -52,7 +52,13 @@ def train_start(folder: Path) -> None:
 
 
 # Name of a stage or part of one, and of its recipe → what it starts from.
-STAGES = {"stage1": "start", "stage2": "stage1_rows", "stage2_videos": "stage2", "stage3": "stage2_videos"}
+STAGES = {
+    "stage1": "start",
+    "stage2_easy": "stage1_rows",
+    "stage2": "stage2_easy",
+    "stage2_videos": "stage2",
+    "stage3": "stage2_videos",
+}
 
 
 def train_stage(folder: Path, name: str) -> None:
@@ -90,6 +96,7 @@ if __name__ == "__main__":
     once(folder, "start", lambda: train_start(folder))
     once(folder, "stage1", lambda: train_stage(folder, "stage1"))
     once(folder, "stage1_rows", lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
+    once(folder, "stage2_easy", lambda: train_stage(folder, "stage2_easy"))
     once(folder, "stage2", lambda: train_stage(folder, "stage2"))
     once(folder, "stage2_videos", lambda: train_stage(folder, "stage2_videos"))
     once(folder, "stage3", lambda: train_stage(folder, "stage3"))

@@ -21,7 +21,6 @@ KINDS = {
     "moves up": 1.0,
     "moves down": 1.0,
     "grows": 1.0,
-    "shrinks": 1.0,
     "shakes": 1.2,
     "appears": 1.2,
     "disappears": 0.7,
@@ -30,6 +29,9 @@ KINDS = {
 }
 _DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 _GROWTH = 1.75  # side of a thing that has grown, over its side before
+# Faded copies behind a thing that moves: how much of its whole way back, and how opaque, from the furthest on.
+_TAIL = ((0.3, 0.25), (0.2, 0.4), (0.1, 0.55))
+_SHAKE_TAIL = 0.45  # opacity of the copies to both sides of a thing that shakes
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _TRIES = 60
 
@@ -74,13 +76,27 @@ class Event:
 
 @dataclass(frozen=True)
 class State:
-    """A thing at one moment: centre and side in pixels, as `Thing` has them, with the camera's drift."""
+    """
+    A thing at one moment.
+
+    Args:
+        x, y, side: in pixels, as `Thing` has them, with the camera's drift.
+        colour: that it has now.
+        visible: whether it is there.
+        tail: `(x, y, opacity)` of faded copies, drawn before the thing: those of a movement lie behind it, those of a shake to both
+            sides. So one frame shows what moves, and where to, as a long exposure does: an encoder sees single frames.
+        moves: `(x, y)`, direction of a movement, of length 1; (0, 0) while there is none.
+        shakes: whether it shakes now.
+    """
 
     x: float
     y: float
     side: float
     colour: str
     visible: bool
+    tail: tuple[tuple[float, float, float], ...] = ()
+    moves: tuple[float, float] = (0.0, 0.0)
+    shakes: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -126,24 +142,30 @@ class Scene:
         """Thing `number` at `time` (seconds)."""
         thing = self.things[number]
         x, y = (start + moved for start, moved in zip((thing.x, thing.y), self.offset(time), strict=True))
-        side, colour, visible = thing.side, thing.colour, True
+        side, colour, visible, tail, moves, shakes = thing.side, thing.colour, True, [], (0.0, 0.0), False
         for event in self.events:
             if event.thing != number:
                 continue
             share = float(np.clip((time - event.start) / (event.end - event.start), 0, 1))
             now = event.start <= time <= event.end
             if event.kind == "shakes":
-                swing = np.sin(2 * np.pi * (time - event.start) / event.shake) if now else 0.0
-                x, y = x + event.dx * swing, y + event.dy * swing
-            elif event.kind in ("grows", "shrinks"):
-                side *= 1 + share * ((_GROWTH if event.kind == "grows" else 1 / _GROWTH) - 1)
+                if now:
+                    shakes, tail = True, [(x - event.dx, y - event.dy, _SHAKE_TAIL), (x + event.dx, y + event.dy, _SHAKE_TAIL)]
+                    swing = float(np.sin(2 * np.pi * (time - event.start) / event.shake))
+                    x, y = x + event.dx * swing, y + event.dy * swing
+            elif event.kind == "grows":
+                side *= 1 + share * (_GROWTH - 1)
             elif event.kind == "turns":
                 colour = event.colour if now and event.colour else colour
             elif event.kind in ("appears", "disappears"):
                 visible = now == (event.kind == "appears")
             else:
                 x, y = x + share * event.dx, y + share * event.dy
-        return State(x, y, side, colour, visible)
+                if now:
+                    way = float(np.hypot(event.dx, event.dy))
+                    moves = (event.dx / way, event.dy / way)
+                    tail = [(x - back * event.dx, y - back * event.dy, opacity) for back, opacity in _TAIL]
+        return State(x, y, side, colour, visible, tuple(tail), moves, shakes)
 
     def box(self, number: int, time: float) -> tuple[float, float, float, float] | None:
         """`(x1, y1, x2, y2)` of a thing in pixels, parts that others hide included; None where it is not there."""
@@ -180,10 +202,11 @@ def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
     """
     rng = np.random.default_rng([seed, int(is_video)])
     width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
-    things = _things(rng, width, height, 1 if easy and is_video else int(rng.integers(2, 5)), easy)
+    count = int(rng.integers(2, 4 if is_video else 5))
+    things = _things(rng, width, height, 1 if easy and is_video else count, easy)
     if not is_video:
         return Scene(width, height, 1, 1, things, (), (0.0, 0.0), seed)
-    fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(36, 65))  # 2.9 to 7.9 seconds
+    fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(24, 49))  # 1.9 to 5.9 seconds
     drift = tuple(float(rng.uniform(-0.06, 0.06)) * side for side in (width, height)) if rng.random() < 0.5 else (0.0, 0.0)
     scene = Scene(width, height, fps, num_frames, things, (), (drift[0], drift[1]), seed)
     for _ in range(int(rng.integers(2, 4)) - easy):
@@ -228,7 +251,7 @@ def _with_event(rng: np.random.Generator, scene: Scene) -> Scene:
     weights = np.array(list(KINDS.values()))
     for _ in range(_TRIES):
         kind = str(rng.choice(list(KINDS), p=weights / weights.sum()))
-        length = float(rng.uniform(0.22, 0.5)) * scene.duration
+        length = float(rng.uniform(0.25, 0.5)) * scene.duration
         start = float(rng.uniform(0.04 * scene.duration, 0.96 * scene.duration - length))
         thing = int(rng.integers(len(scene.things)))
         event = _shaped(rng, scene, Event(thing, kind, round(start, 3), round(start + length, 3)))
@@ -248,7 +271,7 @@ def _clashes(event: Event, other: Event, duration: float) -> bool:
     involved = {event.thing, event.other} & {other.thing, other.other} - {None}
     if not involved:
         return False
-    once = ("grows", "shrinks", "appears", "disappears", "hits")
+    once = ("grows", "appears", "disappears", "hits")
     return shared > -0.05 * duration or event.kind == other.kind or (event.kind in once and other.kind in once)
 
 
@@ -260,14 +283,13 @@ def _shaped(rng: np.random.Generator, scene: Scene, event: Event) -> Event | Non
         across, down = _DIRECTIONS[event.kind]
         return replace(event, dx=across * distance, dy=down * distance)
     if event.kind == "shakes":
-        return replace(event, dx=float(rng.uniform(0.06, 0.09)) * shorter, shake=float(rng.uniform(0.09, 0.14)) * scene.duration)
+        return replace(event, dx=float(rng.uniform(0.08, 0.11)) * shorter, shake=float(rng.uniform(0.09, 0.14)) * scene.duration)
     if event.kind == "turns":
         return replace(event, colour=str(rng.choice([colour for colour in COLOURS if colour != thing.colour])))
     if event.kind == "hits":
         other = int(rng.integers(len(scene.things)))
         return None if other == event.thing else _towards(scene, event, other)
-    fits = {"grows": "small", "shrinks": "large"}.get(event.kind, thing.size)
-    return event if thing.size == fits else None
+    return None if event.kind == "grows" and thing.size == "large" else event
 
 
 def _towards(scene: Scene, event: Event, other: int) -> Event | None:
@@ -340,19 +362,23 @@ class Painter:
         canvas = self.ground[y : y + scene.height, x : x + scene.width].copy()
         for place, thing in enumerate(scene.things):
             state = scene.state(place, time)
-            if state.visible:
-                self._draw(canvas, thing.shape, state, np.asarray(COLOURS[state.colour], np.float32) + self.shades[place])
+            if not state.visible:
+                continue
+            colour = np.asarray(COLOURS[state.colour], np.float32) + self.shades[place]
+            for x_now, y_now, opacity in (*state.tail, (state.x, state.y, 1.0)):
+                self._draw(canvas, thing.shape, (x_now, y_now, state.side), colour, opacity)
         if self.noise > 1:
             canvas += self.rng.standard_normal(canvas.shape, dtype=np.float32) * self.noise
         return np.clip(canvas, 0, 255).astype(np.uint8)
 
-    def _draw(self, canvas: np.ndarray, shape: str, state: State, colour: np.ndarray) -> None:
-        x1, y1, x2, y2 = state.box
-        left, top = max(0, int(x1) - 1), max(0, int(y1) - 1)
-        part = canvas[top : int(y2) + 2, left : int(x2) + 2]
-        x = (np.arange(left, left + part.shape[1], dtype=np.float32) + 0.5 - state.x)[None]
-        y = (np.arange(top, top + part.shape[0], dtype=np.float32) + 0.5 - state.y)[:, None]
-        cover = np.clip(0.5 - _outside(shape, x, y, state.side / 2), 0, 1)[..., None]  # (rows, columns, 1), soft at the edge
+    def _draw(self, canvas: np.ndarray, shape: str, place: tuple[float, float, float], colour: np.ndarray, opacity: float) -> None:
+        x0, y0, side = place
+        half = side / 2
+        left, top = max(0, int(x0 - half) - 1), max(0, int(y0 - half) - 1)
+        part = canvas[top : max(0, int(y0 + half) + 2), left : max(0, int(x0 + half) + 2)]
+        x = (np.arange(left, left + part.shape[1], dtype=np.float32) + 0.5 - x0)[None]
+        y = (np.arange(top, top + part.shape[0], dtype=np.float32) + 0.5 - y0)[:, None]
+        cover = opacity * np.clip(0.5 - _outside(shape, x, y, half), 0, 1)[..., None]  # (rows, columns, 1), soft at the edge
         part += cover * (colour - part)
 
 

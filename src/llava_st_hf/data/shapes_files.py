@@ -38,14 +38,14 @@ class Phase:
 
 
 # Places in single pictures come first: they are cheap, and tubelets are made of them. Then when things happen.
+_PLACES = ("rec", "reg", "dgc")
 _AT_MOMENTS = ("box_at", "boxes_at", "event_at", "moment")
 PHASES = {
-    "stage1": Phase(("caption",), 0.3),
-    "stage2": Phase(("caption", "rec", "reg", "dgc", "tvg", "tr", "box_at"), 1.0, videos="first:35%", easy_images="all"),
-    "stage2_videos": Phase(
-        ("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:50%", images="first:50%", easy_videos="all"
-    ),
-    "stage3": Phase(("rec", "reg", "dgc", "tvg", "tr", *_AT_MOMENTS, "stvg", "svg", "elc"), 0.3, easy_videos="all"),
+    "stage1": Phase(("caption",), 0.3, videos="first:30%"),
+    "stage2_easy": Phase(_PLACES, 1.0, videos=None, images=None, easy_images="all"),
+    "stage2": Phase(_PLACES, 1.0, videos=None, easy_images="first:20%"),
+    "stage2_videos": Phase((*_PLACES, "tvg", "tr", *_AT_MOMENTS), 1.0, videos="first:60%", images="first:20%", easy_videos="all"),
+    "stage3": Phase((*_PLACES, "tvg", "tr", "box_at", "event_at", "stvg", "svg", "elc"), 0.3, images="first:50%"),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
@@ -83,7 +83,7 @@ def _make(
     found = []
     for others in wordings:
         rng = np.random.default_rng([seed, 3])
-        rows = video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others, easy)
+        rows = video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others)
         found.append(rows)
     return found
 
@@ -110,7 +110,7 @@ def make_rows(
         num_frames: that the model samples of a video.
         world: another number makes another world.
         wordings: `others` of `image_rows` and `video_rows`, one or more.
-        easy: as of `make_scene`; pictures are then asked about in every way.
+        easy: as of `make_scene`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings, easy=easy)

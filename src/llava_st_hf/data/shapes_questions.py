@@ -16,7 +16,6 @@ _VERBS = {
     "moves up": ("moves up", "moves upwards", "goes up"),
     "moves down": ("moves down", "moves downwards", "goes down"),
     "grows": ("grows", "gets bigger"),
-    "shrinks": ("shrinks", "gets smaller"),
     "shakes": ("shakes", "shakes to and fro"),
     "appears": ("appears", "is in view"),
     "disappears": ("disappears", "is out of view"),
@@ -107,22 +106,21 @@ def _rounded(box) -> list[float]:
     return [round(float(value), 2) for value in box]
 
 
-def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None, every_way: bool = False) -> list[dict]:
+def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None) -> list[dict]:
     """
-    Rows about a picture, "rec" and "reg" for each thing.
+    Rows about a picture: "rec" and "reg" for each thing, and "dgc".
 
     Args:
         path: of the picture, in the data folder.
         rng: of the choice of words.
-        others: for training, the share of questions in other wordings than the tasks' own, which are short; then also captions. None
-            for a split to measure on.
-        every_way: ask for each thing in all words that mean it, and not in one of them.
+        others: for training, the share of questions in other wordings than the tasks' own, which are short; then each thing is asked
+            for in all words that mean it, and there are captions. None for a split to measure on.
     """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
     rows = []
     for number, box in enumerate(boxes):
-        for text in references(scene, number) if every_way else [reference(scene, number, rng)]:
+        for text in [reference(scene, number, rng)] if others is None else references(scene, number):
             rows.append(_row("rec", "image", path, rng, others, {"text": text}, box_text(box), {"text": text, "box": box}))
         text = f"a {name_of(scene, number)}"
         rows.append(_row("reg", "image", path, rng, others, {"box": box_text(box)}, text, {"text": text, "box": box}))
