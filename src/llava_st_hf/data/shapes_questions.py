@@ -29,10 +29,13 @@ _OTHER_PROMPTS = {
     "dgc": ("Name every object with its bounding box.", "List all objects in the image and where they are."),
     "tvg": ("When is it that {text}?", "Find the moment: {text}.", "At what time does this happen: {text}?"),
     "tr": ("What happens during {span}?", "Say what happens in {span}."),
+    "names_first": ("List each object and its box.", "Objects, then boxes."),
+    "boxes_first": ("List each box and its object.", "Boxes, then objects."),
+    "events_first": ("List each event and its time.", "Events, then times."),
+    "spans_first": ("List each time and its event.", "Times, then events."),
+    "moments": ("List moments, objects, boxes and events.", "Moments of the video."),
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
-    "boxes_at": ("Where is {text} at {times}?", "Give the bounding boxes of {text} at {times}."),
-    "moment": ("Around what time is it that {text}?", "What is the middle of this: {text}?"),
     "event_at": ("What does {text} do at {time}?", "What happens to {text} at {time}?"),
 }
 
@@ -130,6 +133,49 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
     rows.append(_row("dgc", "image", path, rng, others, {}, answer, {"objects": objects}))
     if others is not None:
         rows.append(_chat("caption", "image", path, rng, {"medium": "image"}, " ".join(phrases).replace(" ,", ",") + "."))
+        rows += _lists(scene, path, rng)
+    return rows
+
+
+def _lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
+    """All things with their boxes in any order, name or box first. What is looked up stands right before what is found, many times in one
+    answer: so look-ups are learned long before a question's words would bring them about."""
+    rows = []
+    for task, form in (("names_first", "{name} {box}"), ("boxes_first", "{box} {name}")):
+        for _ in range(count):
+            items = []
+            for number in rng.permutation(len(scene.things)):
+                box = scene.box(number, 0.0)
+                if box is not None:
+                    items.append(form.format(name=name_of(scene, number), box=box_text(_rounded(box))))
+            rows.append(_chat(task, "image", path, rng, {}, ", ".join(items)))
+    return rows
+
+
+def _lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
+    """All things with their boxes in any order, name or box first. What is looked up stands right before what is found, many times in one
+    answer: so look-ups are learned long before a question's words would bring them about."""
+    rows = []
+    for task, form in (("names_first", "{name} {box}"), ("boxes_first", "{box} {name}")):
+        for _ in range(count):
+            items = []
+            for number in rng.permutation(len(scene.things)):
+                box = scene.box(number, 0.0)
+                if box is not None:
+                    items.append(form.format(name=name_of(scene, number), box=box_text(_rounded(box))))
+            rows.append(_chat(task, "image", path, rng, {}, ", ".join(items)))
+    return rows
+
+
+def _points(scene: Scene, path: str, rng: np.random.Generator, count: int = 2) -> list[dict]:
+    """What stands at a small place in the middle of each thing: a box without a width, as easy to find as a place can be."""
+    rows = []
+    for number, thing in enumerate(scene.things):
+        for _ in range(count):
+            x, y = (middle + float(rng.uniform(-0.15, 0.15)) * thing.side for middle in (thing.x, thing.y))
+            reach = 0.1 * thing.side
+            words = {"box": box_text(_rounded((x - reach, y - reach, x + reach, y + reach)))}
+            rows.append(_chat("point", "image", path, rng, words, f"a {name_of(scene, number)}"))
     return rows
 
 
@@ -179,10 +225,8 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, num_frames)
-        rows += _tracks(scene, path, rng, num_frames)
-        for event in scene.events:
-            words = {"text": sentence(scene, event, rng)}
-            rows.append(_chat("moment", "video", path, rng, words, time_text((event.start + event.end) / 2)))
+        rows += _event_lists(scene, path, rng)
+        rows += _moments(scene, path, rng, num_frames)
     return rows
 
 
@@ -198,33 +242,51 @@ def _places(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, 
     return rows
 
 
-def _tracks(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2, moments: int = 3) -> list[dict]:
-    """Where a thing that something happens to is at several moments, in any order: who does not look at the time is mostly wrong."""
-    rows, frames = [], _sampled_frames(scene, num_frames)
-    for event in rng.permutation(len(scene.events))[:count]:
-        number = scene.events[event].thing
-        times = [int(frame) / scene.fps for frame in rng.permutation(frames)]
-        seen = [(time, box) for time in times if (box := scene.box(number, time)) is not None][:moments]
-        words = {"text": reference(scene, number, rng), "times": ", ".join(time_text(time) for time, _ in seen)}
-        answer = ", ".join(box_text(_rounded(box)) for _, box in seen)
-        rows.append(_chat("boxes_at", "video", path, rng, words, answer))
+def _event_lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 2) -> list[dict]:
+    """As `_lists`, of events and their spans."""
+    rows = []
+    for task, form in (("events_first", "{event} {span}"), ("spans_first", "{span} {event}")):
+        for _ in range(count if scene.events else 0):
+            events = [scene.events[place] for place in rng.permutation(len(scene.events))]
+            items = [form.format(event=happening(scene, event), span=span_text(event.start, event.end)) for event in events]
+            rows.append(_chat(task, "video", path, rng, {}, ", ".join(items)))
+    return rows
+
+
+def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 3, length: int = 5) -> list[dict]:
+    """As `_lists`, of things at single moments, with what they do."""
+    rows = []
+    for _ in range(count):
+        items = []
+        for _ in range(length):
+            time, number, deed = _deed(scene, rng, num_frames)
+            box = scene.box(number, time)
+            where = "out of view" if box is None else box_text(_rounded(box))
+            items.append(f"{time_text(time)} {name_of(scene, number)} {where} {deed}")
+        rows.append(_chat("moments", "video", path, rng, {}, ", ".join(items)))
     return rows
 
 
 def _deeds(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
-    """What a thing does at one moment, two times in three something: what a span is made of, asked by itself."""
-    rows, frames = [], _sampled_frames(scene, num_frames)
+    """What a thing does at one moment: what a span is made of, asked by itself."""
+    rows = []
     for _ in range(count):
-        time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
-        if scene.events and rng.random() < 2 / 3:
-            event = scene.events[rng.integers(len(scene.events))]
-            inside = [frame / scene.fps for frame in frames if event.start <= frame / scene.fps <= event.end]
-            time, number = float(rng.choice(inside)) if inside else time, event.thing
-        does = [event for event in scene.events if event.thing == number and event.start <= time <= event.end]
-        answer = _sentence_case(" and ".join(f"{event.kind}{_goal(scene, event)}" for event in does) or "nothing")
+        time, number, deed = _deed(scene, rng, num_frames)
         words = {"text": reference(scene, number, rng), "time": time_text(time)}
-        rows.append(_chat("event_at", "video", path, rng, words, answer))
+        rows.append(_chat("event_at", "video", path, rng, words, _sentence_case(deed)))
     return rows
+
+
+def _deed(scene: Scene, rng: np.random.Generator, num_frames: int) -> tuple[float, int, str]:
+    """`(time, thing, what it does then)`, at one of the frames that are sampled; two times in three it does something."""
+    frames = _sampled_frames(scene, num_frames)
+    time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
+    if scene.events and rng.random() < 2 / 3:
+        event = scene.events[rng.integers(len(scene.events))]
+        inside = [frame / scene.fps for frame in frames if event.start <= frame / scene.fps <= event.end]
+        time, number = float(rng.choice(inside)) if inside else time, event.thing
+    does = [event for event in scene.events if event.thing == number and event.start <= time <= event.end]
+    return time, number, " and ".join(f"{event.kind}{_goal(scene, event)}" for event in does) or "nothing"
 
 
 def _row(task: str, kind: str, path: str, rng: np.random.Generator, others: float | None, words: dict, answer: str, seen: dict) -> dict:
