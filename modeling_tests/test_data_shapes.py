@@ -10,7 +10,8 @@ import pytest
 from llava_st_hf.data import load_mixture, validate_mixture
 from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
 from llava_st_hf.data.shapes_files import PHASES, write_questions, write_training_data, write_video
-from llava_st_hf.data.shapes_questions import happening, image_rows, reference, references, tubelet, video_rows
+from llava_st_hf.data.shapes_questions import happening, image_rows, name_of, reference, references, tubelet, video_rows
+from llava_st_hf.messages_llava_st import box_text, span_text, time_text
 from llava_st_hf.tasks import TASKS
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
 
@@ -101,6 +102,23 @@ def test_events_change_a_thing_as_their_name_says(event, time, expected):
     assert (box and tuple(np.round(box, 6)), scene.state(0, time).colour) == (expected or (None, "red"))
 
 
+def test_what_moves_draws_a_tail_behind_it_and_what_shakes_to_both_sides():
+    scene = still(Thing("square", "white", "small", 60, 40, 16), events=(Event(0, "moves right", 1, 3, dx=20),))
+    before, now, after = (scene.state(0, time) for time in (0.5, 2, 3.5))
+    assert now.moves == (1.0, 0.0) and not now.shakes and all(x < now.x and y == now.y for x, y, _ in now.tail)
+    assert before.tail == after.tail == () and before.moves == after.moves == (0.0, 0.0)
+    frames = [Painter(scene).frame(number).astype(int) for number in (5, 20)]  # where it stands at second 2 is 62 … 78
+    assert (frames[1] - frames[0])[36:44, 57:61].mean() > 10 > abs(frames[1] - frames[0])[36:44, 82:86].mean()
+    shaking = still(Thing("square", "white", "small", 60, 40, 16), events=(Event(0, "shakes", 1, 3, dx=9),)).state(0, 2)
+    assert shaking.shakes and [x for x, _, _ in shaking.tail] == [51, 69]
+
+
+def test_a_tail_out_of_the_picture_is_not_drawn():
+    scene = still(Thing("square", "white", "small", 9, 40, 16), events=(Event(0, "moves right", 0.001, 1, dx=80),))
+    frame = Painter(scene).frame(1).astype(int)
+    assert frame[:, 60:].max() < 200
+
+
 def test_a_thing_that_hits_another_ends_where_they_touch():
     hits = [(scene, event) for number in range(400) for scene in [make_scene(scene_seed("train", number), True)] for event in scene.events]
     hits = [(scene, event) for scene, event in hits if event.kind == "hits"]
@@ -141,7 +159,38 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "boxes_at", "moment", "caption"}
+    lists = {"events_first", "spans_first", "moments"}
+    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "caption", *lists}
+
+
+def test_lists_name_each_thing_and_each_event_with_the_truth():
+    def answers(rows: list[dict], task: str) -> list[str]:
+        return [row["messages"][1]["content"] for row in rows if row["task"] == task]
+
+    image = IMAGES[0]
+    rows = image_rows(image, "a.jpg", np.random.default_rng(0), others=1.0)
+    for number in range(len(image.things)):
+        name, box = name_of(image, number), box_text([round(side, 2) for side in image.box(number, 0.0)])
+        assert all(f"{name} {box}" in answer for answer in answers(rows, "names_first"))
+        assert all(f"{box} {name}" in answer for answer in answers(rows, "boxes_first"))
+    video = next(scene for scene in VIDEOS if len(scene.events) > 1)
+    rows = video_rows(video, "a.mp4", np.random.default_rng(0), 20, others=1.0)
+    for event in video.events:
+        told, span = happening(video, event), span_text(event.start, event.end)
+        assert all(f"{told} {span}" in answer for answer in answers(rows, "events_first"))
+        assert all(f"{span} {told}" in answer for answer in answers(rows, "spans_first"))
+
+
+def test_a_listed_moment_says_where_a_thing_is_and_what_it_does():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "disappears", 1, 3),))
+
+    def moments(num_frames: int) -> set[str]:
+        rows = video_rows(scene, "a.mp4", np.random.default_rng(0), num_frames, others=1.0)
+        return {item for row in rows if row["task"] == "moments" for item in row["messages"][1]["content"].split(", ")}
+
+    before_and_after = {f"{time_text(time)} small red circle {box_text([10, 30, 30, 50])} nothing" for time in (0.0, 4.0)}
+    assert moments(2) <= before_and_after
+    assert f"{time_text(2.0)} small red circle out of view disappears" in moments(5)
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():
