@@ -102,7 +102,7 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
         return output / "joint"
     before = runs / "start"
     for name in STAGES:
-        if name == "stage2":
+        if STAGES[name] == "stage1_rows":
             give_rows(before, output / "stage1_rows")
             before = output / "stage1_rows"
         train_stage(name, before, output / name, runs / f"data/{name}.yaml", steps[name], seed)

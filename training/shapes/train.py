@@ -54,7 +54,8 @@ def train_start(folder: Path) -> None:
 # Name of a stage or part of one, and of its recipe → what it starts from.
 STAGES = {
     "stage1": "start",
-    "stage2_lists": "stage1_rows",
+    "stage2_words": "stage1_rows",
+    "stage2_lists": "stage2_words",
     "stage2": "stage2_lists",
     "stage2_videos": "stage2",
     "stage3": "stage2_videos",
@@ -96,6 +97,7 @@ if __name__ == "__main__":
     once(folder, "start", lambda: train_start(folder))
     once(folder, "stage1", lambda: train_stage(folder, "stage1"))
     once(folder, "stage1_rows", lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
+    once(folder, "stage2_words", lambda: train_stage(folder, "stage2_words"))
     once(folder, "stage2_lists", lambda: train_stage(folder, "stage2_lists"))
     once(folder, "stage2", lambda: train_stage(folder, "stage2"))
     once(folder, "stage2_videos", lambda: train_stage(folder, "stage2_videos"))

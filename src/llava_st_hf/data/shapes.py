@@ -215,7 +215,7 @@ def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
 
 
 def _things(rng: np.random.Generator, width: int, height: int, count: int, distinct: bool) -> tuple[Thing, ...]:
-    """Things of which no two have all words in common, but most have one in common with another; if `distinct`, no two have more in
+    """Things of which no two have all words in common, but many have one in common with another; if `distinct`, no two have more in
     common than their size."""
     shorter = min(width, height)
     found: list[Thing] = []
@@ -224,7 +224,7 @@ def _things(rng: np.random.Generator, width: int, height: int, count: int, disti
         if len(found) == count:
             break
         shape, colour, size = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), str(rng.choice(list(SIZES)))
-        if found and not distinct and rng.random() < 0.7:  # one that only the words tell apart
+        if found and not distinct and rng.random() < 0.35:  # one that only both words tell apart
             like = found[int(rng.integers(len(found)))]
             shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
         if (shape, colour, size) in names or (distinct and any(shape == other.shape or colour == other.colour for other in found)):

@@ -152,21 +152,6 @@ def _lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 3) ->
     return rows
 
 
-def _lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
-    """All things with their boxes in any order, name or box first. What is looked up stands right before what is found, many times in one
-    answer: so look-ups are learned long before a question's words would bring them about."""
-    rows = []
-    for task, form in (("names_first", "{name} {box}"), ("boxes_first", "{box} {name}")):
-        for _ in range(count):
-            items = []
-            for number in rng.permutation(len(scene.things)):
-                box = scene.box(number, 0.0)
-                if box is not None:
-                    items.append(form.format(name=name_of(scene, number), box=box_text(_rounded(box))))
-            rows.append(_chat(task, "image", path, rng, {}, ", ".join(items)))
-    return rows
-
-
 def _points(scene: Scene, path: str, rng: np.random.Generator, count: int = 2) -> list[dict]:
     """What stands at a small place in the middle of each thing: a box without a width, as easy to find as a place can be."""
     rows = []
