@@ -192,6 +192,7 @@ def test_a_listed_moment_says_where_a_thing_is_and_what_it_does():
     asleep = {f"{time_text(time)} small red circle {box_text([10, 30, 30, 50])} nothing" for time in (0.0, 4.0)}
     away = {f"{time_text(time)} small red circle out of view disappears" for time in (1.0, 2.0, 3.0)}  # frames 0, 10, 20, 30, 40 are seen
     assert moments(5) <= asleep | away and moments(5) & away
+    assert moments(2) <= asleep  # fewer frames than places that are asked for
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():

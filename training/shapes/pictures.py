@@ -53,11 +53,11 @@ def stack(images: list[Image.Image], gap: int = 8) -> Image.Image:
 
 
 def draw_curves(runs: Path, path: Path) -> None:
-    """Losses of the vision encoder, and of each task in the three stages."""
+    """Losses of the vision encoder, and of each task in each part of the three stages."""
     figure, axes = pyplot.subplots(1, 1 + len(STAGES), figsize=(4 + 4 * len(STAGES), 4), constrained_layout=True)
     vision = json.loads((runs / "start/vision_log.json").read_text())
     axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
-    for name in ("shape", "colour", "size"):
+    for name in ("shape", "colour", "size", "motion"):
         axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} right")
     axes[0].set(title="vision encoder", xlabel="step")
     for stage, axis in zip(STAGES, axes[1:], strict=True):

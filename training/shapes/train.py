@@ -95,13 +95,10 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     once(folder, "data", lambda: write_data(folder))
     once(folder, "start", lambda: train_start(folder))
-    once(folder, "stage1", lambda: train_stage(folder, "stage1"))
-    once(folder, "stage1_rows", lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
-    once(folder, "stage2_words", lambda: train_stage(folder, "stage2_words"))
-    once(folder, "stage2_lists", lambda: train_stage(folder, "stage2_lists"))
-    once(folder, "stage2", lambda: train_stage(folder, "stage2"))
-    once(folder, "stage2_videos", lambda: train_stage(folder, "stage2_videos"))
-    once(folder, "stage3", lambda: train_stage(folder, "stage3"))
+    for name, before in STAGES.items():
+        if before == "stage1_rows":
+            once(folder, before, lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
+        once(folder, name, lambda name=name: train_stage(folder, name))
     for split, per_task in QUESTIONS_PER_TASK.items():
         once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))
     if arguments.output is not None:

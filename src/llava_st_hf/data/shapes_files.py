@@ -85,8 +85,7 @@ def _make(
     found = []
     for others in wordings:
         rng = np.random.default_rng([seed, 3])
-        rows = video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others)
-        found.append(rows)
+        found.append(video_rows(scene, name, rng, num_frames, others) if kind == "video" else image_rows(scene, name, rng, others))
     return found
 
 

@@ -117,7 +117,7 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
         path: of the picture, in the data folder.
         rng: of the choice of words.
         others: for training, the share of questions in other wordings than the tasks' own, which are short; then each thing is asked
-            for in all words that mean it, and there are captions. None for a split to measure on.
+            for in all words that mean it, and there are captions and lists. None for a split to measure on.
     """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
@@ -133,34 +133,19 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
     rows.append(_row("dgc", "image", path, rng, others, {}, answer, {"objects": objects}))
     if others is not None:
         rows.append(_chat("caption", "image", path, rng, {"medium": "image"}, " ".join(phrases).replace(" ,", ",") + "."))
-        rows += _lists(scene, path, rng)
+        rows += _lists(scene, boxes, path, rng)
     return rows
 
 
-def _lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
-    """All things with their boxes in any order, name or box first. What is looked up stands right before what is found, many times in one
-    answer: so look-ups are learned long before a question's words would bring them about."""
+def _lists(scene: Scene, boxes: list[list[float]], path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
+    """All things with their `boxes` in any order, name or box first. What is looked up stands right before what is found, many times in
+    one answer: this makes look-ups exact soon, where questions have begun them."""
     rows = []
     for task, form in (("names_first", "{name} {box}"), ("boxes_first", "{box} {name}")):
         for _ in range(count):
-            items = []
-            for number in rng.permutation(len(scene.things)):
-                box = scene.box(number, 0.0)
-                if box is not None:
-                    items.append(form.format(name=name_of(scene, number), box=box_text(_rounded(box))))
+            order = rng.permutation(len(boxes))
+            items = [form.format(name=name_of(scene, number), box=box_text(boxes[number])) for number in order]
             rows.append(_chat(task, "image", path, rng, {}, ", ".join(items)))
-    return rows
-
-
-def _points(scene: Scene, path: str, rng: np.random.Generator, count: int = 2) -> list[dict]:
-    """What stands at a small place in the middle of each thing: a box without a width, as easy to find as a place can be."""
-    rows = []
-    for number, thing in enumerate(scene.things):
-        for _ in range(count):
-            x, y = (middle + float(rng.uniform(-0.15, 0.15)) * thing.side for middle in (thing.x, thing.y))
-            reach = 0.1 * thing.side
-            words = {"box": box_text(_rounded((x - reach, y - reach, x + reach, y + reach)))}
-            rows.append(_chat("point", "image", path, rng, words, f"a {name_of(scene, number)}"))
     return rows
 
 
@@ -179,7 +164,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         path: of the video, in the data folder.
         rng: of the choice of words.
         num_frames: that the model samples of the clip.
-        others: as of `image_rows`; with it also places and events at single moments, and the middles of events.
+        others: as of `image_rows`; with it also captions, places and events at single moments, and lists of them.
     """
     rows = []
     for event in scene.events:
@@ -206,19 +191,20 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
             rows.append({"video": path, "task": task, "text": text, "span": span, "boxes": boxes})
         rows.append({"video": path, "task": "elc", "text": told, "span": span, "boxes": boxes})
     if others is not None:
-        rows += _places(scene, path, rng, num_frames)
+        frames = _sampled_frames(scene, num_frames)
+        rows += _places(scene, path, rng, frames)
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
-        rows += _deeds(scene, path, rng, num_frames)
+        rows += _deeds(scene, path, rng, frames)
         rows += _event_lists(scene, path, rng)
-        rows += _moments(scene, path, rng, num_frames)
+        rows += _moments(scene, path, rng, frames)
     return rows
 
 
-def _places(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
+def _places(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 4) -> list[dict]:
     """Where a thing is at one moment: what a tubelet asks over and over, asked by itself."""
-    rows, frames = [], _sampled_frames(scene, num_frames)
-    for frame in rng.choice(frames, count, replace=False):
+    rows = []
+    for frame in rng.choice(frames, min(count, len(frames)), replace=False):
         time, number = int(frame) / scene.fps, int(rng.integers(len(scene.things)))
         box = scene.box(number, time)
         if box is not None:
@@ -238,13 +224,13 @@ def _event_lists(scene: Scene, path: str, rng: np.random.Generator, count: int =
     return rows
 
 
-def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 3, length: int = 5) -> list[dict]:
+def _moments(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 3, length: int = 5) -> list[dict]:
     """As `_lists`, of things at single moments, with what they do."""
     rows = []
     for _ in range(count):
         items = []
         for _ in range(length):
-            time, number, deed = _deed(scene, rng, num_frames)
+            time, number, deed = _deed(scene, rng, frames)
             box = scene.box(number, time)
             where = "out of view" if box is None else box_text(_rounded(box))
             items.append(f"{time_text(time)} {name_of(scene, number)} {where} {deed}")
@@ -252,19 +238,18 @@ def _moments(scene: Scene, path: str, rng: np.random.Generator, num_frames: int,
     return rows
 
 
-def _deeds(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 4) -> list[dict]:
+def _deeds(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 4) -> list[dict]:
     """What a thing does at one moment: what a span is made of, asked by itself."""
     rows = []
     for _ in range(count):
-        time, number, deed = _deed(scene, rng, num_frames)
+        time, number, deed = _deed(scene, rng, frames)
         words = {"text": reference(scene, number, rng), "time": time_text(time)}
         rows.append(_chat("event_at", "video", path, rng, words, _sentence_case(deed)))
     return rows
 
 
-def _deed(scene: Scene, rng: np.random.Generator, num_frames: int) -> tuple[float, int, str]:
-    """`(time, thing, what it does then)`, at one of the frames that are sampled; two times in three it does something."""
-    frames = _sampled_frames(scene, num_frames)
+def _deed(scene: Scene, rng: np.random.Generator, frames: list[int]) -> tuple[float, int, str]:
+    """`(seconds, number of a thing, what it does then)` at one of `frames`; two times in three it does something."""
     time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
     if scene.events and rng.random() < 2 / 3:
         event = scene.events[rng.integers(len(scene.events))]
