@@ -10,8 +10,8 @@ import pytest
 from llava_st_hf.data import load_mixture, validate_mixture
 from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
 from llava_st_hf.data.shapes_files import PHASES, write_questions, write_training_data, write_video
-from llava_st_hf.data.shapes_questions import happening, image_rows, name_of, reference, references, tubelet, video_rows
-from llava_st_hf.messages_llava_st import box_text, span_text, time_text
+from llava_st_hf.data.shapes_questions import attributes, happening, image_rows, reference, references, tubelet, video_rows
+from llava_st_hf.messages_llava_st import box_text
 from llava_st_hf.tasks import TASKS
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
 
@@ -160,39 +160,47 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    lists = {"events_first", "spans_first", "moments"}
-    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", "box_at", "event_at", "caption", *lists}
+    short = {"box_at", "event_at", "caption", "deeds", "doer"}
+    assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", *short}
 
 
-def test_lists_name_each_thing_and_each_event_with_the_truth():
-    def answers(rows: list[dict], task: str) -> list[str]:
-        return [row["messages"][1]["content"] for row in rows if row["task"] == task]
-
-    image = IMAGES[0]
-    rows = image_rows(image, "a.jpg", np.random.default_rng(0), others=1.0)
-    for number in range(len(image.things)):
-        name, box = name_of(image, number), box_text([round(side, 2) for side in image.box(number, 0.0)])
-        assert all(f"{name} {box}" in answer for answer in answers(rows, "names_first"))
-        assert all(f"{box} {name}" in answer for answer in answers(rows, "boxes_first"))
-    video = next(scene for scene in VIDEOS if len(scene.events) > 1)
-    rows = video_rows(video, "a.mp4", np.random.default_rng(0), 20, others=1.0)
-    for event in video.events:
-        told, span = happening(video, event), span_text(event.start, event.end)
-        assert all(f"{told} {span}" in answer for answer in answers(rows, "events_first"))
-        assert all(f"{span} {told}" in answer for answer in answers(rows, "spans_first"))
+def asked_and_told(rows: list[dict], task: str) -> list[tuple[str, str]]:
+    return [tuple(message["content"] for message in row["messages"]) for row in rows if row["task"] == task]
 
 
-def test_a_listed_moment_says_where_a_thing_is_and_what_it_does():
-    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "disappears", 1, 3),))
+def test_words_that_ask_for_an_attribute_mean_one_thing_and_do_not_tell_the_answer():
+    for scene in IMAGES:
+        for number, thing in enumerate(scene.things):
+            for words, kind, value in attributes(scene, number):
+                said = set(words.split()) - {"the", "object"}
+                assert [other for other in scene.things if said <= {other.shape, other.colour, other.size}] == [thing]
+                assert value == getattr(thing, kind) and value not in said
 
-    def moments(num_frames: int) -> set[str]:
-        rows = video_rows(scene, "a.mp4", np.random.default_rng(0), num_frames, others=1.0)
-        return {item for row in rows if row["task"] == "moments" for item in row["messages"][1]["content"].split(", ")}
 
-    asleep = {f"{time_text(time)} small red circle {box_text([10, 30, 30, 50])} nothing" for time in (0.0, 4.0)}
-    away = {f"{time_text(time)} small red circle out of view disappears" for time in (1.0, 2.0, 3.0)}  # frames 0, 10, 20, 30, 40 are seen
-    assert moments(5) <= asleep | away and moments(5) & away
-    assert moments(2) <= asleep  # fewer frames than places that are asked for
+def test_attributes_are_asked_for_by_words_and_by_box():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), Thing("square", "red", "large", 60, 40, 30), num_frames=1)
+    rows = image_rows(scene, "a.jpg", np.random.default_rng(0), others=1.0)
+    by_words, by_box = asked_and_told(rows, "vqa"), asked_and_told(rows, "vqa_at")
+    assert {answer for question, answer in by_words if "the small circle" in question} == {"It is red."}
+    assert {answer for question, answer in by_words if "the large object" in question} == {"It is red.", "It is a square."}
+    assert not any("the red object" in question for question, _ in by_words)  # there are two
+    assert [answer for question, answer in by_box if box_text([45, 25, 75, 55]) in question] == [
+        "It is large.",
+        "It is red.",
+        "It is a square.",
+    ]
+
+
+def test_deeds_are_told_in_their_order_and_who_did_what_only_one_did():
+    circle, cross = Thing("circle", "red", "small", 20, 40, 20), Thing("cross", "blue", "small", 60, 40, 20)
+    events = (Event(0, "moves right", 0.5, 1, dx=9), Event(0, "turns", 1.5, 2, colour="blue"), Event(1, "moves right", 2, 3, dx=9))
+    rows = video_rows(still(circle, cross, events=events), "a.mp4", np.random.default_rng(0), 20, others=1.0)
+    deeds = asked_and_told(rows, "deeds")
+    assert {answer for question, answer in deeds if "circle" in question} == {"It moves right, then turns blue."}
+    assert {answer for question, answer in deeds if "cross" in question} == {"It moves right."}
+    assert {answer for _, answer in asked_and_told(rows, "doer")} == {"The small red circle."}  # both move right
+    rows = video_rows(still(circle), "a.mp4", np.random.default_rng(0), 20, others=1.0)
+    assert {answer for _, answer in asked_and_told(rows, "deeds")} == {"It does nothing."}
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():

@@ -2,10 +2,11 @@
 """
 Measures a model of the world of shapes on a held-out split, task by task, with the package's own evaluation.
 
+    python training/shapes/measure.py runs/shapes/test --output runs/shapes/measured     # the bundled model
     python training/shapes/measure.py runs/shapes/test --model runs/shapes/stage3 --output runs/shapes/measured
 
-The split is made by training/shapes/train.py. Greedy; predictions are kept in the output folder, which `llava-st report` turns into a
-page.
+Where the folder is missing, 500 questions of each task of the test split are made there. Greedy; predictions are kept in the output folder,
+which `llava-st report` turns into a page.
 """
 
 import argparse
@@ -15,9 +16,12 @@ import warnings
 from pathlib import Path
 
 import torch
+from start import NUM_FRAMES
+from train import QUESTIONS_PER_TASK
 from transformers.utils import logging
 
-from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf import BUNDLED_MODEL, LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf.data.shapes_files import write_questions
 from llava_st_hf.evaluation import EvaluationSettings, read_benchmark, run_benchmark, score
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.tasks import TASKS
@@ -68,11 +72,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("split", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or hub id; by default the model that comes with the package")
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--limit", type=int, help="questions of each task; by default all")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
+    if not arguments.split.is_dir():
+        write_questions(arguments.split, "test", QUESTIONS_PER_TASK["test"], NUM_FRAMES)
     processor = LlavaSTProcessor.from_pretrained(arguments.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     start = time.monotonic()

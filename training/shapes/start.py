@@ -40,6 +40,7 @@ GRID = IMAGE_SIZE // PATCH_SIZE
 WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
 WAVES = 8
 VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
+TEXTS = ("stage2_images", "stage2_deeds_videos", "stage3_images", "stage3_videos")  # that the tokenizer learns its words from
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
 # A size between the two words, as a thing has while it grows: the encoder learns it as a third.
 BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
@@ -277,7 +278,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tokenizer = build_tokenizer([arguments.data / f"stage3_{kind}s.jsonl" for kind in ("video", "image")])
+    tokenizer = build_tokenizer([arguments.data / f"{name}.jsonl" for name in TEXTS])
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)

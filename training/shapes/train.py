@@ -55,9 +55,10 @@ def train_start(folder: Path) -> None:
 STAGES = {
     "stage1": "start",
     "stage2_words": "stage1_rows",
-    "stage2_lists": "stage2_words",
-    "stage2": "stage2_lists",
-    "stage2_videos": "stage2",
+    "stage2": "stage2_words",
+    "stage2_places": "stage2",
+    "stage2_deeds": "stage2_places",
+    "stage2_videos": "stage2_deeds",
     "stage3": "stage2_videos",
 }
 

@@ -37,16 +37,16 @@ class Phase:
     easy_images: str | None = None
 
 
-# Places in single pictures come first: they are cheap, and tubelets are made of them. First where each word by itself tells things apart,
-# by questions and then in lists, next all pictures. Then when things happen.
-_PLACES, _PLACE_LISTS = ("rec", "reg", "dgc"), ("names_first", "boxes_first")
-_EVENT_LISTS = ("events_first", "spans_first", "moments")
+# Look-ups come first, from words to words: each answer is one word that nothing but the right thing tells. In an answer of four coordinates
+# only the first tells one thing from another, and what is learned from it is learned late. Then places, and then when things happen.
+_PLACES, _WORDS, _MOMENTS = ("rec", "reg", "dgc"), ("vqa", "vqa_at"), ("deeds", "doer", "event_at")
 PHASES = {
     "stage1": Phase(("caption",), 0.3, videos="first:30%"),
-    "stage2_words": Phase(_PLACES, 1.0, videos=None, images=None, easy_images="all"),
-    "stage2_lists": Phase(_PLACE_LISTS, 1.0, videos=None, images=None, easy_images="all"),
-    "stage2": Phase((*_PLACES, *_PLACE_LISTS), 1.0, videos=None, easy_images="first:50%"),
-    "stage2_videos": Phase((*_PLACES, *_EVENT_LISTS), 1.0, images="first:20%", easy_videos="all"),
+    "stage2_words": Phase(("vqa",), 1.0, videos=None, images=None, easy_images="all"),
+    "stage2": Phase((*_PLACES, *_WORDS), 1.0, videos=None, easy_images="first:50%"),
+    "stage2_places": Phase(_PLACES, 1.0, videos=None),
+    "stage2_deeds": Phase((*_PLACES, *_MOMENTS), 1.0, images="first:20%", easy_videos="all"),
+    "stage2_videos": Phase((*_PLACES, *_MOMENTS, "box_at", "tvg", "tr"), 1.0, images="first:20%"),
     "stage3": Phase((*_PLACES, "tvg", "tr", "box_at", "event_at", "stvg", "svg", "elc"), 0.3, images="first:50%"),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}

@@ -2,6 +2,8 @@
 """Questions about the world of shapes, as rows of this package's own format (`jsonl`): the eight tasks in several wordings, and for
 training also captions and short questions about one moment."""
 
+from itertools import combinations
+
 import numpy as np
 
 from ..messages_llava_st import box_text, span_text, time_text
@@ -9,6 +11,8 @@ from ..video_sampling_llava_st import sample_frame_indices
 from .shapes import Event, Scene
 
 
+_TUBELET_TASKS = ("stvg", "svg", "elc")
+_ATTRIBUTES = ("size", "colour", "shape")
 # Other ways to say it; the first is how answers say it.
 _VERBS = {
     "moves left": ("moves left", "moves to the left", "goes left"),
@@ -29,11 +33,10 @@ _OTHER_PROMPTS = {
     "dgc": ("Name every object with its bounding box.", "List all objects in the image and where they are."),
     "tvg": ("When is it that {text}?", "Find the moment: {text}.", "At what time does this happen: {text}?"),
     "tr": ("What happens during {span}?", "Say what happens in {span}."),
-    "names_first": ("List each object and its box.", "Objects, then boxes."),
-    "boxes_first": ("List each box and its object.", "Boxes, then objects."),
-    "events_first": ("List each event and its time.", "Events, then times."),
-    "spans_first": ("List each time and its event.", "Times, then events."),
-    "moments": ("List moments, objects, boxes and events.", "Moments of the video."),
+    "vqa": ("What {kind} is {text}?", "Tell the {kind} of {text}."),
+    "vqa_at": ("What {kind} is the object in {text}?", "Tell the {kind} of the object in {text}."),
+    "deeds": ("What does {text} do?", "What happens to {text}?"),
+    "doer": ("What {text}?", "Which object {text}?"),
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
     "event_at": ("What does {text} do at {time}?", "What happens to {text} at {time}?"),
@@ -60,6 +63,20 @@ def references(scene: Scene, number: int) -> list[str]:
         if not any(map(same, others)):
             ways.append(words)
     return ways
+
+
+def attributes(scene: Scene, number: int) -> list[tuple[str, str, str]]:
+    """`(words, kind, value)`: words that mean this thing and no other of the scene, by one or two of its attributes, each with another
+    attribute of the thing that they leave open: ("the circle", "colour", "red")."""
+    thing, others = scene.things[number], [other for place, other in enumerate(scene.things) if place != number]
+    found = []
+    for count in (1, 2):
+        for known in combinations(_ATTRIBUTES, count):
+            if any(all(getattr(other, kind) == getattr(thing, kind) for kind in known) for other in others):
+                continue
+            words = " ".join(["the", *(getattr(thing, kind) for kind in known), *(["object"] if "shape" not in known else [])])
+            found += [(words, kind, getattr(thing, kind)) for kind in _ATTRIBUTES if kind not in known]
+    return found
 
 
 def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
@@ -117,7 +134,7 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
         path: of the picture, in the data folder.
         rng: of the choice of words.
         others: for training, the share of questions in other wordings than the tasks' own, which are short; then each thing is asked
-            for in all words that mean it, and there are captions and lists. None for a split to measure on.
+            for in all words that mean it, and there are captions and questions from words to words. None for a split to measure on.
     """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
@@ -133,20 +150,16 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
     rows.append(_row("dgc", "image", path, rng, others, {}, answer, {"objects": objects}))
     if others is not None:
         rows.append(_chat("caption", "image", path, rng, {"medium": "image"}, " ".join(phrases).replace(" ,", ",") + "."))
-        rows += _lists(scene, boxes, path, rng)
+        for number, box in enumerate(boxes):
+            for text, kind, value in attributes(scene, number):
+                rows.append(_attribute_row("vqa", path, rng, text, kind, value))
+            for kind in _ATTRIBUTES:
+                rows.append(_attribute_row("vqa_at", path, rng, box_text(box), kind, getattr(scene.things[number], kind)))
     return rows
 
 
-def _lists(scene: Scene, boxes: list[list[float]], path: str, rng: np.random.Generator, count: int = 3) -> list[dict]:
-    """All things with their `boxes` in any order, name or box first. What is looked up stands right before what is found, many times in
-    one answer: this makes look-ups exact soon, where questions have begun them."""
-    rows = []
-    for task, form in (("names_first", "{name} {box}"), ("boxes_first", "{box} {name}")):
-        for _ in range(count):
-            order = rng.permutation(len(boxes))
-            items = [form.format(name=name_of(scene, number), box=box_text(boxes[number])) for number in order]
-            rows.append(_chat(task, "image", path, rng, {}, ", ".join(items)))
-    return rows
+def _attribute_row(task: str, path: str, rng: np.random.Generator, text: str, kind: str, value: str) -> dict:
+    return _chat(task, "image", path, rng, {"text": text, "kind": kind}, f"It is {'a ' if kind == 'shape' else ''}{value}.")
 
 
 def _listed(phrases: list[str]) -> list[str]:
@@ -158,16 +171,16 @@ def _listed(phrases: list[str]) -> list[str]:
 
 def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, others: float | None = None) -> list[dict]:
     """
-    Rows about a video, five for each event; of one that hides its thing, the two that need no boxes.
+    Rows about a video, for each event one of each task; of one that hides its thing, the two that need no boxes.
 
     Args:
         path: of the video, in the data folder.
         rng: of the choice of words.
         num_frames: that the model samples of the clip.
-        others: as of `image_rows`; with it also captions, places and events at single moments, and lists of them.
+        others: as of `image_rows`; with it also captions, questions from words to words, and places and events at single moments.
     """
     rows = []
-    for event in scene.events:
+    for place, event in enumerate(scene.events):
         span = [event.start, event.end]
         asked, told = sentence(scene, event, rng), happening(scene, event)
         rows.append(_row("tvg", "video", path, rng, others, {"text": asked}, span_text(*span), {"text": asked, "span": span}))
@@ -186,18 +199,18 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         boxes = tubelet(scene, event, num_frames)
         if event.kind == "disappears" or not boxes:
             continue
-        for task in ("stvg", "svg"):
-            text = _sentence_case(sentence(scene, event, rng))
+        # In training one of the three for each event: they are ten times as long as other answers, and each of their tokens counts as much.
+        tasks = _TUBELET_TASKS if others is None else [_TUBELET_TASKS[(scene.seed + place) % 3]]
+        for task in tasks:
+            text = _sentence_case(sentence(scene, event, rng)) if task != "elc" else told
             rows.append({"video": path, "task": task, "text": text, "span": span, "boxes": boxes})
-        rows.append({"video": path, "task": "elc", "text": told, "span": span, "boxes": boxes})
     if others is not None:
         frames = _sampled_frames(scene, num_frames)
         rows += _places(scene, path, rng, frames)
         story = ", then ".join(happening(scene, event) for event in scene.events) or "nothing happens"
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, frames)
-        rows += _event_lists(scene, path, rng)
-        rows += _moments(scene, path, rng, frames)
+        rows += _doings(scene, path, rng)
     return rows
 
 
@@ -213,28 +226,18 @@ def _places(scene: Scene, path: str, rng: np.random.Generator, frames: list[int]
     return rows
 
 
-def _event_lists(scene: Scene, path: str, rng: np.random.Generator, count: int = 2) -> list[dict]:
-    """As `_lists`, of events and their spans."""
+def _doings(scene: Scene, path: str, rng: np.random.Generator) -> list[dict]:
+    """What each thing does, and which thing it is that does something: look-ups from words to words, without times."""
     rows = []
-    for task, form in (("events_first", "{event} {span}"), ("spans_first", "{span} {event}")):
-        for _ in range(count if scene.events else 0):
-            events = [scene.events[place] for place in rng.permutation(len(scene.events))]
-            items = [form.format(event=happening(scene, event), span=span_text(event.start, event.end)) for event in events]
-            rows.append(_chat(task, "video", path, rng, {}, ", ".join(items)))
-    return rows
-
-
-def _moments(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 3, length: int = 5) -> list[dict]:
-    """As `_lists`, of things at single moments, with what they do."""
-    rows = []
-    for _ in range(count):
-        items = []
-        for _ in range(length):
-            time, number, deed = _deed(scene, rng, frames)
-            box = scene.box(number, time)
-            where = "out of view" if box is None else box_text(_rounded(box))
-            items.append(f"{time_text(time)} {name_of(scene, number)} {where} {deed}")
-        rows.append(_chat("moments", "video", path, rng, {}, ", ".join(items)))
+    for number in range(len(scene.things)):
+        done = [f"{event.kind}{_goal(scene, event)}" for event in scene.events if event.thing == number]
+        for text in references(scene, number):
+            rows.append(_chat("deeds", "video", path, rng, {"text": text}, f"It {', then '.join(done) or 'does nothing'}."))
+    for event in scene.events:
+        if sum(other.kind == event.kind for other in scene.events) == 1:
+            for verb in _VERBS[event.kind]:
+                text = f"{verb}{_goal(scene, event)}"
+                rows.append(_chat("doer", "video", path, rng, {"text": text}, f"The {name_of(scene, event.thing)}."))
     return rows
 
 
@@ -272,4 +275,4 @@ def _chat(task: str, kind: str, path: str, rng: np.random.Generator, words: dict
     return {kind: path, "task": task, "messages": messages}
 
 
-__all__ = ["happening", "image_rows", "name_of", "reference", "references", "sentence", "tubelet", "video_rows"]
+__all__ = ["attributes", "happening", "image_rows", "name_of", "reference", "references", "sentence", "tubelet", "video_rows"]
