@@ -2,6 +2,7 @@
 """The world of shapes: the same for the same seed, drawn as its truth says, and asked about in rows that training can read."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    short = {"box_at", "event_at", "caption", "deeds", "doer"}
+    short = {"box_at", "event_at", "caption", "deeds", "doer", "start", "end"}
     assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", *short}
 
 
@@ -189,6 +190,26 @@ def test_attributes_are_asked_for_by_words_and_by_box():
         "It is red.",
         "It is a square.",
     ]
+
+
+def test_an_edge_is_asked_for_by_all_words_that_mean_the_thing():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), Thing("square", "red", "large", 60, 40, 30), num_frames=1)
+    edges = asked_and_told(image_rows(scene, "a.jpg", np.random.default_rng(0), others=1.0), "edge")
+    told = {(side, "circle" in question): answer for question, answer in edges for side in ("left", "bottom") if side in question}
+    assert told == {
+        ("left", True): "It is <w10.0px>.",
+        ("left", False): "It is <w45.0px>.",
+        ("bottom", True): "It is <h50.0px>.",
+        ("bottom", False): "It is <h55.0px>.",
+    }
+    assert not any("the red object" in question for question, _ in edges)
+
+
+def test_a_start_and_an_end_are_asked_for_one_by_one():
+    scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "moves right", 1, 2.5, dx=9),))
+    rows = video_rows(scene, "a.mp4", np.random.default_rng(0), 20, others=1.0)
+    assert [answer for _, answer in asked_and_told(rows, "start")] == ["It is <t1.0s>."]
+    assert [answer for _, answer in asked_and_told(rows, "end")] == ["It is <t2.5s>."]
 
 
 def test_deeds_are_told_in_their_order_and_who_did_what_only_one_did():
@@ -228,7 +249,9 @@ def test_training_data_are_valid_for_every_stage(tmp_path):
     write_training_data(tmp_path, **counts, num_frames=20)
     for name, phase in PHASES.items():
         assert validate_mixture(tmp_path / f"{name}.yaml") == []
-        assert set(load_mixture(tmp_path / f"{name}.yaml", cache_dir=str(tmp_path / "cache"))["task"]) <= set(phase.tasks)
+        rows = load_mixture(tmp_path / f"{name}.yaml", cache_dir=str(tmp_path / "cache"))
+        asked = Counter((row["messages"][0]["content"][0]["path"], row["task"]) for row in rows)
+        assert all(count <= phase.tasks[task] for (_, task), count in asked.items())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
     assert len(before) == 9
     assert sum(path.name.startswith("easy-train-") for path in before) == 4  # what learns from the scene's seed must know

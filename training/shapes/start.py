@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer
@@ -38,7 +39,7 @@ NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 20, 96, 8
 SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 2, 10, 2
 GRID = IMAGE_SIZE // PATCH_SIZE
 WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
-WAVES = 8
+WAVES, COPIED_WAVES = 8, 3  # that coordinate rows are made of, and that attention copies from the first step on
 VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
 TEXTS = ("stage2_images", "stage2_deeds_videos", "stage3_images", "stage3_videos")  # that the tokenizer learns its words from
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
@@ -105,8 +106,11 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaST
         packer_spatial_scale=SPATIAL_SCALE,
         packer_temporal_scale=TEMPORAL_SCALE,
         packer_fast_scale=FAST_SCALE,
+        use_downsample_image=True,
     )
-    return llava_st_hf.LlavaSTForConditionalGeneration(config)
+    model = llava_st_hf.LlavaSTForConditionalGeneration(config)
+    let_attention_copy_places(model)
+    return model
 
 
 def build_processor(tokenizer: Qwen2Tokenizer) -> llava_st_hf.LlavaSTProcessor:
@@ -119,10 +123,35 @@ def build_processor(tokenizer: Qwen2Tokenizer) -> llava_st_hf.LlavaSTProcessor:
         packer_spatial_scale=SPATIAL_SCALE,
         packer_temporal_scale=TEMPORAL_SCALE,
         packer_fast_scale=FAST_SCALE,
+        use_downsample_image=True,
     )
 
 
 # ============================================================ Coordinate rows
+
+
+def wave_directions() -> torch.Tensor:
+    """(3, waves, width) along which the rows of the three axes are written: cosines of frequency 0 to `WAVES - 1`, then sines from 1 on."""
+    return torch.randn(3, 2 * WAVES - 1, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def let_attention_copy_places(model, strength: float = 0.5) -> None:
+    """
+    Has every attention head begin by copying the places of what it looks at, beside what it reads at random.
+
+    A pretrained decoder has heads that copy. Here a place would have to be carried through two layers, from a patch to the word that
+    means it and from there to the answer, and neither learns to before the other does. The slowest waves of the three axes take 18 of
+    a head's 32 values.
+    """
+    slow = wave_directions()[:, [*range(1, COPIED_WAVES + 1), *range(WAVES, WAVES + COPIED_WAVES)]].flatten(0, 1)  # (axes · waves, width)
+    basis = torch.linalg.qr(slow.T)[0].T  # the same, of length 1 and at right angles
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        for first in range(0, WIDTH, attention.head_dim):
+            copied = slice(first, first + len(basis))
+            attention.v_proj.weight[copied], attention.v_proj.bias[copied] = basis, 0.0
+            attention.o_proj.weight[:, copied] = strength * basis.T
 
 
 @torch.no_grad()
@@ -140,8 +169,9 @@ def give_rows(before: Path, after: Path) -> None:
     phases = torch.linspace(0, 1, DEFAULT_NUM_BINS)[:, None] * math.pi * torch.arange(WAVES)  # (bins, waves)
     codes = torch.cat((phases.cos(), phases[:, 1:].sin()), dim=1)
     first = model.config.coordinate_start_token_id
-    for start in range(first, first + 3 * DEFAULT_NUM_BINS, DEFAULT_NUM_BINS):
-        rows = codes @ torch.randn(codes.shape[1], inputs.shape[1])
+    for axis, directions in enumerate(wave_directions()):
+        start = first + axis * DEFAULT_NUM_BINS
+        rows = codes @ directions
         rows -= rows.mean(0)
         rows /= rows.std()
         inputs[start : start + DEFAULT_NUM_BINS] = rows
@@ -201,9 +231,9 @@ class FrameReader:
         return ((pixels + 1) * 127.5).round().to(torch.uint8).numpy(), truth.half().numpy()
 
 
-def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All frames that the encoder is trained on: none of easy scenes."""
-    paths = [*sorted(media.glob("train-*.mp4"))[:VIDEOS_TO_SEE], *sorted(media.glob("train-*.jpg"))]
+def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """All frames that the encoder is trained on, none of easy scenes; or those of the first `count` videos and pictures."""
+    paths = [*sorted(media.glob("train-*.mp4"))[: count or VIDEOS_TO_SEE], *sorted(media.glob("train-*.jpg"))[:count]]
     with ProcessPoolExecutor() as pool:
         read = list(pool.map(FrameReader(processor), paths, chunksize=20))
     pixels, truth = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*read, strict=True))
@@ -282,10 +312,14 @@ if __name__ == "__main__":
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)
-    torch.manual_seed(arguments.seed)
-    frames = read_frames(arguments.data / "media", processor)
-    log = train_vision(model, frames, arguments.steps)
-    fit_projector(model, frames[0][torch.randperm(len(frames[0]))[:300]])
+    media, weights = arguments.data / "media", arguments.output / "vision_tower.safetensors"
+    if not weights.is_file():  # else an earlier run has trained it
+        torch.manual_seed(arguments.seed)
+        log = train_vision(model, read_frames(media, processor), arguments.steps)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
+        save_file(model.model.vision_tower.state_dict(), weights)
+    model.model.vision_tower.load_state_dict(load_file(weights))
+    fit_projector(model, read_frames(media, processor, 40)[0])
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
-    (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")

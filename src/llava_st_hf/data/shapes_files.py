@@ -22,14 +22,15 @@ class Phase:
     What a part of the training is made of.
 
     Args:
-        tasks: questions, as `task` has them (LLaVA-ST, section 3.4). What one part has learned is kept in use by the next.
+        tasks: questions, as `task` has them (LLaVA-ST, section 3.4) → how many of a kind about one medium, at most. What one part has
+            learned is kept in use by the next.
         others: share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the
             answer, so that a small model soon finds what belongs to what.
         videos, images, easy_videos, easy_images: how many of them, as a `sampling_strategy`; None for none. In the easy ones nothing
             needs to be told from much else: look-ups, and what changes from frame to frame, are learned on them.
     """
 
-    tasks: tuple[str, ...]
+    tasks: dict[str, int]
     others: float
     videos: str | None = "all"
     images: str | None = "all"
@@ -37,17 +38,21 @@ class Phase:
     easy_images: str | None = None
 
 
-# Look-ups come first, from words to words: each answer is one word that nothing but the right thing tells. In an answer of four coordinates
-# only the first tells one thing from another, and what is learned from it is learned late. Then places, and then when things happen.
-_PLACES, _WORDS, _MOMENTS = ("rec", "reg", "dgc"), ("vqa", "vqa_at"), ("deeds", "doer", "event_at")
+# Look-ups come first, from words to words and from words to one coordinate: each answer has one token that nothing but the right thing
+# tells. In an answer of four coordinates only the first tells one thing from another, and what is learned from it is learned late. Then
+# places, and then when things happen.
+_PLACES = {"rec": 4, "reg": 2, "dgc": 1}
 PHASES = {
-    "stage1": Phase(("caption",), 0.3, videos="first:30%"),
-    "stage2_words": Phase(("vqa",), 1.0, videos=None, images=None, easy_images="all"),
-    "stage2": Phase((*_PLACES, *_WORDS), 1.0, videos=None, easy_images="first:50%"),
-    "stage2_places": Phase(_PLACES, 1.0, videos=None),
-    "stage2_deeds": Phase((*_PLACES, *_MOMENTS), 1.0, images="first:20%", easy_videos="all"),
-    "stage2_videos": Phase((*_PLACES, *_MOMENTS, "box_at", "tvg", "tr"), 1.0, images="first:20%"),
-    "stage3": Phase((*_PLACES, "tvg", "tr", "box_at", "event_at", "stvg", "svg", "elc"), 0.3, images="first:50%"),
+    "stage1": Phase({"caption": 1}, 0.3, videos="first:30%"),
+    "stage2_words": Phase({"vqa": 10}, 1.0, videos=None, images=None, easy_images="all"),
+    "stage2_edges": Phase({"vqa": 4, "edge": 8}, 1.0, videos=None, images=None, easy_images="all"),
+    "stage2": Phase({**_PLACES, "vqa": 3, "vqa_at": 3, "edge": 4}, 1.0, videos=None),
+    "stage2_deeds": Phase({**_PLACES, "deeds": 4, "doer": 3}, 1.0, images="first:20%", easy_videos="all"),
+    "stage2_times": Phase({**_PLACES, "deeds": 2, "event_at": 4, "start": 2, "end": 2}, 1.0, images="first:20%", easy_videos="all"),
+    "stage2_videos": Phase(
+        {**_PLACES, "tvg": 3, "tr": 3, "start": 2, "end": 2, "box_at": 3, "event_at": 3, "deeds": 1}, 1.0, images="first:20%"
+    ),
+    "stage3": Phase({**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
@@ -153,7 +158,7 @@ def write_training_data(
         made = make_rows(folder / "media", "train", kind, count, num_frames, world, first, wordings, source.startswith("easy"))
         for found in made:
             for (name, phase), rows in zip(phases.items(), found, strict=True):
-                files[name].writelines(json.dumps(row) + "\n" for row in rows if row["task"] in phase.tasks)
+                files[name].writelines(json.dumps(row) + "\n" for row in _some(rows, phase.tasks))
         for file in files.values():
             file.close()
     for name, phase in PHASES.items():
@@ -163,6 +168,16 @@ def write_training_data(
                 entry = f"json_path: {name}_{source}.jsonl, data_folder: media, format: jsonl, source: shapes_{source}"
                 lines.append(f"  - {{{entry}, sampling_strategy: {strategy}}}")
         (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _some(rows: list[dict], most: dict[str, int]) -> list[dict]:
+    """Of each task in `most` so many rows at most, from here and there."""
+    found = []
+    for task, count in most.items():
+        of_task = [row for row in rows if row["task"] == task]
+        rng = np.random.default_rng([len(rows), len(of_task)])
+        found += [of_task[place] for place in rng.permutation(len(of_task))[:count]]
+    return found
 
 
 def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_frames: int, world: int = 0) -> None:

@@ -13,6 +13,7 @@ from .shapes import Event, Scene
 
 _TUBELET_TASKS = ("stvg", "svg", "elc")
 _ATTRIBUTES = ("size", "colour", "shape")
+_SIDES = ("left", "top", "right", "bottom")  # of a box, in its order
 # Other ways to say it; the first is how answers say it.
 _VERBS = {
     "moves left": ("moves left", "moves to the left", "goes left"),
@@ -35,6 +36,9 @@ _OTHER_PROMPTS = {
     "tr": ("What happens during {span}?", "Say what happens in {span}."),
     "vqa": ("What {kind} is {text}?", "Tell the {kind} of {text}."),
     "vqa_at": ("What {kind} is the object in {text}?", "Tell the {kind} of the object in {text}."),
+    "edge": ("What is the {side} edge of {text}?", "Where does {text} have its {side} edge?"),
+    "start": ("When does it start that {text}?", "From when on is it that {text}?"),
+    "end": ("When does it end that {text}?", "Until when is it that {text}?"),
     "deeds": ("What does {text} do?", "What happens to {text}?"),
     "doer": ("What {text}?", "Which object {text}?"),
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
@@ -155,6 +159,9 @@ def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float 
                 rows.append(_attribute_row("vqa", path, rng, text, kind, value))
             for kind in _ATTRIBUTES:
                 rows.append(_attribute_row("vqa_at", path, rng, box_text(box), kind, getattr(scene.things[number], kind)))
+            for text in references(scene, number):
+                for side, axis, value in zip(_SIDES, "whwh", box, strict=True):
+                    rows.append(_chat("edge", "image", path, rng, {"text": text, "side": side}, f"It is <{axis}{value!r}px>."))
     return rows
 
 
@@ -196,6 +203,9 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
                 {"text": _sentence_case(told), "span": span},
             )
         )
+        if others is not None:
+            for task, moment in zip(("start", "end"), span, strict=True):
+                rows.append(_chat(task, "video", path, rng, {"text": sentence(scene, event, rng)}, f"It is {time_text(moment)}."))
         boxes = tubelet(scene, event, num_frames)
         if event.kind == "disappears" or not boxes:
             continue
