@@ -17,11 +17,12 @@ from train import STAGES
 
 from llava_st_hf.data.shapes import Painter, make_scene, scene_seed
 from llava_st_hf.data.shapes_questions import happening
-from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, side_by_side
+from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, one_above_another, side_by_side
 
 
 SCENES = (1, 2, 3)
 FRAMES, SIDE = 6, 150  # of a scene, and pixels of each
+COLUMNS = 3  # of the curves
 
 
 def draw_scene(number: int) -> Image.Image:
@@ -40,21 +41,16 @@ def draw_scene(number: int) -> Image.Image:
         )
     strip = side_by_side(drawn)
     spans = [((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, happening(scene, event)) for event in scene.events]
-    return stack([strip, draw_timeline(strip.width, spans)])
-
-
-def stack(images: list[Image.Image], gap: int = 8) -> Image.Image:
-    whole = Image.new("RGB", (max(i.width for i in images), sum(i.height + gap for i in images)), (255, 255, 255))
-    top = 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height + gap
-    return whole
+    return one_above_another([strip, draw_timeline(strip.width, spans)])
 
 
 def draw_curves(runs: Path, path: Path) -> None:
     """Losses of the vision encoder, and of each task in each part of the three stages."""
-    figure, axes = pyplot.subplots(1, 1 + len(STAGES), figsize=(4 + 4 * len(STAGES), 4), constrained_layout=True)
+    rows = -(-(1 + len(STAGES)) // COLUMNS)
+    figure, grid = pyplot.subplots(rows, COLUMNS, figsize=(5 * COLUMNS, 3.6 * rows), constrained_layout=True)
+    axes, unused = np.split(grid.flatten(), [1 + len(STAGES)])
+    for axis in unused:
+        axis.remove()
     vision = json.loads((runs / "start/vision_log.json").read_text())
     axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
     for name in ("shape", "colour", "size", "motion"):
@@ -79,5 +75,5 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    stack([draw_scene(number) for number in SCENES]).save(arguments.output / "shapes_world.jpg", quality=88)
+    one_above_another([draw_scene(number) for number in SCENES], gap=14).save(arguments.output / "shapes_world.jpg", quality=88)
     draw_curves(arguments.runs, arguments.output / "shapes_curves.png")

@@ -50,7 +50,7 @@ PHASES = {
     "stage2_deeds": Phase({**_PLACES, "deeds": 4, "doer": 3}, 1.0, images="first:20%", easy_videos="all"),
     "stage2_times": Phase({**_PLACES, "deeds": 2, "event_at": 4, "start": 2, "end": 2}, 1.0, images="first:20%", easy_videos="all"),
     "stage2_videos": Phase(
-        {**_PLACES, "tvg": 3, "tr": 3, "start": 2, "end": 2, "box_at": 3, "event_at": 3, "deeds": 1}, 1.0, images="first:20%"
+        {**_PLACES, "deeds": 3, "doer": 3, "event_at": 3, "start": 2, "end": 2, "tvg": 3, "tr": 3, "box_at": 3}, 1.0, images="first:20%"
     ),
     "stage3": Phase({**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"),
 }
