@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .bundled import BUNDLED_MODEL
 from .configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
 from .grounding import Media, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor
@@ -39,10 +40,12 @@ PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
     pipeline_class=VideoGroundingPipeline,
     pt_model=AutoModelForImageTextToText,
+    default={"model": (BUNDLED_MODEL, "main")},
     type="multimodal",
 )
 
 __all__ = [
+    "BUNDLED_MODEL",
     "LlavaSTConfig",
     "LlavaSTForConditionalGeneration",
     "LlavaSTImageProcessor",

@@ -12,7 +12,8 @@ _OVERRIDES_HELP = "file with configuration values that the checkpoint's config.j
 
 
 def _ground(args: argparse.Namespace) -> None:
-    _refuse_adapter(args.model)
+    if args.model is not None:
+        _refuse_adapter(args.model)
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
     from transformers import pipeline
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ground = commands.add_parser("ground", help="answer one question about a video or image, as JSON")
     ground.add_argument("media", help="path or URL of a video or image")
-    ground.add_argument("--model", required=True, help="folder or hub id, ours or as released")
+    ground.add_argument("--model", help="folder or hub id, ours or as released; by default the small model that comes with the package")
     ground.add_argument("--text", help="the question; with --task, the sentence or expression")
     ground.add_argument("--task", help="rec, reg, dgc, tvg, tr, stvg, svg or elc")
     ground.add_argument("--clip", type=int, nargs=2, metavar=("FIRST", "LAST"), help="part of the video, in frames")

@@ -15,15 +15,18 @@ from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Pipeline
 from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
+from .bundled import BUNDLED_NOTICE, is_bundled
 from .coordinates import INLINE_COORDINATE, coordinate_token
 from .grounding import Media, parse_answer
 from .messages_llava_st import read_box, read_span, read_time
 from .tasks import TASKS, task_content
 from .video_processing_llava_st import flatten_videos
 
+
+logger = logging.get_logger(__name__)
 
 _MEDIA_KEYS = ("video", "image")
 _QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps")
@@ -92,6 +95,8 @@ class VideoGroundingPipeline(Pipeline):
     """
     Answers questions about videos and images with times and places.
 
+    Without `model` it takes the small model that comes with the package, which knows a world of moving shapes and works offline.
+
     ```python
     from transformers import pipeline
     import llava_st_hf
@@ -115,6 +120,8 @@ class VideoGroundingPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _check_match(self.model.config, self.processor)
+        if is_bundled(self.model.name_or_path):
+            logger.warning_once(BUNDLED_NOTICE)
 
     def __call__(self, inputs, **kwargs):
         """

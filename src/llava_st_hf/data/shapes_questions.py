@@ -100,10 +100,11 @@ def _goal(scene: Scene, event: Event) -> str:
     return goal.get(event.kind, "")
 
 
-def sentence(scene: Scene, event: Event, rng: np.random.Generator) -> str:
-    """The same in words of one's choice, as questions say it."""
+def sentence(scene: Scene, event: Event, rng: np.random.Generator, verb: str | None = None) -> str:
+    """The same in words of one's choice, as questions say it; `verb` in place of one at random."""
     goal = {"turns": f" {event.colour}", "hits": f" {reference(scene, event.other, rng)}" if event.other is not None else ""}
-    return f"{reference(scene, event.thing, rng)} {rng.choice(_VERBS[event.kind])}{goal.get(event.kind, '')}"
+    verb = verb or str(rng.choice(_VERBS[event.kind]))
+    return f"{reference(scene, event.thing, rng)} {verb}{goal.get(event.kind, '')}"
 
 
 def _sentence_case(text: str) -> str:
@@ -204,8 +205,10 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
             )
         )
         if others is not None:
-            for task, moment in zip(("start", "end"), span, strict=True):
-                rows.append(_chat(task, "video", path, rng, {"text": sentence(scene, event, rng)}, f"It is {time_text(moment)}."))
+            for verb in _VERBS[event.kind]:
+                for task, moment in zip(("start", "end"), span, strict=True):
+                    words = sentence(scene, event, rng, verb)
+                    rows.append(_chat(task, "video", path, rng, {"text": words}, f"It is {time_text(moment)}."))
         boxes = tubelet(scene, event, num_frames)
         if event.kind == "disappears" or not boxes:
             continue
