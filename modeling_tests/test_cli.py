@@ -123,9 +123,12 @@ def test_merge_lora_writes_a_folder_that_answers(tmp_path):
     assert (tmp_path / "chat_template.jinja").is_file()
 
 
-def test_the_demo_runs_offline_and_says_that_its_answer_is_noise():
+def test_the_demo_runs_offline_and_leaves_an_answer_a_video_and_a_picture(tmp_path):
     demo = Path(__file__).parents[1] / "examples" / "demo.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, str(demo)], capture_output=True, text=True, env=environment, check=True)
-    assert "noise" in run.stdout
-    assert json.loads(run.stdout[run.stdout.index("{") :]).keys() == {"text", "events", "notes"}
+    command = [sys.executable, str(demo), "--output", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "nothing of the real world" in run.stderr
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer.keys() == {"question", "text", "events", "notes"} and answer["events"][0]["boxes"] and not answer["notes"]
+    assert (tmp_path / "annotated.mp4").stat().st_size > 1000 and (tmp_path / "demo.png").stat().st_size > 1000
