@@ -15,6 +15,7 @@ from llava_st_hf.cli import main
 from llava_st_hf.data.shapes import make_scene, scene_seed
 from llava_st_hf.data.shapes_files import write_image, write_video
 from llava_st_hf.data.shapes_questions import image_rows, video_rows
+from llava_st_hf.evaluation.metrics import box_iou, temporal_iou
 from llava_st_hf.tasks import TASKS
 
 
@@ -58,17 +59,11 @@ def answers(grounder, rows: list[dict], **given) -> list[dict]:
 
 
 def iou(found, box) -> float:
-    found = [found[side] for side in ("xmin", "ymin", "xmax", "ymax")]
-    across, down = (min(found[2 + axis], box[2 + axis]) - max(found[axis], box[axis]) for axis in (0, 1))
-    shared = max(across, 0) * max(down, 0)
-    return shared / (sum((b[2] - b[0]) * (b[3] - b[1]) for b in (found, box)) - shared)
+    return float(box_iou(np.array([[found[side] for side in NOWHERE]]), np.array([box]))[0])
 
 
 def tiou(event: dict, span) -> float:
-    if event["start"] is None or event["end"] is None:
-        return 0.0
-    shared = max(0.0, min(event["end"], span[1]) - max(event["start"], span[0]))
-    return shared / (max(event["end"], span[1]) - min(event["start"], span[0]))
+    return float(temporal_iou(np.array([[event["start"], event["end"]]], dtype=float), np.array([span]))[0])
 
 
 def first(answer: dict) -> dict:

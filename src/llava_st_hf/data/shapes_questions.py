@@ -103,8 +103,7 @@ def _goal(scene: Scene, event: Event) -> str:
 def sentence(scene: Scene, event: Event, rng: np.random.Generator, verb: str | None = None) -> str:
     """The same in words of one's choice, as questions say it; `verb` in place of one at random."""
     goal = {"turns": f" {event.colour}", "hits": f" {reference(scene, event.other, rng)}" if event.other is not None else ""}
-    verb = verb or str(rng.choice(_VERBS[event.kind]))
-    return f"{reference(scene, event.thing, rng)} {verb}{goal.get(event.kind, '')}"
+    return f"{reference(scene, event.thing, rng)} {verb or rng.choice(_VERBS[event.kind])}{goal.get(event.kind, '')}"
 
 
 def _sentence_case(text: str) -> str:
