@@ -106,13 +106,45 @@ def test_events_change_a_thing_as_their_name_says(event, time, expected):
 def test_what_moves_draws_a_tail_behind_it_and_what_shakes_to_both_sides():
     scene = still(Thing("square", "white", "small", 60, 40, 16), events=(Event(0, "moves right", 1, 3, dx=20),))
     before, now, after = (scene.state(0, time) for time in (0.5, 2, 3.5))
-    assert now.moves == (1.0, 0.0) and not now.shakes and all(x < now.x and y == now.y for x, y, _ in now.tail)
-    assert before.tail == after.tail == () and before.moves == after.moves == (0.0, 0.0)
+    assert now.moves == (1.0, 0.0) and now.deed == "moves right" and all(x < now.x and y == now.y for x, y, _ in now.tail)
+    assert before.tail == after.tail == () and before.deed == after.deed == "" and before.moves == after.moves == (0.0, 0.0)
     painter = Painter(scene)
     change = painter.frame(20).astype(int) - painter.frame(40)  # it is at 62 … 78 at second 2, and at 72 … 88 in the end
     assert change[36:44, 57:61].mean() > 10 > abs(change[36:44, 90:94]).mean()
     shaking = still(Thing("square", "white", "small", 60, 40, 16), events=(Event(0, "shakes", 1, 3, dx=9),)).state(0, 2)
-    assert shaking.shakes and [x for x, _, _ in shaking.tail] == [51, 69]
+    assert shaking.deed == "shakes" and [x for x, _, _ in shaking.tail] == [51, 69]
+
+
+@pytest.mark.parametrize(
+    ("event", "place", "colour"),  # a pixel (x, y) and the colour that it has at second 2
+    [
+        (Event(0, "grows", 1, 3), (59, 40), "halfway"),  # the thing is 13.75 pixels wide to each side, and a paler one 17.9
+        (Event(0, "appears", 1, 3), (54, 40), "dark"),
+        (Event(0, "disappears", 1, 3), (48, 40), "white"),  # its outline, one pixel to each side of 49
+        (Event(0, "turns", 1, 3, colour="blue"), (40, 40), "white"),
+        (Event(0, "turns", 1, 3, colour="blue"), (47, 40), "blue"),
+        (Event(1, "hits", 1, 3, dx=-10, other=0), (51, 40), "red"),
+    ],
+)
+def test_one_frame_shows_what_happens(event, place, colour):
+    side = 30 if event.kind == "appears" else 20
+    things = (Thing("square", "white", "small", 40, 40, side), Thing("circle", "red", "small", 90, 40, 10))
+    scene = still(*things, events=(event,))
+    x, y = place
+    now, before = (Painter(scene).frame(number).astype(int)[y, x] for number in (20, 0))
+    if colour == "dark":
+        assert now.max() < 60
+    elif colour == "halfway":
+        assert (now > before + 20).all() and now.min() < 225
+    else:
+        assert np.abs(now - COLOURS[colour]).max() < 60
+
+
+def test_what_one_frame_shows_is_gone_after_the_event():
+    for kind in ("grows", "turns", "shakes"):
+        scene = still(Thing("square", "white", "small", 40, 40, 20), events=(Event(0, kind, 1, 2, dx=6, colour="blue"),))
+        state = scene.state(0, 3)
+        assert (state.deed, state.tail, state.colour) == ("", (), "white")
 
 
 def test_a_tail_out_of_the_picture_is_not_drawn():
@@ -161,7 +193,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    short = {"box_at", "event_at", "caption", "deeds", "doer", "start", "end"}
+    short = {"box_at", "event_at", "caption", "deeds", "doer", "start", "middle", "end"}
     assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", *short}
 
 
@@ -205,11 +237,12 @@ def test_an_edge_is_asked_for_by_all_words_that_mean_the_thing():
     assert not any("the red object" in question for question, _ in edges)
 
 
-def test_a_start_and_an_end_are_asked_for_one_by_one():
+def test_start_middle_and_end_are_asked_for_one_by_one():
     scene = still(Thing("circle", "red", "small", 20, 40, 20), events=(Event(0, "moves right", 1, 2.5, dx=9),))
     rows = video_rows(scene, "a.mp4", np.random.default_rng(0), 20, others=1.0)
-    starts, ends = asked_and_told(rows, "start"), asked_and_told(rows, "end")
+    starts, middles, ends = (asked_and_told(rows, task) for task in ("start", "middle", "end"))
     assert {answer for _, answer in starts} == {"It is <t1.0s>."} and {answer for _, answer in ends} == {"It is <t2.5s>."}
+    assert {answer for _, answer in middles} == {"It is <t1.75s>."}
     assert {verb for verb in ("moves right", "moves to the right", "goes right") for question, _ in starts if verb in question} == {
         "moves right",
         "moves to the right",

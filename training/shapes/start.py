@@ -30,7 +30,7 @@ import llava_st_hf
 from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
 from llava_st_hf.coordinates import DEFAULT_NUM_BINS, INLINE_COORDINATE
-from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Scene, make_scene, scene_seed
+from llava_st_hf.data.shapes import COLOURS, KINDS, SHAPES, SIZES, Scene, make_scene, scene_seed
 from llava_st_hf.tasks import TASKS
 from llava_st_hf.training.muon import MuonAdamW
 
@@ -41,12 +41,14 @@ GRID = IMAGE_SIZE // PATCH_SIZE
 WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
 WAVES, COPIED_WAVES = 8, 3  # that coordinate rows are made of, and that attention copies from the first step on
 VIDEOS_TO_SEE, FRAMES_PER_VIDEO = 3000, 6
-TEXTS = ("stage2_images", "stage2_deeds_videos", "stage3_images", "stage3_videos")  # that the tokenizer learns its words from
+TEXTS = ("stage2_images", "stage2_videos", "stage3_images", "stage3_videos")  # that the tokenizer learns its words from
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
 # A size between the two words, as a thing has while it grows: the encoder learns it as a third.
 BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
-# What a patch is told apart by: ground or one of the shapes, of the colours, of the sizes with the one between; still, moving or shaking.
-WORDS = (1 + len(SHAPES), 1 + len(COLOURS), 2 + len(SIZES), 3)
+DEEDS = ("", "moves", "is hit", *(kind for kind in KINDS if not kind.startswith("moves")))  # directions of a movement are told apart by two numbers
+# What a patch is told apart by: ground or one of the shapes, of a thing's own colours, of the sizes with the one between, of the colours
+# that it has now, and of what it does.
+WORDS = (1 + len(SHAPES), 1 + len(COLOURS), 2 + len(SIZES), 1 + len(COLOURS), len(DEEDS))
 
 
 # ============================================================ Tokenizer
@@ -185,25 +187,27 @@ def give_rows(before: Path, after: Path) -> None:
 
 
 def patch_truth(scene: Scene, moment: float) -> torch.Tensor:
-    """(patches, 14) at each patch of a frame: number of the shape, colour and size of the thing there (0 for ground; a size between
-    small and large is the third), and whether it stands still, moves or shakes; how far its left, top, right and bottom edge are from
-    the patch's middle, and where they are, as shares of the frame; and `(x, y)` of the direction that it moves in."""
-    truth = torch.zeros(GRID, GRID, 14)
+    """(patches, 15) at each patch of a frame: numbers of the five words in `WORDS` (0 for ground; a size between small and large is the
+    third); how far the left, top, right and bottom edge of the thing there are from the patch's middle, and where they are, as shares of
+    the frame; and `(x, y)` of the direction that it moves in."""
+    truth = torch.zeros(GRID, GRID, len(WORDS) + 10)
     middle = (torch.arange(GRID) + 0.5) / GRID
     for number, thing in enumerate(scene.things):  # later ones are nearer, and cover earlier ones
         state = scene.state(number, moment)
-        if not state.visible:
+        if not state.visible and state.deed != "disappears":  # what disappears leaves its outline
             continue
         x1, y1, x2, y2 = (value / length for value, length in zip(state.box, (scene.width, scene.height) * 2, strict=True))
         share = state.side / min(scene.width, scene.height)
         size = 3 if BETWEEN_SIZES[0] < share < BETWEEN_SIZES[1] else 1 + (share >= BETWEEN_SIZES[1])
         inside = ((middle > y1) & (middle < y2))[:, None] & ((middle > x1) & (middle < x2))[None]  # (rows, columns)
-        deed = 2 if state.shakes else int(state.moves != (0.0, 0.0))
-        words = torch.tensor([1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(state.colour), size, deed])
+        own, now = (1 + list(COLOURS).index(colour) for colour in (thing.colour, state.colour))
+        deed = DEEDS.index("moves" if state.deed.startswith("moves") else state.deed)
+        words = torch.tensor([1 + SHAPES.index(thing.shape), own, size, now, deed])
         columns, rows = middle[None].expand(GRID, GRID), middle[:, None].expand(GRID, GRID)
         edges = torch.stack((columns - x1, rows - y1, x2 - columns, y2 - rows), dim=-1)  # (rows, columns, 4)
         box = torch.tensor([x1, y1, x2, y2]).expand(GRID, GRID, 4)
-        found = torch.cat((words.expand(GRID, GRID, 4), edges, box, torch.tensor(state.moves).expand(GRID, GRID, 2)), dim=-1)
+        moves = torch.tensor(state.moves).expand(GRID, GRID, 2)
+        found = torch.cat((words.expand(GRID, GRID, len(WORDS)), edges, box, moves), dim=-1)
         truth = torch.where(inside[..., None], found, truth)
     return truth.flatten(0, 1)
 
@@ -216,7 +220,7 @@ class FrameReader:
     processor: llava_st_hf.LlavaSTProcessor
 
     def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 14)` as `patch_truth` gives it."""
+        """`(frames, 3, height, width)` pixels from 0 to 255, and `(frames, patches, 15)` as `patch_truth` gives it."""
         torch.set_num_threads(1)
         number, is_video = int(path.stem.split("-")[1]), path.suffix == ".mp4"
         scene = make_scene(scene_seed("train", number), is_video)
@@ -244,7 +248,7 @@ def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tens
     """
     Args:
         readings: (patches, sum(WORDS) + 10), what the linear layers read.
-        truth: (patches, 14) as `patch_truth` gives it.
+        truth: (patches, 15) as `patch_truth` gives it.
     """
     *words, edges, moves = readings.split([*WORDS, 8, 2], dim=-1)
     loss, right = torch.zeros(()), []
@@ -255,10 +259,10 @@ def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tens
         target = truth[:, column].long()
         loss = loss + (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         right.append((logits.argmax(-1) == target)[thing].float().mean())
-    error = (edges - truth[:, 4:12])[thing].abs()  # (patches of things, 8)
+    error = (edges - truth[:, len(WORDS) : len(WORDS) + 8])[thing].abs()  # (patches of things, 8)
     # A small error matters as much as a large one does for an IoU: no squares.
-    loss = loss + 20 * error.mean() + 2 * (moves - truth[:, 12:])[thing].abs().mean()
-    names = ("shape", "colour", "size", "motion")
+    loss = loss + 20 * error.mean() + 2 * (moves - truth[:, -2:])[thing].abs().mean()
+    names = ("shape", "colour", "size", "colour_now", "deed")
     return loss, {**dict(zip(names, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
 
 

@@ -59,12 +59,10 @@ def train_start(folder: Path) -> None:
 STAGES = {
     "stage1": "start",
     "stage2_words": "stage1_rows",
-    "stage2_edges": "stage2_words",
+    "stage2_deeds": "stage2_words",
+    "stage2_edges": "stage2_deeds",
     "stage2": "stage2_edges",
-    "stage2_deeds": "stage2",
-    "stage2_times": "stage2_deeds",
-    "stage2_videos": "stage2_times",
-    "stage3": "stage2_videos",
+    "stage3": "stage2",
 }
 
 

@@ -14,24 +14,31 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {"red": (214, 40, 40), "green": (40, 176, 70), "blue": (44, 84, 224), "yellow": (240, 208, 48), "white": (240, 240, 240)}
 # Side of a thing, as a share of the picture's shorter side. Between the two lies a gap, so that the words have one meaning.
 SIZES = {"small": (0.18, 0.23), "large": (0.32, 0.40)}
-# What can happen to a thing → how often. "turns" and "hits" go on with a colour, and with another thing.
+# What can happen to a thing → how often it is tried; "grows" and "hits" seldom fit. "turns" and "hits" go on with a colour, and with
+# another thing.
 KINDS = {
     "moves left": 1.0,
     "moves right": 1.0,
     "moves up": 1.0,
     "moves down": 1.0,
-    "grows": 1.0,
+    "grows": 1.6,
     "shakes": 1.2,
     "appears": 1.2,
     "disappears": 0.7,
     "turns": 1.2,
-    "hits": 0.9,
+    "hits": 3.0,
 }
 _DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 _GROWTH = 1.75  # side of a thing that has grown, over its side before
-# Faded copies behind a thing that moves: how much of its whole way back, and how opaque, from the furthest on.
+# One frame shows what goes on in it, as a long exposure or a comic does: an encoder sees single frames. These are copies of a thing:
+# behind one that moves, how much of its whole way back and how opaque, from the furthest on;
 _TAIL = ((0.3, 0.25), (0.2, 0.4), (0.1, 0.55))
-_SHAKE_TAIL = 0.45  # opacity of the copies to both sides of a thing that shakes
+_SHAKE_TAIL = 0.45  # to both sides of one that shakes, how opaque;
+_SWELLING = ((1.6, 0.3), (1.3, 0.5))  # around one that grows, how large beside it and how opaque;
+_AIM = 0.4  # in place of a tail behind one that is about to hit another: how large;
+_RIM = 1.3  # around one that appears (dark) and one that is about to be hit (in the colour of what comes): how large;
+_CORE = 0.5  # within one that has turned to another colour, in its own: how large.
+_DARK = (12, 12, 12)
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _TRIES = 60
 
@@ -83,10 +90,11 @@ class State:
         x, y, side: in pixels, as `Thing` has them, with the camera's drift.
         colour: that it has now.
         visible: whether it is there.
+        deed: what it does now, one of `KINDS`, or "is hit" while another comes to hit it, or "".
         tail: `(x, y, opacity)` of faded copies, drawn before the thing: those of a movement lie behind it, those of a shake to both
-            sides. So one frame shows what moves, and where to, as a long exposure does: an encoder sees single frames.
+            sides.
         moves: `(x, y)`, direction of a movement, of length 1; (0, 0) while there is none.
-        shakes: whether it shakes now.
+        hit_by: number of the thing that comes to hit it.
     """
 
     x: float
@@ -94,9 +102,10 @@ class State:
     side: float
     colour: str
     visible: bool
+    deed: str = ""
     tail: tuple[tuple[float, float, float], ...] = ()
     moves: tuple[float, float] = (0.0, 0.0)
-    shakes: bool = False
+    hit_by: int | None = None
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -142,15 +151,18 @@ class Scene:
         """Thing `number` at `time` (seconds)."""
         thing = self.things[number]
         x, y = (start + moved for start, moved in zip((thing.x, thing.y), self.offset(time), strict=True))
-        side, colour, visible, tail, moves, shakes = thing.side, thing.colour, True, [], (0.0, 0.0), False
+        side, colour, visible, deed, tail, moves, hit_by = thing.side, thing.colour, True, "", [], (0.0, 0.0), None
         for event in self.events:
-            if event.thing != number:
-                continue
             share = float(np.clip((time - event.start) / (event.end - event.start), 0, 1))
             now = event.start <= time <= event.end
+            if event.other == number and now:
+                deed, hit_by = "is hit", event.thing
+            if event.thing != number:
+                continue
+            deed = event.kind if now else deed
             if event.kind == "shakes":
                 if now:
-                    shakes, tail = True, [(x - event.dx, y - event.dy, _SHAKE_TAIL), (x + event.dx, y + event.dy, _SHAKE_TAIL)]
+                    tail = [(x - event.dx, y - event.dy, _SHAKE_TAIL), (x + event.dx, y + event.dy, _SHAKE_TAIL)]
                     swing = float(np.sin(2 * np.pi * (time - event.start) / event.shake))
                     x, y = x + event.dx * swing, y + event.dy * swing
             elif event.kind == "grows":
@@ -165,7 +177,7 @@ class Scene:
                     way = float(np.hypot(event.dx, event.dy))
                     moves = (event.dx / way, event.dy / way)
                     tail = [(x - back * event.dx, y - back * event.dy, opacity) for back, opacity in _TAIL]
-        return State(x, y, side, colour, visible, tuple(tail), moves, shakes)
+        return State(x, y, side, colour, visible, deed, tuple(tail), moves, hit_by)
 
     def box(self, number: int, time: float) -> tuple[float, float, float, float] | None:
         """`(x1, y1, x2, y2)` of a thing in pixels, parts that others hide included; None where it is not there."""
@@ -360,25 +372,49 @@ class Painter:
         scene, time = self.scene, number / self.scene.fps
         x, y = (self.margin - round(moved) for moved in scene.offset(time))
         canvas = self.ground[y : y + scene.height, x : x + scene.width].copy()
-        for place, thing in enumerate(scene.things):
-            state = scene.state(place, time)
-            if not state.visible:
-                continue
-            colour = np.asarray(COLOURS[state.colour], np.float32) + self.shades[place]
-            for x_now, y_now, opacity in (*state.tail, (state.x, state.y, 1.0)):
-                self._draw(canvas, thing.shape, (x_now, y_now, state.side), colour, opacity)
+        for place in range(len(scene.things)):
+            self._draw_thing(canvas, place, scene.state(place, time))
         if self.noise > 1:
             canvas += self.rng.standard_normal(canvas.shape, dtype=np.float32) * self.noise
         return np.clip(canvas, 0, 255).astype(np.uint8)
 
-    def _draw(self, canvas: np.ndarray, shape: str, place: tuple[float, float, float], colour: np.ndarray, opacity: float) -> None:
+    def _colour(self, number: int, name: str) -> np.ndarray:
+        return np.asarray(COLOURS[name], np.float32) + self.shades[number]
+
+    def _draw_thing(self, canvas: np.ndarray, number: int, state: State) -> None:
+        """A thing with what shows what it does."""
+        thing, here = self.scene.things[number], (state.x, state.y)
+        own, colour = self._colour(number, thing.colour), self._colour(number, state.colour)
+        if not state.visible:
+            if state.deed == "disappears":
+                self._draw(canvas, thing.shape, (*here, state.side), own, outline=True)
+            return
+        for x, y, opacity in state.tail:
+            self._draw(canvas, thing.shape, (x, y, state.side * (_AIM if state.deed == "hits" else 1)), colour, opacity)
+        if state.deed == "grows":
+            for scale, opacity in _SWELLING:
+                self._draw(canvas, thing.shape, (*here, state.side * scale), colour, opacity)
+        if state.deed == "appears":
+            self._draw(canvas, thing.shape, (*here, state.side * _RIM), np.asarray(_DARK, np.float32))
+        if state.hit_by is not None:
+            self._draw(canvas, thing.shape, (*here, state.side * _RIM), self._colour(state.hit_by, self.scene.things[state.hit_by].colour))
+        self._draw(canvas, thing.shape, (*here, state.side), colour)
+        if state.deed == "turns":
+            self._draw(canvas, thing.shape, (*here, state.side * _CORE), own)
+
+    def _draw(
+        self, canvas: np.ndarray, shape: str, place: tuple[float, float, float], colour: np.ndarray, opacity: float = 1.0, outline: bool = False
+    ) -> None:
         x0, y0, side = place
         half = side / 2
         left, top = max(0, int(x0 - half) - 1), max(0, int(y0 - half) - 1)
         part = canvas[top : max(0, int(y0 + half) + 2), left : max(0, int(x0 + half) + 2)]
         x = (np.arange(left, left + part.shape[1], dtype=np.float32) + 0.5 - x0)[None]
         y = (np.arange(top, top + part.shape[0], dtype=np.float32) + 0.5 - y0)[:, None]
-        cover = opacity * np.clip(0.5 - _outside(shape, x, y, half), 0, 1)[..., None]  # (rows, columns, 1), soft at the edge
+        outside = _outside(shape, x, y, half)
+        if outline:
+            outside = abs(outside + 1) - 1  # a line of two pixels, within the shape
+        cover = opacity * np.clip(0.5 - outside, 0, 1)[..., None]  # (rows, columns, 1), soft at the edge
         part += cover * (colour - part)
 
 

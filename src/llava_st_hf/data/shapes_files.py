@@ -39,20 +39,25 @@ class Phase:
 
 
 # Look-ups come first, from words to words and from words to one coordinate: each answer has one token that nothing but the right thing
-# tells. In an answer of four coordinates only the first tells one thing from another, and what is learned from it is learned late. Then
-# places, and then when things happen.
+# tells. In an answer of four coordinates only the first tells one thing from another, and what is learned from it is learned late. Edges
+# in space and in time are one skill, and are learned as one. Then places and spans.
 _PLACES = {"rec": 4, "reg": 2, "dgc": 1}
+_MOMENTS = {"event_at": 4, "start": 4, "middle": 2, "end": 4}
 PHASES = {
     "stage1": Phase({"caption": 1}, 0.3, videos="first:30%"),
     "stage2_words": Phase({"vqa": 10}, 1.0, videos=None, images=None, easy_images="all"),
-    "stage2_edges": Phase({"vqa": 4, "edge": 8}, 1.0, videos=None, images=None, easy_images="all"),
-    "stage2": Phase({**_PLACES, "vqa": 3, "vqa_at": 3, "edge": 4}, 1.0, videos=None),
-    "stage2_deeds": Phase({**_PLACES, "deeds": 4, "doer": 3}, 1.0, images="first:20%", easy_videos="all"),
-    "stage2_times": Phase({**_PLACES, "deeds": 2, "event_at": 4, "start": 2, "end": 2}, 1.0, images="first:20%", easy_videos="all"),
-    "stage2_videos": Phase(
-        {**_PLACES, "deeds": 3, "doer": 3, "event_at": 3, "start": 2, "end": 2, "tvg": 3, "tr": 3, "box_at": 3}, 1.0, images="first:20%"
+    "stage2_deeds": Phase({"vqa": 10, "deeds": 4, "doer": 6}, 1.0, videos=None, images=None, easy_videos="all", easy_images="first:30%"),
+    "stage2_edges": Phase(
+        {"vqa": 4, "edge": 8, "deeds": 2, **_MOMENTS}, 1.0, videos=None, images=None, easy_videos="all", easy_images="first:50%"
     ),
-    "stage3": Phase({**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"),
+    "stage2": Phase(
+        {**_PLACES, "vqa": 3, "vqa_at": 3, "edge": 4, "deeds": 3, "doer": 3, **_MOMENTS, "tvg": 2, "tr": 3, "box_at": 3},
+        1.0,
+        videos="first:50%",
+    ),
+    "stage3": Phase(
+        {**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "start": 2, "end": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"
+    ),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 

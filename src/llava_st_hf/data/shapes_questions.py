@@ -23,7 +23,7 @@ _VERBS = {
     "grows": ("grows", "gets bigger"),
     "shakes": ("shakes", "shakes to and fro"),
     "appears": ("appears", "is in view"),
-    "disappears": ("disappears", "is out of view"),
+    "disappears": ("disappears", "vanishes"),
     "turns": ("turns", "becomes"),
     "hits": ("hits", "bumps into"),
 }
@@ -37,6 +37,7 @@ _OTHER_PROMPTS = {
     "vqa": ("What {kind} is {text}?", "Tell the {kind} of {text}."),
     "vqa_at": ("What {kind} is the object in {text}?", "Tell the {kind} of the object in {text}."),
     "edge": ("What is the {side} edge of {text}?", "Where does {text} have its {side} edge?"),
+    "middle": ("What is the middle of the time that {text}?", "Around when is it that {text}?"),
     "start": ("When does it start that {text}?", "From when on is it that {text}?"),
     "end": ("When does it end that {text}?", "Until when is it that {text}?"),
     "deeds": ("What does {text} do?", "What happens to {text}?"),
@@ -205,7 +206,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         )
         if others is not None:
             for verb in _VERBS[event.kind]:
-                for task, moment in zip(("start", "end"), span, strict=True):
+                for task, moment in zip(("start", "middle", "end"), (span[0], sum(span) / 2, span[1]), strict=True):
                     words = sentence(scene, event, rng, verb)
                     rows.append(_chat(task, "video", path, rng, {"text": words}, f"It is {time_text(moment)}."))
         boxes = tubelet(scene, event, num_frames)
