@@ -102,7 +102,7 @@ def main() -> None:
     logging.disable_progress_bar()
     args.output.mkdir(parents=True, exist_ok=True)
 
-    video, text, spans, known, given = args.video, args.text, [], False, {"task": "stvg"}
+    video, text, spans, known = args.video, args.text, [], False
     if not video:
         video = str(args.output / "sample.mp4")
         scene = make_scene(scene_seed("test", SAMPLE), is_video=True)
@@ -110,21 +110,20 @@ def main() -> None:
         write_video(scene, video)
         if not text:
             known, text = True, happening(scene, event)
-            given = {"task": "svg", "span": (event.start, event.end)}  # where, in a given time: what the small model is good at
-            spans.append(((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, "given"))
+            spans.append(((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, "truth"))
 
     def truth(time: float) -> tuple[float, ...] | None:
         return scene.box(event.thing, time) if known and event.start <= time <= event.end else None
 
     grounder = pipeline("video-grounding", model=args.model)
-    answer = grounder(video, text=text, **given)
-    question = {"text": text, **given}
+    question = {"task": "stvg", "text": text}
+    answer = grounder(video, **question)
     print(f"question: {json.dumps(question)}")
     print(json.dumps(answer, indent=2, ensure_ascii=False))
     (args.output / "answer.json").write_text(json.dumps({"question": question, **answer}, indent=2, ensure_ascii=False), encoding="utf-8")
 
     pictures, duration = annotate(video, args.output / "annotated.mp4", answer["events"], truth)
-    for event_found in [] if known else answer["events"]:
+    for event_found in answer["events"]:
         if event_found["start"] is not None and event_found["end"] is not None and duration:
             spans.append(((event_found["start"] / duration, event_found["end"] / duration), ANSWER_COLOUR, "answer"))
     strip = side_by_side(pictures)

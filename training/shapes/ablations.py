@@ -22,8 +22,10 @@ It is a program by itself and no option of the package: what it takes away, nobo
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 import measure  # noqa: E402
 import sft  # noqa: E402
 from start import give_rows  # noqa: E402
-from train import STAGES  # noqa: E402
+from train import CORES, PROCESSES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
@@ -123,6 +125,8 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
     """Runs a recipe shapes_stage*.yaml for so many steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
+    # As many media a step as the recipe has in all its processes: a run is one, so that each core has a run of its own.
+    settings["per_device_train_batch_size"] = PROCESSES * _recipe(name)["per_device_train_batch_size"]
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -138,6 +142,13 @@ def run(runs: Path, variant: str, seed: int) -> None:
     processor = LlavaSTProcessor.from_pretrained(folder)
     figures = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, QUESTIONS)
     (output / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def run_apart(runs: Path, variant: str, seed: int) -> None:
+    """The same in a process of its own: what one takes away, another must have."""
+    command = [sys.executable, __file__, str(runs), "--variant", variant, "--seed", str(seed)]
+    with (runs / f"ablations-{variant}-{seed}.log").open("w") as log:
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
 
 
 # ============================================================ The table
@@ -166,11 +177,13 @@ if __name__ == "__main__":
     if arguments.variant:
         run(arguments.runs, arguments.variant, arguments.seed)
     elif arguments.all:
-        for seed in SEEDS:
-            for variant in VARIANTS:
-                if not (arguments.runs / "ablations" / f"{variant}-{seed}/figures.json").is_file():
-                    # A process each: what one takes away, another must have.
-                    command = [sys.executable, __file__, str(arguments.runs), "--variant", variant, "--seed", str(seed)]
-                    subprocess.run(command, check=True)
+        missing = [
+            (variant, seed)
+            for seed in SEEDS
+            for variant in VARIANTS
+            if not (arguments.runs / "ablations" / f"{variant}-{seed}/figures.json").is_file()
+        ]
+        with ThreadPoolExecutor(CORES) as pool:  # one core each: so small a model gains little from a second
+            list(pool.map(lambda one: run_apart(arguments.runs, *one), missing))
     if arguments.table or arguments.all:
         print_table(arguments.runs)

@@ -54,6 +54,8 @@ PHASES = {
         {**_PLACES, "vqa": 3, "vqa_at": 3, "edge": 4, "deeds": 3, "doer": 3, **_MOMENTS, "tvg": 2, "tr": 3, "box_at": 3},
         1.0,
         videos="first:50%",
+        images="first:60%",
+        easy_videos="all",
     ),
     "stage3": Phase(
         {**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "start": 2, "end": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"
