@@ -57,8 +57,12 @@ PHASES = {
         images="first:60%",
         easy_videos="all",
     ),
+    # A tubelet has ten times as many tokens as other answers, and each counts as much: so there are many short questions beside one.
     "stage3": Phase(
-        {**_PLACES, "tvg": 3, "tr": 3, "box_at": 2, "event_at": 2, "start": 2, "end": 2, "stvg": 3, "svg": 3, "elc": 3}, 0.3, images="first:50%"
+        {**_PLACES, "tvg": 3, "tr": 3, "deeds": 2, "doer": 3, **_MOMENTS, "box_at": 2, "stvg": 1, "svg": 1, "elc": 1},
+        0.3,
+        images="first:50%",
+        easy_videos="first:50%",
     ),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
