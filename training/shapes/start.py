@@ -6,8 +6,8 @@ taught to see.
     python training/shapes/start.py runs/shapes/data runs/shapes/start
 
 The encoder stands in for SigLIP. The paper's is trained on pictures with captions from the web; ours on frames of the training split
-with what is at each patch: shape, colour and size of the thing there, and where its four edges are. Linear layers read these from
-the very features that the projector will read, and are thrown away. From then on the encoder is frozen, as in the paper.
+with what is at each patch: shape, colours and size of the thing there, what it does, and where its four edges are. Linear layers read
+these from the very features that the projector will read, and are thrown away. From then on the encoder is frozen, as in the paper.
 """
 
 import argparse
@@ -45,7 +45,8 @@ TEXTS = ("stage2_images", "stage2_videos", "stage3_images", "stage3_videos")  # 
 VOCABULARY = 640  # bytes, pieces of words and words, before the special tokens
 # A size between the two words, as a thing has while it grows: the encoder learns it as a third.
 BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
-DEEDS = ("", "moves", "is hit", *(kind for kind in KINDS if not kind.startswith("moves")))  # directions of a movement are told apart by two numbers
+# What a thing does; directions of a movement are told apart by two numbers.
+DEEDS = ("", "moves", "is hit", *(kind for kind in KINDS if not kind.startswith("moves")))
 # What a patch is told apart by: ground or one of the shapes, of a thing's own colours, of the sizes with the one between, of the colours
 # that it has now, and of what it does.
 WORDS = (1 + len(SHAPES), 1 + len(COLOURS), 2 + len(SIZES), 1 + len(COLOURS), len(DEEDS))
@@ -138,7 +139,7 @@ def wave_directions() -> torch.Tensor:
 
 
 @torch.no_grad()
-def let_attention_copy_places(model, strength: float = 0.5) -> None:
+def let_attention_copy_places(model: llava_st_hf.LlavaSTForConditionalGeneration, strength: float = 0.5) -> None:
     """
     Has every attention head begin by copying the places of what it looks at, beside what it reads at random.
 
@@ -297,7 +298,7 @@ def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, b
 
 
 @torch.no_grad()
-def fit_projector(model, pixels: torch.Tensor) -> None:
+def fit_projector(model: llava_st_hf.LlavaSTForConditionalGeneration, pixels: torch.Tensor) -> None:
     """Has the projector begin on features of mean 0 and deviation 1: those of the encoder differ a thousandfold in size."""
     features = model.model.vision_tower(pixels.float() / 127.5 - 1).last_hidden_state.flatten(0, 1)  # (frames · patches, hidden)
     linear = model.model.multi_modal_projector.linear_1

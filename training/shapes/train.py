@@ -87,6 +87,7 @@ def export(trained: Path, output: Path) -> None:
     llava_st_hf.LlavaSTProcessor.from_pretrained(trained).save_pretrained(output)
     file = output / "model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors lets nobody else read it
 
 
 if __name__ == "__main__":

@@ -403,7 +403,13 @@ class Painter:
             self._draw(canvas, thing.shape, (*here, state.side * _CORE), own)
 
     def _draw(
-        self, canvas: np.ndarray, shape: str, place: tuple[float, float, float], colour: np.ndarray, opacity: float = 1.0, outline: bool = False
+        self,
+        canvas: np.ndarray,
+        shape: str,
+        place: tuple[float, float, float],
+        colour: np.ndarray,
+        opacity: float = 1.0,
+        outline: bool = False,
     ) -> None:
         x0, y0, side = place
         half = side / 2
