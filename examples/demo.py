@@ -34,7 +34,7 @@ from llava_st_hf.visualization import (
 )
 
 
-SAMPLE, EVENT = 5, 0  # a clip of the test split, which no model was trained on, and what to look for in it
+SAMPLE, EVENT = 9, 1  # a clip of the test split, which no model was trained on, and what to look for in it
 STRIP, HEIGHT = 6, 160  # frames of the picture, and their height in pixels
 
 

@@ -119,7 +119,7 @@ def test_what_moves_draws_a_tail_behind_it_and_what_shakes_to_both_sides():
     ("event", "place", "colour"),  # a pixel (x, y) and the colour that it has at second 2
     [
         (Event(0, "grows", 1, 3), (59, 40), "halfway"),  # the thing is 13.75 pixels wide to each side, and a paler one 17.9
-        (Event(0, "appears", 1, 3), (54, 40), "dark"),
+        (Event(0, "appears", 1, 3), (57, 40), "dark"),  # its edge is at 55
         (Event(0, "disappears", 1, 3), (48, 40), "white"),  # its outline, one pixel to each side of 49
         (Event(0, "turns", 1, 3, colour="blue"), (40, 40), "white"),
         (Event(0, "turns", 1, 3, colour="blue"), (47, 40), "blue"),

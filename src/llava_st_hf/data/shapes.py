@@ -319,7 +319,13 @@ def _towards(scene: Scene, event: Event, other: int) -> Event | None:
 
 
 def _fits(scene: Scene, added: Event) -> bool:
-    """Whether all stays in the picture, and the thing of the event that was added is seen well while it happens."""
+    """Whether all stays in the picture, what hits still meets what it hits, and the thing of the event that was added is seen well while it
+    happens."""
+    for event in scene.events:
+        if event.other is not None:  # an earlier movement may have been added since, of either
+            mine, other = scene.state(event.thing, event.end), scene.state(event.other, event.end)
+            if abs(max(abs(mine.x - other.x), abs(mine.y - other.y)) - (mine.side + other.side) / 2) > 1e-6:
+                return False
     for time in np.linspace(0, scene.duration, 25):
         states = [scene.state(number, float(time)) for number in range(len(scene.things))]
         for state in states:
