@@ -135,6 +135,9 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
 
 def run(runs: Path, variant: str, seed: int) -> None:
     """Trains and measures a variant, and writes its figures."""
+    for needed in ("start", "validation"):
+        if not (runs / needed).is_dir():
+            raise FileNotFoundError(f"{runs / needed} is missing: python training/shapes/train.py {runs} makes it.")
     output = runs / "ablations" / f"{variant}-{seed}"
     output.mkdir(parents=True, exist_ok=True)
     folder = train(runs, variant, seed, output)
