@@ -23,6 +23,7 @@ import llava_st_hf  # noqa: F401  (registers pipeline("video-grounding"))
 from llava_st_hf.data.shapes import make_scene, scene_seed
 from llava_st_hf.data.shapes_files import write_video
 from llava_st_hf.data.shapes_questions import happening
+from llava_st_hf.video_decoding_llava_st import read_video_metadata
 from llava_st_hf.visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,
@@ -60,10 +61,7 @@ def annotate(video: str, output: Path, events: list[dict], truth) -> tuple[list[
     Returns:
         `(pictures, duration)`: a few frames with their time, and seconds.
     """
-    with av.open(video) as source:
-        stream = source.streams.video[0]
-        count = sum(1 for _ in source.decode(stream))
-    wanted = set(np.linspace(0, count - 1, STRIP).round().astype(int).tolist())
+    wanted = set(np.linspace(0, read_video_metadata(video).total_num_frames - 1, STRIP).round().astype(int).tolist())
     pictures, time = [], 0.0
     with av.open(video) as source, av.open(str(output), "w") as target:
         stream = source.streams.video[0]

@@ -58,6 +58,12 @@ def answers(grounder, rows: list[dict], **given) -> list[dict]:
     return grounder(inputs, batch_size=NUM_SCENES)
 
 
+@pytest.fixture(scope="module")
+def timed(grounder, rows):
+    """Answers to the questions of when."""
+    return {task: answers(grounder, rows[task], text="text") for task in ("tvg", "stvg")}
+
+
 def iou(found, box) -> float:
     return float(box_iou(np.array([[found[side] for side in NOWHERE]]), np.array([box]))[0])
 
@@ -126,18 +132,17 @@ def test_an_event_is_told_from_its_beginning(grounder, rows):
     assert np.mean([siou(first(a), row) for a, row in zip(found, rows["elc"], strict=True)]) > 0.3
 
 
-def test_it_tells_better_than_one_likeliest_span_when_something_happens(grounder, rows):
-    for task in ("tvg", "stvg"):
+def test_it_tells_better_than_one_likeliest_span_when_something_happens(timed, rows):
+    for task, found in timed.items():
         spans = np.array([row["span"] for row in rows[task]])
         by_guess = temporal_iou(np.tile(spans.mean(0), (len(spans), 1)), spans).mean()  # one that knows their mean
-        found = answers(grounder, rows[task], text="text")
         reached = np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows[task], strict=True)])
         assert reached > by_guess + 0.05, (task, reached, by_guess)
 
 
-def test_every_answer_is_readable_and_within_the_clip(grounder, rows):
-    for task in ("rec", "tvg", "stvg"):
-        for answer, row in zip(answers(grounder, rows[task], text="text"), rows[task], strict=True):
+def test_every_answer_is_readable_and_within_the_clip(grounder, timed, rows):
+    for task, found in {"rec": answers(grounder, rows["rec"], text="text"), **timed}.items():
+        for answer, row in zip(found, rows[task], strict=True):
             assert not answer["notes"] and len(answer["events"]) == 1
             event = first(answer)
             if task != "rec":

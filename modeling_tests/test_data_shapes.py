@@ -119,7 +119,7 @@ def test_what_moves_draws_a_tail_behind_it_and_what_shakes_to_both_sides():
     ("event", "place", "colour"),  # a pixel (x, y) and the colour that it has at second 2
     [
         (Event(0, "grows", 1, 3), (59, 40), "halfway"),  # the thing is 13.75 pixels wide to each side, and a paler one 17.9
-        (Event(0, "appears", 1, 3), (57, 40), "dark"),  # its edge is at 55
+        (Event(0, "appears", 1, 3), (51, 40), "dark"),
         (Event(0, "disappears", 1, 3), (48, 40), "white"),  # its outline, one pixel to each side of 49
         (Event(0, "turns", 1, 3, colour="blue"), (40, 40), "white"),
         (Event(0, "turns", 1, 3, colour="blue"), (47, 40), "blue"),
@@ -127,8 +127,7 @@ def test_what_moves_draws_a_tail_behind_it_and_what_shakes_to_both_sides():
     ],
 )
 def test_one_frame_shows_what_happens(event, place, colour):
-    side = 30 if event.kind == "appears" else 20
-    things = (Thing("square", "white", "small", 40, 40, side), Thing("circle", "red", "small", 90, 40, 10))
+    things = (Thing("square", "white", "small", 40, 40, 20), Thing("circle", "red", "small", 90, 40, 10))
     scene = still(*things, events=(event,))
     x, y = place
     now, before = (Painter(scene).frame(number).astype(int)[y, x] for number in (20, 0))

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 import start
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf.data.shapes import Event, Scene, Thing
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,27 @@ def test_tokenizer_model_and_processor_fit(stage2):
     inputs = processor.apply_chat_template([message], tokenize=True, return_dict=True, return_tensors="pt")
     assert torch.isin(inputs["input_ids"], torch.tensor(processor.image_token_ids)).sum() == 36
     assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("event", "named", "direction"),
+    [
+        (Event(0, "turns", 1, 3, colour="blue"), ("turns", "blue"), (0, 0)),
+        (Event(0, "disappears", 1, 3), ("disappears", "red"), (0, 0)),  # its outline stays
+        (Event(0, "moves up", 1, 3, dy=-0.001), ("moves", "red"), (0, -1)),
+        (Event(1, "hits", 1, 3, dx=-9, other=0), ("is hit", "red"), (0, 0)),
+    ],
+)
+def test_the_encoder_is_told_what_is_at_each_patch(event, named, direction):
+    things = (Thing("square", "red", "small", 24, 48, 20), Thing("circle", "green", "large", 72, 48, 32))
+    scene = Scene(96, 96, 10, 41, things, (event,), (0.0, 0.0), 0)
+    truth = start.patch_truth(scene, 2.0)  # (patches, 15)
+    assert truth.shape == (start.GRID**2, 15)
+    here = truth.unflatten(0, (start.GRID, start.GRID))[6, 2]  # its middle is at (20, 52)
+    colours = ["", *start.COLOURS]
+    deed, now = named
+    expected = [2, colours.index("red"), 1, colours.index(now), start.DEEDS.index(deed)]
+    assert here[:5].tolist() == expected
+    assert torch.allclose(here[5:13] * 96, torch.tensor([20 - 14.0, 52 - 38, 34 - 20, 58 - 52, 14, 38, 34, 58]), atol=0.01)
+    assert here[13:].tolist() == list(direction)
+    assert not truth[0].any()  # ground

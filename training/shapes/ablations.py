@@ -135,9 +135,6 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
 
 def run(runs: Path, variant: str, seed: int) -> None:
     """Trains and measures a variant, and writes its figures."""
-    for needed in ("start", "validation"):
-        if not (runs / needed).is_dir():
-            raise FileNotFoundError(f"{runs / needed} is missing: python training/shapes/train.py {runs} makes it.")
     output = runs / "ablations" / f"{variant}-{seed}"
     output.mkdir(parents=True, exist_ok=True)
     folder = train(runs, variant, seed, output)
@@ -150,7 +147,9 @@ def run(runs: Path, variant: str, seed: int) -> None:
 def run_apart(runs: Path, variant: str, seed: int) -> None:
     """The same in a process of its own: what one takes away, another must have."""
     command = [sys.executable, __file__, str(runs), "--variant", variant, "--seed", str(seed)]
-    with (runs / f"ablations-{variant}-{seed}.log").open("w") as log:
+    output = runs / "ablations" / f"{variant}-{seed}"
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "output.log").open("w") as log:
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -177,6 +176,9 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    for needed in ("start", "data", "validation"):  # said here: what a run of its own says stands in its log
+        if (arguments.variant or arguments.all) and not (arguments.runs / needed).is_dir():
+            parser.error(f"{arguments.runs / needed} is missing: python training/shapes/train.py {arguments.runs} makes it.")
     if arguments.variant:
         run(arguments.runs, arguments.variant, arguments.seed)
     elif arguments.all:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 from PIL import Image
+from start import WORDS
 from train import STAGES
 
 from llava_st_hf.data.shapes import Painter, make_scene, scene_seed
@@ -53,7 +54,7 @@ def draw_curves(runs: Path, path: Path) -> None:
         axis.remove()
     vision = json.loads((runs / "start/vision_log.json").read_text())
     axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
-    for name in ("shape", "colour", "size", "colour_now", "deed"):
+    for name in WORDS:
         axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} right")
     axes[0].set(title="vision encoder", xlabel="step")
     for stage, axis in zip(STAGES, axes[1:], strict=True):

@@ -49,7 +49,13 @@ BETWEEN_SIZES = (SIZES["small"][1] + 0.01, SIZES["large"][0] - 0.01)
 DEEDS = ("", "moves", "is hit", *(kind for kind in KINDS if not kind.startswith("moves")))
 # What a patch is told apart by: ground or one of the shapes, of a thing's own colours, of the sizes with the one between, of the colours
 # that it has now, and of what it does.
-WORDS = (1 + len(SHAPES), 1 + len(COLOURS), 2 + len(SIZES), 1 + len(COLOURS), len(DEEDS))
+WORDS = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "size": 2 + len(SIZES),
+    "colour_now": 1 + len(COLOURS),
+    "deed": len(DEEDS),
+}
 
 
 # ============================================================ Tokenizer
@@ -248,10 +254,10 @@ def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor, count: int
 def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """
     Args:
-        readings: (patches, sum(WORDS) + 10), what the linear layers read.
+        readings: (patches, sum(WORDS.values()) + 10), what the linear layers read.
         truth: (patches, 15) as `patch_truth` gives it.
     """
-    *words, edges, moves = readings.split([*WORDS, 8, 2], dim=-1)
+    *words, edges, moves = readings.split([*WORDS.values(), 8, 2], dim=-1)
     loss, right = torch.zeros(()), []
     thing = truth[:, 0] > 0
     # Ground is most of a picture, and soon seen.
@@ -263,15 +269,14 @@ def vision_loss(readings: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tens
     error = (edges - truth[:, len(WORDS) : len(WORDS) + 8])[thing].abs()  # (patches of things, 8)
     # A small error matters as much as a large one does for an IoU: no squares.
     loss = loss + 20 * error.mean() + 2 * (moves - truth[:, -2:])[thing].abs().mean()
-    names = ("shape", "colour", "size", "colour_now", "deed")
-    return loss, {**dict(zip(names, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
+    return loss, {**dict(zip(WORDS, (value.item() for value in right), strict=True)), "edge_error": error.mean().item()}
 
 
 def train_vision(model, frames: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int = 48, learning_rate: float = 4e-3) -> list[dict]:
     """Trains the vision tower in place; returns the log."""
     tower, (pixels, truth) = model.model.vision_tower, frames
     hidden = tower.config.hidden_size
-    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, sum(WORDS) + 10))
+    reader = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, sum(WORDS.values()) + 10))
     matrices = [weight for weight in tower.encoder.parameters() if weight.ndim == 2]
     others = [*tower.embeddings.parameters(), *(weight for weight in tower.encoder.parameters() if weight.ndim < 2)]
     groups = [{"params": matrices, "muon": True}, {"params": [*others, *reader.parameters()]}]
