@@ -4,6 +4,7 @@
 import json
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 
 import PIL.Image
@@ -11,12 +12,18 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 from trl import ModelConfig
 
 from llava_st_hf import LlavaSTVideoProcessor
 from llava_st_hf.batch_feature_llava_st import PADDING, SHARED
 from llava_st_hf.data import group_by_medium
 from llava_st_hf.training import LlavaSTDataCollator, LlavaSTTrainer, LlavaSTTrainingConfig, check_run, make_trainable
+from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs
+from llava_st_hf.training.shared_medium import block_mask
+from llava_st_hf.training.trainer import mask_of_segments
 from modeling_tests.corpora import row, write_media
 from modeling_tests.one_training import OPTIONS
 from modeling_tests.processors import model_for, tiny_processor
@@ -26,6 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 import sft
 
 
+# Lengths of a medium and of the conversations behind it.
+ROWS = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 40), min_size=1, max_size=9))
 SYSTEM = {"role": "system", "content": [{**dict.fromkeys(("path", "clip", "start", "end")), "type": "text", "text": "Look."}]}
 
 
@@ -69,6 +78,8 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
     total = 0.0
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segments")}
+        if "segments" in batch:
+            inputs["attention_mask"] = mask_of_segments(batch["segments"], model.config.get_text_config(), torch.float32)
         loss = model(**inputs, num_items_in_batch=1).loss
         loss.backward()
         total += loss.item()
@@ -78,12 +89,14 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
 # Exactness
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", RUN_ATTENTION])
 @pytest.mark.parametrize("kinds", [("video",), ("image",), ("video", "image", "text")], ids="+".join)
-def test_loss_and_gradients_are_those_of_separate_conversations(processor, rows, grouped, kinds):
+def test_loss_and_gradients_are_those_of_separate_conversations(processor, rows, grouped, kinds, attention):
     collate, model = LlavaSTDataCollator(processor), model_for(processor).train()
     alone = [collate([sample]) for sample in rows if sample["modality"] in kinds]
     together = collate([group for group in grouped if group["modality"] in kinds])
     loss, gradients = summed(model, alone)
+    model.set_attn_implementation({"text_config": attention})
     grouped_loss, grouped_gradients = summed(model, [together])
     assert grouped_loss == pytest.approx(loss, rel=1e-6)
     assert grouped_gradients.keys() == gradients.keys() and len(gradients) > 50
@@ -113,6 +126,38 @@ def test_a_step_of_the_trainer_is_that_of_separate_conversations(tmp_path, rows,
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ROWS, min_size=1, max_size=3), st.sampled_from([0, 3]))
+def test_attention_in_runs_is_that_with_a_mask(rows, padding):
+    """Rows with and without a medium, of conversations of unlike lengths, and with padding."""
+    numbers = count()
+    rows = [[SHARED] * shared + [number for length in lengths for number in [next(numbers)] * length] for shared, lengths in rows]
+    length = max(map(len, rows)) + padding
+    segments = torch.tensor([row + [PADDING] * (length - len(row)) for row in rows])
+    generator = torch.Generator().manual_seed(length)
+    states = [torch.randn(len(rows), 2, length, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    told = (segments != PADDING)[:, None, :, None]  # (batch_size, 1, sequence_length, 1)
+    expected = torch.where(told, scaled_dot_product_attention(*states, attn_mask=block_mask(segments), scale=0.4), 0.0)
+    found = attend_in_runs(*states, Runs.of(segments), 0.4).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(found.shape, generator=generator)
+    gradients = [torch.autograd.grad((result * weights).sum(), states) for result in (found, expected)]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
+def test_on_a_processor_the_trainer_attends_in_runs_and_evaluates_as_before(tmp_path, rows, grouped):
+    trainer = trainer_of(tmp_path, grouped)
+    assert trainer.model.config.get_text_config()._attn_implementation == RUN_ATTENTION
+    batch = LlavaSTDataCollator(tiny_processor())(rows)
+    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped")}
+    model = trainer.model.eval()
+    with torch.no_grad():
+        loss = model(**inputs).loss
+        model.set_attn_implementation("sdpa")
+        assert loss == model(**inputs).loss
+
+
 def trainer_of(folder, rows, attention="sdpa", **options) -> LlavaSTTrainer:
     args = LlavaSTTrainingConfig(output_dir=str(folder), **{**OPTIONS, "max_steps": 1, **options})
     processor = tiny_processor()
@@ -140,7 +185,7 @@ def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(
         for name in ("input_ids", "labels", "coordinates"):
             if name in alone:
                 torch.testing.assert_close(batch[name][own][places], alone[name][0], equal_nan=True)
-    visible = batch["attention_mask"][:, 0]
+    visible = block_mask(batch["segments"])[:, 0]
     for row_segments, seen in zip(batch["segments"].tolist(), visible, strict=True):
         for query in range(0, len(row_segments), 7):
             kinds = (row_segments[query],) if row_segments[query] == PADDING else (row_segments[query], SHARED)

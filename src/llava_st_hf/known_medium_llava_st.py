@@ -31,7 +31,11 @@ class KnownMediumProcessor(LlavaSTProcessor):
         """Media are as many as were counted before; `get_text_with_replacements` refuses a text that names more."""
 
     def _process_images(self, images, **kwargs):
-        return {}, [self.medium]
+        return {}, self._once_each(images)
 
     def _process_videos(self, videos, **kwargs):
-        return {}, [self.medium]
+        return {}, self._once_each(videos)
+
+    def _once_each(self, media: list) -> list[MediaText]:
+        """The medium once for each conversation; those of several come as a list of lists."""
+        return [self.medium] * (len(media) if isinstance(media[0], list) else 1)

@@ -6,8 +6,8 @@ The paper's ablations in small: what each idea is worth in the world of shapes, 
     python training/shapes/ablations.py runs/shapes --all           # every variant and seed that is not there yet
     python training/shapes/ablations.py runs/shapes --table
 
-Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the recipes and data of training/shapes/train.py,
-all stages shortened alike (`SHARE`). What differs is one thing:
+Each run starts from the trained vision encoder in `runs/shapes/start` and goes through the recipes and data of training/shapes/train.py
+on one core, with batches of half the size and fewer steps (`STEPS`). What differs is one thing:
 
 | variant | |
 |---|---|
@@ -40,7 +40,7 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 import measure  # noqa: E402
 import sft  # noqa: E402
 from start import give_rows  # noqa: E402
-from train import CORES, PROCESSES, STAGES  # noqa: E402
+from train import BF16, CORES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
@@ -49,7 +49,8 @@ from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-SHARE = 0.12  # of the steps of the recipes shapes_stage*.yaml
+# Steps of each part: as many as its look-ups need to be learned at all, and then few.
+STEPS = {"stage1": 30, "stage2_words": 350, "stage2_deeds": 100, "stage2_edges": 600, "stage2": 250, "stage3": 150}
 QUESTIONS = 100  # of each task, from the validation split
 _COLUMNS = (
     ("rec", "miou"), ("reg", "exact_match"), ("tvg", "miou"), ("tr", "exact_match"), ("stvg", "mtiou"), ("stvg", "msiou"), ("svg", "msiou"),
@@ -89,7 +90,6 @@ def change(variant: str) -> None:
 def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
     """Trains a variant in this process; returns the folder of the model."""
     change(variant)
-    steps = {name: round(SHARE * _recipe(name)["max_steps"]) for name in STAGES}
     if variant == "one_stage":
         give_rows(runs / "start", output / "rows")
         folder = (runs / "data").resolve()
@@ -99,7 +99,7 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
             for entry in yaml.safe_load((folder / f"{name}.yaml").read_text())["datasets"]:
                 entries.append({**entry, "json_path": str(folder / entry["json_path"]), "data_folder": str(folder / "media")})
         mixture.write_text(yaml.safe_dump({"datasets": entries}))
-        questions = sum(steps[name] * _questions_per_step(_recipe(name)) for name in STAGES)
+        questions = sum(steps * _questions_per_step(_recipe(name)) for name, steps in STEPS.items())
         train_stage("stage3", output / "rows", output / "joint", mixture, round(questions / _questions_per_step(_recipe("stage3"))), seed)
         return output / "joint"
     before = runs / "start"
@@ -107,7 +107,7 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
         if STAGES[name] == "stage1_rows":
             give_rows(before, output / "stage1_rows")
             before = output / "stage1_rows"
-        train_stage(name, before, output / name, runs / f"data/{name}.yaml", steps[name], seed)
+        train_stage(name, before, output / name, runs / f"data/{name}.yaml", STEPS[name], seed)
         before = output / name
     return before
 
@@ -125,9 +125,7 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
     """Runs a recipe shapes_stage*.yaml for so many steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
-    # As many media a step as the recipe has in all its processes: a run is one, so that each core has a run of its own.
-    settings["per_device_train_batch_size"] = PROCESSES * _recipe(name)["per_device_train_batch_size"]
-    settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
+    settings |= {"bf16": BF16, "warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))

@@ -18,6 +18,8 @@ from .model_card import write_model_card
 from .muon import MuonAdamW
 from .sampler import BucketSampler, EpochSampler
 from .saving import WholeCheckpoints
+from .shared_attention import RUN_ATTENTION, Runs
+from .shared_medium import block_mask
 from .trainable import part_of
 
 
@@ -66,6 +68,8 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             if dataset is not None and "conversations" in (dataset.column_names or ()):
                 _check_groups(args, model)
+                if _attention(model) == "sdpa" and args.device.type == "cpu":
+                    model.set_attn_implementation({"text_config": RUN_ATTENTION})
         self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
         if model.dtype not in (torch.float32, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32):
             # Without autocast, updates smaller than the weights' own precision would be lost.
@@ -159,8 +163,8 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         tasks = inputs.get("tasks") or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
         model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segments")}
-        if "segments" in inputs and _attention(self.model) == "eager":
-            model_inputs["attention_mask"] = _additive(inputs["attention_mask"], self._half)
+        if "segments" in inputs:
+            model_inputs["attention_mask"] = mask_of_segments(inputs["segments"], self.model.config.get_text_config(), self._half)
         outputs = model(
             **model_inputs,
             use_cache=False,
@@ -279,9 +283,21 @@ def _check_groups(args: LlavaSTTrainingConfig, model) -> None:
         )
 
 
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as what eager attention adds to its scores, where it would take True for 1."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+def mask_of_segments(segments: torch.Tensor, config, dtype: torch.dtype) -> torch.Tensor | dict[str, Runs]:
+    """
+    What a decoder takes as `attention_mask` where rows have several conversations.
+
+    Args:
+        segments: (batch_size, sequence_length), as the collator gives them.
+        config: of the decoder.
+        dtype: that it computes in.
+    """
+    if config._attn_implementation == RUN_ATTENTION:
+        return dict.fromkeys(config.layer_types, Runs.of(segments))
+    visible = block_mask(segments)
+    if config._attn_implementation == "eager":  # adds its mask to the scores, where it would take True for 1
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+    return visible
 
 
 class SpeedProgressCallback(ProgressCallback):
