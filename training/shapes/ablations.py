@@ -40,7 +40,7 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 import measure  # noqa: E402
 import sft  # noqa: E402
 from start import give_rows  # noqa: E402
-from train import BF16, CORES, STAGES  # noqa: E402
+from train import CORES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
@@ -125,7 +125,7 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
     """Runs a recipe shapes_stage*.yaml for so many steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
-    settings |= {"bf16": BF16, "warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
+    settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))

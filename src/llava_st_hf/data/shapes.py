@@ -209,13 +209,13 @@ def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
     Args:
         seed: as `scene_seed` gives it.
         is_video: whether something happens; a picture is a scene of one frame.
-        easy: no two things share a colour or a shape, so that each word by itself tells them apart. In a video there are one or two
-            things, and one thing less happens.
+        easy: in a picture no two things share a colour or a shape, so that each word by itself tells them apart. In a video there is a
+            single thing, to which one thing less happens.
     """
     rng = np.random.default_rng([seed, int(is_video)])
     width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
-    count = int(rng.integers(2, 4 if is_video else 5)) - (easy and is_video)
-    things = _things(rng, width, height, count, easy)
+    count = int(rng.integers(2, 4 if is_video else 5))
+    things = _things(rng, width, height, 1 if easy and is_video else count, easy)
     if not is_video:
         return Scene(width, height, 1, 1, things, (), (0.0, 0.0), seed)
     fps, num_frames = int(rng.choice((8, 10, 12))), int(rng.integers(24, 49))  # 1.9 to 5.9 seconds

@@ -7,7 +7,6 @@ from torch.optim.adamw import adamw
 
 # Coefficients of the quintic Newton–Schulz iteration of Muon (Jordan et al., 2024), and how often it is done.
 _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-TILES = torch.cpu.get_capabilities().get("amx_bf16", False)  # this processor multiplies matrices of bfloat16 in tiles
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -100,8 +99,8 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
         (matrices, height, width), of the same type.
     """
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    if wide.is_cuda or TILES:
-        wide = wide.bfloat16()  # precise enough, and what the iteration was made for; slow on other processors
+    if wide.is_cuda:
+        wide = wide.bfloat16()  # precise enough, and what the iteration was made for; slow on processors
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
