@@ -21,9 +21,8 @@ from llava_st_hf import LlavaSTVideoProcessor
 from llava_st_hf.batch_feature_llava_st import PADDING, SHARED
 from llava_st_hf.data import group_by_medium
 from llava_st_hf.training import LlavaSTDataCollator, LlavaSTTrainer, LlavaSTTrainingConfig, check_run, make_trainable
-from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs
+from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs, mask_of_segments
 from llava_st_hf.training.shared_medium import block_mask
-from llava_st_hf.training.trainer import mask_of_segments
 from modeling_tests.corpora import row, write_media
 from modeling_tests.one_training import OPTIONS
 from modeling_tests.processors import model_for, tiny_processor
@@ -144,6 +143,25 @@ def test_attention_in_runs_is_that_with_a_mask(rows, padding):
     gradients = [torch.autograd.grad((result * weights).sum(), states) for result in (found, expected)]
     for mine, other in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_of_attention_reaches_runs(processor, grouped):
+    batch, model = LlavaSTDataCollator(processor)(grouped), model_for(processor).train()
+    model.set_attn_implementation({"text_config": RUN_ATTENTION})
+    config = model.config.get_text_config()
+    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segments")}
+    inputs["attention_mask"] = mask_of_segments(batch["segments"], config, torch.float32)
+    with torch.no_grad():
+        without = model(**inputs).loss
+        for layer in model.model.language_model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        assert abs(model(**inputs).loss - without) > 1e-6
+
+
+def test_attention_that_drops_all_weights_is_zero():
+    segments = torch.tensor([[SHARED, SHARED, 0, 0, 1]])
+    states = torch.ones(3, 1, 2, 5, 4)
+    assert (attend_in_runs(*states, Runs.of(segments), 1.0, dropout=1.0) == 0).all()
 
 
 def test_on_a_processor_the_trainer_attends_in_runs_and_evaluates_as_before(tmp_path, rows, grouped):

@@ -49,7 +49,7 @@ from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-# Steps of each part: as many as its look-ups need to be learned at all, and then few.
+# Steps of each part: where look-ups are learned (words, edges) nearly as many as the recipe has, elsewhere few. Not tried whole yet.
 STEPS = {"stage1": 30, "stage2_words": 350, "stage2_deeds": 100, "stage2_edges": 600, "stage2": 250, "stage3": 150}
 QUESTIONS = 100  # of each task, from the validation split
 _COLUMNS = (

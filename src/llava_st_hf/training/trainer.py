@@ -18,8 +18,7 @@ from .model_card import write_model_card
 from .muon import MuonAdamW
 from .sampler import BucketSampler, EpochSampler
 from .saving import WholeCheckpoints
-from .shared_attention import RUN_ATTENTION, Runs
-from .shared_medium import block_mask
+from .shared_attention import RUN_ATTENTION, mask_of_segments
 from .trainable import part_of
 
 
@@ -281,23 +280,6 @@ def _check_groups(args: LlavaSTTrainingConfig, model) -> None:
             f"Several questions about one medium need a mask that attn_implementation={_attention(model)} does not take: take sdpa or "
             "eager, or questions_per_medium=1."
         )
-
-
-def mask_of_segments(segments: torch.Tensor, config, dtype: torch.dtype) -> torch.Tensor | dict[str, Runs]:
-    """
-    What a decoder takes as `attention_mask` where rows have several conversations.
-
-    Args:
-        segments: (batch_size, sequence_length), as the collator gives them.
-        config: of the decoder.
-        dtype: that it computes in.
-    """
-    if config._attn_implementation == RUN_ATTENTION:
-        return dict.fromkeys(config.layer_types, Runs.of(segments))
-    visible = block_mask(segments)
-    if config._attn_implementation == "eager":  # adds its mask to the scores, where it would take True for 1
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-    return visible
 
 
 class SpeedProgressCallback(ProgressCallback):
