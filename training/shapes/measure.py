@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.tasks import TASKS
 
 
-# What a model should reach that was trained on two CPU cores, and on one H100. Shares are per cent in the figures, and fractions here.
+# What a model should reach that was trained on two CPU cores, and on one H100. `SHARES` are per cent in the figures, and fractions here.
 FLOORS = {
     "rec": {"miou": (0.80, 0.87)},
     "reg": {"exact_match": (0.85, 0.95)},
@@ -38,13 +39,16 @@ FLOORS = {
     "svg": {"msiou": (0.50, 0.68)},
     "elc": {"mtiou": (0.78, 0.86), "exact_match": (0.85, 0.92)},
 }
-_LONGEST = 400  # tokens of an answer; a tubelet over all 20 frames has about 150
+SHARES = ("exact_match", "named@0.5")
+_LONGEST = 200  # tokens of an answer; a tubelet over all 20 frames has about 150
 
 
-def measure(model, processor, split: Path, output: Path, name: str, batch_size: int, limit: int | None) -> dict[str, dict[str, float]]:
-    """Figures of each task."""
+def measure(
+    model, processor, split: Path, output: Path, name: str, batch_size: int, limit: int | None, tasks: Iterable[str] = TASKS
+) -> dict[str, dict[str, float]]:
+    """Figures of each of `tasks`."""
     figures = {}
-    for task in TASKS:
+    for task in tasks:
         questions = read_benchmark("jsonl", str(split / f"{task}.jsonl"), str(split / "media"))[:limit]
         settings = EvaluationSettings(f"jsonl_{task}", name, batch_size, _LONGEST)
         predictions = run_benchmark(questions, model, processor, output / task, settings, read_own_answer, num_workers=1)
@@ -62,7 +66,7 @@ def print_table(figures: dict[str, dict[str, float]]) -> None:
         found = figures[task]
         lost = (found["unparsable"] + found["cut_off"]) / found["count"]
         for key, (cpu, gpu) in floors.items():
-            scale = 100 if key in ("exact_match", "named@0.5") else 1
+            scale = 100 if key in SHARES else 1
             value, low, high = (found[name] / scale for name in (key, f"{key}_low", f"{key}_high"))
             mark = "" if value >= cpu else " (below)"
             print(f"| {task} | {key} | {value:.3f}{mark} | {low:.3f} – {high:.3f} | {cpu:.2f} | {gpu:.2f} | {lost:.1%} |")

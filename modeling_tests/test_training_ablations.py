@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training/shapes/ablations.py takes away, and that it takes away nothing else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
+
+import ablations
+import start
+
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
+from llava_st_hf.data import load_mixture
+from llava_st_hf.data.shapes_files import write_training_data
+from llava_st_hf.packer_llava_st import LlavaSTWindowPacker
+
+
+@pytest.fixture
+def change(monkeypatch):
+    """`ablations.change`, undone at the end."""
+    for owner, name in ((LlavaSTModel, "_add_positions"), (LlavaSTModel, "_trains"), (LlavaSTWindowPacker, "forward")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(LlavaSTForConditionalGeneration, "_loss", LlavaSTForConditionalGeneration._loss)
+    return ablations.change
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> LlavaSTForConditionalGeneration:
+    folder = tmp_path_factory.mktemp("ablations")
+    tokenizer = start.build_tokenizer([])
+    start.build_model(tokenizer).save_pretrained(folder / "start")
+    start.build_processor(tokenizer).save_pretrained(folder / "start")
+    start.give_rows(folder / "start", folder / "rows")
+    return LlavaSTForConditionalGeneration.from_pretrained(folder / "rows", dtype=torch.float32)
+
+
+def pixels_of(model, *shape: int) -> torch.Tensor:
+    size = model.config.vision_config.image_size
+    return torch.randn(*shape, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_without_lape_pictures_do_not_hear_coordinate_rows_and_elsewhere_they_do(model, change):
+    image = pixels_of(model, 1)
+    rows = model.get_input_embeddings().weight[model.config.coordinate_start_token_id :][:300]
+
+    def answers_to_rows() -> bool:
+        with torch.no_grad():
+            before = model.get_image_features(image).pooler_output
+            kept = rows.clone()
+            rows.mul_(2)
+            after = model.get_image_features(image).pooler_output
+            rows.copy_(kept)
+        return not torch.equal(before, after)
+
+    assert answers_to_rows()
+    for variant in ("average_pooling", "hard_targets", "one_stage"):
+        change(variant)
+        assert answers_to_rows(), variant
+    change("no_lape")
+    assert not answers_to_rows()
+
+
+def test_averages_have_the_shapes_of_the_packer(model, change):
+    windows = model.model.packer.fast  # (1, 4, 4)
+    grid, hidden = model.config.grid_size, model.config.text_config.hidden_size
+    features = torch.randn(2, 3, grid, grid, hidden, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        packed = windows(features)
+    change("average_pooling")
+    averaged = windows(features)
+    assert averaged.shape == packed.shape
+    assert not torch.allclose(averaged, packed, atol=1e-3)
+    _, height, width = windows.window
+    torch.testing.assert_close(averaged[1, 2, 0, 1], features[1, 2, :height, width : 2 * width].mean((0, 1)))
+
+
+def test_hard_targets_tell_nothing_to_neighbours(model, change):
+    first = model.config.coordinate_start_token_id
+    token = first + 40
+    ids = torch.tensor([[5, 6, 7, token]])
+    labels = torch.tensor([[-100, -100, -100, token]])
+    coordinates = torch.full(ids.shape, float("nan"))
+    coordinates[0, 3] = 40.4 / (model.config.num_temporal_bins - 1)  # between two bins
+
+    def loss(places: torch.Tensor | None) -> float:
+        with torch.no_grad():
+            return model(input_ids=ids, labels=labels, coordinates=places).loss.item()
+
+    model.train()
+    try:
+        nearest = loss(None)
+        assert loss(coordinates) != pytest.approx(nearest, abs=1e-4)
+        change("hard_targets")
+        assert loss(coordinates) == pytest.approx(nearest, abs=1e-6)
+        assert not model.model._trains()
+    finally:
+        model.eval()
+
+
+def test_a_joint_stage_has_as_many_questions_of_each_part(tmp_path, monkeypatch):
+    write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=6, num_easy_images=20, num_frames=20)
+    monkeypatch.setattr(ablations, "PARTS", (("stage2_words", False, 2), ("stage2_edges", True, 1), ("stage3", False, 1)))
+    steps = ablations.write_joint_mixture(tmp_path, tmp_path / "joint.yaml")
+    questions = {}
+    for row in load_mixture(tmp_path / "joint.yaml"):
+        questions.setdefault(row["task"], []).append(row)
+    # 8 of 20 pictures of words and 4 of 10 of edges, each with 10 and with 4 such questions; 8 edges beside them.
+    assert len(questions["vqa"]) == 8 * 10 + 4 * 4
+    assert len(questions["edge"]) == 4 * 8
+    assert {"rec", "reg", "dgc"} <= set(questions)
+    assert steps == 3  # these 8 pictures once, with all their questions, and 5 media of stage 3, in batches of 4
+    entries = yaml.safe_load((tmp_path / "joint.yaml").read_text())["datasets"]
+    assert len(entries) == len({entry["json_path"] for entry in entries})
