@@ -204,6 +204,23 @@ def print_table(runs: Path) -> None:
         print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
 
 
+def print_edges(runs: Path) -> None:
+    """How many bins answers are off while edges in pictures are learned: mean and standard deviation over seeds."""
+    number, steps = next((number, steps) for number, (name, _, steps) in enumerate(PARTS) if name == "stage2_edges")
+    shown = [steps * fifth // 5 for fifth in range(1, 6)]
+    print("| variant | " + " | ".join(f"step {step}" for step in shown) + " |\n|---|" + "---|" * len(shown))
+    for variant in VARIANTS:
+        found = []
+        for path in (runs / "ablations").glob(f"{variant}-*/{number}_stage2_edges/trainer_state.json"):
+            history = json.loads(path.read_text())["log_history"]
+            errors = {entry["step"]: entry["box_bin_error"] for entry in history if "box_bin_error" in entry}
+            found.append([errors[step] for step in shown])
+        if found:
+            means = np.mean(found, axis=0)
+            spreads = np.std(found, axis=0, ddof=1) if len(found) > 1 else np.full(len(shown), np.nan)
+            print(f"| {variant} | " + " | ".join(f"{mean:.1f} ± {spread:.1f}" for mean, spread in zip(means, spreads, strict=True)) + " |")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The paper's ablations in small.")
     parser.add_argument("runs", type=Path)
@@ -230,3 +247,4 @@ if __name__ == "__main__":
             made.result()  # raises what has gone wrong in one, when the others are done
     if arguments.table or arguments.all:
         print_table(arguments.runs)
+        print_edges(arguments.runs)
