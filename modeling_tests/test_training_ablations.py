@@ -12,12 +12,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
 import ablations
-import start
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
 from llava_st_hf.data import load_mixture
 from llava_st_hf.data.shapes_files import write_training_data
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker
+from modeling_tests.shapes_start import write_stage2
 
 
 @pytest.fixture
@@ -31,12 +31,7 @@ def change(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> LlavaSTForConditionalGeneration:
-    folder = tmp_path_factory.mktemp("ablations")
-    tokenizer = start.build_tokenizer([])
-    start.build_model(tokenizer).save_pretrained(folder / "start")
-    start.build_processor(tokenizer).save_pretrained(folder / "start")
-    start.give_rows(folder / "start", folder / "rows")
-    return LlavaSTForConditionalGeneration.from_pretrained(folder / "rows", dtype=torch.float32)
+    return LlavaSTForConditionalGeneration.from_pretrained(write_stage2(tmp_path_factory.mktemp("ablations")), dtype=torch.float32)
 
 
 def pixels_of(model, *shape: int) -> torch.Tensor:

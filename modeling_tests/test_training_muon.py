@@ -69,7 +69,7 @@ def test_orthogonal_keeps_directions_and_evens_out_how_long_they_are(has_tiles, 
     left = torch.linalg.qr(torch.randn(count, height, side, generator=generator, dtype=torch.float64)).Q
     right = torch.linalg.qr(torch.randn(count, width, side, generator=generator, dtype=torch.float64)).Q
     lengths = torch.rand(count, 1, side, generator=generator, dtype=torch.float64) * 0.9 + 0.1
-    with patch.object(muon, "_TILES", has_tiles):  # of processors, whose units for bfloat16 are used where they have some
+    with patch.object(muon, "TILES", has_tiles):  # of processors, whose units for bfloat16 are used where they have some
         found = orthogonal((left * lengths @ right.mT * scale).float())
     assert found.shape == (count, height, width) and found.dtype == torch.float32
     seen = left.mT @ found.double() @ right  # diagonal, where the directions are the same

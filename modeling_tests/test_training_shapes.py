@@ -14,17 +14,12 @@ import start
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.data.shapes import Event, Scene, Thing
+from modeling_tests.shapes_start import write_stage2
 
 
 @pytest.fixture(scope="module")
 def stage2(tmp_path_factory) -> Path:
-    """A model as stage 2 begins with, but for what stage 1 teaches."""
-    folder = tmp_path_factory.mktemp("shapes")
-    tokenizer = start.build_tokenizer([])
-    start.build_model(tokenizer).save_pretrained(folder / "start")
-    start.build_processor(tokenizer).save_pretrained(folder / "start")
-    start.give_rows(folder / "start", folder / "rows")
-    return folder / "rows"
+    return write_stage2(tmp_path_factory.mktemp("shapes"))
 
 
 def test_coordinate_rows_begin_in_order(stage2):

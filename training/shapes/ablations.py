@@ -26,6 +26,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPr
 from llava_st_hf.data import group_by_medium, load_mixture  # noqa: E402
 from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
+from llava_st_hf.training.muon import TILES  # noqa: E402
 
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
@@ -107,10 +109,10 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
         if STAGES[name] == "stage1_rows":
             give_rows(before, output / "stage1_rows")
             before = output / "stage1_rows"
-        mixture = output / f"{number}_{name}.yaml"
+        mixture, folder = output / f"{number}_{name}.yaml", output / f"{number}_{name}"
         write_mixture(mixture, entries_of(runs / "data", name, only_pictures))
-        train_stage(name, before, output / f"{number}_{name}", mixture, steps, seed)
-        before = output / f"{number}_{name}"
+        train_stage(name, before, folder, mixture, steps, seed)
+        before = folder
     return before
 
 
@@ -162,7 +164,7 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
-    settings["bf16"] = torch.cpu.get_capabilities().get("amx_bf16", False)  # a quarter faster where processors have units for it
+    settings["bf16"] = TILES  # a fifth faster with these units, and slower without
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))
@@ -192,6 +194,13 @@ def run_apart(runs: Path, variant: str, seed: int) -> None:
 # ============================================================ The table
 
 
+def _over_seeds(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation; nothing where there are no values."""
+    if not values:
+        return ""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else np.nan:.{digits}f}"
+
+
 def print_table(runs: Path) -> None:
     """Mean and standard deviation over seeds of each figure, as fractions."""
     print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS))
@@ -199,8 +208,7 @@ def print_table(runs: Path) -> None:
         found = [json.loads(path.read_text()) for path in sorted((runs / "ablations").glob(f"{variant}-*/figures.json"))]
         cells = []
         for task, key in COLUMNS:
-            values = np.array([figures[task][key] for figures in found]) / (100 if key in measure.SHARES else 1)
-            cells.append(f"{values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else float('nan'):.3f}" if len(values) else "")
+            cells.append(_over_seeds([figures[task][key] / (100 if key in measure.SHARES else 1) for figures in found], 3))
         print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
 
 
@@ -216,9 +224,7 @@ def print_edges(runs: Path) -> None:
             errors = {entry["step"]: entry["box_bin_error"] for entry in history if "box_bin_error" in entry}
             found.append([errors[step] for step in shown])
         if found:
-            means = np.mean(found, axis=0)
-            spreads = np.std(found, axis=0, ddof=1) if len(found) > 1 else np.full(len(shown), np.nan)
-            print(f"| {variant} | " + " | ".join(f"{mean:.1f} ± {spread:.1f}" for mean, spread in zip(means, spreads, strict=True)) + " |")
+            print(f"| {variant} | " + " | ".join(_over_seeds(values, 1) for values in zip(*found, strict=True)) + " |")
 
 
 if __name__ == "__main__":

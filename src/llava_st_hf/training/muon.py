@@ -8,7 +8,7 @@ from torch.optim.adamw import adamw
 # Coefficients of the quintic Newton–Schulz iteration of Muon (Jordan et al., 2024), and how often it is done.
 _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 # Whether this machine's processors multiply matrices of bfloat16 (AMX).
-_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+TILES = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -101,7 +101,7 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
         (matrices, height, width), of the same type.
     """
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    if wide.is_cuda or _TILES:
+    if wide.is_cuda or TILES:
         wide = wide.bfloat16()  # precise enough, and what the iteration was made for; slow on processors without such units
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     a, b, c = _QUINTIC
