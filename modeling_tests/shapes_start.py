@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
+import beginning
 import start
 
 
@@ -15,5 +16,5 @@ def write_stage2(folder: Path) -> Path:
     tokenizer = start.build_tokenizer([])
     start.build_model(tokenizer).save_pretrained(folder / "start")
     start.build_processor(tokenizer).save_pretrained(folder / "start")
-    start.give_rows(folder / "start", folder / "rows")
+    beginning.give_rows(folder / "start", folder / "rows")
     return folder / "rows"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the small model of shapes begins with: training/shapes/start.py."""
+"""What the small model of shapes begins with: training/shapes/start.py, beginning.py and sight.py."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
-import start
+import beginning
+import sight
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data.shapes import Event, Scene, Thing
+from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Event, Scene, Thing
 from modeling_tests.shapes_start import write_stage2
 
 
@@ -31,22 +32,73 @@ def test_coordinate_rows_begin_in_order(stage2):
             assert near.max() < 0.5 * further.min() and further.max() < far.min()
 
 
-def test_attention_begins_by_copying_places_and_reads_the_rest_at_random(stage2):
+def seen_patches(*things: tuple[str, str, str, str, tuple[float, ...]]) -> torch.Tensor:
+    """(things + 1, width) what is told of patches: ground, then of each thing `(shape, colour, size, deed, box)`."""
+    truth = torch.zeros(len(things) + 1, 15)
+    for row, (shape, colour, size, deed, box) in zip(truth[1:], things, strict=True):
+        number = 1 + list(COLOURS).index(colour)
+        deed, direction = ("moves", deed.removeprefix("moves ")) if deed.startswith("moves ") else (deed, "")
+        row[:5] = torch.tensor([1 + SHAPES.index(shape), number, 1 + list(SIZES).index(size), number, sight.DEEDS.index(deed)])
+        row[9:13] = torch.tensor(box)
+        row[13:] = torch.tensor({"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "": (0, 0)}[direction])
+    return beginning.told(truth)
+
+
+def test_features_begin_with_the_words_for_what_is_seen_and_ground_has_none():
+    words = beginning.directions().words
+    ground, circle, cross = seen_patches(
+        ("circle", "red", "large", "moves up", (0.1, 0.2, 0.5, 0.6)), ("cross", "white", "small", "", (0.7, 0.7, 0.9, 0.9))
+    )
+
+    def named(features: torch.Tensor) -> set[str]:
+        return {word for word, share in zip(beginning.SEEN, features @ words.T / beginning.WIDTH, strict=True) if share > 0.5}
+
+    assert named(ground) == set()
+    assert named(circle) == {"circle", "red", "large", "moves", "up"}
+    assert named(cross) == {"cross", "white", "small"}
+
+
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [("What is the top edge of the circle?", 1), ("What colour is the cross?", 2), ("When is it that the square grows?", 3)],
+)
+def test_attention_begins_by_finding_what_words_mean(stage2, question, place):
+    model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = LlavaSTProcessor.from_pretrained(stage2).tokenizer
+    # The world's words as single tokens, as the trained tokenizer has them.
+    pieces = question.removesuffix("?").split()
+    rows = model.get_input_embeddings().weight
+    others = rows[tokenizer("?").input_ids]
+    known = beginning.directions().words
+    asked = torch.cat([known[[beginning.SEEN.index(word)]] if word in beginning.SEEN else others for word in pieces])
+    picture = seen_patches(
+        ("circle", "red", "large", "", (0.1, 0.2, 0.5, 0.6)),
+        ("cross", "white", "small", "shakes", (0.7, 0.7, 0.9, 0.9)),
+        ("square", "white", "large", "grows", (0.5, 0.1, 0.9, 0.4)),
+    )
+    embeddings = torch.cat((others.expand(10, -1), picture, others.expand(4, -1), asked, others.expand(8, -1)))[None]
+    with torch.no_grad():
+        attention = model.model.language_model(inputs_embeds=embeddings, output_attentions=True).attentions
+    found = attention[1][0, 1:3, -1, 10:14].mean(0)  # of both heads that look for words
+    assert found.argmax() == place and found[place] > 0.4, found
+
+
+def test_attention_begins_by_copying_words_and_edges(stage2):
     model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32)
-    slow = start.wave_directions()[:, [1, 2, 3, 8, 9, 10]].flatten(0, 1)  # cosines and sines of frequency 1 to 3
-    for layer in model.model.language_model.layers:
-        attention = layer.self_attn
-        heads = start.WIDTH // attention.head_dim
-        copied = (slow @ attention.v_proj.weight.T) @ attention.o_proj.weight.T
-        # Each head adds half of it; the values at random add noise.
-        alike = torch.cosine_similarity(copied, slow)
-        assert (alike > 0.8).all()
-        assert (copied.norm(dim=-1) > 0.4 * heads * slow.norm(dim=-1)).all()
-        other = torch.randn(50, start.WIDTH)
-        basis = torch.linalg.qr(slow.T)[0]
-        other = other - other @ basis @ basis.T
-        there_and_back = (other @ attention.v_proj.weight.T) @ attention.o_proj.weight.T
-        assert torch.cosine_similarity(there_and_back, other).abs().mean() < 0.3
+    known = beginning.directions()
+    attention = model.model.language_model.layers[1].self_attn
+    for head, copied in ((1, known.words), (2, known.sides), (3, known.slow(beginning.COPIED_WAVES))):
+        part = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+        there_and_back = copied @ attention.v_proj.weight[part].T @ attention.o_proj.weight[:, part].T
+        assert (torch.cosine_similarity(there_and_back, copied) > 0.8).all()
+
+
+def test_the_slow_stream_begins_as_less_of_a_picture(stage2):
+    packer = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32).model.packer
+    picture = beginning.directions().picture[0]
+    with torch.no_grad():
+        told = packer.slow.output_proj(packer.slow.out_proj.bias) @ picture / beginning.WIDTH
+    assert -beginning.SLOW < told < -0.6 * beginning.SLOW  # output_proj reaches 128 of 160 directions
 
 
 def test_tokenizer_model_and_processor_fit(stage2):
@@ -72,12 +124,12 @@ def test_tokenizer_model_and_processor_fit(stage2):
 def test_the_encoder_is_told_what_is_at_each_patch(event, named, direction):
     things = (Thing("square", "red", "small", 24, 48, 20), Thing("circle", "green", "large", 72, 48, 32))
     scene = Scene(96, 96, 10, 41, things, (event,), (0.0, 0.0), 0)
-    truth = start.patch_truth(scene, 2.0)  # (patches, 15)
-    assert truth.shape == (start.GRID**2, 15)
-    here = truth.unflatten(0, (start.GRID, start.GRID))[6, 2]  # its middle is at (20, 52)
-    colours = ["", *start.COLOURS]
+    truth = sight.patch_truth(scene, 2.0)  # (patches, 15)
+    assert truth.shape == (sight.GRID**2, 15)
+    here = truth.unflatten(0, (sight.GRID, sight.GRID))[6, 2]  # its middle is at (20, 52)
+    colours = ["", *COLOURS]
     deed, now = named
-    expected = [2, colours.index("red"), 1, colours.index(now), start.DEEDS.index(deed)]
+    expected = [2, colours.index("red"), 1, colours.index(now), sight.DEEDS.index(deed)]
     assert here[:5].tolist() == expected
     assert torch.allclose(here[5:13] * 96, torch.tensor([20 - 14.0, 52 - 38, 34 - 20, 58 - 52, 14, 38, 34, 58]), atol=0.01)
     assert here[13:].tolist() == list(direction)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from start import NUM_FRAMES
+from sight import NUM_FRAMES
 from train import QUESTIONS_PER_TASK
 from transformers.utils import logging
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 from PIL import Image
-from start import WORDS
+from sight import WORDS
 from train import STAGES
 
 from llava_st_hf.data.shapes import Painter, make_scene, scene_seed

@@ -46,7 +46,6 @@ _MOMENTS = {"event_at": 4, "start": 4, "middle": 2, "end": 4}
 PHASES = {
     "stage1": Phase({"caption": 1}, 0.3, videos="first:30%"),
     "stage2_words": Phase({"vqa": 10}, 1.0, videos=None, images=None, easy_images="all"),
-    "stage2_deeds": Phase({"vqa": 10, "deeds": 4, "doer": 6}, 1.0, videos=None, images=None, easy_videos="all", easy_images="first:30%"),
     "stage2_edges": Phase(
         {"vqa": 4, "edge": 8, "deeds": 2, **_MOMENTS}, 1.0, videos=None, images=None, easy_videos="all", easy_images="first:50%"
     ),
