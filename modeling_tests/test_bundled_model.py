@@ -92,12 +92,12 @@ def words(text: str | None) -> str:
 def test_things_are_found_by_words(grounder, rows):
     found = answers(grounder, rows["rec"], text="text")
     boxes = [next((moment["box"] for moment in first(answer)["boxes"]), NOWHERE) for answer in found]
-    assert np.mean([iou(box, row["box"]) for box, row in zip(boxes, rows["rec"], strict=True)]) > 0.6
+    assert np.mean([iou(box, row["box"]) for box, row in zip(boxes, rows["rec"], strict=True)]) > 0.75
 
 
 def test_things_are_named_by_box(grounder, rows):
     found = answers(grounder, rows["reg"], box="box")
-    assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["reg"], strict=True)]) > 0.6
+    assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["reg"], strict=True)]) > 0.85
 
 
 def test_all_things_of_a_picture_are_named_with_their_boxes(grounder, rows):
@@ -113,31 +113,35 @@ def test_all_things_of_a_picture_are_named_with_their_boxes(grounder, rows):
                 for b in event["boxes"]
             ]
             named.append(any(iou(box, item["box"]) >= 0.5 for box in at))
-    assert np.mean(named) > 0.5
+    assert np.mean(named) > 0.75
 
 
 def test_things_are_followed_through_a_span(grounder, rows):
     found = answers(grounder, rows["svg"], text="text", span="span")
-    assert np.mean([siou(first(a), row) for a, row in zip(found, rows["svg"], strict=True)]) > 0.4
+    assert np.mean([siou(first(a), row) for a, row in zip(found, rows["svg"], strict=True)]) > 0.6
 
 
-def test_it_is_told_more_often_than_by_chance_what_happens_in_a_span(grounder, rows):
+def test_it_is_told_what_happens_in_a_span(grounder, rows):
     found = answers(grounder, rows["tr"], span="span")
-    assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["tr"], strict=True)]) > 0.2  # of hundreds
+    assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["tr"], strict=True)]) > 0.55
 
 
 def test_an_event_is_told_from_its_beginning(grounder, rows):
     found = answers(grounder, rows["elc"], time=lambda row: row["span"][0], box=lambda row: row["boxes"][0]["box"])
-    assert np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows["elc"], strict=True)]) > 0.7
-    assert np.mean([siou(first(a), row) for a, row in zip(found, rows["elc"], strict=True)]) > 0.3
+    assert np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows["elc"], strict=True)]) > 0.8
+    assert np.mean([siou(first(a), row) for a, row in zip(found, rows["elc"], strict=True)]) > 0.45
 
 
-def test_it_tells_better_than_one_likeliest_span_when_something_happens(timed, rows):
+def test_it_is_told_when_something_happens(timed, rows):
     for task, found in timed.items():
         spans = np.array([row["span"] for row in rows[task]])
         by_guess = temporal_iou(np.tile(spans.mean(0), (len(spans), 1)), spans).mean()  # one that knows their mean
         reached = np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows[task], strict=True)])
-        assert reached > by_guess + 0.05, (task, reached, by_guess)
+        assert reached > max(0.65, by_guess + 0.2), (task, reached, by_guess)
+
+
+def test_things_are_found_while_something_happens(timed, rows):
+    assert np.mean([siou(first(a), row) for a, row in zip(timed["stvg"], rows["stvg"], strict=True)]) > 0.5
 
 
 def test_every_answer_is_readable_and_within_the_clip(grounder, timed, rows):

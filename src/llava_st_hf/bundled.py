@@ -9,7 +9,7 @@ from pathlib import Path
 BUNDLED_MODEL = str(Path(__file__).resolve().parent / "assets" / "shapes")
 BUNDLED_NOTICE = (
     "This is the small model that comes with llava-st-hf: it knows moving circles, squares, triangles and crosses and nothing of the "
-    "real world, and only in part when things happen; give model= a LLaVA-ST checkpoint for real videos."
+    "real world; give model= a LLaVA-ST checkpoint for real videos."
 )
 
 
