@@ -22,7 +22,7 @@ from llava_st_hf.coordinates import DEFAULT_NUM_BINS
 from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES
 
 
-WIDTH = 160  # of the decoder
+WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands
 WAVES, COPIED_WAVES = 8, 3  # that coordinate rows are made of, and how many of them attention copies
 # Words for what is seen at a patch.
 SEEN = (*SHAPES, *COLOURS, *SIZES, "moves", "left", "right", "up", "down", *DEEDS[3:])
