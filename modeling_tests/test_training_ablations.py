@@ -98,16 +98,18 @@ def test_hard_targets_tell_nothing_to_neighbours(model, change):
 
 
 def test_a_joint_stage_has_as_many_questions_of_each_part(tmp_path, monkeypatch):
-    write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=6, num_easy_images=20, num_frames=20)
-    monkeypatch.setattr(ablations, "PARTS", (("stage2_words", False, 2), ("stage2_edges", True, 1), ("stage3", False, 1)))
+    write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=10, num_easy_images=20, num_frames=20)
+    monkeypatch.setattr(ablations, "PARTS", {"stage2_words": 2, "stage2_edges": 1, "stage3": 1})
     steps = ablations.write_joint_mixture(tmp_path, tmp_path / "joint.yaml")
     questions = {}
     for row in load_mixture(tmp_path / "joint.yaml"):
         questions.setdefault(row["task"], []).append(row)
-    # 8 of 20 pictures of words and 4 of 10 of edges, each with 10 and with 4 such questions; 8 edges beside them.
-    assert len(questions["vqa"]) == 8 * 10 + 4 * 4
-    assert len(questions["edge"]) == 4 * 8
+    # 8 of 20 pictures of words, and 4 of the 10 pictures and 10 videos of edges; of these, pictures have 4 such questions and 8 edges.
+    assert len(questions["vqa"]) == 8 * 10 + 2 * 4
+    assert len(questions["edge"]) == 2 * 8
+    asked = {row["messages"][0]["content"][0]["path"].rsplit("/")[-1] for row in questions["middle"]}
+    assert sum(name.startswith("easy-") for name in asked) == 2
     assert {"rec", "reg", "dgc"} <= set(questions)
-    assert steps == 3  # these 8 pictures once, with all their questions, and 5 media of stage 3, in batches of 4
+    assert steps == 3  # these media once, with all their questions, and 4 of stage 3, in batches of 4
     entries = yaml.safe_load((tmp_path / "joint.yaml").read_text())["datasets"]
     assert len(entries) == len({entry["json_path"] for entry in entries})

@@ -98,7 +98,7 @@ def test_the_slow_stream_begins_as_less_of_a_picture(stage2):
     picture = beginning.directions().picture[0]
     with torch.no_grad():
         told = packer.slow.output_proj(packer.slow.out_proj.bias) @ picture / beginning.WIDTH
-    assert -beginning.SLOW < told < -0.6 * beginning.SLOW  # output_proj reaches 128 of 160 directions
+    assert -beginning.SLOW_STREAM < told < -0.6 * beginning.SLOW_STREAM  # output_proj reaches 128 of 160 directions
 
 
 def test_tokenizer_model_and_processor_fit(stage2):

@@ -7,8 +7,7 @@ The paper's ablations in small: what each idea is worth in the world of shapes, 
     python training/shapes/ablations.py runs/shapes --table
 
 Each run starts from the trained vision encoder in `runs/shapes/start` and goes through recipes and data of training/shapes/train.py on
-one core, in batches of half the size. It has the parts and steps of `PARTS`: those in which look-ups are learned, and little of the
-rest. What differs is one thing:
+one core, in batches of half the size, for the steps of `PARTS`. What differs is one thing:
 
 | variant | |
 |---|---|
@@ -53,17 +52,19 @@ from llava_st_hf.training.muon import TILES  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-# (recipe, only pictures, steps), one after the other. Look-ups are learned on pictures first, which cost a third of a video.
-PARTS = (
-    ("stage1", False, 30),
-    ("stage2_words", False, 450),
-    ("stage2_edges", True, 750),
-    ("stage2", True, 400),
-    ("stage3", False, 110),
-)
+# Steps of each recipe, one after the other: a tenth of what the bundled model has seen.
+PARTS = {"stage1": 30, "stage2_words": 60, "stage2_edges": 180, "stage2": 160, "stage3": 120}
 QUESTIONS = 100  # of each task, from the validation split
-# Of eight tasks the four of which something is learned in so few steps: times are not.
-COLUMNS = (("rec", "miou"), ("reg", "exact_match"), ("dgc", "named@0.5"), ("svg", "msiou"))
+COLUMNS = {
+    "rec": "miou",
+    "reg": "exact_match",
+    "dgc": "named@0.5",
+    "tvg": "miou",
+    "tr": "exact_match",
+    "stvg": "mstiou",
+    "svg": "msiou",
+    "elc": "mtiou",
+}
 
 
 # ============================================================ What is taken away
@@ -105,23 +106,19 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
         train_stage("stage3", output / "rows", output / "joint", output / "joint.yaml", steps, seed)
         return output / "joint"
     before = runs / "start"
-    for number, (name, only_pictures, steps) in enumerate(PARTS):
+    for name, steps in PARTS.items():
         if STAGES[name] == "stage1_rows":
             give_rows(before, output / "stage1_rows")
             before = output / "stage1_rows"
-        mixture, folder = output / f"{number}_{name}.yaml", output / f"{number}_{name}"
-        write_mixture(mixture, entries_of(runs / "data", name, only_pictures))
-        train_stage(name, before, folder, mixture, steps, seed)
-        before = folder
+        train_stage(name, before, output / name, runs / f"data/{name}.yaml", steps, seed)
+        before = output / name
     return before
 
 
-def entries_of(data: Path, name: str, only_pictures: bool) -> list[dict]:
+def entries_of(data: Path, name: str) -> list[dict]:
     """Annotation files of a part, with the share of each, in per cent, as `percent`."""
     entries = []
     for entry in yaml.safe_load((data / f"{name}.yaml").read_text())["datasets"]:
-        if only_pictures and not entry["source"].endswith("images"):
-            continue
         share = entry.pop("sampling_strategy")  # all, or first:N%
         entry |= {"json_path": str((data / entry["json_path"]).resolve()), "data_folder": str((data / "media").resolve())}
         entries.append({**entry, "percent": 100.0 if share == "all" else float(share.removeprefix("first:").removesuffix("%"))})
@@ -139,8 +136,8 @@ def write_mixture(file: Path, entries: list[dict]) -> None:
 def write_joint_mixture(data: Path, file: Path) -> int:
     """Writes a mixture with as many questions as `PARTS` have together; returns in how many steps of stage 3 they are seen once."""
     joint: dict[str, dict] = {}
-    for name, only_pictures, steps in PARTS:
-        entries = entries_of(data, name, only_pictures)
+    for name, steps in PARTS.items():
+        entries = entries_of(data, name)
         write_mixture(file, entries)
         share = steps * _recipe(name)["per_device_train_batch_size"] / _num_groups(file, name)
         for entry in entries:
@@ -177,8 +174,7 @@ def run(runs: Path, variant: str, seed: int) -> None:
     folder = train(runs, variant, seed, output)
     model = LlavaSTForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = LlavaSTProcessor.from_pretrained(folder)
-    tasks = [task for task, _ in COLUMNS]
-    figures = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, QUESTIONS, tasks)
+    figures = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, QUESTIONS)
     (output / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
@@ -203,25 +199,24 @@ def _over_seeds(values: Sequence[float], digits: int) -> str:
 
 def print_table(runs: Path) -> None:
     """Mean and standard deviation over seeds of each figure, as fractions."""
-    print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS))
+    print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in COLUMNS.items()) + " |\n|---|---|" + "---|" * len(COLUMNS))
     for variant in VARIANTS:
         found = [json.loads(path.read_text()) for path in sorted((runs / "ablations").glob(f"{variant}-*/figures.json"))]
         cells = []
-        for task, key in COLUMNS:
+        for task, key in COLUMNS.items():
             cells.append(_over_seeds([figures[task][key] / (100 if key in measure.SHARES else 1) for figures in found], 3))
         print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
 
 
-def print_edges(runs: Path) -> None:
-    """How many bins answers are off while edges in pictures are learned: mean and standard deviation over seeds."""
-    number, steps = next((number, steps) for number, (name, _, steps) in enumerate(PARTS) if name == "stage2_edges")
-    shown = [steps * fifth // 5 for fifth in range(1, 6)]
-    print("| variant | " + " | ".join(f"step {step}" for step in shown) + " |\n|---|" + "---|" * len(shown))
+def print_errors(runs: Path, part: str, error: str) -> None:
+    """How many bins answers are off while a part is learned: mean and standard deviation over seeds."""
+    shown = [PARTS[part] * fifth // 5 for fifth in range(1, 6)]
+    print(f"| {part}, {error} | " + " | ".join(f"step {step}" for step in shown) + " |\n|---|" + "---|" * len(shown))
     for variant in VARIANTS:
         found = []
-        for path in (runs / "ablations").glob(f"{variant}-*/{number}_stage2_edges/trainer_state.json"):
+        for path in (runs / "ablations").glob(f"{variant}-*/{part}/trainer_state.json"):
             history = json.loads(path.read_text())["log_history"]
-            errors = {entry["step"]: entry["box_bin_error"] for entry in history if "box_bin_error" in entry}
+            errors = {entry["step"]: entry[error] for entry in history if error in entry}
             found.append([errors[step] for step in shown])
         if found:
             print(f"| {variant} | " + " | ".join(_over_seeds(values, 1) for values in zip(*found, strict=True)) + " |")
@@ -253,4 +248,5 @@ if __name__ == "__main__":
             made.result()  # raises what has gone wrong in one, when the others are done
     if arguments.table or arguments.all:
         print_table(arguments.runs)
-        print_edges(arguments.runs)
+        for error in ("box_bin_error", "time_bin_error"):
+            print_errors(arguments.runs, "stage2_edges", error)

@@ -33,7 +33,7 @@ NEARNESS, LIKENESS, PICTURES = 2.2, 1.5, 14.0  # how much it counts to be near, 
 ELSE = 0.3  # and how much what stands there at random.
 # What features begin with, beside their places: words, edges, and being of a picture, more so where a thing is;
 TOLD_WORDS, TOLD_SIDES, TOLD_GROUND, TOLD_THING = 1.5, 0.7, 0.32, 1.5
-SLOW = 0.25  # by how much the slow stream is less of a picture.
+SLOW_STREAM = 0.25  # by how much the slow stream is less of a picture.
 
 
 # ============================================================ Words and attention
@@ -105,7 +105,7 @@ def let_attention_look_up(model: llava_st_hf.LlavaSTForConditionalGeneration) ->
     for part in (packer.spatial, packer.fast, packer.slow):
         part.output_proj.weight *= ELSE
     # Of the two streams of a video, that with every frame is looked at first.
-    packer.slow.out_proj.bias.copy_(-SLOW * torch.linalg.pinv(packer.slow.output_proj.weight) @ known.picture[0])
+    packer.slow.out_proj.bias.copy_(-SLOW_STREAM * torch.linalg.pinv(packer.slow.output_proj.weight) @ known.picture[0])
 
 
 def _make_head(attention: Qwen2Attention, head: int, matched: torch.Tensor | None, copied: torch.Tensor, strength: float) -> None:
