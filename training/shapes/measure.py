@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -42,10 +43,12 @@ SHARES = ("exact_match", "named@0.5")
 _LONGEST = 200  # tokens of an answer; a tubelet over all 20 frames has about 150
 
 
-def measure(model, processor, split: Path, output: Path, name: str, batch_size: int, limit: int | None) -> dict[str, dict[str, float]]:
-    """Figures of each task."""
+def measure(
+    model, processor, split: Path, output: Path, name: str, batch_size: int, limit: int | None, tasks: Iterable[str] = TASKS
+) -> dict[str, dict[str, float]]:
+    """Figures of each of `tasks`."""
     figures = {}
-    for task in TASKS:
+    for task in tasks:
         questions = read_benchmark("jsonl", str(split / f"{task}.jsonl"), str(split / "media"))[:limit]
         settings = EvaluationSettings(f"jsonl_{task}", name, batch_size, _LONGEST)
         predictions = run_benchmark(questions, model, processor, output / task, settings, read_own_answer, num_workers=1)
