@@ -192,7 +192,7 @@ def test_test_questions_have_the_models_own_wording_and_training_has_more():
     training = [row for scene in VIDEOS for row in video_rows(scene, "a.mp4", rng, 20, others=0.3)]
     tvg = [row for row in training if row["task"] == "tvg"]
     assert 0.1 < np.mean(["messages" in row for row in tvg]) < 0.5
-    short = {"box_at", "event_at", "caption", "deeds", "doer", "start", "middle", "end"}
+    short = {"box_at", "event_at", "caption", "deeds", "doer", "start", "middle", "end", "elc_at"}
     assert {row["task"] for row in training} == {"tvg", "tr", "stvg", "svg", "elc", *short}
 
 
@@ -259,6 +259,16 @@ def test_deeds_are_told_in_their_order_and_who_did_what_only_one_did():
     assert {answer for _, answer in asked_and_told(rows, "doer")} == {"The small red circle."}  # both move right
     rows = video_rows(still(circle), "a.mp4", np.random.default_rng(0), 20, others=1.0)
     assert {answer for _, answer in asked_and_told(rows, "deeds")} == {"It does nothing."}
+
+
+def test_what_happens_is_asked_for_by_a_box_at_a_moment_of_it():
+    circle, cross = Thing("circle", "red", "small", 20, 40, 20), Thing("cross", "blue", "small", 60, 40, 20)
+    events = (Event(0, "moves right", 1, 2, dx=20), Event(1, "disappears", 1, 2))
+    rows = video_rows(still(circle, cross, events=events), "a.mp4", np.random.default_rng(0), 5, others=1.0)  # 0, 1, 2, 3 and 4 s
+    asked = asked_and_told(rows, "elc_at")
+    assert {answer for _, answer in asked} == {"The small red circle moves right."}  # what disappears has no box
+    for moment, box in (("<t1.0s>", [10, 30, 30, 50]), ("<t2.0s>", [30, 30, 50, 50])):
+        assert [box_text(box) in question for question, _ in asked if moment in question] == [True]
 
 
 def test_what_hides_a_thing_is_asked_about_in_time_alone():

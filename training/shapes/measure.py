@@ -3,7 +3,7 @@
 Measures a model of the world of shapes on a held-out split, task by task, with the package's own evaluation.
 
     python training/shapes/measure.py runs/shapes/test --output runs/shapes/measured     # the bundled model
-    python training/shapes/measure.py runs/shapes/test --model runs/shapes/stage3 --output runs/shapes/measured
+    python training/shapes/measure.py runs/shapes/test --model runs/shapes/export --output runs/shapes/measured
 
 Where the folder is missing, 500 questions of each task of the test split are made there. Greedy; predictions are kept in the output folder,
 which `llava-st report` turns into a page.

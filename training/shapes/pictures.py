@@ -23,7 +23,7 @@ from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, dra
 
 SCENES = (1, 2, 3)
 FRAMES, SIDE = 6, 150  # of a scene, and pixels of each
-COLUMNS = 3  # of the curves
+COLUMNS = 4  # of the curves
 
 
 def draw_scene(number: int) -> Image.Image:
@@ -60,12 +60,13 @@ def draw_curves(runs: Path, path: Path) -> None:
     for stage, axis in zip(STAGES, axes[1:], strict=True):
         log = json.loads((runs / stage / "trainer_state.json").read_text())["log_history"]
         names = sorted({name for entry in log for name in entry if name.startswith("loss_")})
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # more than ten tasks
         for name in names:
             points = [(entry["step"], entry[name]) for entry in log if name in entry]
             axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), linewidth=1)
         axis.set(title=f"{stage}: loss by task", xlabel="step", yscale="log")
     for axis in axes:
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
 

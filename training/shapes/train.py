@@ -64,6 +64,7 @@ STAGES = {
     "stage2_edges": "stage2_words",
     "stage2": "stage2_edges",
     "stage3": "stage2",
+    "stage3_naming": "stage3",
 }
 
 
@@ -108,4 +109,4 @@ if __name__ == "__main__":
     for split, per_task in QUESTIONS_PER_TASK.items():
         once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))
     if arguments.output is not None:
-        export(folder / "stage3", arguments.output)
+        export(folder / "stage3_naming", arguments.output)

@@ -63,6 +63,16 @@ PHASES = {
         images="first:50%",
         easy_videos="first:50%",
     ),
+    # What is learned last: which of two or three things it is, and what it does.
+    "stage3_naming": Phase(
+        {
+            **_PLACES,
+            **{"tvg": 2, "tr": 3, "deeds": 2, "doer": 3, "start": 2, "middle": 1, "end": 2, "event_at": 3, "box_at": 2, "elc_at": 5},
+            **{"stvg": 1, "svg": 1, "elc": 1},
+        },
+        0.3,
+        images="first:25%",
+    ),
 }
 _QUALITY = {"crf": "20", "preset": "veryfast"}
 
@@ -145,7 +155,7 @@ def write_training_data(
 ) -> None:
     """
     The training split: media in `folder/media`, those of easy scenes as `easy-train-…`; and for each of `PHASES` annotations and a
-    mixture, from `stage1.yaml` to `stage3.yaml`.
+    mixture, from `stage1.yaml` to `stage3_naming.yaml`.
 
     Args:
         folder: is made where it is missing.

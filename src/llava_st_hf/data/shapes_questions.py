@@ -45,6 +45,7 @@ _OTHER_PROMPTS = {
     "caption": ("Describe the {medium}.", "What is in the {medium}?", "What can be seen?"),
     "box_at": ("Where is {text} at {time}?", "Give the bounding box of {text} at {time}."),
     "event_at": ("What does {text} do at {time}?", "What happens to {text} at {time}?"),
+    "elc_at": ("What happens at {time} in {box}?", "What does the object in {box} at {time} do?"),
 }
 
 
@@ -224,6 +225,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, frames)
         rows += _doings(scene, path, rng)
+        rows += _happenings(scene, path, rng, num_frames)
     return rows
 
 
@@ -261,6 +263,17 @@ def _deeds(scene: Scene, path: str, rng: np.random.Generator, frames: list[int],
         time, number, deed = _deed(scene, rng, frames)
         words = {"text": reference(scene, number, rng), "time": time_text(time)}
         rows.append(_chat("event_at", "video", path, rng, words, _sentence_case(deed)))
+    return rows
+
+
+def _happenings(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2) -> list[dict]:
+    """What happens in a box at one moment of an event: the naming of "elc", asked by itself."""
+    rows = []
+    for event in scene.events:
+        boxes = tubelet(scene, event, num_frames) if event.kind != "disappears" else []
+        for place in rng.permutation(len(boxes))[:count]:
+            words = {"box": box_text(boxes[place]["box"]), "time": time_text(boxes[place]["time"])}
+            rows.append(_chat("elc_at", "video", path, rng, words, _sentence_case(happening(scene, event))))
     return rows
 
 
