@@ -52,7 +52,7 @@ from llava_st_hf.training.muon import TILES  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-# Steps of each recipe, one after the other: a tenth of what the bundled model has seen.
+# Steps of each recipe, one after the other: enough that edges and times are found.
 PARTS = {"stage1": 30, "stage2_words": 60, "stage2_edges": 180, "stage2": 160, "stage3": 120}
 QUESTIONS = 100  # of each task, from the validation split
 # One of the three tasks with a tubelet: they take a minute each to measure, and are learned last.
