@@ -207,8 +207,10 @@ def print_table(runs: Path) -> None:
         print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
 
 
-def print_errors(runs: Path, part: str, error: str) -> None:
-    """How many bins answers are off while a part is learned: mean and standard deviation over seeds."""
+def print_errors(runs: Path, error: str) -> None:
+    """How many bins answers are off while edges and times are learned, "box_bin_error" or "time_bin_error": mean and standard deviation
+    over seeds."""
+    part = "stage2_edges"
     shown = [PARTS[part] * fifth // 5 for fifth in range(1, 6)]
     print(f"| {part}, {error} | " + " | ".join(f"step {step}" for step in shown) + " |\n|---|" + "---|" * len(shown))
     for variant in VARIANTS:
@@ -248,4 +250,4 @@ if __name__ == "__main__":
     if arguments.table or arguments.all:
         print_table(arguments.runs)
         for error in ("box_bin_error", "time_bin_error"):
-            print_errors(arguments.runs, "stage2_edges", error)
+            print_errors(arguments.runs, error)

@@ -42,6 +42,7 @@ class Phase:
 # tells. In an answer of four coordinates only the first tells one thing from another, and what is learned from it is learned late. Edges
 # in space and in time are one skill, and are learned as one. Then places and spans.
 _PLACES = {"rec": 4, "reg": 2, "dgc": 1}
+_TUBELETS = {"stvg": 1, "svg": 1, "elc": 1}
 _MOMENTS = {"event_at": 4, "start": 4, "middle": 2, "end": 4}
 PHASES = {
     "stage1": Phase({"caption": 1}, 0.3, videos="first:30%"),
@@ -58,7 +59,7 @@ PHASES = {
     ),
     # A tubelet has ten times as many tokens as other answers, and each counts as much: so there are many short questions beside one.
     "stage3": Phase(
-        {**_PLACES, "tvg": 3, "tr": 3, "deeds": 2, "doer": 3, **_MOMENTS, "box_at": 2, "stvg": 1, "svg": 1, "elc": 1},
+        {**_PLACES, "tvg": 3, "tr": 3, "deeds": 2, "doer": 3, **_MOMENTS, "box_at": 2, **_TUBELETS},
         0.3,
         images="first:50%",
         easy_videos="first:50%",
@@ -67,8 +68,17 @@ PHASES = {
     "stage3_naming": Phase(
         {
             **_PLACES,
-            **{"tvg": 2, "tr": 3, "deeds": 2, "doer": 3, "start": 2, "middle": 1, "end": 2, "event_at": 3, "box_at": 2, "elc_at": 5},
-            **{"stvg": 1, "svg": 1, "elc": 1},
+            "tvg": 2,
+            "tr": 3,
+            "deeds": 2,
+            "doer": 3,
+            "start": 2,
+            "middle": 1,
+            "end": 2,
+            "event_at": 3,
+            "box_at": 2,
+            "elc_at": 5,
+            **_TUBELETS,
         },
         0.3,
         images="first:25%",

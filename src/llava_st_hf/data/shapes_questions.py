@@ -188,7 +188,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         num_frames: that the model samples of the clip.
         others: as of `image_rows`; with it also captions, questions from words to words, and places and events at single moments.
     """
-    rows = []
+    rows, followed = [], []  # of those that have one, events with their tubelets
     for place, event in enumerate(scene.events):
         span = [event.start, event.end]
         asked, told = sentence(scene, event, rng), happening(scene, event)
@@ -213,6 +213,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         boxes = tubelet(scene, event, num_frames)
         if event.kind == "disappears" or not boxes:
             continue
+        followed.append((event, boxes))
         # In training one of the three for each event: they are ten times as long as other answers, and each of their tokens counts as much.
         tasks = _TUBELET_TASKS if others is None else [_TUBELET_TASKS[(scene.seed + place) % 3]]
         for task in tasks:
@@ -225,7 +226,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         rows.append(_chat("caption", "video", path, rng, {"medium": "video"}, _sentence_case(story)))
         rows += _deeds(scene, path, rng, frames)
         rows += _doings(scene, path, rng)
-        rows += _happenings(scene, path, rng, num_frames)
+        rows += _happenings(scene, path, rng, followed)
     return rows
 
 
@@ -266,11 +267,10 @@ def _deeds(scene: Scene, path: str, rng: np.random.Generator, frames: list[int],
     return rows
 
 
-def _happenings(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, count: int = 2) -> list[dict]:
-    """What happens in a box at one moment of an event: the naming of "elc", asked by itself."""
+def _happenings(scene: Scene, path: str, rng: np.random.Generator, followed: list[tuple[Event, list[dict]]], count: int = 2) -> list[dict]:
+    """What happens in a box at one moment of an event: the naming of "elc", asked by itself. `followed`: events with their tubelets."""
     rows = []
-    for event in scene.events:
-        boxes = tubelet(scene, event, num_frames) if event.kind != "disappears" else []
+    for event, boxes in followed:
         for place in rng.permutation(len(boxes))[:count]:
             words = {"box": box_text(boxes[place]["box"]), "time": time_text(boxes[place]["time"])}
             rows.append(_chat("elc_at", "video", path, rng, words, _sentence_case(happening(scene, event))))
