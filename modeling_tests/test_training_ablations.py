@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training/shapes/ablations.py takes away, and that it takes away nothing else."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -107,9 +108,26 @@ def test_a_joint_stage_has_as_many_questions_of_each_part(tmp_path, monkeypatch)
     # 8 of 20 pictures of words, and 4 of the 10 pictures and 10 videos of edges; of these, pictures have 4 such questions and 8 edges.
     assert len(questions["vqa"]) == 8 * 10 + 2 * 4
     assert len(questions["edge"]) == 2 * 8
-    asked = {row["messages"][0]["content"][0]["path"].rsplit("/")[-1] for row in questions["middle"]}
+    asked = {Path(row["messages"][0]["content"][0]["path"]).name for row in questions["middle"]}
     assert sum(name.startswith("easy-") for name in asked) == 2
     assert {"rec", "reg", "dgc"} <= set(questions)
     assert steps == 3  # these media once, with all their questions, and 4 of stage 3, in batches of 4
     entries = yaml.safe_load((tmp_path / "joint.yaml").read_text())["datasets"]
     assert len(entries) == len({entry["json_path"] for entry in entries})
+
+
+def test_tables_have_means_and_deviations_over_the_seeds_that_are_there(tmp_path, capsys):
+    for seed, value in enumerate((0.2, 0.4)):
+        run = tmp_path / f"ablations/no_lape-{seed}"
+        (run / "stage2_edges").mkdir(parents=True)
+        figures = {task: {key: value * (100 if key in ablations.measure.SHARES else 1)} for task, key in ablations.COLUMNS.items()}
+        (run / "figures.json").write_text(json.dumps(figures))
+        history = [{"step": step, "time_bin_error": step / 10 + seed} for step in range(18, 181, 18)]
+        (run / "stage2_edges/trainer_state.json").write_text(json.dumps({"log_history": [*history, {"step": 180}]}))
+    ablations.print_table(tmp_path)
+    ablations.print_errors(tmp_path, "time_bin_error")
+    printed = capsys.readouterr().out
+    assert "| no_lape | 2 | " + " | ".join(["0.300 ± 0.141"] * 6) + " |" in printed
+    assert "| full | 0 |" in printed
+    assert "| step 36 | step 72 | step 108 | step 144 | step 180 |" in printed
+    assert "| no_lape | 4.1 ± 0.7 | 7.7 ± 0.7 | 11.3 ± 0.7 | 14.9 ± 0.7 | 18.5 ± 0.7 |" in printed

@@ -14,7 +14,8 @@ import beginning
 import sight
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Event, Scene, Thing
+from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Event, Scene, Thing, make_scene, scene_seed
+from llava_st_hf.data.shapes_files import write_training_data
 from modeling_tests.shapes_start import write_stage2
 
 
@@ -134,3 +135,28 @@ def test_the_encoder_is_told_what_is_at_each_patch(event, named, direction):
     assert torch.allclose(here[5:13] * 96, torch.tensor([20 - 14.0, 52 - 38, 34 - 20, 58 - 52, 14, 38, 34, 58]), atol=0.01)
     assert here[13:].tolist() == list(direction)
     assert not truth[0].any()  # ground
+
+
+@pytest.fixture(scope="module")
+def frames(stage2, tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the first video and picture of three."""
+    folder = tmp_path_factory.mktemp("frames")
+    write_training_data(folder, num_videos=2, num_images=2, num_easy_videos=1, num_easy_images=1, num_frames=sight.NUM_FRAMES)
+    return sight.read_frames(folder / "media", LlavaSTProcessor.from_pretrained(stage2), count=1)
+
+
+def test_frames_come_with_what_is_at_each_patch(frames):
+    pixels, truth = frames
+    assert pixels.shape == (sight.FRAMES_PER_VIDEO + 1, 3, sight.IMAGE_SIZE, sight.IMAGE_SIZE) and pixels.dtype == torch.uint8
+    assert truth.shape == (sight.FRAMES_PER_VIDEO + 1, sight.GRID**2, 15)
+    picture = make_scene(scene_seed("train", 0), is_video=False)
+    torch.testing.assert_close(truth[-1].float(), sight.patch_truth(picture, 0.0), atol=1e-3, rtol=0)
+
+
+def test_the_projector_learns_to_tell_what_is_at_a_patch(stage2, frames):
+    torch.manual_seed(0)
+    model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32)
+    others = {name: weight.clone() for name, weight in model.named_parameters() if "multi_modal_projector" not in name}
+    assert beginning.teach_projector(model, frames, steps=2, batch=256) > 0.9
+    assert beginning.teach_projector(model, frames, steps=60, batch=256) < 0.6
+    assert all(torch.equal(weight, others[name]) for name, weight in model.named_parameters() if name in others)

@@ -196,8 +196,16 @@ def told(truth: torch.Tensor) -> torch.Tensor:
 def teach_projector(
     model: llava_st_hf.LlavaSTForConditionalGeneration, frames: tuple[torch.Tensor, torch.Tensor], steps: int = 1500, batch: int = 1024
 ) -> float:
-    """Has the projector begin by telling in the decoder's own words what the encoder sees, as SigLIP has learned to from texts. Returns
-    what share of it is missing at the end."""
+    """
+    Has the projector begin by telling in the decoder's own words what the encoder sees, as SigLIP has learned to from texts.
+
+    Args:
+        frames: as `sight.read_frames` gives them.
+        steps: each on `batch` patches.
+
+    Returns:
+        The share of what should be told that is missing at the end: 0 where all is told, 1 where nothing is.
+    """
     projector, (pixels, truth) = model.model.multi_modal_projector, frames
     with torch.no_grad():
         seen = [model.model.vision_tower(part.float() / 127.5 - 1).last_hidden_state for part in pixels.split(64)]

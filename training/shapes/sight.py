@@ -92,7 +92,8 @@ class FrameReader:
 
 
 def read_frames(media: Path, processor: llava_st_hf.LlavaSTProcessor, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """All frames that the encoder is trained on, none of easy scenes; or those of the first `count` videos and pictures."""
+    """All frames that the encoder is trained on, none of easy scenes; or those of the first `count` videos and of as many pictures.
+    Returns (frames, 3, height, width) pixels from 0 to 255, and (frames, patches, 15) as `patch_truth` gives it."""
     paths = [*sorted(media.glob("train-*.mp4"))[: count or VIDEOS_TO_SEE], *sorted(media.glob("train-*.jpg"))[:count]]
     with ProcessPoolExecutor() as pool:
         read = list(pool.map(FrameReader(processor), paths, chunksize=20))

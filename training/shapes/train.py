@@ -2,7 +2,7 @@
 """
 Makes a small model of shapes from nothing: world, vision encoder, three stages.
 
-    python training/shapes/train.py runs/shapes
+    python training/shapes/train.py runs/shapes --output runs/shapes/export
 
 Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
 interrupted goes on where it was when the same command is given again. docs/shapes.md tells of the world.
