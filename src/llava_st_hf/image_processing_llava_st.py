@@ -7,9 +7,7 @@ and normalised with mean = std = 0.5. The video processor uses the same function
 
 import base64
 import os
-import urllib.request
 from io import BytesIO
-from urllib.parse import urlparse
 
 import numpy as np
 import PIL.Image
@@ -28,43 +26,14 @@ from transformers.image_utils import (
 )
 from transformers.utils import TensorType
 
+from .media_files_llava_st import is_url, local_path, open_url
 
-# What opening a picture or a video raises where that is missing, damaged or none.
-MEDIA_ERRORS = (ValueError, OSError, SyntaxError, PIL.Image.DecompressionBombError)
-DOWNLOAD_TIMEOUT = 60  # seconds without an answer
+
 EXIF_ORIENTATION = 0x0112
 # Pixels. Where torch's uint8 kernel enlarges or shrinks little, about one value in a million is two steps from PIL's. Frames
 # smaller than this go through PIL itself, which costs little for them.
 SMALL_FRAME = 640 * 360
 INTERPOLATION_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
-
-
-def local_path(source: str | os.PathLike) -> str:
-    """The path meant by a path or a `file://` URL. Raises `FileNotFoundError` or `IsADirectoryError` naming it."""
-    path = os.fspath(source)
-    if path.startswith("file://"):
-        path = urllib.request.url2pathname(urlparse(path).path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a directory, not a file")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"no such file: {path[:500]}")
-    if os.path.getsize(path) == 0:
-        raise OSError(f"{path} is empty")
-    return path
-
-
-def open_url(url: str | os.PathLike):
-    """An open stream on an `http(s)://` URL. Raises `OSError` naming the URL."""
-    try:
-        # Several media hosts turn the default agent of urllib away.
-        request = urllib.request.Request(str(url), headers={"User-Agent": "llava_st_hf"})
-        return urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT)
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot download {url}: {error}") from error
-
-
-def is_url(source) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
 def _open_image(source: str | os.PathLike) -> PIL.Image.Image:

@@ -23,7 +23,7 @@ from .coordinates import INLINE_COORDINATE, coordinate_token
 from .grounding import Media, parse_answer
 from .messages_llava_st import read_box, read_span, read_time
 from .tasks import TASKS, task_content
-from .video_processing_llava_st import flatten_videos
+from .video_frames_llava_st import flatten_videos
 
 
 logger = logging.get_logger(__name__)

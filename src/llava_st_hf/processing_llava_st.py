@@ -29,7 +29,8 @@ from .grounding import Media, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor, original_size
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .released_layout_llava_st import RELEASED_MODEL_TYPE
-from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs, flatten_videos
+from .video_frames_llava_st import flatten_videos
+from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 
 
 # transformers puts this mark before control tokens that users wrote, where `sanitize_control_tokens` makes plain text of them.

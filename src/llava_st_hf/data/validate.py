@@ -11,7 +11,8 @@ from itertools import islice
 import PIL.Image
 
 from ..grounding import Media
-from ..image_processing_llava_st import MEDIA_ERRORS, original_size
+from ..image_processing_llava_st import original_size
+from ..media_files_llava_st import MEDIA_ERRORS
 from ..video_decoding_llava_st import read_video_metadata
 from ..video_sampling_llava_st import resolve_clip
 from .inline import check_text

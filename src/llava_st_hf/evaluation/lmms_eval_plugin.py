@@ -19,7 +19,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
 from ..batch_feature_llava_st import join_samples
-from ..image_processing_llava_st import MEDIA_ERRORS
+from ..media_files_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from .runner import EvaluationSettings

@@ -9,7 +9,8 @@ import PIL.Image
 
 from ..grounding import Media
 from ..image_processing_llava_st import load_image
-from ..video_decoding_llava_st import local_video, open_video_file
+from ..media_files_llava_st import local_video
+from ..video_decoding_llava_st import open_video_file
 from ..visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,

@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from ..batch_feature_llava_st import join_samples
 from ..grounding import Media
-from ..image_processing_llava_st import MEDIA_ERRORS
 from ..known_medium_llava_st import KnownMediumProcessor
+from ..media_files_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__

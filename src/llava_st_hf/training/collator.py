@@ -9,8 +9,8 @@ import torch
 from ..batch_feature_llava_st import LlavaSTBatchFeature, join_samples
 from ..configuration_llava_st import VISUAL_TOKENS
 from ..data.grouping import opening
-from ..image_processing_llava_st import MEDIA_ERRORS
 from ..known_medium_llava_st import KnownMediumProcessor
+from ..media_files_llava_st import MEDIA_ERRORS
 from ..processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
 from .shared_medium import join_conversations, medium_mask, number_segments, remainder
