@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 
 
 def moving_frames(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -66,4 +67,11 @@ def write_sideways(path: Path, source: Path) -> Path:
     quarter_turn = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
     data[matrix : matrix + 36] = struct.pack(">9i", *quarter_turn)
     path.write_bytes(data)
+    return path
+
+
+def write_animation(path: Path, frames: np.ndarray, durations: list[float], **options) -> Path:
+    """An animated WebP, PNG, GIF or AVIF file of uint8 `(num_frames, height, width, 3)` frames, each displayed for some milliseconds."""
+    pictures = [PIL.Image.fromarray(frame) for frame in frames]
+    pictures[0].save(path, save_all=True, lossless=True, duration=list(durations), append_images=pictures[1:], **options)
     return path

@@ -99,9 +99,11 @@ def test_a_file_of_sound_alone_is_named(ask, folder):
         ask("video", str(folder / "sound.mp4"))
 
 
-def test_a_folder_is_named(ask, folder):
-    with pytest.raises(OSError, match="is a directory"):
-        ask("video", str(folder))
+@pytest.mark.parametrize("kind, message", [("video", "nothing is a folder without frames"), ("image", "nothing is a directory")])
+def test_a_folder_is_named(ask, folder, kind, message):
+    (folder / "nothing").mkdir(exist_ok=True)
+    with pytest.raises(OSError, match=message):
+        ask(kind, str(folder / "nothing"))
 
 
 def test_an_unreachable_url_is_named(ask):
@@ -224,6 +226,15 @@ def test_seconds_of_frames_without_a_rate_are_refused(ask):
         ("When is <t>?", "'<t>' has no number"),
         ("When is <tnan>?", "'<tnan>' is not a finite number"),
         ("When is <w-0.2>?", "'<w-0.2>' is -0.2"),
+        ("When is <t0,4>?", "'<t0,4>' is not a coordinate. Write <t0.409>"),
+        ("When is <t1:30s>?", "'<t1:30s>' is not a coordinate"),
+        ("When is <t0.5 s>?", "'<t0.5 s>' is not a coordinate"),
+        ("What is at [<w0.1><h0.2><w0.5>]?", "'[<w0.1><h0.2><w0.5>]' is not a box"),
+        ("What is in {<t0.5>}?", "'{<t0.5>}' is not a span"),
+        ("<h1>Now</h1>", "'<h1>' is an HTML heading"),
+        ("Hi<|im_end|>", "model's own token '<|im_end|>'"),
+        ("<|im_start|>system", "model's own token '<|im_start|>'"),
+        ("<|endoftext|>", "model's own token '<|endoftext|>'"),
         ("<WIDTH-INPUT>", "'<WIDTH-INPUT>'"),
         ("<vid_patch>", "'<vid_patch>'"),
         ("{<t0.9><t0.1>}", "ends before it starts"),

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from llava_st_hf.coordinates import (
     AXES,
     COORDINATE_TOKEN,
-    INLINE_COORDINATE,
     CoordinateVocabulary,
     bin_to_position,
     check_position,
@@ -19,7 +18,6 @@ from llava_st_hf.coordinates import (
     coordinate_tokens,
     position_to_bin,
     propagation_matrix,
-    read_coordinate,
 )
 
 
@@ -82,24 +80,6 @@ def test_token_names_follow_vocabulary_order():
     assert coordinate_token("width", 7) == "<WIDTH-007>"
 
 
-@given(st.sampled_from("thw"), positions)
-def test_inline_coordinate_reads_back_what_was_written(letter, position):
-    match = INLINE_COORDINATE.fullmatch(f"<{letter}{position!r}>")
-    axis, read = read_coordinate(match)
-    assert axis[0] == letter and read == position
-
-
-@pytest.mark.parametrize("written", ["<t>", "<hnan>", "<winf>", "<t1.2>", "<t-0.5>", "<h3s>", "<t40px>", "<t3s>"])
-def test_unreadable_coordinates_are_refused_as_written(written):
-    with pytest.raises(ValueError, match=written):
-        read_coordinate(INLINE_COORDINATE.fullmatch(written))
-
-
-@pytest.mark.parametrize("text", ["<table>", "<h1 class=x>", "<width>", "t0.5", "<t 0.5>"])
-def test_markup_is_no_coordinate(text):
-    assert INLINE_COORDINATE.search(text) is None
-
-
 @given(st.floats(0, 1e-3))
 def test_tiny_overshoot_is_the_border(excess):
     assert check_position(1 + excess, "x") == 1 and check_position(-excess, "x") == 0
@@ -120,14 +100,3 @@ def test_propagation_matrix_halves_with_every_bin_and_never_crosses_axes(sizes):
             same = axis_of[i] == axis_of[j]
             distance = abs((i - starts[axis_of[i]]) - (j - starts[axis_of[j]]))
             assert matrix[i, j].item() == (2.0**-distance if same else 0.0)
-
-
-@pytest.mark.parametrize("level", range(1, 7))
-def test_an_html_heading_is_refused_and_not_read_as_the_bottom_edge(level):
-    with pytest.raises(ValueError, match=rf"'<h{level}>' is an HTML heading.*write <h1.0> for the bottom"):
-        read_coordinate(INLINE_COORDINATE.fullmatch(f"<h{level}>"))
-
-
-@pytest.mark.parametrize("written", ["<h1.0>", "<h1.>", "<h0>", "<w1>", "<t1>"])
-def test_whole_positions_that_are_no_heading_are_read(written):
-    assert read_coordinate(INLINE_COORDINATE.fullmatch(written))[1] in (0.0, 1.0)

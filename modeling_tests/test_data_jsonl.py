@@ -4,11 +4,12 @@ import re
 
 import pytest
 
-from llava_st_hf.coordinates import INLINE_COORDINATE, coordinate_token, position_to_bin, read_coordinate
+from llava_st_hf.coordinates import coordinate_token, position_to_bin
 from llava_st_hf.data.jsonl import Chat, read_jsonl
 from llava_st_hf.data.questions import question_and_answer, sampled_moments
 from llava_st_hf.data.samples import GroundingSample
 from llava_st_hf.grounding import Media, parse_answer
+from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE, read_coordinate
 from llava_st_hf.tasks import TASKS
 
 

@@ -297,11 +297,7 @@ def test_the_processor_takes_the_messages(tmp_path, load):
     write_media(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (row,) = load(mixture(tmp_path, {"json_path": "a.json", "format": "jsonl", "data_folder": "."}))
-    messages = [
-        {**message, "content": [{key: value for key, value in item.items() if value is not None} for item in message["content"]]}
-        for message in row["messages"]
-    ]
-    inputs = tiny_processor().apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = tiny_processor().apply_chat_template(row["messages"], tokenize=True, return_dict=True, return_tensors="pt")
     found = inputs["coordinates"][~inputs["coordinates"].isnan()]
     assert found.tolist() == pytest.approx([5 / 19, 10 / 19])  # frames of a clip of 20 at 10 frames per second
 

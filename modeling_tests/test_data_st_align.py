@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.coordinates import INLINE_COORDINATE
 from llava_st_hf.data.st_align import st_align_row
+from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
 
 
 SAMPLE = {
@@ -101,6 +101,11 @@ def test_inline_coordinates_stay_and_system_turns_are_kept():
     assert texts(row)[1:] == ["What, in {<t0.2><t0.4>}?", "In {<t1.5s>,<t2s>}."]
 
 
+def test_a_box_may_end_with_an_h1_for_the_bottom_edge():
+    for box in ("[<w0><h0><w1><h1>]", "[<w0>, <h0>, <w1>, <h1>]"):
+        assert texts(row_of(changed(conversations=talk("Where?", box), variables={})))[1] == box
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_positions_are_written_exactly(positions):
     conversations = talk("When?", "".join(["at <TEMP-OUTPUT>, "] * len(positions)))
@@ -128,6 +133,8 @@ MALFORMED = {
     "a reversed span": (changed(conversations=talk("When?", "{<t0.5><t0.4>}"), variables={}), "ends before it starts"),
     "an inline position outside": (changed(conversations=talk("When?", "<t1.5>"), variables={}), "<t1.5>"),
     "an inline coordinate without number": (changed(conversations=talk("When?", "<t>"), variables={}), "has no number"),
+    "a misspelt coordinate": (changed(conversations=talk("When?", "At <t0,5>."), variables={}), "'<t0,5>' is not a coordinate"),
+    "half a box": (changed(conversations=talk("Where?", "[<w0.1><h0.2>]"), variables={}), "is not a box"),
     "HTML": (changed(conversations=talk("When?", "<h1>Now</h1>"), variables={}), "HTML heading"),
     "a time in an image": (
         {"image": "a.jpg", "conversations": talk("When?", "At <t1.5s>.")},

@@ -76,7 +76,7 @@ BAD = [
     (rec("nowhere.jpg"), "nowhere.jpg does not exist"),
     (rec("empty.jpg"), "empty.jpg is empty"),
     (rec("cut.jpg"), "damaged image"),
-    (rec("text.jpg"), "damaged image, or none"),
+    (rec("text.jpg"), "not an image that can be read"),
     (rec(box=(1, 2, 70, 40)), "<w70.0px> lies outside the image, whose width is 64 pixels"),
     (rec("sideways.jpg", box=(0, 0, 64, 40)), "whose width is 48 pixels"),
     (rec("../photo.jpg"), "has a '..'"),

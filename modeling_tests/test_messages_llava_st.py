@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.coordinates import INLINE_COORDINATE
+from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
 from llava_st_hf.messages_llava_st import box_text, prepare_conversation, read_box, read_span, span_text, time_text
 
 
@@ -17,16 +17,16 @@ def user(*content):
 
 
 def prepared(*items):
-    (message,), clips = prepare_conversation([user(*items)])
-    return message["content"], clips
+    (message,), options = prepare_conversation([user(*items)])
+    return message["content"], options
 
 
 def test_spans_times_and_boxes_become_inline_text():
-    content, clips = prepared(
+    content, options = prepared(
         {"type": "span", "start": 1.8, "end": 2.5}, {"type": "time", "time": 3}, {"type": "box", "box": [1, 2, 30.5, 40]}
     )
     assert [item["text"] for item in content] == ["{<t1.8s><t2.5s>}", "<t3.0s>", "[<w1.0px><h2.0px><w30.5px><h40.0px>]"]
-    assert {item["type"] for item in content} == {"text"} and clips == []
+    assert {item["type"] for item in content} == {"text"} and options == {}
 
 
 def test_a_box_may_be_what_an_answer_gave():
@@ -49,17 +49,78 @@ def test_seconds_are_written_exactly(seconds):
         ({"start": 1.5}, {"start": 1.5}),
         ({"end": 2}, {"end": 2}),
         ({"start": 0, "end": 2}, {"start": 0, "end": 2}),
+        ({"video_start": 1.5}, {"start": 1.5}),
+        ({"start": 1, "video_end": 2}, {"start": 1, "end": 2}),
     ],
 )
 def test_clips_are_taken_out_of_video_items(item, clip):
-    content, clips = prepared({"type": "video", "path": "a.mp4", **item})
-    assert content == [{"type": "video", "path": "a.mp4"}] and clips == [clip]
+    content, options = prepared({"type": "video", "path": "a.mp4", **item})
+    assert content == [{"type": "video", "path": "a.mp4"}] and options == ({} if clip is None else {"clips": [clip]})
 
 
 def test_a_batch_has_one_clip_per_video_in_order():
     chats = [[user({"type": "video", "video": "a", "end": 1}, {"type": "video", "video": "b"})], [user({"type": "text", "text": "c"})]]
-    _, clips = prepare_conversation([*chats, [user({"type": "video", "video": "d", "clip": [0, 1]})]])
-    assert clips == [{"end": 1}, None, {"frames": [0, 1]}]
+    _, options = prepare_conversation([*chats, [user({"type": "video", "video": "d", "clip": [0, 1]})]])
+    assert options == {"clips": [{"end": 1}, None, {"frames": [0, 1]}]}
+
+
+FRAMES = [np.zeros((4, 4, 3), np.uint8)] * 3
+
+
+@pytest.mark.parametrize(
+    "item, options",
+    [
+        ({"video": "a.mp4", "nframes": 5}, {"sampling": [{"num_frames": 5}]}),
+        ({"video": "a.mp4", "fps": 2}, {"sampling": [{"fps": 2}]}),
+        ({"video": b"no image", "fps": 2.5, "video_start": 1}, {"sampling": [{"fps": 2.5}], "clips": [{"start": 1}]}),
+        ({"video": FRAMES, "fps": 2}, {"video_metadata": [{"fps": 2}]}),
+        ({"video": FRAMES, "sample_fps": 2, "nframes": 2}, {"video_metadata": [{"fps": 2}], "sampling": [{"num_frames": 2}]}),
+        ({"video": ["a.png", "b.jpg"], "timestamps": [0, 2.5]}, {"video_metadata": [{"frame_times": [0, 2.5]}]}),
+    ],
+)
+def test_keys_of_a_video_item_become_arguments_of_the_video_processor(item, options):
+    content, found = prepared({"type": "video", **item})
+    assert found == options and content == [{"type": "video", "video": item["video"]}]
+
+
+def test_each_video_has_its_own_sampling_and_times():
+    items = [{"type": "video", "video": "a", "nframes": 3}, {"type": "video", "video": FRAMES, "fps": 1}, {"type": "video", "video": "c"}]
+    assert prepared(*items)[1] == {"sampling": [{"num_frames": 3}, None, None], "video_metadata": [None, {"fps": 1}, None]}
+
+
+@pytest.mark.parametrize(
+    "item, expected",
+    [
+        ({"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "image", "url": "a.png"}),
+        ({"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}}, {"type": "image", "url": "a.png"}),
+        ({"type": "image_url", "image_url": "a.png"}, {"type": "image", "url": "a.png"}),
+        ({"type": "video_url", "video_url": {"url": "a.mp4"}}, {"type": "video", "url": "a.mp4"}),
+        ({"type": "video_url", "video_url": "a.mp4", "end": 3}, {"type": "video", "url": "a.mp4"}),
+        ({"type": "image", "base64": "iVBO"}, {"type": "image", "image": b"\x89PN"}),
+        ({"type": "image", "base64": "data:image/png;base64,iVBO"}, {"type": "image", "image": "data:image/png;base64,iVBO"}),
+    ],
+)
+def test_openai_and_base64_items_become_our_own(item, expected):
+    content, options = prepared(item)
+    assert content == [expected] and options == ({"clips": [{"end": 3}]} if "end" in item else {})
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "text", "text": "a"},
+        {"type": "image", "path": "a.png"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "video", "path": "a.mp4", "clip": [0, 3]},
+        {"type": "span", "start": 1.0, "end": 2.0},
+        {"type": "time", "time": 1.0},
+        {"type": "box", "box": [1, 2, 3, 4]},
+    ],
+)
+def test_keys_that_are_none_count_as_absent(item):
+    keys = ("text", "path", "url", "image", "clip", "start", "end", "nframes", "time", "box", "max_pixels", "anything")
+    nulls = {key: None for key in keys if key not in item}
+    assert prepared({**nulls, **item}) == prepared(item)
 
 
 def test_the_callers_messages_stay_as_they_are():
@@ -97,6 +158,31 @@ def test_bare_strings_and_single_items_are_content():
         ({"type": "box", "box": [1, 2, math.inf, 4]}, "must be a finite number, got inf"),
         ({"type": "video", "video": "a", "clip": [0, 1], "end": 3}, "not both"),
         ({"type": "video", "path": "a", "start_time": 1}, "type 'video' has no 'start_time'; its keys are type, video, url, path, clip"),
+        ({"type": "image", "path": "a", "crop": 1}, "type 'image' has no 'crop'; its keys are type, image, url, path, base64"),
+        ({"type": "image_url", "image_url": "a", "crop": 1}, "type 'image' has no 'crop'"),
+        ({"type": "text", "text": "a", "cache_control": {}}, "type 'text' has no 'cache_control'; its keys are type, text"),
+        ({"type": "image", "path": "a", "max_pixels": 9}, r"cannot have 'max_pixels' \(9\): images and frames are always resized"),
+        ({"type": "video", "path": "a", "min_pixels": 9}, r"cannot have 'min_pixels' \(9\): images and frames are always resized"),
+        ({"type": "video", "path": "a", "resized_height": 9}, r"cannot have 'resized_height' \(9\): images and frames"),
+        ({"type": "video", "path": "a", "max_frames": 9}, r"cannot have 'max_frames' \(9\): .* given by nframes"),
+        ({"type": "video", "path": "a", "url": "b"}, "has one source; this one has 'url' and 'path'"),
+        ({"type": "image", "path": "a", "image": "b"}, "has one source; this one has 'image' and 'path'"),
+        ({"type": "video", "path": "a", "start": 1, "video_start": 1}, "start=1 and video_start=1 mean the same"),
+        ({"type": "video", "path": "a", "clip": [0, 1], "video_end": 1}, "not both"),
+        ({"type": "video", "path": "a", "nframes": 2.5}, "nframes of a video must be a whole number of at least 1, got 2.5"),
+        ({"type": "video", "path": "a.mp4", "fps": 0}, "fps of a video must be a finite number of frames per second above 0, got 0"),
+        ({"type": "video", "path": "a.mp4", "fps": "1"}, "fps of a video must be a finite number .* got '1'"),
+        ({"type": "video", "path": "a.mp4", "fps": 2, "nframes": 3}, "nframes=3 or at fps=2 frames per second, not both"),
+        ({"type": "video", "path": "a.mp4", "sample_fps": 2}, "sample_fps=2 says when frames given one by one are displayed"),
+        ({"type": "video", "path": "a.mp4", "timestamps": [0, 1]}, r"timestamps=\[0, 1\] says when frames given one by one"),
+        ({"type": "video", "video": FRAMES, "fps": 2, "timestamps": [0, 1, 2]}, "given once: .* got fps, timestamps"),
+        ({"type": "video", "video": FRAMES, "sample_fps": -2}, "sample_fps of a video must be a finite number"),
+        ({"type": "video", "fps": 2}, "fps of a video item need the video in the item"),
+        ({"type": "video", "video": [FRAMES, FRAMES], "fps": 2}, "A video item has one video; got 2"),
+        ({"type": "image_url", "image_url": {"url": "a", "detail": "low"}}, "image_url cannot have detail='low': images and frames"),
+        ({"type": "image_url", "image_url": {"uri": "a"}}, "'image_url' of a content item has no 'uri'; its keys are url"),
+        ({"type": "video_url", "url": "a"}, "type 'video_url' has 'video_url': a URL or"),
+        ({"type": "image", "base64": "a"}, "'base64' of an image is not base64: 'a'"),
         ({"type": "span", "start": 1, "stop": 2}, "type 'span' has no 'stop'"),
         ({"type": "time", "seconds": 2}, "type 'time' has no 'seconds'"),
         ({"type": "box", "box": [1, 2, 3, 4], "unit": "px"}, "type 'box' has no 'unit'"),

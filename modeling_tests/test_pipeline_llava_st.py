@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, LogitsProcessor, pipeline
 
-from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
+from llava_st_hf import DownloadLimits, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.reference import REFERENCE, requires_reference
@@ -228,6 +228,15 @@ def test_question_keys_of_an_input_win_over_those_of_the_call(grounder, video, m
     assert "own" in prompts[0] and "shared" in prompts[1]
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "photo.png"])
+def test_limits_of_downloads_reach_them(grounder, name):
+    url = f"http://127.0.0.1:9/{name}"
+    with pytest.raises(OSError, match="not one of those allowed: media"):
+        grounder(url, text="What?", download_limits=DownloadLimits(allowed_hosts=["media.example"]))
+    with pytest.raises(OSError, match="refused"):
+        grounder(url, text="What?", download_limits=DownloadLimits(allowed_hosts=["127.0.0.1"]))
+
+
 def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
     shapes = []
     generate = type(grounder.model).generate
@@ -275,7 +284,8 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         ((PICTURE, PICTURE), {"text": "x"}, 'Give frames as {"video": frames}'),
         ((), {"text": "x"}, "A tuple of 0 is no input"),
         ({"role": "user"}, {}, 'with "role" and "content"'),
-        ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps cut out a part of a video or tell its frame rate"),
+        ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps cut out a part of a video or say when"),
+        ({"image": PICTURE}, {"text": "x", "timestamps": [0]}, "timestamps cut out a part of a video or say when"),
         ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps=5 is the frame rate of frames"),
         ({"video": [PICTURE]}, {"text": "x", "fps": 0}, "fps=0 must be a positive number"),
         ({"video": [PICTURE]}, {"text": "x", "fps": "5"}, "fps='5' must be a positive number"),

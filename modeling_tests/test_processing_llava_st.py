@@ -24,7 +24,7 @@ from llava_st_hf import (
     LlavaSTVideoProcessor,
     Media,
 )
-from llava_st_hf.coordinates import INLINE_COORDINATE
+from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
 from modeling_tests.media import moving_frames, write_timed_video, write_video
 from modeling_tests.processors import PICTURE, answer, encode, film, model_for, photo, tiny_processor, tiny_tokenizer, user
 
@@ -288,6 +288,11 @@ def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor
         ("{<t1.5s>, <t1.4s>}", "ends before it starts"),
         ("[<w0.5><h0.1><w0.4><h0.2>]", "is reversed"),
         ("[<w5px> <h9px> <w6px> <h8px>]", "is reversed"),
+        ("<t 0.5>", "'<t 0.5>' is not a coordinate. Write <t0.409>"),
+        ("<t1:30s>", "'<t1:30s>' is not a coordinate"),
+        ("[<w0.1><h0.2>]", "'[<w0.1><h0.2>]' is not a box"),
+        ("{<t0.5>}", "'{<t0.5>}' is not a span"),
+        ("<h1>", "'<h1>' is an HTML heading"),
         ("<TEMP-100>", "'<TEMP-100>' is no token of this model, which has 100 temporal bins"),
         ("<WIDTH-INPUT>", "model's own token '<WIDTH-INPUT>'"),
         ("<TEMP-OUTPUT>", "model's own token '<TEMP-OUTPUT>'"),
@@ -304,8 +309,21 @@ def test_impossible_coordinates_are_refused_by_name_in_any_message(processor, vi
 
 
 def test_tags_of_other_languages_are_plain_text(processor):
-    text = "<table> <h1 class='x'> <to> <width> a<b <t 0.5>"
+    text = "<table> <h1 class='x'> <to> <width> a<b </h1>"
     assert text_of(processor, encode(processor, user(text))).count(text) == 1
+
+
+@pytest.mark.parametrize("box", ["[<w0><h0><w1><h1>]", "[<w0>, <h0>, <w1>, <h1>]", "[<w0.0px><h0px><w1.0><h1>]"])
+def test_an_h1_at_the_end_of_a_box_is_the_bottom_edge(processor, box):
+    inputs = encode(processor, user(photo(), f"Where? {box}"), answer("At <w1><h1>."))
+    assert positions(inputs) == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert text_of(processor, inputs).endswith("<WIDTH-099><HEIGHT-099>.<|im_end|>\n")
+
+
+def test_a_coordinate_cut_in_two_by_content_items_is_one(processor):
+    assert positions(encode(processor, user("<t0.", "5> and [<w0><h0>", "<w1><h1>]"))) == [0.5, 0.0, 0.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="'<t0,5>' is not a coordinate"):
+        encode(processor, user("<t0", ",5>"))
 
 
 def test_seconds_without_a_video_are_refused(processor):
@@ -334,9 +352,9 @@ def test_a_stage_1_processor_has_no_coordinates():
 
 def test_released_models_read_prompt_widths_as_their_placeholder_and_answers_as_bins():
     processor = tiny_processor(plain_width_prompts=True)
-    inputs = encode(processor, user(photo(), "[<w0.1><h0.2>] <WIDTH-025>"), answer("<WIDTH-025><w0.5>"), user("<w0.3>"))
+    inputs = encode(processor, user(photo(), "<w0.1><h0.2>; <WIDTH-025>"), answer("<WIDTH-025><w0.5>"), user("<w0.3>"))
     text = text_of(processor, inputs)
-    assert "[<WIDTH-INPUT><HEIGHT-020>] <WIDTH-INPUT><|im_end|>" in text
+    assert "<WIDTH-INPUT><HEIGHT-020>; <WIDTH-INPUT><|im_end|>" in text
     assert "<|im_start|>assistant\n<WIDTH-025><WIDTH-050><|im_end|>" in text  # 99/2 rounds to even
     assert text.endswith("user\n<WIDTH-INPUT><|im_end|>\n")
     assert positions(inputs) == pytest.approx([0.1, 0.2, 0.5, 0.3])
@@ -378,24 +396,6 @@ def test_the_template_adds_the_default_system_message_only_where_there_is_none(p
 def test_unknown_content_is_refused(processor):
     with pytest.raises(ValueError, match="hologram"):
         processor.apply_chat_template([user({"type": "hologram"})])
-
-
-def test_a_sanitized_prompt_cannot_write_control_tokens(processor):
-    if not _knows_sanitizing():
-        pytest.skip("this version of transformers does not sanitize prompts")
-    inputs = encode(processor, user(photo(), "<|im_end|> <im_patch> <TEMP-025> <w0.5>"), sanitize_control_tokens=True)
-    ids = inputs["input_ids"][0].tolist()
-    end, patch = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<im_patch>"])
-    assert ids.count(end) == 2 and ids.count(patch) == 79
-    assert positions(inputs) == [0.5]
-
-
-def _knows_sanitizing():
-    import inspect
-
-    from transformers import ProcessorMixin
-
-    return "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
 
 
 # Batches

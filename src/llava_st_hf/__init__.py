@@ -17,6 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .bundled import BUNDLED_MODEL
 from .configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
+from .downloads_llava_st import DownloadLimits
 from .grounding import Media, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor
 from .modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
@@ -46,6 +47,7 @@ PIPELINE_REGISTRY.register_pipeline(
 
 __all__ = [
     "BUNDLED_MODEL",
+    "DownloadLimits",
     "LlavaSTConfig",
     "LlavaSTForConditionalGeneration",
     "LlavaSTImageProcessor",

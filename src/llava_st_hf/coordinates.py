@@ -11,7 +11,6 @@ Nothing outside this file knows how many bins there are or how a position turns 
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +21,12 @@ MIN_BINS, MAX_BINS = 2, 1000  # an axis has two ends, and token names have three
 
 AXES = ("temporal", "height", "width")
 TOKEN_NAMES = {"temporal": "TEMP", "height": "HEIGHT", "width": "WIDTH"}
-INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}
 
 # The released program writes one of these where a coordinate stands and carries the number beside the text.
 PLACEHOLDER_TOKENS = tuple(f"<{TOKEN_NAMES[axis]}-{use}>" for axis in AXES for use in ("INPUT", "OUTPUT"))
 WIDTH_INPUT_TOKEN = "<WIDTH-INPUT>"
 
-# `<t0.409>` is a position, `<t1.8s>` seconds, `<w320px>` pixels. `<t>`, `<tnan>` and HTML's `<h1>` match so that they can be
-# refused by name; `<table>` or `<h1 class=…>` do not.
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
-INLINE_COORDINATE = re.compile(rf"<(?P<letter>[thw])(?P<number>{_NUMBER})?(?P<unit>s|px)?>")
 COORDINATE_TOKEN = re.compile(r"<(?P<name>TEMP|HEIGHT|WIDTH)-(?P<bin>\d{3})>")
-_HTML_HEADING = re.compile(r"<h[1-6]>")
 AXIS_OF_NAME = {name: axis for axis, name in TOKEN_NAMES.items()}
 
 # How far outside [0, 1] a position may lie and still be taken as the border: a rounding error, not another place.
@@ -71,41 +64,6 @@ def position_to_bin(position: float, num_bins: int) -> int:
 def bin_to_position(index: int, num_bins: int) -> float:
     """The position (fraction in [0, 1]) that a bin stands for."""
     return index / (num_bins - 1)
-
-
-def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], float] | None = None) -> tuple[str, float]:
-    """Reads one match of `INLINE_COORDINATE` as `(axis, position)`.
-
-    Args:
-        match: what `INLINE_COORDINATE` found.
-        to_position: turns `(axis, value, unit)` with unit "s" or "px" into a fraction; without it units are refused.
-
-    Raises:
-        ValueError: naming the coordinate as written, where it has no number, is an HTML heading (`<h1>`), is not finite, lies
-            outside [0, 1], or has a unit that its axis or the caller does not know.
-    """
-    written, axis, unit = match.group(0), INLINE_LETTERS[match["letter"]], match["unit"]
-    if match["number"] is None:
-        raise ValueError(
-            f"The coordinate {written!r} has no number. Write <t0.409>, <h0.442> or <w0.352> for a fraction of the clip, "
-            "the height or the width; <t1.8s> for seconds; <w320px> for pixels."
-        )
-    if _HTML_HEADING.fullmatch(written):  # `<h1>` would be the bottom edge, without a word
-        raise ValueError(
-            f"{written!r} is an HTML heading, which cannot stand in a prompt as it is. As a coordinate, write <h1.0> for the bottom "
-            "edge, or a fraction like <h0.442>."
-        )
-    value = float(match["number"])
-    if not math.isfinite(value):
-        raise ValueError(f"The coordinate {written!r} is not a finite number.")
-    if unit is None:
-        return axis, check_position(value, f"The coordinate {written!r}")
-    if (unit == "s") != (axis == "temporal"):
-        raise ValueError(f"The coordinate {written!r} has the wrong unit: <t…> takes s (seconds), <h…> and <w…> take px (pixels).")
-    if to_position is None:
-        unit_name = "seconds" if unit == "s" else "pixels"
-        raise ValueError(f"The coordinate {written!r} is in {unit_name}, but no video or image stands before it.")
-    return axis, to_position(axis, value, written)
 
 
 @dataclass(frozen=True)

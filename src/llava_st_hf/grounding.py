@@ -12,6 +12,10 @@ from dataclasses import asdict, dataclass, field
 from .coordinates import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
 
 
+# Seconds before the first frame of a file that still mean this frame.
+START_SLACK = 0.5
+
+
 @dataclass(frozen=True)
 class Media:
     """A picture or (a clip of) a video, as far as it takes to turn positions into seconds and pixels and back.
@@ -20,14 +24,16 @@ class Media:
         kind: "image" or "video".
         width, height: of the original file as a person sees it (rotation applied), in pixels.
         fps: frames per second of the file; None where unknown (frames given without metadata) and for images.
+        start_time: seconds from the start of the container at which frame 0 of the file is displayed.
         first_frame, last_frame: the clip that the model sees, as indices of the original frames, both included. Positions
             in time are fractions of this clip.
-        frame_times: seconds from the start of the file of each of those frames, where the frame rate varies; None where frame
-            i is shown at i / fps.
+        frame_times: seconds from the start of the container of each of those frames, where the frame rate varies; None where
+            frame i is displayed at start_time + i / fps.
         frames: indices of the original frames that the clip is made of, where it leaves some out unevenly; None if evenly.
             Then positions are fractions of this list, and `frame_times` has one entry for each of it.
         end_time: with `frame_times`, seconds at which the last of those frames leaves the screen; None if as long after it as a
             frame of the mean rate lasts.
+        notes: what a reader of the answer must know of the file, such as that its end is missing.
     """
 
     kind: str
@@ -39,10 +45,12 @@ class Media:
     frame_times: tuple[float, ...] | None = None
     frames: tuple[int, ...] | None = None
     end_time: float | None = None
+    start_time: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         count = self.last_frame - self.first_frame + 1 if self.frames is None else len(self.frames)
-        for name in ("frame_times", "frames"):
+        for name in ("frame_times", "frames", "notes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON makes lists of them
         if self.frame_times is not None and len(self.frame_times) != count:
@@ -54,7 +62,7 @@ class Media:
             return round(_at(self.frame_times, position), 3)
         if self.fps is None:
             return None
-        return round((self.first_frame + position * (self.last_frame - self.first_frame)) / self.fps, 3)
+        return round(self.start_time + (self.first_frame + position * (self.last_frame - self.first_frame)) / self.fps, 3)
 
     def frame(self, position: float) -> int:
         """Index of the original frame at a fraction of the clip."""
@@ -68,7 +76,10 @@ class Media:
         return {name: round(p * s, 2) for name, p, s in zip(("xmin", "ymin", "xmax", "ymax"), positions, scale, strict=True)}
 
     def time_position(self, seconds: float, written: str) -> float:
-        """Fraction of the clip at `seconds` from the start of the file.
+        """Fraction of the clip at `seconds` from the start of the container.
+
+        A time up to `START_SLACK` seconds before the first frame of the file is that frame: many pictures start slightly later
+        than their sound, and people write 0 for the start.
 
         Raises:
             ValueError: naming `written`, for a picture, an unknown frame rate, or a time outside the clip.
@@ -80,10 +91,12 @@ class Media:
         if self.fps is None:
             raise ValueError(f"{written} is in seconds, but the frame rate of the video is unknown. Pass video_metadata with fps.")
         frames = self.last_frame - self.first_frame
-        frame = seconds * self.fps
+        if self.first_frame == 0 and self.start_time - START_SLACK <= seconds < self.start_time and seconds >= 0:
+            return 0.0
+        frame = (seconds - self.start_time) * self.fps
         # The clip's last frame is shown until the next one would be: its whole duration belongs to it.
         if not self.first_frame - 0.5 <= frame <= self.last_frame + 1.5:
-            start, end = self.first_frame / self.fps, (self.last_frame + 1) / self.fps
+            start, end = (self.start_time + frame / self.fps for frame in (self.first_frame, self.last_frame + 1))
             raise ValueError(f"{written} lies outside the clip, which goes from {start:g} to {end:g} seconds.")
         return min(max((frame - self.first_frame) / frames, 0.0), 1.0) if frames else 0.0
 
@@ -91,6 +104,8 @@ class Media:
         mean_gap = 1 / (self.fps or 1)
         end = self.end_time if self.end_time is not None else times[-1] + mean_gap
         # Half a frame of slack at either end, as at a constant rate.
+        if self.first_frame == 0 and times[0] - START_SLACK <= seconds < times[0] and seconds >= 0:
+            return 0.0
         if not times[0] - mean_gap / 2 <= seconds <= end + mean_gap / 2:
             raise ValueError(f"{written} lies outside the clip, which goes from {times[0]:g} to {end:g} seconds.")
         after = bisect_left(times, seconds)
@@ -112,8 +127,8 @@ class Media:
 
     def to_dict(self) -> dict:
         # What most videos do not have is left out.
-        rare = ("frame_times", "frames", "end_time")
-        return {name: value for name, value in asdict(self).items() if value is not None or name not in rare}
+        rare = ("frame_times", "frames", "end_time", "start_time", "notes")
+        return {name: value for name, value in asdict(self).items() if value or name not in rare}
 
 
 def _at(values: tuple, position: float) -> float:
@@ -318,7 +333,7 @@ def parse_answer(
         `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels; an event of a picture has
         `caption` and `boxes` without times. `notes` says in plain words what could not be read.
     """
-    notes: list[str] = []
+    notes: list[str] = [] if media is None else [*media.notes]
     result = {"text": text, "events": [], "notes": notes}
     if media is None:
         if COORDINATE_TOKEN.search(text):

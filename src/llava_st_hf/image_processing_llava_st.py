@@ -5,13 +5,12 @@ Every picture is squashed to a square with an antialiased bicubic filter (the as
 and normalised with mean = std = 0.5. The video processor uses the same functions on its frames.
 """
 
-import base64
 import os
-from io import BytesIO
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
@@ -24,68 +23,38 @@ from transformers.image_utils import (
     SizeDict,
     infer_channel_dimension_format,
 )
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .media_files_llava_st import is_url, local_path, open_url
+from .downloads_llava_st import DownloadLimits, checked_limits
+from .image_files_llava_st import image_errors, load_image, open_image
+from .media_files_llava_st import is_file_content
 
 
 EXIF_ORIENTATION = 0x0112
+# Floats are found beyond 0, 1 or white by this fraction for rounding alone, and no image has its white between 1 and 2.
+FLOAT_SLACK, FLOAT_UNCLEAR = 1e-3, 2.0
 # Pixels. Where torch's uint8 kernel enlarges or shrinks little, about one value in a million is two steps from PIL's. Frames
 # smaller than this go through PIL itself, which costs little for them.
 SMALL_FRAME = 640 * 360
 INTERPOLATION_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 
 
-def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
-    """The image behind a path, a URL or a `data:` URI, with its header read and its pixels not."""
-    if is_url(source):
-        with open_url(source) as stream:
-            file = BytesIO(stream.read())
-    elif isinstance(source, str) and source.startswith("data:"):
-        file = BytesIO(base64.b64decode(source.partition(",")[2]))
-    else:
-        file = local_path(source)
-    try:
-        return PIL.Image.open(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{str(source)[:500]} is not an image that can be read: {error}") from error
-
-
-def load_image(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
-    """
-    Reads a picture and turns it upright.
-
-    Args:
-        image: path, `file://` or `http(s)://` URL, `data:` URI with base64, or a PIL image.
-
-    Returns:
-        The PIL image in its own mode, with the EXIF orientation applied.
-
-    Raises:
-        OSError: naming the file, if it is missing, empty, a directory, damaged or no image.
-    """
-    if isinstance(image, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(image)
-    opened = _open_image(image)
-    try:
-        opened.load()
-        return PIL.ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{str(image)[:500]} is a damaged image: {error}") from error
-
-
-def original_size(image: ImageInput | os.PathLike) -> tuple[int, int]:
+def original_size(image: ImageInput | os.PathLike, download_limits: DownloadLimits | None = None) -> tuple[int, int]:
     """
     The `(height, width)` in pixels of one image as it is seen, that is after its EXIF orientation.
 
     The model answers with boxes as fractions of the picture; this is the size that maps them back. Only the header of a
-    file is read. Accepts what the image processor accepts: path, URL, PIL image, array or tensor.
+    file is read. Accepts what the image processor accepts: path, URL, bytes, open file, PIL image, array or tensor. Raises as
+    `load_image` does.
     """
-    if isinstance(image, (str, os.PathLike)):
-        image = _open_image(image)
+    if isinstance(image, (str, os.PathLike)) or is_file_content(image):
+        with open_image(image, download_limits) as opened:
+            return original_size(opened)
     if isinstance(image, PIL.Image.Image):
         width, height = image.size
-        on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        with image_errors(f"a PIL image of {width}x{height} pixels", "has damaged EXIF data"):
+            on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if on_its_side else (height, width)
     frames = channels_first(image[None], input_data_format=None)  # (1, channels, height, width)
     return frames.shape[-2], frames.shape[-1]
@@ -151,9 +120,46 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
     return frames
 
 
-def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None = True) -> torch.Tensor:
+def float_scale(tensors: Iterable[torch.Tensor], do_rescale: bool | None, rescale_factor: float) -> float:
     """
-    Pixels `(num_frames, channels, height, width)` as uint8, or as float32 on the same 0–255 scale if they were floats.
+    What the floats of one image or video are multiplied by, so that white is `1 / rescale_factor` (255 by default) afterwards.
+
+    Args:
+        tensors: all pixels of the image or video, of any shapes but none of them empty; integers have no say.
+        do_rescale: as the caller gave it. `True`: floats go from 0 to 255. `False`: they are left as they are, whatever they are.
+            `None`, where nothing was given: floats that do not exceed 1 go from 0 to 1, others from 0 to 255. A nearly black image
+            whose floats on the 0–255 scale do not exceed 1 is taken for one on the 0–1 scale; it needs `do_rescale=True`.
+        rescale_factor: by which pixels are multiplied afterwards, unless `do_rescale` is `False`.
+
+    Returns:
+        `1 / rescale_factor` for floats on the 0–1 scale where nothing was given, otherwise 1.
+
+    Raises:
+        ValueError: for NaN and infinity; and, unless `do_rescale` is `False`, for floats that are on neither scale: negative, above
+            255, or, where nothing was given, a little above 1.
+    """
+    if do_rescale is False:
+        return 1.0
+    extremes = [torch.stack(torch.aminmax(tensor)).double() for tensor in tensors if tensor.dtype.is_floating_point]
+    if not extremes:
+        return 1.0
+    if not torch.isfinite(torch.stack(extremes)).all():
+        raise ValueError("the pixels hold NaN or infinity")
+    low, high = min(low.item() for low, _ in extremes), max(high.item() for _, high in extremes)
+    white = 1 / rescale_factor
+    advice = f"floats go from 0 to 1 or from 0 to {white:g}; undo a normalisation and clip what an interpolation overshot"
+    if low < -FLOAT_SLACK or high > white * (1 + FLOAT_SLACK):
+        raise ValueError(f"float pixels lie between {low:g} and {high:g}: {advice}")
+    if do_rescale or high > FLOAT_UNCLEAR:
+        return 1.0
+    if high > 1 + FLOAT_SLACK:
+        raise ValueError(f"float pixels go up to {high:g}, a little above 1: {advice}, or pass do_rescale=True for values up to {white:g}")
+    return white
+
+
+def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None, scale: float) -> torch.Tensor:
+    """
+    Pixels `(num_frames, channels, height, width)` as uint8, or as float32 if they were floats, multiplied by `scale`.
 
     uint16 is scaled by 1/257. Greyscale is repeated and a fourth (alpha) channel dropped if `do_convert_rgb`.
     Raises `ValueError` for NaN, infinity, booleans, and integers outside 0–255.
@@ -165,7 +171,7 @@ def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None = True) -> 
     if frames.dtype.is_floating_point:
         if not torch.isfinite(frames).all():
             raise ValueError("the pixels hold NaN or infinity")
-        return frames.float()
+        return frames.float() if scale == 1 else frames.float() * scale
     if frames.dtype == torch.uint16:
         return (frames.float() / 257).round_().to(torch.uint8)
     if frames.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
@@ -263,14 +269,24 @@ def check_preprocess_options(
         raise ValueError("pixel values are always channels first")
 
 
+class LlavaSTImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    download_limits (`DownloadLimits`, *optional*):
+        What a download of an image may take, and which hosts it may come from. It is not saved with the processor.
+    """
+
+    download_limits: Any
+
+
 class LlavaSTImageProcessor(TorchvisionBackend):
     r"""
     Image processor of LLaVA-ST.
 
-    Takes one image or any nesting of lists of images, each a path, a `file://` or `http(s)://` URL, a `data:` URI, a PIL
-    image, or an array or tensor of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
-    (a fourth leading axis is a batch). Integers and floats are on the 0–255 scale; pass `do_rescale=False` for floats
-    already in 0–1. EXIF orientation is applied to files and PIL images. Transparency is dropped, not composited.
+    Takes one image or any nesting of lists of images, each a path, a `file://`, `http(s)://` or `data:` URL, bytes, an open
+    binary file, a PIL image, or an array or tensor of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
+    (a fourth leading axis is a batch). Integers are on the 0–255 scale, and so are floats unless none of an image exceeds 1:
+    these are on the 0–1 scale; `do_rescale=True` or `False` says which (see `float_scale`). EXIF orientation is applied to
+    files and PIL images. Transparency is dropped, not composited.
 
     Returns `pixel_values`, float32 `(num_images, 3, 384, 384)` by default.
 
@@ -286,13 +302,31 @@ class LlavaSTImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    valid_kwargs = LlavaSTImageProcessorKwargs
 
-    def fetch_images(self, image_url_or_urls):
-        """Reads paths and URLs into upright PIL images, in the nesting given; anything else passes through."""
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the limits of downloads: whoever serves sets them, and not a file."""
+        return {name: value for name, value in super().to_dict().items() if name != "download_limits"}
+
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        """See the class for what goes in and what comes out."""
+        images = self.fetch_images(images, kwargs.get("download_limits"))
+        if kwargs.get("do_rescale") is None:
+            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats say on which scale they are
+        return super().preprocess(images, *args, **kwargs)
+
+    def fetch_images(self, image_url_or_urls, download_limits: DownloadLimits | None = None):
+        """
+        Reads paths, URLs, bytes and open files into upright PIL images, in the nesting given; anything else passes through.
+
+        Args:
+            image_url_or_urls: see the class.
+            download_limits: by default those of the processor.
+        """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, os.PathLike)):
-            return load_image(image_url_or_urls)
+            return [self.fetch_images(image, download_limits) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)) or is_file_content(image_url_or_urls):
+            return load_image(image_url_or_urls, checked_limits(download_limits or self.download_limits))
         return image_url_or_urls
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
@@ -309,16 +343,19 @@ class LlavaSTImageProcessor(TorchvisionBackend):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: torch.device | str | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float = 1 / 255,
         **kwargs,
     ) -> torch.Tensor:
-        """One image as a `(channels, height, width)` tensor of uint8, or of float32 if it came as floats."""
+        """One image as a `(channels, height, width)` tensor of uint8, or of float32 on the scale of `float_scale` if it came as floats."""
         if isinstance(image, PIL.Image.Image):
             image = pil_to_array(load_image(image), do_convert_rgb)
             input_data_format = ChannelDimension.LAST
         if not isinstance(image, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"an image must be a path, a URL, a PIL image, an array or a tensor; got {type(image)}")
+            raise ValueError(f"an image must be a path, a URL, bytes, an open file, a PIL image, an array or a tensor; got {type(image)}")
         frames = channels_first(image[None], input_data_format)  # (1, channels, height, width)
-        return checked_pixels(frames.to(device) if device is not None else frames, do_convert_rgb)[0]
+        scale = float_scale([frames], do_rescale, rescale_factor)
+        return checked_pixels(frames.to(device) if device is not None else frames, do_convert_rgb, scale)[0]
 
     def _preprocess(
         self,
@@ -339,6 +376,8 @@ class LlavaSTImageProcessor(TorchvisionBackend):
     ) -> BatchFeature:
         """Resizes and normalises prepared images; the resize keeps uint8, and one pass makes the floats."""
         check_preprocess_options(do_resize, size, resample, do_center_crop, do_pad, data_format)
+        if do_rescale is None:  # not said, so all images are on the scale of 0 to 1 / rescale_factor now
+            do_rescale = True
         affine = pixel_affine(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         pixel_values = []
         for image in images:
@@ -352,4 +391,4 @@ class LlavaSTImageProcessor(TorchvisionBackend):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
-__all__ = ["LlavaSTImageProcessor", "load_image", "original_size"]
+__all__ = ["LlavaSTImageProcessor", "LlavaSTImageProcessorKwargs", "load_image", "original_size"]

@@ -4,6 +4,8 @@
 import math
 from numbers import Real
 
+from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
+
 
 # ChatML as the released model was trained on. A medium is followed by a newline. Marked for supervision are the words of
 # an assistant message and its <|im_end|>.
@@ -33,14 +35,14 @@ CHAT_TEMPLATE = (
 )
 
 
-# Keys of content items: those that transformers reads, and ours. Images are left to transformers.
+# Keys of content items beside "type".
 _ITEM_KEYS = {
-    "video": ("video", "url", "path", "clip", "start", "end"),
+    "text": ("text",),
     "span": ("start", "end"),
     "time": ("time",),
     "box": ("box",),
 }
-_ITEM_TYPES = ("text", "image", "image_url", *_ITEM_KEYS)  # transformers turns OpenAI's image_url into image
+_ITEM_TYPES = ("text", "image", "video", "image_url", "video_url", "span", "time", "box")
 _BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -57,12 +59,6 @@ def _number(value, what: str) -> float:
     except OverflowError:  # a whole number beyond all floats
         pass
     raise ValueError(f"{what} must be a finite number, got {value!r}.")
-
-
-def _check_keys(item: dict, keys: tuple[str, ...], what: str) -> None:
-    unknown = [key for key in item if key not in keys]
-    if unknown:
-        raise ValueError(f"{what} has no {', '.join(map(repr, unknown))}; its keys are {', '.join(keys)}. Got {item!r:.200}.")
 
 
 def read_time(seconds) -> float:
@@ -85,7 +81,7 @@ def read_span(span) -> tuple[float, float]:
     """
     pair = _plain(span)
     if isinstance(pair, dict):
-        _check_keys(pair, ("start", "end"), "A span")
+        check_keys(pair, ("start", "end"), "A span")
         pair = [pair.get("start"), pair.get("end")]
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise ValueError(f"span={span!r} must be a pair (start, end) of seconds.")
@@ -104,7 +100,7 @@ def read_box(box) -> tuple[float, float, float, float]:
     box = _plain(box)
     corners = box
     if isinstance(box, dict):
-        _check_keys(box, _BOX_KEYS, "A box")
+        check_keys(box, _BOX_KEYS, "A box")
         for name in _BOX_KEYS:
             if name not in box:
                 raise ValueError(f"The box {box!r} has no {name!r}.")
@@ -134,55 +130,49 @@ def box_text(box) -> str:
     return f"[<w{x1!r}px><h{y1!r}px><w{x2!r}px><h{y2!r}px>]"
 
 
-def _clip(item: dict) -> dict | None:
-    """The part of a video that a content item asks for, as the video processor takes it."""
-    clip, start, end = item.get("clip"), item.get("start"), item.get("end")
-    if clip is not None:
-        if start is not None or end is not None:
-            raise ValueError(f"A video's clip is given as frames (clip={clip!r}) or as seconds (start, end), not both.")
-        return {"frames": clip}
-    seconds = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
-    return seconds or None
-
-
-def _prepare_item(item, clips: list) -> dict:
+def _prepare_item(item, videos: list[dict]) -> dict:
     if isinstance(item, str):
         return {"type": "text", "text": item}
     if not isinstance(item, dict) or item.get("type") not in _ITEM_TYPES:  # compared one by one: a type may be unhashable
         raise ValueError(f"A content item is a string, or a dictionary with a type of {', '.join(_ITEM_TYPES)}; got {item!r:.200}.")
+    # Rows out of Arrow have every key that any item of their column has.
+    item = as_own_item({key: value for key, value in item.items() if value is not None})
     kind = item["type"]
+    if kind == "image":
+        return prepare_image(item)
+    if kind == "video":
+        item, options = prepare_video(item)
+        videos.append(options)
+        return item
+    check_keys(item, ("type", *_ITEM_KEYS[kind]), f"A content item of type {kind!r}")
     if kind == "text" and not isinstance(item.get("text"), str):
         raise ValueError(f"The text of a content item must be a string; got {item!r:.200}.")
-    if kind in _ITEM_KEYS:
-        _check_keys(item, ("type", *_ITEM_KEYS[kind]), f"A content item of type {kind!r}")
     if kind == "span":
         return {"type": "text", "text": span_text(item.get("start"), item.get("end"))}
     if kind == "time":
         return {"type": "text", "text": time_text(item.get("time"))}
     if kind == "box":
         return {"type": "text", "text": box_text(item.get("box"))}
-    if kind == "video":
-        clips.append(_clip(item))
-        return {name: value for name, value in item.items() if name not in ("clip", "start", "end")}
     return item
 
 
-def prepare_conversation(conversation) -> tuple[list, list[dict | None]]:
+def prepare_conversation(conversation) -> tuple[list, dict[str, list[dict | None]]]:
     """
-    Messages with items of the types "span", "time" and "box" written as inline text, and videos without their clips.
+    Messages with items of the types "span", "time" and "box" written as inline text, and videos with nothing but their sources.
 
     Args:
         conversation: a chat, or a list of chats, in the transformers format. Not changed.
 
     Returns:
-        `(conversation, clips)`: a copy, and one entry per video of the whole batch in order.
+        `(conversation, options)`: a copy, and arguments of the video processor that follow from video items, of `clips`, `sampling`
+        and `video_metadata` those that any item asks for, each with one entry per video of the whole batch in order.
 
     Raises:
         ValueError: naming what is wrong with an item.
     """
     if not isinstance(conversation, (list, tuple)) or len(conversation) == 0:
         raise ValueError(f"A conversation is a list of messages, or a list of such lists; got {conversation!r}.")
-    clips: list[dict | None] = []
+    videos: list[dict] = []
 
     def prepare_message(message: dict) -> dict:
         if not isinstance(message, dict) or "role" not in message:
@@ -193,12 +183,15 @@ def prepare_conversation(conversation) -> tuple[list, list[dict | None]]:
         if isinstance(content, dict):
             content = [content]
         if isinstance(content, (list, tuple)):
-            content = [_prepare_item(item, clips) for item in content]
+            content = [_prepare_item(item, videos) for item in content]
         elif not isinstance(content, str):
             raise ValueError(f"The content of a message must be a string or a list of items; got {message!r:.200}.")
         return {**message, "content": content}
 
     if isinstance(conversation[0], dict):
-        return [prepare_message(message) for message in conversation], clips
-    chats = [getattr(chat, "messages", chat) for chat in conversation]
-    return [[prepare_message(message) for message in chat] for chat in chats], clips
+        prepared = [prepare_message(message) for message in conversation]
+    else:
+        chats = [getattr(chat, "messages", chat) for chat in conversation]
+        prepared = [[prepare_message(message) for message in chat] for chat in chats]
+    options = {name: [video[name] for video in videos] for name in ("clips", "sampling", "video_metadata")}
+    return prepared, {name: values for name, values in options.items() if any(value is not None for value in values)}

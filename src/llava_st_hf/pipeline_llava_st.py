@@ -7,11 +7,12 @@ import os
 from collections.abc import Sized
 from numbers import Real
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, Pipeline
 from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
@@ -19,33 +20,65 @@ from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
 from .bundled import BUNDLED_NOTICE, is_bundled
-from .coordinates import INLINE_COORDINATE, coordinate_token
+from .coordinates import coordinate_token
+from .downloads_llava_st import DownloadLimits
 from .grounding import Media, parse_answer
+from .inline_coordinates_llava_st import INLINE_COORDINATE
+from .media_files_llava_st import is_file_content, is_url
 from .messages_llava_st import read_box, read_span, read_time
 from .tasks import TASKS, task_content
-from .video_frames_llava_st import flatten_videos
+from .video_frames_llava_st import flatten_videos, is_frames, is_still_image
 
 
 logger = logging.get_logger(__name__)
 
 _MEDIA_KEYS = ("video", "image")
-_QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps")
+_QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
+_VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # of the keys above those that stand in the item of the video
 
 
 def _medium_of(media) -> str:
-    """Tells "image" or "video" by the kind of object or the file's name."""
+    """Whether a bare input is an "image" or a "video", from the kind of object, the content of a file or the suffix of a URL."""
     if isinstance(media, PIL.Image.Image):
         return "image"
     if isinstance(media, (np.ndarray, torch.Tensor)):
         return "image" if media.ndim <= 3 else "video"
     if isinstance(media, (list, tuple)):
         return "video"  # frames
-    if isinstance(media, (str, os.PathLike)):
-        kind = mimetypes.guess_type(os.fspath(media).split("?")[0])[0] or "video"
-        return "image" if kind.startswith("image/") and kind != "image/gif" else "video"
+    if is_url(media):
+        kind = mimetypes.guess_type(urlsplit(media).path, strict=False)[0] or "video"
+        return "image" if kind.startswith("image/") and kind not in ("image/gif", "image/apng") else "video"
+    if isinstance(media, (str, os.PathLike)) or is_file_content(media):
+        return "image" if is_still_image(media) else "video"
     raise ValueError(
-        f'Media must be a path, a URL, a PIL image or an array; frames in a list go as {{"video": frames}}. Got {type(media).__name__}.'
+        "Media must be a path, a URL, bytes, an open file, a PIL image or an array; frames in a list go as "
+        f'{{"video": frames}}. Got {type(media).__name__}.'
     )
+
+
+def _undecoded(media):
+    """The bytes, or else the path, of an Image or Video column of `datasets` with `decode=False`; other media as they are."""
+    if isinstance(media, dict) and set(media) == {"bytes", "path"}:
+        return media["path"] if media["bytes"] is None else media["bytes"]
+    return media
+
+
+class _Rows(Dataset):
+    """The rows of a `datasets.Dataset`, or the values of a column of it, as PyTorch's loader takes them."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def _is_of_datasets(inputs) -> bool:
+    """Whether it is a dataset or a column of the library `datasets`, which this package does not need otherwise."""
+    return any(kind.__module__.split(".")[0] == "datasets" for kind in type(inputs).__mro__) and not isinstance(inputs, dict)
 
 
 def _is_chat(inputs) -> bool:
@@ -75,12 +108,18 @@ def _check_match(config, processor) -> None:
         raise ValueError(f"Model and processor do not belong together: {'; '.join(differing)}.")
 
 
-def _check_fps(fps, media) -> float:
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
-        raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
-    if any(isinstance(video, (str, os.PathLike)) for video in flatten_videos(media)):
-        raise ValueError(f"fps={fps!r} is the frame rate of frames given as arrays or images; a video file tells its own.")
-    return float(fps)
+def _check_times_of_frames(part: dict, media) -> None:
+    """Refuses the frame rate or times of frames where they are no frame rate, or where the video is a file."""
+    names = [name for name in ("fps", "timestamps") if name in part]
+    if not names:
+        return
+    if "fps" in part:
+        fps = part["fps"]
+        if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
+            raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
+    if not all(is_frames(video) for video in flatten_videos(media)):
+        given = ", ".join(f"{name}={part[name]!r:.100}" for name in names)
+        raise ValueError(f"{given} is the frame rate of frames given one by one, or their times; a video file has its own.")
 
 
 def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int | None) -> list[bool]:
@@ -128,18 +167,22 @@ class VideoGroundingPipeline(Pipeline):
         Args:
             inputs: one of
 
-                - media: a path or URL of a video or image, a PIL image, an array or tensor of frames (frames in a list go as
-                  `{"video": frames}`: a list is a list of inputs);
+                - media: a path or URL of a video or image, its bytes or an open binary file, a folder of image files (the frames of
+                  a video), a PIL image, an array or tensor of frames (frames in a list go as `{"video": frames}`: a list is a list
+                  of inputs);
                 - a dictionary with "video" or "image" and any of the question's keys below;
                 - a chat: messages in the transformers format (see `LlavaSTProcessor.apply_chat_template`);
-                - a list, generator or `torch.utils.data.Dataset` of such.
+                - a list, generator, `torch.utils.data.Dataset` or `datasets.Dataset` of such, or a column of the last; what is
+                  `None` in a row counts as absent.
             text (`str`): the question; with `task`, the expression or sentence that its wording is filled with.
             task (`str`): "rec", "reg", "dgc", "tvg", "tr", "stvg", "svg" or "elc"; picks the wording of the prompt.
             clip (`[first, last]`), or start, end (`float`): the part of the video to look at, in frames or in seconds.
             span (`(start, end)`): seconds, what "tr" and "svg" are about.
             time (`float`): seconds, the start of the event that "elc" is about.
             box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): pixels, what "reg" and "elc" are about.
-            fps (`float`): frames per second of a video given as frames; a file tells its own.
+            fps (`float`): frames per second of a video given as frames or as a folder of frames; a file has its own.
+            timestamps (`list[float]`): in place of `fps`, seconds at which each of the frames is displayed, ascending.
+            download_limits (`DownloadLimits`): what a download may take, and which hosts it may come from.
             batch_size (`int`): how many questions are answered at once.
             max_new_tokens and other arguments of `generate`.
 
@@ -155,26 +198,32 @@ class VideoGroundingPipeline(Pipeline):
             return []
         if isinstance(inputs, tuple) and not _is_chat(inputs) and not (inputs and _is_chat(inputs[0])):
             raise ValueError(f'A tuple of {len(inputs)} is no input. Give frames as {{"video": frames}}, and several inputs as a list.')
+        if _is_of_datasets(inputs):
+            inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in _QUESTION_KEYS if name in kwargs}
-        processor_kwargs = {name: kwargs.pop(name) for name in ("num_frames", "processor_kwargs") if name in kwargs}
+        processor_kwargs = {name: kwargs.pop(name) for name in ("num_frames", "download_limits", "processor_kwargs") if name in kwargs}
         return {**question, **processor_kwargs}, {**(generate_kwargs or {}), **kwargs}, {}
 
     # Input
 
-    def preprocess(self, inputs, num_frames: int | None = None, processor_kwargs: dict | None = None, **question) -> dict[str, Any]:
+    def preprocess(
+        self,
+        inputs,
+        num_frames: int | None = None,
+        download_limits: DownloadLimits | None = None,
+        processor_kwargs: dict | None = None,
+        **question,
+    ) -> dict[str, Any]:
         messages, question = self._messages(inputs, question)
         processor_kwargs = dict(processor_kwargs or {})
         if num_frames is not None:
             processor_kwargs["num_frames"] = num_frames
-        has_metadata = "video_metadata" in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}
-        if (fps := question.pop("fps", None)) is not None:
-            if has_metadata:
-                raise ValueError("The frame rate is given as fps or in video_metadata, not both.")
-            processor_kwargs["video_metadata"] = [{"fps": fps}]
-        elif not has_metadata:
+        if download_limits is not None:
+            processor_kwargs["download_limits"] = download_limits
+        if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
             self._check_rate(messages, question)
         model_inputs = self.processor.apply_chat_template(
             messages,
@@ -192,12 +241,14 @@ class VideoGroundingPipeline(Pipeline):
     def _check_rate(messages: list[dict], question: dict) -> None:
         """Refuses seconds about frames without a frame rate, with advice that fits a call of the pipeline."""
         item = messages[0]["content"][0]
-        if not question or item["type"] != "video" or isinstance(item["video"], (str, os.PathLike)):
+        if not question or item["type"] != "video" or "fps" in item or "timestamps" in item:
             return
         seconds = [name for name in ("start", "end") if name in item] + [name for name in ("span", "time") if name in question]
         seconds += [match[0] for match in INLINE_COORDINATE.finditer(question.get("text", "")) if match["unit"] == "s"]
-        if seconds and not any(isinstance(video, (str, os.PathLike)) for video in flatten_videos(item["video"])):
-            raise ValueError(f"{', '.join(seconds)}: the frame rate of the video is unknown. Give fps, the frames per second, beside them.")
+        if seconds and all(is_frames(video) for video in flatten_videos(item["video"])):
+            raise ValueError(
+                f"{', '.join(seconds)}: the frame rate of the video is unknown. Give fps, the frames per second, or timestamps beside them."
+            )
 
     def _messages(self, inputs, question: dict) -> tuple[list[dict], dict]:
         """A chat, and what its question gave: checked, in seconds and pixels."""
@@ -207,7 +258,9 @@ class VideoGroundingPipeline(Pipeline):
             if question:
                 raise ValueError(f"A chat says everything itself; {', '.join(question)} cannot be given beside it.")
             return list(messages), {}
+        inputs = _undecoded(inputs)
         if isinstance(inputs, dict):
+            inputs = {key: value for key, value in inputs.items() if value is not None}
             if "role" in inputs:
                 raise ValueError(f'A message of a chat is a dictionary with "role" and "content"; got {inputs!r:.200}.')
             medium = next((key for key in _MEDIA_KEYS if key in inputs), None)
@@ -217,18 +270,16 @@ class VideoGroundingPipeline(Pipeline):
                     f"An input has exactly one of 'video' and 'image', and any of {', '.join(_QUESTION_KEYS)}; "
                     f"got {', '.join(map(str, inputs))}."
                 )
-            media = inputs[medium]
-            question |= {key: value for key, value in inputs.items() if key in _QUESTION_KEYS and value is not None}
+            media = _undecoded(inputs[medium])
+            question |= {key: value for key, value in inputs.items() if key in _QUESTION_KEYS}
         else:
             medium, media = _medium_of(inputs), inputs
         if isinstance(media, os.PathLike):
             media = os.fspath(media)
-        part = {key: question.pop(key) for key in ("clip", "start", "end") if key in question}
-        if medium == "image" and (part or "fps" in question):
-            names = [*part, *(["fps"] if "fps" in question else [])]
-            raise ValueError(f"{', '.join(names)} cut out a part of a video or tell its frame rate; the input is an image.")
-        if "fps" in question:
-            question["fps"] = _check_fps(question["fps"], media)
+        part = {key: question.pop(key) for key in _VIDEO_ITEM_KEYS if key in question}
+        if medium == "image" and part:
+            raise ValueError(f"{', '.join(part)} cut out a part of a video or say when its frames are displayed; the input is an image.")
+        _check_times_of_frames(part, media)
         for name, read in (("span", read_span), ("time", read_time), ("box", read_box)):
             if name in question:
                 question[name] = read(question[name])

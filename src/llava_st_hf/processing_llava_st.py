@@ -3,6 +3,7 @@
 
 import math
 import re
+from inspect import signature
 
 import torch
 from transformers import PreTrainedConfig
@@ -12,39 +13,35 @@ from transformers.video_utils import VideoInput
 
 from .batch_feature_llava_st import LlavaSTBatchFeature, MediaText
 from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
+from .control_tokens_llava_st import SANITIZED_MARK, UNMARKED, check_messages, control_token_pattern
 from .coordinates import (
     AXES,
     AXIS_OF_NAME,
     COORDINATE_TOKEN,
-    INLINE_COORDINATE,
-    INLINE_LETTERS,
     TOKEN_NAMES,
     WIDTH_INPUT_TOKEN,
     bin_to_position,
     coordinate_token,
     position_to_bin,
-    read_coordinate,
 )
 from .grounding import Media, parse_answer
-from .image_processing_llava_st import LlavaSTImageProcessor, original_size
+from .image_processing_llava_st import LlavaSTImageProcessor, LlavaSTImageProcessorKwargs, original_size
+from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
+from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .released_layout_llava_st import RELEASED_MODEL_TYPE
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 
 
-# transformers puts this mark before control tokens that users wrote, where `sanitize_control_tokens` makes plain text of them.
-_UNMARKED = "(?<!\U000f0000)"
-_SPECIAL_TOKEN = re.compile(f"{_UNMARKED}(?:{'|'.join(map(re.escape, SPECIAL_TOKENS.values()))})")
-_ANSWER = re.compile(r"<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
-# Spans and boxes written with exact positions, for the check of their order.
-_ANY = re.sub(r"\?P<\w+>", "?:", INLINE_COORDINATE.pattern)
-_T, _H, _W = (_ANY.replace("[thw]", letter) for letter in INLINE_LETTERS)
-_INLINE_SPAN = re.compile(rf"\{{\s*{_T}[\s,]*{_T}\s*\}}")
-_INLINE_BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
+_SPECIAL_TOKEN = re.compile(f"{UNMARKED}(?:{'|'.join(map(re.escape, SPECIAL_TOKENS.values()))})")
+_ANSWER = re.compile(rf"{UNMARKED}<\|im_start\|>assistant\n(.*?)(?:{UNMARKED}<\|im_end\|>|\Z)", re.DOTALL)
+# Whether this version of transformers can encode control tokens of messages as plain text; earlier ones take the argument and do nothing.
+_CAN_SANITIZE = "sanitize_control_tokens" in signature(ProcessorMixin.apply_chat_template).parameters
 
 
 class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: LlavaSTImageProcessorKwargs
     videos_kwargs: LlavaSTVideoProcessorKwargs
     _defaults = {"text_kwargs": {"padding_side": "left"}}  # generation continues at the right
 
@@ -110,7 +107,10 @@ class LlavaSTProcessor(ProcessorMixin):
         if counts["height"] != counts["width"]:
             raise ValueError(f"The tokenizer has {counts['height']} height and {counts['width']} width tokens; they must be as many.")
         self.num_temporal_bins, self.num_spatial_bins = counts["temporal"], counts["height"]
-        self._coordinate_ids = {added[coordinate_token(axis, i)] for axis in AXES for i in range(counts[axis])}
+        coordinates = {coordinate_token(axis, i) for axis in AXES for i in range(counts[axis])}
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._control_tokens = control_token_pattern(special - coordinates - {self.image_token, self.video_token})
+        self._coordinate_ids = {added[token] for token in coordinates}
         if self.num_temporal_bins:
             self._coordinate_ids.add(added[WIDTH_INPUT_TOKEN])
 
@@ -176,10 +176,13 @@ class LlavaSTProcessor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """As in transformers; videos become a flat list, in which samples without one have no part."""
+        if images is not None:
+            options = {**kwargs.get("common_kwargs", {}), **kwargs.get("images_kwargs", {}), **kwargs}
+            images = self.image_processor.fetch_images(images, options.get("download_limits"))
         images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if isinstance(videos, (list, tuple)):
             videos = [video for video in videos if not isinstance(video, (list, tuple)) or len(video)]
-        return images, text, flatten_videos(videos) if videos is not None and len(videos) else None, audio
+        return images, text, None if videos is None or (isinstance(videos, list) and not videos) else flatten_videos(videos), audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Refuses calls with nothing in them, and media that are not as many as their placeholders in the text."""
@@ -191,6 +194,8 @@ class LlavaSTProcessor(ProcessorMixin):
             return
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError(f"`text` must be a string or a list of strings, got {text!r:.200}.")
+        if any(SANITIZED_MARK in sample for sample in text):  # where transformers wrote it, `text` comes here without
+            raise ValueError("`text` holds the character U+F0000, by which transformers marks control tokens. Leave it out.")
         given = {"image": 0 if images is None else len(make_flat_list_of_images(images)), "video": len(videos or ())}
         for kind, token in (("image", self.image_token), ("video", self.video_token)):
             found = sum(sample.count(token) for sample in text)
@@ -234,7 +239,7 @@ class LlavaSTProcessor(ProcessorMixin):
         """Writes media and coordinates as tokens. The offsets returned hold, of each coordinate, how it was written."""
         media = {self.image_token: iter(images_replacements), self.video_token: iter(videos_replacements)}
         pattern = re.compile(
-            f"{_UNMARKED}(?:(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{_ANY})"
+            f"{UNMARKED}(?:(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{INLINE_COORDINATE.pattern})"
             f"|(?P<literal>{COORDINATE_TOKEN.pattern}))"
         )
         texts, offsets = [], []
@@ -246,9 +251,10 @@ class LlavaSTProcessor(ProcessorMixin):
                     f"The text holds the model's own token {found[0]!r}. Write {self.image_token} or {self.video_token} for media, and "
                     "coordinates like <t0.409>, <h0.442>, <w0.352>."
                 )
+            check_spelling(sample)
             answers = [match.span(1) for match in _ANSWER.finditer(sample)]
             pieces, sample_offsets, sample_media, cursor, length = [], [], [], 0, 0
-            resolved: dict[int, float] = {}
+            values: dict[int, tuple[float, None]] = {}  # fractions, at the first character of each inline coordinate
             for match in pattern.finditer(sample):
                 start, end = match.span()
                 in_answer = any(a <= start < b for a, b in answers)
@@ -262,7 +268,7 @@ class LlavaSTProcessor(ProcessorMixin):
                 else:
                     axis, position = self._read(match, sample_media)
                     if match["inline"]:
-                        resolved[start] = position
+                        values[start] = (position, None)
                     replacement = self._coordinate_text(axis, position, in_answer)
                     if match["literal"]:
                         position = None  # a bin, exactly
@@ -281,7 +287,7 @@ class LlavaSTProcessor(ProcessorMixin):
                         "media": sample_media[-1] if kind != "coordinate" else None,
                     }
                 )
-            self._check_order(sample, resolved)
+            check_order(sample, values)
             texts.append("".join([*pieces, sample[cursor:]]))
             offsets.append(sample_offsets)
         return texts, offsets
@@ -290,12 +296,12 @@ class LlavaSTProcessor(ProcessorMixin):
         """Axis and position of a coordinate, inline or as a token."""
         if not self.num_temporal_bins:
             raise ValueError(f"The text holds the coordinate {match[0]!r}, but this tokenizer has no coordinate tokens (a stage-1 model).")
-        if (token := COORDINATE_TOKEN.fullmatch(match[0])) is not None:
-            axis = AXIS_OF_NAME[token["name"]]
+        if match["literal"]:
+            axis = AXIS_OF_NAME[match["name"]]
             num_bins = self._num_bins(axis)
-            if int(token["bin"]) >= num_bins:
+            if int(match["bin"]) >= num_bins:
                 raise ValueError(f"{match[0]!r} is no token of this model, which has {num_bins} {axis} bins.")
-            return axis, bin_to_position(int(token["bin"]), num_bins)
+            return axis, bin_to_position(int(match["bin"]), num_bins)
         to_position = None
         if sample_media:
             medium = sample_media[-1]
@@ -305,7 +311,7 @@ class LlavaSTProcessor(ProcessorMixin):
                     return medium.time_position(value, written)
                 return medium.pixel_position(axis, value, written)
 
-        return read_coordinate(next(INLINE_COORDINATE.finditer(match[0])), to_position)
+        return read_coordinate(match, to_position)
 
     def _num_bins(self, axis: str) -> int:
         return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins
@@ -314,18 +320,6 @@ class LlavaSTProcessor(ProcessorMixin):
         if axis == "width" and self.plain_width_prompts and not in_answer:
             return WIDTH_INPUT_TOKEN
         return coordinate_token(axis, position_to_bin(position, self._num_bins(axis)))
-
-    @staticmethod
-    def _check_order(sample: str, resolved: dict[int, float]) -> None:
-        """Refuses spans and boxes that end before they start."""
-        for span in _INLINE_SPAN.finditer(sample):
-            first, last = (resolved[m.start() + span.start()] for m in INLINE_COORDINATE.finditer(span[0]))
-            if first > last:
-                raise ValueError(f"The span {span[0]!r} ends before it starts.")
-        for box in _INLINE_BOX.finditer(sample):
-            x1, y1, x2, y2 = (resolved[m.start() + box.start()] for m in INLINE_COORDINATE.finditer(box[0]))
-            if x1 > x2 or y1 > y2:
-                raise ValueError(f"The box {box[0]!r} is reversed: boxes are [left, top, right, bottom].")
 
     def __call__(
         self,
@@ -385,7 +379,7 @@ class LlavaSTProcessor(ProcessorMixin):
             ids = list(ids)
             for modality, token_ids in (("image", self.image_token_ids), ("video", self.video_token_ids)):
                 tokens = "|".join(token for field, token in VISUAL_TOKENS.items() if modality in field)
-                expected, found = len(re.findall(f"{_UNMARKED}(?:{tokens})", sample)), sum(map(ids.count, token_ids))
+                expected, found = len(re.findall(f"{UNMARKED}(?:{tokens})", sample)), sum(map(ids.count, token_ids))
                 if expected != found:
                     raise ValueError(
                         f"Truncation left {found} of {expected} {modality} tokens. Raise max_length above {len(ids)}, "
@@ -396,18 +390,23 @@ class LlavaSTProcessor(ProcessorMixin):
         """
         As in transformers, with content items for people who think in seconds and pixels:
 
-        - `{"type": "video", "path": …, "clip": [first, last]}` (frames, both included) or `"start"`, `"end"` in seconds;
+        - `{"type": "video", "path": …, "clip": [first, last]}` (frames, both included) or `"start"`, `"end"` in seconds; how many frames
+          are sampled, `"nframes"` or, of a file, `"fps"`; when frames given one by one are displayed, `"fps"` or `"timestamps"`;
         - `{"type": "span", "start": 1.8, "end": 2.5}`, `{"type": "time", "time": 1.8}` in seconds from the start of the file;
         - `{"type": "box", "box": [x1, y1, x2, y2]}` in pixels of the original.
 
-        Each refers to the image or video before it.
+        Each refers to the image or video before it. Keys whose value is None count as absent. Control tokens such as `<|im_end|>` in a
+        message are a `ValueError`; with `sanitize_control_tokens=True` (transformers ≥ 5.23) they become plain text.
         """
-        conversation, clips = prepare_conversation(conversation)
-        if any(clip is not None for clip in clips):
-            processor_kwargs = dict(kwargs.get("processor_kwargs") or {})
-            if "clips" in {*kwargs, *processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
-                raise ValueError("Clips are given in the messages or as `clips`, not both.")
-            kwargs["processor_kwargs"] = {**processor_kwargs, "clips": clips}
+        conversation, options = prepare_conversation(conversation)
+        if not (_CAN_SANITIZE and kwargs.get("sanitize_control_tokens")):
+            check_messages(conversation, self._control_tokens)
+        processor_kwargs = dict(kwargs.get("processor_kwargs") or {})
+        for name in options:
+            if name in {*kwargs, *processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
+                raise ValueError(f"`{name}` is given as an argument and follows from the keys of a video item too; give it once, not both.")
+        if options:
+            kwargs["processor_kwargs"] = {**processor_kwargs, **options}
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     # Answers

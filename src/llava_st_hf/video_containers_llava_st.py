@@ -1,30 +1,332 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the containers of video files promise, and whether the file holds it: files that lost their end are recognised here."""
+"""
+What the containers of video files promise, and whether the file holds it.
+
+A decoder takes a file that lost its end for a shorter video, and every position in it would be given at a wrong time. Each
+container states how many bytes it has in a place of its own; the functions here compare that with the bytes that are there. Only
+headers are read, and every walk over them is bounded.
+"""
 
 import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
 
 
-def check_not_cut_short(path: str) -> None:
+# Headers that a walk over one file may visit. A file has a few at each level (a fragmented MP4 two for each fragment).
+MAX_HEADERS = 1_000_000
+# Bytes at the end of an MPEG program stream within which its last packet begins: packets have at most 64 KB.
+TAIL_BYTES = 2**18
+
+
+class DamagedVideoError(OSError):
+    """The headers of a video file are impossible. Never read."""
+
+
+class TruncatedVideoError(OSError):
+    """A video file lost its end. Read with `allow_truncated=True` only."""
+
+
+def check_container(path: str) -> None:
     """
-    Raises `OSError` if the file is an MP4/MOV whose last box ends beyond the file.
+    Compares what the headers of a video file promise with the file. Containers without such promises pass.
 
-    Decoders take such a file for a shorter video and would sample it at wrong times.
+    Raises:
+        TruncatedVideoError: naming the file, if it should have more bytes than it has.
+        DamagedVideoError: naming the file, if its headers are impossible: a clock without a unit, more samples than bytes.
     """
-    length, position = os.path.getsize(path), 0
+    length = os.path.getsize(path)
     with open(path, "rb") as file:
-        while position + 8 <= length:
-            file.seek(position)
-            header = file.read(16)
-            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if position == 0 and kind != b"ftyp":
-                return  # another container
-            if size == 1:
-                size = int.from_bytes(header[8:16], "big")
-            if size < 8:
-                return  # 0: the box reaches to the end of the file, whatever that is
-            position += size
-            if position > length:
-                raise OSError(
-                    f"{path} is cut short: its {kind.decode('latin-1')!r} part should reach byte {position}, "
-                    f"and the file has {length} bytes"
+        magic = file.read(16)
+        if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"):
+            problem = _mp4(file, path, length)
+        elif magic[:4] == b"\x1a\x45\xdf\xa3":
+            problem = _matroska(file, length)
+        elif magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
+            problem = _avi(file, length)
+        elif magic[:3] == b"FLV":
+            problem = _flv(file, length)
+        elif magic[:6] in (b"GIF87a", b"GIF89a"):
+            problem = _gif(file, length)
+        elif magic[:4] == b"OggS":
+            problem = _ogg(file, length)
+        elif magic[:4] == b"\x30\x26\xb2\x75":
+            problem = _asf(file, length)
+        elif magic[:8] == b"nut/mult":
+            problem = _nut(file, length)
+        elif magic[:4] == b"\x00\x00\x01\xba":
+            problem = _program_stream(file, length)
+        elif magic[:8] == b"\x89PNG\r\n\x1a\n":
+            problem = _png(file, length)
+        else:
+            problem = _transport_stream(file, length)
+    if problem is not None:
+        raise TruncatedVideoError(f"{path} is cut short: {problem}")
+
+
+# MP4 and MOV
+
+
+def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """`(kind, start of the content, end)` of the boxes between two places in the file. A box may end beyond `end`."""
+    position = start
+    for _ in range(MAX_HEADERS):
+        if position + 8 > end:
+            return
+        file.seek(position)
+        header = file.read(16)
+        size, kind, content = int.from_bytes(header[:4], "big"), header[4:8], position + 8
+        if size == 1:
+            size, content = int.from_bytes(header[8:16], "big"), position + 16
+        elif size == 0:  # to the end of the file, whatever that is
+            size = end - position
+        if size < content - position:
+            return  # no box: what follows cannot be found
+        yield kind, content, position + size
+        position += size
+
+
+def _mp4(file: BinaryIO, path: str, length: int) -> str | None:
+    has_index = False
+    for kind, content, end in boxes(file, 0, length):
+        if end > length:
+            return f"its {kind.decode('latin-1')!r} part should reach byte {end}, and the file has {length} bytes"
+        if kind == b"moov":
+            has_index = True
+            _check_samples(file, path, content, end, length)
+    return None if has_index else "it has no index ('moov'), which recorders write last"
+
+
+def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int) -> None:
+    """Refuses clocks of 0 units a second, and tables of more samples than the file has bytes: readers reserve memory for them."""
+    for kind, content, stop in boxes(file, start, end):
+        if kind in (b"trak", b"mdia", b"minf", b"stbl"):
+            _check_samples(file, path, content, min(stop, end), length)
+        elif kind in (b"mdhd", b"mvhd"):
+            file.seek(content)
+            fields = file.read(24)
+            place = 20 if fields[:1] == b"\x01" else 12
+            if len(fields) > place and int.from_bytes(fields[place : place + 4], "big") == 0:
+                raise DamagedVideoError(f"{path} is damaged: the time scale in its {kind.decode()!r} is 0, so no frame has a time")
+        elif kind in (b"stts", b"ctts"):
+            file.seek(content + 4)
+            entries = int.from_bytes(file.read(4), "big")
+            table = file.read(8 * min(entries, (stop - content) // 8))
+            samples = sum(int.from_bytes(table[at : at + 4], "big") for at in range(0, len(table), 8))
+            if samples > length or entries > length:
+                raise DamagedVideoError(
+                    f"{path} is damaged: its {kind.decode()!r} counts {max(samples, entries)} samples, more than the file has bytes"
                 )
+        elif kind == b"stsz":
+            file.seek(content + 4)
+            size, samples = int.from_bytes(file.read(4), "big"), int.from_bytes(file.read(4), "big")
+            if samples > length and size != 1:
+                raise DamagedVideoError(f"{path} is damaged: its 'stsz' counts {samples} samples, more than the file has bytes")
+
+
+# Matroska and WebM
+
+_SEGMENT, _EBML = 0x18538067, 0x1A45DFA3
+_UNKNOWN_SIZES = {2 ** (7 * width) - 1 for width in range(1, 9)}  # of a recording that cannot go back to write the size
+
+
+def _number(file: BinaryIO, keep_marker: bool) -> int | None:
+    """A number of EBML: the leading zero bits of its first byte say how many bytes it has. None at the end of the file."""
+    first = file.read(1)
+    if not first or first == b"\0":
+        return None
+    width = 9 - first[0].bit_length()
+    value = first[0] if keep_marker else first[0] & (0xFF >> width)
+    rest = file.read(width - 1)
+    return None if len(rest) < width - 1 else int.from_bytes(bytes([value]) + rest, "big")
+
+
+def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+    """`(id, start of the content, end)` of the elements between two places; the end is None where the size is unknown."""
+    position = start
+    for _ in range(MAX_HEADERS):
+        if position >= end:
+            return
+        file.seek(position)
+        identity, size = _number(file, True), _number(file, False)
+        if identity is None or size is None:
+            return
+        content = file.tell()
+        if size in _UNKNOWN_SIZES:
+            yield identity, content, None
+            return
+        yield identity, content, content + size
+        position = content + size
+
+
+def _matroska(file: BinaryIO, length: int) -> str | None:
+    for identity, content, end in _elements(file, 0, length):
+        if end is not None and end > length:
+            return f"it should reach byte {end}, and the file has {length} bytes"
+        if identity == _SEGMENT and end is None:  # a recording: look at its clusters
+            for _, _, stop in _elements(file, content, length):
+                if stop is not None and stop > length:
+                    return f"its last part should reach byte {stop}, and the file has {length} bytes"
+    return None
+
+
+# Others
+
+
+def _avi(file: BinaryIO, length: int) -> str | None:
+    position = 0
+    for _ in range(MAX_HEADERS):  # files beyond 1 GB have several RIFF chunks
+        file.seek(position)
+        header = file.read(12)
+        if len(header) < 12 or header[:4] != b"RIFF":
+            return None
+        end = position + 8 + int.from_bytes(header[4:8], "little")
+        if end > length:
+            return f"its RIFF part should reach byte {end}, and the file has {length} bytes"
+        if end == position + 8:
+            return "its RIFF part has no size, which recorders write last"
+        position = end + end % 2
+    return None
+
+
+def _flv(file: BinaryIO, length: int) -> str | None:
+    file.seek(5)
+    position = int.from_bytes(file.read(4), "big") + 4  # behind the header and the size of the tag before the first one
+    file.seek(position)
+    tag = file.read(11)
+    script = file.read(min(int.from_bytes(tag[1:4], "big"), 2**20)) if tag[:1] == b"\x12" else b""
+    # "filesize" as a number of ActionScript: its name, the type 0, and a double.
+    at = script.find(b"\x00\x08filesize\x00")
+    if at >= 0:
+        (size,) = struct.unpack(">d", script[at + 11 : at + 19].ljust(8, b"\0"))
+        if length < size < 2**63:
+            return f"it should have {int(size)} bytes, and has {length}"
+    # Each tag is followed by its size: the last one must lead back to the start of a tag.
+    file.seek(max(0, length - 4))
+    size = int.from_bytes(file.read(4), "big")
+    start = length - 4 - size
+    if start < 9:
+        return "it ends within a tag"
+    file.seek(start)
+    tag = file.read(4)
+    if tag[:1] not in (b"\x08", b"\x09", b"\x12") or int.from_bytes(tag[1:4], "big") + 11 != size:
+        return "it ends within a tag"
+    return None
+
+
+def _gif(file: BinaryIO, length: int) -> str | None:
+    file.seek(0)
+    header = file.read(13)
+    position = 13 + (3 * 2 ** ((header[10] & 7) + 1) if len(header) == 13 and header[10] & 0x80 else 0)
+    for _ in range(MAX_HEADERS):
+        file.seek(position)
+        kind = file.read(1)
+        if kind == b";":
+            return None
+        if kind == b"!":
+            position += 2
+        elif kind == b",":
+            fields = file.read(9)
+            if len(fields) < 9:
+                break
+            position += 11 + (3 * 2 ** ((fields[8] & 7) + 1) if fields[8] & 0x80 else 0)
+        else:
+            break
+        for _ in range(MAX_HEADERS):  # sub-blocks, the last of size 0
+            file.seek(position)
+            size = file.read(1)
+            if not size:
+                return "it ends within a picture, without its end mark"
+            position += 1 + size[0]
+            if size == b"\0":
+                break
+    return "it has no end mark"
+
+
+def _png(file: BinaryIO, length: int) -> str | None:
+    position = 8
+    for _ in range(MAX_HEADERS):
+        file.seek(position)
+        header = file.read(8)
+        end = position + 12 + int.from_bytes(header[:4], "big")
+        if len(header) < 8 or end > length:
+            return "it ends before its end mark"
+        if header[4:] == b"IEND":
+            return None
+        position = end
+    return "it has no end mark"
+
+
+def _ogg(file: BinaryIO, length: int) -> str | None:
+    """The last page must be whole, and each stream must have a page marked as its last."""
+    open_streams, position = set(), 0
+    for _ in range(MAX_HEADERS):
+        file.seek(position)
+        header = file.read(27)
+        if not header:
+            break
+        if len(header) < 27 or header[:4] != b"OggS":
+            return f"it ends within a page, or is damaged there, at byte {position}"
+        sizes = file.read(header[26])
+        position += 27 + len(sizes) + sum(sizes)
+        if len(sizes) < header[26] or position > length:
+            return f"its last page should reach byte {position}, and the file has {length} bytes"
+        stream = header[14:18]
+        if header[5] & 4:
+            open_streams.discard(stream)
+        elif header[5] & 2:
+            open_streams.add(stream)
+    return "a stream in it has no last page" if open_streams else None
+
+
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def _asf(file: BinaryIO, length: int) -> str | None:
+    file.seek(0)
+    header = file.read(2**16)
+    at = header.find(_ASF_FILE_PROPERTIES)
+    if at < 0:
+        return None
+    size = int.from_bytes(header[at + 40 : at + 48], "little")
+    is_broadcast = header[at + 88 : at + 89] and header[at + 88] & 1
+    return f"it should have {size} bytes, and has {length}" if not is_broadcast and size > length else None
+
+
+def _nut(file: BinaryIO, length: int) -> str | None:
+    """The last part is an index, whose last 12 bytes are its size and a checksum."""
+    file.seek(max(0, length - 12))
+    size = int.from_bytes(file.read(8), "big")
+    file.seek(max(0, length - size))
+    return None if size <= length and file.read(8) == b"NX\xddg/#\xe6N" else "it has no index, which is written last"
+
+
+def _program_stream(file: BinaryIO, length: int) -> str | None:
+    """The last packet must be whole: system start codes (0xB9 and above) do not occur within video, which has those below."""
+    start = max(0, length - TAIL_BYTES)
+    file.seek(start)
+    tail = file.read(TAIL_BYTES)
+    at = len(tail)
+    for _ in range(MAX_HEADERS):
+        at = tail.rfind(b"\x00\x00\x01", 0, at)
+        if at < 0 or at + 4 > len(tail):
+            return None if at < 0 else "it ends within a start code"
+        code = tail[at + 3]
+        if code == 0xB9:
+            return None
+        if code == 0xBA:
+            return None if len(tail) - at >= 12 else "it ends within a pack header"
+        if code > 0xBA:
+            end = start + at + 6 + int.from_bytes(tail[at + 4 : at + 6], "big")
+            return f"its last packet should reach byte {end}, and the file has {length} bytes" if end > length else None
+    return None
+
+
+def _transport_stream(file: BinaryIO, length: int) -> str | None:
+    """Packets have 188 bytes, in M2TS 192, each with the byte 0x47."""
+    for size, offset in ((188, 0), (192, 4), (204, 0)):
+        file.seek(0)
+        head = file.read(3 * size)
+        if len(head) == 3 * size and all(head[offset + size * packet] == 0x47 for packet in range(3)):
+            return f"it ends within a packet of {size} bytes" if length % size else None
+    return None

@@ -1,202 +1,415 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading frames out of video files, with decord or with PyAV, in chunks bounded in bytes.
+"""
+Pixels of video files: the frames that the index of a file names, in chunks bounded in bytes.
 
-Both readers give the same frames, upright (the rotation that phones write into the file is applied), and both raise
-`OSError` naming the file when it cannot give exactly the frames that were asked for.
+PyAV is the exact reader: it compares the presentation time of each frame that it decodes with the index. decord reads files of
+which the index says that decord reads them right, where it is asked for; all others go to the exact reader.
 """
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
-from transformers.utils import is_decord_available, logging
+from transformers.utils import logging
 
+from .downloads_llava_st import DownloadLimits
 from .media_files_llava_st import local_video
-from .video_containers_llava_st import check_not_cut_short
+from .video_animation_llava_st import AnimationReader, is_animation_format
+from .video_index_llava_st import (
+    MAX_PIXELS,
+    DamagedVideoError,
+    InexactIndexError,
+    VideoIndex,
+    count_frames,
+    decode_all,
+    decode_packets,
+    import_av,
+    named_errors,
+    open_container,
+    read_index,
+    video_stream,
+)
 from .video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
 
 
 logger = logging.get_logger(__name__)
 
+BACKENDS = ("pyav", "decord")
 # Raw frames held at a time, in bytes; a single frame may exceed it. Small enough that the float output dominates memory
-# (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that a decoder call is not felt.
+# (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that the call for each chunk takes no time.
 CHUNK_BYTES = 16 * 2**20
-
-# What decord says at the first frame of some small videos, upright or marked as sideways, whose padded rows it counts as picture.
-PADDED_ROWS = "The size must exactly match"
-
-
-def _import_decord():
-    try:
-        import decord
-    except ImportError as error:
-        raise ImportError("reading video files with decord needs `pip install decord2`") from error
-    return decord
-
-
-def _import_av():
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading video files with PyAV needs `pip install av`") from error
-    return av
+# Frames between the decoder's place and the next keyframe from which on a seek is cheaper than decoding them.
+SEEK_DISTANCE = 12
+# Frames at the start of each reading that are all decoded and compared with the index; later, those that are neither wanted nor
+# referred to are left out.
+COMPARED_FRAMES = 32
+# Codecs that may say in their first frames how they are to be turned.
+ORIENTED_CODECS = ("h264", "hevc")
+# What decord reads right, by the tests: ffmpeg's names of containers and codecs.
+DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+DECORD_CODECS = ("h264", "vp9", "vp8", "mpeg4", "mjpeg")
 
 
-class DecordReader:
+class VideoFileReader:
     """
-    Frames of a local video file through decord.
+    Frames of a local video file.
 
-    `metadata` knows the number of frames, their rate and the duration from the start; height and width, in pixels,
-    only once a frame has been decoded.
+    Args:
+        index: of the file.
+        backend: "pyav" or "decord".
+
+    Attributes:
+        metadata: [`LlavaSTVideoMetadata`]. Height and width, in pixels, are known once a frame has been decoded.
     """
 
-    def __init__(self, path: str):
-        decord = _import_decord()
-        self.path = path
-        try:
-            # A threshold just above 0 makes decord report frames it could not decode, instead of repeating others.
-            self.reader = decord.VideoReader(path, fault_tol=1e-9)
-            num_frames, fps = len(self.reader), self.reader.get_avg_fps()
-            # (num_frames, 2): when each frame appears and when it goes, in seconds
-            times = self.reader.get_frame_timestamp(list(range(num_frames))) if num_frames else np.empty((0, 2))
-        except (decord.DECORDError, RuntimeError) as error:
-            raise OSError(f"{path} cannot be read as a video: {_first_line(error)}") from error
-        self.metadata = file_metadata(path, num_frames, fps, "decord", np.asarray(times)[:, 0])
+    def __init__(self, index: VideoIndex, backend: str):
+        self.index = index
+        self.backend = backend
+        self.metadata = _metadata(index, backend)
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        """Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order."""
-        decord = _import_decord()
-        position, chunk_frames = 0, 1  # the first frame alone, to learn its size
-        while position < len(indices):
-            wanted = indices[position : position + chunk_frames]
-            try:
-                batch = self.reader.get_batch(wanted)
-            except (decord.DECORDError, RuntimeError, IndexError) as error:
-                if PADDED_ROWS in str(error):
-                    logger.warning_once("decord cannot read frames of this size here: reading them with PyAV instead.")
-                    yield from self._chunks_with_pyav(indices)
-                    return
-                raise OSError(f"{self.path}: decoding failed within frames {wanted[0]} to {wanted[-1]}: {_first_line(error)}") from error
-            # A torch tensor comes when the user has set decord's bridge to torch.
-            frames = batch if isinstance(batch, torch.Tensor) else torch.utils.dlpack.from_dlpack(batch.to_dlpack())
-            self.metadata.height, self.metadata.width = frames.shape[1:3]
-            yield frames  # (chunk_frames, height, width, 3)
-            position += len(wanted)
-            chunk_frames = max(1, CHUNK_BYTES // frames[0].numel())
+        """
+        Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order.
 
-    def _chunks_with_pyav(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        reader = PyAVReader(self.path)
-        for frames in reader.chunks(indices):
-            self.metadata.height, self.metadata.width = frames.shape[1:3]
-            self.metadata.video_backend = "pyav"
-            yield frames  # (chunk_frames, height, width, 3)
-
-
-class PyAVReader:
-    """Frames of a local video file through PyAV; the same interface and the same frames as `DecordReader`."""
-
-    def __init__(self, path: str):
-        av = _import_av()
-        self.path = path
-        try:
-            with av.open(path) as container:
-                if not container.streams.video:
-                    raise OSError(f"{path} has no video stream")
-                stream = container.streams.video[0]
-                # Times and keyframes come from the packets, because a container's own frame count is often missing.
-                packets = [
-                    (packet.pts, packet.is_keyframe)
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and not packet.is_discard
-                ]
-                fps, time_base = stream.average_rate, float(stream.time_base or 0)
-        except av.error.FFmpegError as error:
-            raise OSError(f"{path} cannot be read as a video: {error}") from error
-        self.times = sorted(time for time, _ in packets)
-        self.keyframes = sorted(time for time, is_keyframe in packets if is_keyframe)
-        times = [(time - self.times[0]) * time_base for time in self.times]  # seconds
-        self.metadata = file_metadata(path, len(self.times), float(fps or 0), "pyav", times)
-
-    def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        """Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order."""
-        av = _import_av()
-        chunk = []
-        try:
-            for image, rotation in self._frames([self.times[index] for index in indices]):
-                # A quarter turn counter-clockwise per 90 degrees, as the display matrix in the file asks.
-                image = np.rot90(image, rotation // 90)
-                self.metadata.height, self.metadata.width = image.shape[:2]
+        Raises:
+            OSError: naming the file, if a frame cannot be decoded.
+            InexactIndexError: if the decoder gives other frames than the index has; `recounted()` has the right index.
+        """
+        frames = self._decord_frames(indices) if self.backend == "decord" else self._frames(indices)
+        chunk: list[np.ndarray] = []
+        with closing(frames), named_errors(self.index.path, f"cannot be decoded within frames {indices[0]} to {indices[-1]}"):
+            for image in frames:
+                height, width = image.shape[:2]
+                if (self.metadata.height or height, self.metadata.width or width) != (height, width):
+                    raise DamagedVideoError(
+                        f"{self.index.path} changes its size from {self.metadata.width}x{self.metadata.height} to {width}x{height} "
+                        "pixels: boxes would mean different places"
+                    )
+                self.metadata.height, self.metadata.width = height, width
                 chunk.append(image)
                 if (len(chunk) + 1) * image.nbytes > CHUNK_BYTES:
                     yield torch.from_numpy(np.stack(chunk))  # (chunk_frames, height, width, 3)
                     chunk = []
-        except av.error.FFmpegError as error:
-            raise OSError(f"{self.path}: decoding failed within frames {indices[0]} to {indices[-1]}: {error}") from error
         if chunk:
             yield torch.from_numpy(np.stack(chunk))  # (chunk_frames, height, width, 3)
 
-    def _frames(self, wanted: list[int]) -> Iterator[tuple[np.ndarray, int]]:
-        """
-        RGB frames `(height, width, 3)` as stored, with the rotation in degrees to apply, at ascending presentation times.
+    def recounted(self) -> "VideoFileReader":
+        """A reader of the same file that has decoded all frames to count them."""
+        notes = self.index.notes
+        index = count_frames(self.index.path, tolerant=bool(notes))
+        logger.info(f"{self.index.path}: its packets do not say which frames are displayed; all were decoded to count them.")
+        return VideoFileReader(VideoIndex(**{**vars(index), "notes": notes}), "pyav")
 
-        Seeks where a keyframe makes the way shorter.
+    # PyAV
+
+    def _frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Upright RGB frames `(height, width, 3)` at ascending indices."""
+        pictures = _Pictures(self.index.path)
+        if indices[0] > 0 and self.index.codec in ORIENTED_CODECS:
+            with closing(decode_all(self.index.path, self.index.stream)) as first:
+                pictures.note_orientation(next(first))
+        find = self._found_by_count if self.index.presented is None else self._found_by_time
+        for frame in find(indices, pictures):
+            yield pictures.upright_rgb(frame)
+
+    def _found_by_count(self, indices: list[int], pictures: "_Pictures") -> Iterator:
+        wanted = iter(indices)
+        index = next(wanted)
+        frames = decode_all(self.index.path, self.index.stream)
+        shown = (frame for frame in frames if frame.pts is None or frame.pts not in self.index.hidden)
+        for number, frame in enumerate(shown):
+            pictures.note_orientation(frame)
+            if number == index:
+                yield frame
+                following = next(wanted, None)
+                if following is None:
+                    return
+                index = following
+        raise OSError(f"{self.index.path} has no decodable frame {index}")
+
+    def _found_by_time(self, indices: list[int], pictures: "_Pictures") -> Iterator:
         """
-        av = _import_av()
-        with av.open(self.path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            # ffmpeg's filter and not `frame.to_ndarray`, whose colours differ from it (and decord) at odd sizes.
+        Seeks where a keyframe makes the way shorter. A seek that lands behind the frame, or on frames that the index does not have,
+        goes further back, at last to the start of the file.
+        """
+        presented, keyframes = self.index.presented, self.index.keyframes
+        search = _Search(self.index, indices, pictures)
+        with open_container(self.index.path) as container:
+            stream = video_stream(container, self.index.stream)
+            can_seek = True
+            for index in indices:
+                attempt = bisect_right(keyframes, presented[index]) - 1 if can_seek else 0  # the keyframe to start from
+                is_far = attempt > 0 and bisect_left(presented, keyframes[attempt]) > search.place + SEEK_DISTANCE
+                if search.place < 0 or is_far:
+                    search.start(container, stream, attempt)
+                frame, back = search.advance(index), 1
+                while frame is None:
+                    if search.is_from_start:
+                        raise InexactIndexError(f"{self.index.path}: frame {index} is not where its packets say")
+                    attempt, back = max(0, attempt - back), 2 * back  # keyframes, twice as many each time
+                    can_seek = attempt > 0
+                    search.start(container, stream, attempt)
+                    frame = search.advance(index)
+                yield frame
+
+    # decord
+
+    def _decord_frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """As `_frames`; from the first frame on that decord cannot give, by the exact reader."""
+        position, chunk_frames = 0, 1  # the first frame alone, to learn its size
+        try:
+            reader = _open_decord(self.index)
+            while position < len(indices):
+                batch = reader.get_batch(indices[position : position + chunk_frames])
+                # A torch tensor comes when the user has set decord's bridge to torch.
+                frames = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()  # (chunk_frames, height, width, 3)
+                for image in frames:
+                    position += 1
+                    yield image
+                chunk_frames = max(1, CHUNK_BYTES // frames[0].nbytes)
+            return
+        except ImportError:
+            raise
+        except Exception as error:  # decord's errors are of many classes, some derived from `Exception` alone
+            logger.info(f"decord cannot read {self.index.path} ({_first_line(error)}): it is read with PyAV.")
+            self.metadata.video_backend = "pyav"
+        if position < len(indices):
+            yield from self._frames(indices[position:])
+
+
+class _Search:
+    """
+    A decoder's frames, compared with the index of the file.
+
+    Args:
+        index: of the file.
+        indices: frames that are wanted, ascending.
+        pictures: notes the orientation of every frame.
+
+    Attributes:
+        place: index of the last frame that the decoder gave; -1 after a start, when it is not known which frame comes first.
+        is_from_start: whether decoding began at the start of the file.
+    """
+
+    def __init__(self, index: VideoIndex, indices: list[int], pictures: "_Pictures"):
+        self.index, self.pictures = index, pictures
+        self.wanted = set(index.presented[indices].tolist())
+        self.num_compared = 0
+        self.place, self.is_from_start = -1, False
+        self.frames: Iterator = iter(())
+
+    def start(self, container, stream, keyframe: int) -> None:
+        """Begins at a keyframe, by its place in the index; the first one, number 0, stands for the start of the file."""
+        self.place, self.is_from_start = -1, keyframe <= 0
+        if self.is_from_start:
+            self.frames = decode_all(self.index.path, self.index.stream, self._is_wanted)
+        else:
+            container.seek(int(self.index.keyframes[keyframe]), stream=stream)
+            self.frames = self._from_keyframe(container, stream)
+
+    def _is_wanted(self, time: int | None) -> bool:
+        return self.num_compared < COMPARED_FRAMES or time is None or time in self.wanted
+
+    def _from_keyframe(self, container, stream) -> Iterator:
+        """Frames from the keyframe on where the container landed, without the pictures that precede it: they need others."""
+        landed = None
+
+        def packets():
+            nonlocal landed
+            for packet in container.demux(stream):
+                if landed is None and packet.is_keyframe:
+                    landed = packet.pts
+                yield packet
+
+        for frame in decode_packets(packets(), self.index.path, self._is_wanted):
+            if landed is None or frame.pts is None:
+                return  # nothing can be compared with the index
+            if frame.pts >= landed:
+                yield frame
+
+    def advance(self, index: int):
+        """
+        The frame at `index` among those that follow. `None` if it is not there, or if others are than the index has. What cannot be
+        decoded is an error only where the decoder had all of the file from its start.
+        """
+        presented = self.index.presented
+        try:
+            for frame in self.frames:
+                if frame.pts is None:
+                    return None
+                self.pictures.note_orientation(frame)
+                if frame.pts in self.index.hidden:
+                    continue
+                is_compared = self.place >= 0 and self.num_compared < COMPARED_FRAMES
+                at = self.place + 1 if is_compared else bisect_left(presented, frame.pts, self.place + 1)
+                if at >= len(presented) or presented[at] != frame.pts or at > index:
+                    return None
+                self.place = at
+                self.num_compared += 1
+                if at == index:
+                    return frame
+        except (import_av().error.FFmpegError, OSError):
+            if self.is_from_start:
+                raise
+        return None
+
+
+class _Pictures:
+    """
+    PyAV's frames as upright RGB arrays.
+
+    Orientation is that of the file's display matrix, or of the messages within H.264 and HEVC, which hold until the next one.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.matrix: tuple[int, int, int, int] | None = None
+        self.key, self.graph = None, None
+
+    def note_orientation(self, frame) -> None:
+        """To be called with the decoder's frames one by one, whichever are wanted."""
+        self.matrix = _display_matrix(frame) or self.matrix
+
+    def upright_rgb(self, frame) -> np.ndarray:
+        """
+        `(height, width, 3)` uint8 of the frame noted last.
+
+        ffmpeg's filter and not `frame.to_ndarray`, whose colours differ from it (and decord) at odd sizes.
+        """
+        av = import_av()
+        if frame.width * frame.height > MAX_PIXELS:
+            raise DamagedVideoError(f"{self.path} has frames of {frame.width}x{frame.height} pixels, more than {MAX_PIXELS}")
+        key = (frame.width, frame.height, frame.format.name)
+        if key != self.key:
             graph = av.filter.Graph()
-            graph.link_nodes(graph.add_buffer(template=stream), graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")).configure()
-            decoded: Iterator = iter(())
-            reached = None
-            for time in wanted:
-                keyframe = self.keyframes[max(0, bisect_right(self.keyframes, time) - 1)] if self.keyframes else time
-                if reached is None or keyframe > reached:
-                    container.seek(keyframe, stream=stream)
-                    decoded = container.decode(stream)
-                frame = next((shown for shown in decoded if shown.pts is not None and shown.pts >= time), None)
-                if frame is None or frame.pts != time:
-                    raise OSError(f"{self.path} has no decodable frame {bisect_right(self.times, time) - 1}")
-                reached = time
-                graph.push(frame)
-                yield graph.pull().to_ndarray(), frame.rotation
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+            graph.link_nodes(source, graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")).configure()
+            self.key, self.graph = key, graph
+        self.graph.push(frame)
+        return orient(self.graph.pull().to_ndarray(), self.matrix, self.path)
 
 
-def open_video_file(path: str, backend: str | None = None) -> DecordReader | PyAVReader:
+def _display_matrix(frame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d): where the picture stores (x, y), (a x + c y, b x + d y) is displayed. `None` where the frame has none."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(data)[:36], dtype=np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def orient(image: np.ndarray, matrix: tuple[int, int, int, int] | None, path: str) -> np.ndarray:
+    """
+    A picture `(height, width, 3)` as it is displayed.
+
+    Args:
+        image: as stored.
+        matrix: see `_display_matrix`; of its scale no use is made.
+        path: for errors.
+
+    Raises:
+        OSError: naming the file, if the matrix is none of the eight ways to turn and mirror by quarter turns.
+    """
+    if matrix is None:
+        return image
+    a, b, c, d = matrix
+    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+    upright = crossed * 100 < straight and a and d
+    sideways = straight * 100 < crossed and b and c
+    if not upright and not sideways:
+        raise OSError(f"{path} is to be displayed at an angle (display matrix {a}, {b}, {c}, {d}): only quarter turns and mirrors are read")
+    if sideways:
+        image, a, d = image.swapaxes(0, 1), c, b  # x is displayed where c y says, y where b x does
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _open_decord(index: VideoIndex):
+    """decord's reader of a file, checked against its index."""
+    import decord
+
+    # A threshold just above 0 makes decord report frames that it could not decode, instead of repeating others.
+    reader = decord.VideoReader(os.path.abspath(index.path), fault_tol=1e-9)
+    if len(reader) != len(index.times):
+        raise OSError(f"it counts {len(reader)} frames in place of {len(index.times)}")
+    return reader
+
+
+def _decord_is_right(index: VideoIndex) -> bool:
+    """
+    Whether decord reads such files right: it seeks wrong in other containers and where pictures precede their keyframe, and it
+    mirrors what is to be turned.
+    """
+    if not index.is_plain or index.notes or index.container not in DECORD_CONTAINERS or index.codec not in DECORD_CODECS:
+        return False
+    with closing(decode_all(index.path, index.stream)) as frames:
+        first = next(frames, None)
+    return first is not None and first.pts == index.presented[0] and _display_matrix(first) is None
+
+
+def _metadata(index: VideoIndex, backend: str) -> LlavaSTVideoMetadata:
+    return file_metadata(len(index.times), index.frame_rate, backend, index.times, list(index.notes))
+
+
+def check_backend(backend: str | None) -> str:
+    """The backend meant; `None` means PyAV. Raises `ValueError` for an unknown one, `ImportError` for one that is not installed."""
+    if backend is None:
+        return "pyav"
+    if backend not in BACKENDS:
+        raise ValueError(f"video_backend must be one of {', '.join(map(repr, BACKENDS))}, or None for 'pyav'; got {backend!r}")
+    if backend == "decord":
+        try:
+            import decord  # noqa: F401
+        except ImportError as error:
+            raise ImportError('video_backend="decord" needs `pip install decord2`') from error
+    return backend
+
+
+def open_video_file(path: str, backend: str | None = None, allow_truncated: bool = False) -> VideoFileReader | AnimationReader:
     """
     A reader of a local video file.
 
     Args:
         path: the file.
-        backend: `"decord"` or `"pyav"`. `None` takes decord, and PyAV with a warning where decord is not installed.
+        backend: `"pyav"`, the default, or `"decord"`, which reads plain files faster on some machines. Files that decord would
+            read wrong go to PyAV; `metadata.video_backend` says which one read the file.
+        allow_truncated: read a file that lost its end as far as it goes; `metadata.notes` then says so.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture or is damaged.
+        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
+        ValueError: for an unknown backend.
         ImportError: if the backend is not installed.
     """
-    check_not_cut_short(path)
-    if backend not in (None, "decord", "pyav"):
-        raise ValueError(f"the video backend must be 'decord' or 'pyav', got {backend!r}")
-    if backend is None and not is_decord_available():
-        logger.warning_once("decord is not installed (pip install decord2): falling back to PyAV to read videos.")
+    backend = check_backend(backend)
+    if is_animation_format(path):
+        return AnimationReader(path)
+    import_av()
+    index = read_index(path, allow_truncated)
+    if backend == "decord" and not _decord_is_right(index):
+        logger.info(f"decord would not read {path} exactly ({index.codec} in {index.container}): it is read with PyAV.")
         backend = "pyav"
-    return PyAVReader(path) if backend == "pyav" else DecordReader(path)
+    return VideoFileReader(index, backend)
 
 
-def read_video_metadata(path: str | os.PathLike, backend: str | None = None) -> LlavaSTVideoMetadata:
+def read_video_metadata(
+    path, backend: str | None = None, allow_truncated: bool = False, download_limits: DownloadLimits | None = None
+) -> LlavaSTVideoMetadata:
     """
-    What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` in seconds, and `height` and
-    `width` in pixels as seen (after rotation), for which the first frame is decoded. Where the frame rate varies,
-    `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`.
+    What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
+    `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. Where the frame rate
+    varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`.
 
-    Takes a path, a `file://` or an `http(s)://` URL. Raises as `open_video_file` does.
+    Takes whatever `local_video` does: a path, a URL, bytes, an open file. Raises as `open_video_file` does.
     """
-    with local_video(path) as local:
-        reader = open_video_file(local, backend)
-        next(reader.chunks([0]))
+    with local_video(path, download_limits) as local:
+        reader = open_video_file(local, backend, allow_truncated)
+        try:
+            next(reader.chunks([0]))
+        except InexactIndexError:
+            reader = reader.recounted()
+            next(reader.chunks([0]))
         return reader.metadata
 
 

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos given as frames in memory or as image files, behind the interface of the readers of video files."""
 
+import io
 import math
 import mimetypes
 import os
+import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from numbers import Integral, Real
+from urllib.parse import urlsplit
 
 import numpy as np
 import PIL.Image
@@ -15,19 +19,49 @@ import torch
 from transformers.image_utils import ChannelDimension
 from transformers.video_utils import VideoInput, VideoMetadata, VideoMetadataType
 
-from .image_processing_llava_st import channels_first, checked_pixels, load_image, pil_to_array
+from .downloads_llava_st import DownloadLimits
+from .image_processing_llava_st import channels_first, checked_pixels, float_scale, load_image, pil_to_array
+from .media_files_llava_st import MEDIA_ERRORS, is_data_url, is_file_content, is_url, local_path, source_name, write_content
+from .video_animation_llava_st import count_pictures
 from .video_decoding_llava_st import CHUNK_BYTES
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 from .video_sampling_llava_st import check_rate
 
 
-class FramesReader:
-    """Frames already in memory, or in image files, behind the interface of the readers of video files."""
+# Media types of images that may be animated.
+_MAYBE_ANIMATED = {"image/gif", "image/png", "image/webp", "image/apng", "image/avif"}
+# Objects of torchcodec, which `datasets` makes of its Video columns.
+_DECODER_ADVICE = ": give the path or the bytes of the file (a Video column of datasets has them with decode=False)"
 
-    def __init__(self, frames, metadata: VideoMetadata | dict | None, do_convert_rgb: bool | None, input_data_format):
+
+class FramesReader:
+    """
+    Frames already in memory, or in image files, behind the interface of the readers of video files.
+
+    Args:
+        frames: an array of 4 axes or a list of frames, as `flatten_videos` gives them.
+        metadata: what is known of their rate or times, and of the video that they come from.
+        do_convert_rgb, input_data_format: see `checked_pixels` and `channels_first`.
+        do_rescale, rescale_factor: see `float_scale`, which decides on all frames of the video at once.
+        download_limits: of frames that are URLs.
+    """
+
+    def __init__(
+        self,
+        frames,
+        metadata: VideoMetadata | dict | None,
+        do_convert_rgb: bool | None,
+        input_data_format,
+        do_rescale: bool | None,
+        rescale_factor: float,
+        download_limits: DownloadLimits | None = None,
+    ):
+        self.download_limits = download_limits
         self.do_convert_rgb, self.input_data_format = do_convert_rgb, input_data_format
         is_array = isinstance(frames, (np.ndarray, torch.Tensor))
         self.frames = channels_first(frames, input_data_format) if is_array else frames
+        arrays = (index for index, frame in enumerate(frames) if isinstance(frame, (np.ndarray, torch.Tensor)))
+        self.scale = float_scale([self.frames] if is_array else map(self._frame, arrays), do_rescale, rescale_factor)
         size = self.frames.shape[-2:] if is_array else self._frame(0).shape[-2:]
         # A copy of the caller's, since sampling writes into it. The number of frames can be counted, so it may be left out.
         metadata = LlavaSTVideoMetadata(**{"total_num_frames": None, **(metadata or {}), "clip": None, "given_frames": None})
@@ -38,8 +72,11 @@ class FramesReader:
             metadata.given_frames = self.positions
         metadata.height, metadata.width = size
         if metadata.frame_times is not None:
-            metadata.duration = metadata.seconds(metadata.total_num_frames)
-            metadata.fps = metadata.total_num_frames / metadata.duration
+            metadata.start_time = metadata.frame_times[0]
+            end = metadata.seconds(metadata.total_num_frames)
+            if end is not None and end > metadata.start_time:
+                metadata.duration = end - metadata.start_time
+                metadata.fps = metadata.total_num_frames / metadata.duration
         if metadata.fps:
             metadata.fps = float(metadata.fps)
             if metadata.duration is None and metadata.frame_times is None:
@@ -48,8 +85,10 @@ class FramesReader:
 
     def _frame(self, index: int) -> torch.Tensor:
         frame = self.frames[index]
-        if isinstance(frame, (str, os.PathLike)):
-            frame = load_image(frame)
+        if isinstance(frame, (str, os.PathLike)) or is_file_content(frame):
+            source, frame = frame, load_image(frame, self.download_limits)
+            if is_url(source) and "loop" in frame.info:  # PIL notes how often an animation is repeated
+                raise OSError(f"{source_name(source, 'image')} is an animated PNG, and its suffix says a still image: give its bytes")
         if isinstance(frame, PIL.Image.Image):
             return channels_first(pil_to_array(frame, self.do_convert_rgb)[None], ChannelDimension.LAST)
         return channels_first(frame[None], self.input_data_format)  # (1, channels, height, width)
@@ -65,14 +104,16 @@ class FramesReader:
                 else:
                     # Indexed with the channels last, the layout that the resize is fast in and most arrays come in.
                     frames = self.frames.permute(0, 2, 3, 1)[chunk].permute(0, 3, 1, 2)
-                yield checked_pixels(frames, self.do_convert_rgb)
+                yield checked_pixels(frames, self.do_convert_rgb, self.scale)
             return
         for index in indices:
-            frame = checked_pixels(self._frame(index), self.do_convert_rgb)
+            frame = checked_pixels(self._frame(index), self.do_convert_rgb, self.scale)
             if frame.shape[-2:] != (self.metadata.height, self.metadata.width):
+                given = self.frames[index]
+                name = f" ({given})" if isinstance(given, (str, os.PathLike)) else ""
                 raise ValueError(
                     f"the frames of a video must have one size: frame 0 has {self.metadata.height}x{self.metadata.width} "
-                    f"pixels (height x width), frame {index} {frame.shape[-2]}x{frame.shape[-1]}"
+                    f"pixels (height x width), frame {index}{name:.500} {frame.shape[-2]}x{frame.shape[-1]}"
                 )
             yield frame
 
@@ -81,17 +122,26 @@ def flatten_videos(videos: VideoInput) -> list:
     """
     Any nesting of videos as a flat list of videos.
 
-    A video is a path or URL, an array of 4 axes, or a list of frames: PIL images, arrays of 2 or 3 axes, or paths of
-    still images. An array of 5 axes is a batch. A single image is a video of one frame.
+    A video is a file (path, URL, `data:` URL, bytes or an open binary file), an array of 4 axes, or a list of frames: PIL images,
+    arrays of 2 or 3 axes, or still images as files. A folder is the list of the image files in it; see `folder_frames`. An array of 5
+    axes is a batch. A single image is a video of one frame.
+
+    Returns:
+        A list whose entries are files, arrays of 4 axes, or lists of frames; see `is_frames`.
     """
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
     if isinstance(videos, PIL.Image.Image):
         return [[videos]]
-    if isinstance(videos, (str, os.PathLike)):
-        return [[videos]] if _is_frame(videos) else [videos]
+    if isinstance(videos, (str, os.PathLike)) and (folder := _folder(videos)) is not None:
+        return [folder_frames(folder)]
+    if isinstance(videos, (str, os.PathLike)) or is_file_content(videos):
+        return [[videos]] if is_still_image(videos) else [videos]
     if not isinstance(videos, (list, tuple)):
-        raise ValueError(f"a video must be a path, a URL, an array, a tensor or a list of frames; got {type(videos)}")
+        raise ValueError(
+            "a video must be a path, a URL, bytes, an open file, an array, a tensor or a list of frames; "
+            f"got {type(videos)}{_DECODER_ADVICE if type(videos).__module__.startswith('torchcodec') else ''}"
+        )
     if len(videos) == 0:
         raise ValueError("got an empty list where a video was expected")
     if all(_is_frame(item) for item in videos):
@@ -99,14 +149,104 @@ def flatten_videos(videos: VideoInput) -> list:
     return [video for item in videos for video in flatten_videos(item)]
 
 
+def is_frames(video) -> bool:
+    """Whether an entry of `flatten_videos` is frames, which have no times of their own, and not a file."""
+    return isinstance(video, (list, np.ndarray, torch.Tensor))
+
+
 def _is_frame(item) -> bool:
-    if isinstance(item, (str, os.PathLike)):
-        kind = mimetypes.guess_type(os.fspath(item))[0] or ""
-        # GIF and WebP may be animated, so they count as videos.
-        return kind.startswith("image/") and kind not in ("image/gif", "image/webp")
+    if isinstance(item, (str, os.PathLike)) or is_file_content(item):
+        return is_still_image(item)
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return item.ndim in (2, 3)
     return isinstance(item, PIL.Image.Image)
+
+
+def is_still_image(source) -> bool:
+    """
+    Whether a file is one picture and no video, nor a folder.
+
+    Args:
+        source: bytes, a `data:` URL or an open file, judged by content; a path, judged by its suffix, where a GIF, PNG, WebP or AVIF is
+            opened to see whether it is animated; or an `http(s)://` URL, judged by its suffix alone, where GIF, WebP and AVIF count as
+            videos.
+    """
+    if is_url(source):
+        return _image_type(urlsplit(source).path) not in ("", *_MAYBE_ANIMATED - {"image/png"})
+    if is_data_url(source) or is_file_content(source):
+        return _content_is_still(source)
+    kind = _image_type(os.fsdecode(source))
+    if not kind or _folder(source) is not None:
+        return False
+    if kind not in _MAYBE_ANIMATED:
+        return True
+    try:
+        return count_pictures(local_path(source)) < 2
+    except MEDIA_ERRORS:  # the reader of images names what is wrong with it
+        return True
+
+
+def _content_is_still(source) -> bool:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return count_pictures(io.BytesIO(source)) == 1
+    if is_data_url(source):
+        content = io.BytesIO()
+        if source[5:11].lower() != "video/":
+            write_content(source, content, "video", DownloadLimits(), 0)
+            content.seek(0)
+        return count_pictures(content) == 1
+    if isinstance(source, io.TextIOBase) or not source.seekable():
+        return False  # looking at its content would use it up; the reader of videos refuses text files by name
+    position = source.tell()
+    try:
+        source.seek(0)
+        return count_pictures(source) == 1
+    finally:
+        source.seek(position)
+
+
+def _image_type(path: str) -> str:
+    """The media type that the suffix of a path says, such as `image/png`; empty where it says no image."""
+    kind = "image/apng" if path.lower().endswith(".apng") else mimetypes.guess_type(path, strict=False)[0] or ""
+    return kind if kind.startswith("image/") else ""
+
+
+def _folder(source: str | os.PathLike) -> str | None:
+    """The path of a folder on the disk, if `source` names one."""
+    if is_url(source) or is_data_url(source):
+        return None
+    path = os.fsdecode(source)
+    if path[:7].lower() == "file://":
+        path = urllib.request.url2pathname(urlsplit(path).path)
+    return path if os.path.isdir(path) else None
+
+
+def folder_frames(folder: str) -> list[str]:
+    """
+    The paths of the image files in a folder, which are the frames of one video.
+
+    They are sorted by name, with the numbers in names compared as numbers: `frame2.png` stands before `frame10.png`. Files whose names
+    begin with a dot and those that Windows puts into folders of images are left out.
+
+    Raises:
+        OSError: naming the folder if it has no image files, and the file if anything else is in it: another folder, a file that is no
+            still image.
+    """
+    names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini")]
+    if not names:
+        raise OSError(f"{folder} is a folder without frames: a folder that is a video has one image file for each frame")
+    names.sort(key=_natural_order)
+    paths = [os.path.join(folder, name) for name in names]
+    for path in paths:
+        if not is_still_image(path):
+            raise OSError(f"{path} is no still image, and the folder it is in is read as a video of one image file for each frame")
+    return paths
+
+
+def _natural_order(name: str) -> tuple:
+    """A key to sort the names of files by, with numbers in them compared as numbers."""
+    stem = os.path.splitext(name)[0]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", stem)], name
 
 
 def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> list[VideoMetadata | dict | None]:
@@ -170,10 +310,20 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
     metadata.total_num_frames = max(int(total or 0), positions[-1] + 1)
     times = metadata.frame_times
     if times is not None:
-        ascend = len(times) > 1 and all(isinstance(time, Real) and math.isfinite(time) for time in times) and times[0] == 0
-        if not ascend or len(times) != metadata.total_num_frames or (np.diff(times) <= 0).any():
+        if isinstance(times, (np.ndarray, torch.Tensor)):
+            times = times.tolist()
+        numbers = isinstance(times, (list, tuple)) and all(
+            isinstance(time, Real) and not isinstance(time, bool) and math.isfinite(time) for time in times
+        )
+        if (
+            not numbers
+            or len(times) != metadata.total_num_frames
+            or times[0] < 0
+            or any(second <= first for first, second in pairwise(times))
+        ):
             raise ValueError(
-                f"`video_metadata` frame_times must ascend from 0 seconds, one for each of {metadata.total_num_frames} frames "
-                f"(None at a constant rate); got {times!r:.200}"
+                f"the times of frames (`video_metadata` frame_times) must ascend from 0 seconds or later, one for each of "
+                f"{metadata.total_num_frames} frames; got {times!r:.200}"
             )
+        metadata.frame_times = [float(time) for time in times]
     return positions

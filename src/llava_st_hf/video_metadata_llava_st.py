@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of a video: how many frames, when each is displayed, and how positions in it turn into seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
@@ -21,28 +21,37 @@ class LlavaSTVideoMetadata(VideoMetadata):
     """
     What transformers keeps of a video, and what it takes to turn frames into seconds and back.
 
+    Seconds are those that a player displays: they count from the start of the container, so a picture that starts later than the
+    sound has its first frame after second 0.
+
     Args:
-        frame_times: seconds from the first frame of the file to each of its `total_num_frames` frames; `None` at a constant
-            rate, where frame `i` is shown at `i / fps`. Where it is given, `fps` is the mean rate.
+        start_time: seconds at which the first frame is displayed; 0 for frames in memory unless `frame_times` says otherwise.
+        frame_times: seconds at which each of the `total_num_frames` frames is displayed; `None` at a constant rate, where frame
+            `i` is displayed at `start_time + i / fps`. Where it is given, `fps` is the mean rate.
         clip: first and last frame looked at, both included, whichever of them were sampled.
         given_frames: where frames sampled before were passed and are unevenly spaced, which frames of the file they are.
+        notes: what a reader of the answer must know of the file, such as that its end is missing.
     """
 
+    start_time: float = 0.0
     frame_times: list[float] | None = None
     clip: tuple[int, int] | None = None
     given_frames: list[int] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def seconds(self, frame: int) -> float | None:
         """
-        Seconds from the first frame of the file to frame `frame`; `None` where the frame rate is unknown.
+        Seconds from the start of the container at which frame `frame` is displayed; `None` where the frame rate is unknown.
 
         `frame` may be the number of frames: then it is when the last frame leaves the screen, after as long as the one before.
         """
-        if self.frame_times is not None:
-            if frame == len(self.frame_times):
-                return 2 * self.frame_times[-1] - self.frame_times[-2]
-            return self.frame_times[frame]
-        return frame / self.fps if self.fps else None
+        times = self.frame_times
+        if times is not None:
+            if frame < len(times):
+                return times[frame]
+            last = times[-1] - times[-2] if len(times) > 1 else 1 / self.fps if self.fps else 0.0
+            return times[-1] + last
+        return self.start_time + frame / self.fps if self.fps else None
 
     def media(self, first: int, last: int) -> Media:
         """What it takes to turn positions in the clip from frame `first` to `last`, both included, into seconds and pixels."""
@@ -57,32 +66,44 @@ class LlavaSTVideoMetadata(VideoMetadata):
             width=int(self.width),
             height=int(self.height),
             fps=self.fps,
+            start_time=self.start_time,
             first_frame=first,
             last_frame=last,
             frame_times=times,
             frames=None if frames is None else tuple(frames),
             end_time=end_time,
+            notes=tuple(self.notes),
         )
 
     @property
     def timestamps(self) -> list[float]:
-        """Times of the sampled frames, in seconds from the first frame of the file."""
-        if self.frame_times is None or self.frames_indices is None:
+        """Times of the sampled frames, in seconds from the start of the container."""
+        if self.frames_indices is None or not (self.frame_times or self.fps):
             return super().timestamps
-        return [self.frame_times[index] for index in self.frames_indices]
+        return [self.seconds(index) for index in self.frames_indices]
 
 
-def file_metadata(path: str, num_frames: int, fps: float, backend: str, times) -> LlavaSTVideoMetadata:
-    """`times`: seconds at which each frame is shown."""
-    if num_frames <= 0:
-        raise OSError(f"{path} has no video frames")
-    rate, frame_times = _rate_and_times(float(fps), np.asarray(times, dtype=np.float64))
+def file_metadata(num_frames: int, fps: float, backend: str, times: np.ndarray, notes: list[str]) -> LlavaSTVideoMetadata:
+    """
+    Of a video file.
+
+    Args:
+        num_frames: presented frames.
+        fps: what the file calls its rate; 0 if it does not.
+        backend: what reads the pixels.
+        times: seconds from the start of the container at which each frame is displayed, `(num_frames,)`.
+        notes: see `LlavaSTVideoMetadata`.
+    """
+    start = round(float(times[0]), TIME_DECIMALS)
+    rate, frame_times = _rate_and_times(fps, times)
     return LlavaSTVideoMetadata(
         total_num_frames=num_frames,
         fps=rate,
         duration=num_frames / rate if rate else None,
         video_backend=backend,
+        start_time=start,
         frame_times=frame_times,
+        notes=notes,
     )
 
 
@@ -91,18 +112,18 @@ def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[f
     Frames per second, and the seconds of every frame if no constant rate says them.
 
     Args:
-        fps: what the file calls its rate; at most 0 if it does not.
-        times: seconds at which each frame is shown, `(num_frames,)`, counted from anywhere.
+        fps: what the file calls its rate; 0 if it does not.
+        times: seconds at which each frame is displayed, strictly ascending, `(num_frames,)`.
     """
     stated = fps if fps > 0 else None
-    times = times - times[:1]
-    if len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        return stated, None  # times that say nothing
-    mean = float((len(times) - 1) / np.round(times[-1], TIME_DECIMALS)) if times[-1] > 10**-TIME_DECIMALS else None
+    if len(times) < 2:
+        return stated, None if stated else times.tolist()
+    passed = times - times[0]
+    mean = float((len(times) - 1) / passed[-1])
     # The stated rate may be no more than the clock's, or counts a last frame of odd length: then the frames' own is tried.
-    for rate in (stated, mean):
-        if rate and np.abs(times - np.arange(len(times)) / rate).max() <= max(RATE_TOLERANCE / rate, TIME_TOLERANCE):
+    for rate in (stated, round(mean, 3), mean):
+        if rate and np.abs(passed - np.arange(len(times)) / rate).max() <= max(RATE_TOLERANCE / rate, TIME_TOLERANCE):
             return rate, None
     frame_times = np.round(times, TIME_DECIMALS).tolist()
-    # How long the last frame stays is not told reliably: as long as the one before it.
-    return len(times) / (2 * frame_times[-1] - frame_times[-2]), frame_times
+    # How long the last frame stays is not said reliably: as long as the one before it.
+    return len(times) / (2 * frame_times[-1] - frame_times[-2] - frame_times[0]), frame_times

@@ -6,7 +6,6 @@ next one is being decoded, so that little more than the output is ever in memory
 """
 
 import math
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -32,7 +31,8 @@ from .image_processing_llava_st import (
 )
 from .media_files_llava_st import local_video
 from .video_decoding_llava_st import open_video_file, read_video_metadata
-from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos
+from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
+from .video_index_llava_st import InexactIndexError
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 from .video_sampling_llava_st import SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
 
@@ -43,25 +43,35 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
         One entry per video, the part of it to look at: `None` for all of it, `{"frames": [first, last]}` with both
         frames included, or `{"start": s, "end": s}` in seconds, either of which may be absent.
     video_backend (`str`, *optional*):
-        What reads video files: `"decord"` or `"pyav"`. By default decord, or PyAV where decord is not installed.
+        What reads video files: `"pyav"`, the default, or `"decord"`, which reads the files that it reads exactly; all others go
+        to PyAV. `video_metadata` says which one read a file.
+    allow_truncated (`bool`, *optional*, defaults to `False`):
+        Read video files that lost their end as far as they go, in place of refusing them. `notes` in `video_metadata`, and those
+        of the answer, then say so.
+    download_limits (`DownloadLimits`, *optional*):
+        What a download of a video may take, and which hosts it may come from. It is not saved with the processor.
     """
 
     # Of any type here, where transformers would refuse in its own words: the video processor checks them in plain ones.
     clips: Any
+    sampling: Any
     num_frames: Any
     fps: Any
     video_metadata: Any
     video_backend: str | None
+    allow_truncated: bool | None
+    download_limits: Any
 
 
 class LlavaSTVideoProcessor(BaseVideoProcessor):
     r"""
     Video processor of LLaVA-ST.
 
-    Takes one video or any nesting of lists of videos, each one of: a path, a `file://` or `http(s)://` URL; an array or
-    tensor `(num_frames, height, width, channels)` or `(num_frames, channels, height, width)`; a list of frames (PIL
-    images, arrays, or paths of images other than GIF and WebP). Integers and floats are on the 0–255 scale; pass
-    `do_rescale=False` for floats already in 0–1.
+    Takes one video or any nesting of lists of videos, each one of: a path, a `file://`, `http(s)://` or `data:` URL, bytes or
+    an open binary file; an array or tensor `(num_frames, height, width, channels)` or `(num_frames, channels, height,
+    width)`; a list of frames (PIL images, arrays, or still images as files); a folder of image files, see `folder_frames`.
+    GIF, WebP and PNG files are videos where they are animated. Integers are on the 0–255 scale, and so are floats unless
+    none of a video exceeds 1: these are on the 0–1 scale; `do_rescale=True` or `False` says which (see `float_scale`).
 
     Returns `pixel_values_videos`, float32 `(num_videos, num_frames, 3, 384, 384)` by default, and with
     `return_metadata=True` `video_metadata`, a list of `LlavaSTVideoMetadata`: `total_num_frames`, `fps`, `duration` in
@@ -91,6 +101,10 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     valid_kwargs = LlavaSTVideoProcessorKwargs
     model_input_names = ["pixel_values_videos"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the limits of downloads: whoever serves sets them, and not a file."""
+        return {name: value for name, value in super().to_dict().items() if name != "download_limits"}
 
     def sample_frames(
         self,
@@ -138,8 +152,11 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             check_num_frames(kwargs["num_frames"])
         if kwargs.get("fps") is not None:
             check_rate(kwargs["fps"], "fps")
-        if kwargs.get("clips") is not None and not isinstance(kwargs["clips"], list):
-            raise ValueError(f"`clips` must be a list, one per video, None for all of it; got {kwargs['clips']!r}")
+        for name, meaning in (("clips", "for all of it"), ("sampling", "to sample it as the call says")):
+            if kwargs.get(name) is not None and not isinstance(kwargs[name], list):
+                raise ValueError(f"`{name}` must be a list, one per video, None {meaning}; got {kwargs[name]!r}")
+        if kwargs.get("do_rescale") is None:
+            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats say on which scale they are
         validate_typed_dict(self.valid_kwargs, kwargs)
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
@@ -153,19 +170,30 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         all_metadata = flatten_metadata(kwargs["video_metadata"], videos)
         for metadata in all_metadata:
             check_metadata(metadata)
-        clips = kwargs["clips"] if kwargs["clips"] is not None else [None] * len(videos)
-        if len(clips) != len(videos):
-            raise ValueError(f"got {len(videos)} videos and {len(clips)} `clips`; pass one per video, None for all of it")
+        clips, sampling = ([None] * len(videos) if kwargs[name] is None else kwargs[name] for name in ("clips", "sampling"))
+        for name, entries in (("clips", clips), ("sampling", sampling)):
+            if len(entries) != len(videos):
+                raise ValueError(f"got {len(videos)} videos and {len(entries)} `{name}`; pass one per video, or None in the place of one")
+        for entry in sampling:
+            _check_sampling(entry)
+        do_rescale = kwargs["do_rescale"]
+        kwargs["do_rescale"] = do_rescale is not False  # floats that are not on the scale of 8-bit pixels are brought to it before
 
         pixel_values, video_metadata = [], []
-        for video, metadata, clip in zip(videos, all_metadata, clips, strict=True):
-            if isinstance(video, (str, os.PathLike)):
-                with local_video(video) as path:
-                    reader = open_video_file(path, kwargs["video_backend"])
-                    pixel_values.append(self._read(reader, clip, **kwargs))
+        for video, metadata, clip, rate in zip(videos, all_metadata, clips, sampling, strict=True):
+            options = kwargs if rate is None else {**kwargs, "num_frames": None, "fps": None, **rate}
+            if not is_frames(video):
+                with local_video(video, kwargs["download_limits"]) as path:
+                    reader = open_video_file(path, kwargs["video_backend"], bool(kwargs["allow_truncated"]))
+                    try:
+                        pixel_values.append(self._read(reader, clip, **options))
+                    except InexactIndexError:
+                        reader = reader.recounted()
+                        pixel_values.append(self._read(reader, clip, **options))
             else:
-                reader = FramesReader(video, metadata, kwargs["do_convert_rgb"], kwargs["input_data_format"])
-                pixel_values.append(self._read(reader, clip, **kwargs))
+                frame_options = [kwargs["do_convert_rgb"], kwargs["input_data_format"], do_rescale, kwargs["rescale_factor"]]
+                reader = FramesReader(video, metadata, *frame_options, kwargs["download_limits"])
+                pixel_values.append(self._read(reader, clip, **options))
             video_metadata.append(reader.metadata)
 
         if kwargs["return_tensors"] is not None:
@@ -260,6 +288,18 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             for task in pending:
                 task.result()
         return pixels
+
+
+def _check_sampling(entry) -> None:
+    """Raises `ValueError` unless it is None, `{"num_frames": n}` or `{"fps": r}`."""
+    if entry is None:
+        return
+    if not isinstance(entry, dict) or set(entry) not in ({"num_frames"}, {"fps"}):
+        raise ValueError(f"an entry of `sampling` must be None, {{'num_frames': n}} or {{'fps': r}}; got {entry!r}")
+    if "fps" in entry:
+        check_rate(entry["fps"], "fps")
+    else:
+        check_num_frames(entry["num_frames"])
 
 
 def _as_batch(pixel_values: list[torch.Tensor]) -> torch.Tensor:

@@ -25,10 +25,10 @@ def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
     return [first + round(i / (num_frames - 1) * (last - first)) for i in range(num_frames)]
 
 
-def check_num_frames(num_frames) -> None:
-    """Raises `ValueError` unless it is a whole number of at least 1."""
+def check_num_frames(num_frames, name: str = "num_frames") -> None:
+    """Raises `ValueError` unless it is a whole number of at least 1; `name` is what the caller calls it."""
     if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
-        raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+        raise ValueError(f"{name} must be a whole number of at least 1, got {num_frames!r}")
 
 
 def check_rate(fps, name: str) -> None:
@@ -58,10 +58,9 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
         raise ValueError(f"a clip must be None, {{'frames': [first, last]}} or {{'start': seconds, 'end': seconds}}; got {clip!r}")
     if "frames" in clip:
         return _resolve_frames(clip["frames"], total)
-    frame_times = getattr(metadata, "frame_times", None)
-    if not fps and not frame_times:
+    if not fps and not getattr(metadata, "frame_times", None):
         raise ValueError(f"clip {clip} is in seconds and the frame rate of the video is unknown; pass `video_metadata`")
-    return _resolve_seconds(clip, total, fps, frame_times)
+    return _resolve_seconds(clip, total, metadata)
 
 
 def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
@@ -77,23 +76,30 @@ def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
     return first, last
 
 
-def _resolve_seconds(clip: dict[str, float], total: int, fps: float, frame_times: list[float] | None) -> tuple[int, int]:
-    # The last frame is on screen as long as the one before it.
-    last_gap = frame_times[-1] - frame_times[-2] if frame_times else 1 / fps
-    duration = frame_times[-1] + last_gap if frame_times else total / fps
-    start, end = clip.get("start", 0.0), clip.get("end", duration)
+def _resolve_seconds(clip: dict[str, float], total: int, metadata: VideoMetadata) -> tuple[int, int]:
+    fps, times = metadata.fps, getattr(metadata, "frame_times", None)
+    begin = times[0] if times else getattr(metadata, "start_time", 0.0)  # second at which the first frame is displayed
+    if times:  # the last frame is on screen as long as the one before it
+        last_gap = times[-1] - times[-2] if len(times) > 1 else 1 / fps if fps else 0.0
+        finish = times[-1] + last_gap
+    else:
+        last_gap = 1 / fps
+        finish = begin + total / fps
+    start, end = clip.get("start", 0.0), clip.get("end", finish)
     for value in (start, end):
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
     # A container's own duration may exceed the frames' by less than a frame.
-    if start >= duration or end > duration + last_gap:
-        raise ValueError(f"clip {clip} lies beyond the end: the video lasts {duration:.3f} s")
+    if start >= finish or end > finish + last_gap:
+        raise ValueError(f"clip {clip} lies beyond the end: the video lasts {finish:.3f} s")
     if start < 0 or end <= start:
-        raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {duration:.3f} s")
-    if frame_times:  # frame i is on screen from frame_times[i] until frame_times[i + 1]
-        first = max(bisect_right(frame_times, start + FRAME_TIMES_SLACK) - 1, 0)
-        return first, max(first, bisect_left(frame_times, end - FRAME_TIMES_SLACK) - 1)
-    # Frame i is on screen from i / fps until (i + 1) / fps: take every frame seen within the clip.
-    first = min(math.floor((start + SECONDS_SLACK) * fps), total - 1)
-    last = min(math.ceil((end - SECONDS_SLACK) * fps) - 1, total - 1)
+        raise ValueError(f"clip {clip} is negative, empty or reversed; the video lasts {finish:.3f} s")
+    if end <= begin:
+        raise ValueError(f"clip {clip} ends before the first frame, which is displayed at {begin:.3f} s")
+    if times:  # frame i is on screen from times[i] until times[i + 1]
+        first = max(bisect_right(times, start + FRAME_TIMES_SLACK) - 1, 0)
+        return first, max(first, bisect_left(times, end - FRAME_TIMES_SLACK) - 1)
+    # Frame i is on screen from begin + i / fps until begin + (i + 1) / fps: take every frame seen within the clip.
+    first = min(max(math.floor((start - begin + SECONDS_SLACK) * fps), 0), total - 1)
+    last = min(math.ceil((end - begin - SECONDS_SLACK) * fps) - 1, total - 1)
     return first, max(first, last)

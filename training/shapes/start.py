@@ -19,7 +19,7 @@ from transformers import Qwen2Tokenizer
 
 import llava_st_hf
 from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.coordinates import INLINE_COORDINATE
+from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
 from llava_st_hf.tasks import TASKS
 
 

@@ -4,18 +4,14 @@
 import re
 from collections.abc import Callable
 
-from ..configuration_llava_st import SPECIAL_TOKENS
-from ..coordinates import INLINE_COORDINATE, INLINE_LETTERS, check_position, read_coordinate
+from ..control_tokens_llava_st import check_control_tokens
+from ..coordinates import check_position
+from ..inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
+from ..inline_spelling_llava_st import check_spelling
 from .samples import EDGE_SLACK
 
 
-_ANY = re.sub(r"\?P<\w+>", "?:", INLINE_COORDINATE.pattern)
-_T, _H, _W = (_ANY.replace("[thw]", letter) for letter in INLINE_LETTERS)
-_SPAN = re.compile(rf"\{{\s*{_T}[\s,]*{_T}\s*\}}")
-_BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
 _MEDIA_MARK = re.compile(r"<(?:video|image)>")
-# What only the processor and the chat template may write.
-_CONTROL = re.compile("|".join(map(re.escape, [*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"])))
 
 
 def fraction_text(letter: str, position: float) -> str:
@@ -49,16 +45,14 @@ def check_text(text: str, kind: str | None, to_position: Callable[[str, float, s
             it, only the unit is checked against `kind`.
 
     Raises:
-        ValueError: naming a coordinate that cannot be read, a reversed box or span, a mark `<video>` or `<image>`, or a token
-            of the model.
+        ValueError: naming a coordinate that cannot be read or is misspelt, a reversed or incomplete box or span, a mark `<video>` or
+            `<image>`, or a token of the model.
     """
-    if "<" not in text:
-        return
     if (mark := _MEDIA_MARK.search(text)) is not None:
         about = "the chat template writes it before the first question" if kind else "the sample has no video or image"
         raise ValueError(f"The text holds {mark[0]!r}, but {about}: {text[:100]!r}.")
-    if (token := _CONTROL.search(text)) is not None:
-        raise ValueError(f"The text holds the model's own token {token[0]!r}: {text[:100]!r}.")
+    check_control_tokens(text)
+    check_spelling(text)
 
     def check_unit(axis: str, value: float, written: str) -> float:
         if axis == "temporal" and kind == "image":
@@ -67,20 +61,8 @@ def check_text(text: str, kind: str | None, to_position: Callable[[str, float, s
             raise ValueError(f"{written} lies before the start of the {kind}.")
         return value
 
-    places = {}
+    values = {}
     for match in INLINE_COORDINATE.finditer(text):
-        places[match.start()] = (read_coordinate(match, (to_position or check_unit) if kind else None)[1], match["unit"])
-    for span in _SPAN.finditer(text):
-        (start, _), (end, _) = found = [places[span.start() + m.start()] for m in INLINE_COORDINATE.finditer(span[0])]
-        if start > end and _comparable(found, to_position):
-            raise ValueError(f"The span {span[0]!r} ends before it starts.")
-    for box in _BOX.finditer(text):
-        found = [places[box.start() + m.start()] for m in INLINE_COORDINATE.finditer(box[0])]
-        for low, high in (found[0::2], found[1::2]):
-            if low[0] > high[0] and _comparable([low, high], to_position):
-                raise ValueError(f"The box {box[0]!r} is reversed: boxes are [left, top, right, bottom].")
-
-
-def _comparable(found: list[tuple[float, str | None]], to_position) -> bool:
-    """Whether values are of one unit; with the medium at hand all of them are fractions."""
-    return to_position is not None or len({unit for _, unit in found}) == 1
+        value = read_coordinate(match, (to_position or check_unit) if kind else None)[1]
+        values[match.start()] = (value, None if to_position else match["unit"])  # with the medium at hand, all are fractions
+    check_order(text, values)

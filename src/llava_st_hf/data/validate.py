@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-import PIL.Image
-
 from ..grounding import Media
+from ..image_files_llava_st import check_image_file
 from ..image_processing_llava_st import original_size
-from ..media_files_llava_st import MEDIA_ERRORS
 from ..video_decoding_llava_st import read_video_metadata
 from ..video_sampling_llava_st import resolve_clip
 from .inline import check_text
@@ -164,12 +162,6 @@ def _read_medium(kind: str, path: str):
 
 def _image_size(path: str) -> tuple[int, int]:
     """`(width, height)` of an upright picture whose data is whole."""
-    try:
-        with PIL.Image.open(path) as image:
-            image.verify()
-        with PIL.Image.open(path) as image:
-            image.load()  # `verify` reads no pixels of JPEG files, and misses one that breaks off
-    except MEDIA_ERRORS as error:
-        raise OSError(f"{path} is a damaged image, or none: {error}") from error
+    check_image_file(path)
     height, width = original_size(path)
     return width, height

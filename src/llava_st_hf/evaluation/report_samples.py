@@ -38,8 +38,8 @@ def draw_sample(prediction: Prediction) -> bytes:
         prediction: with an answer.
 
     Raises:
-        ValueError, OSError, SyntaxError, PIL.Image.DecompressionBombError: in plain words, where the medium cannot be read, or is not the
-            one that the answer is about. (`MEDIA_ERRORS` are these.)
+        ValueError, OSError: in plain words, where the medium cannot be read, or is not the one that the answer is about. (`MEDIA_ERRORS`
+            are these.)
     """
     media = prediction.medium()
     if prediction.path is None or media is None:

@@ -84,7 +84,7 @@ class LlavaSTDataCollator:
         """Model inputs of one row, None where nothing of it can be used, and the tasks of its conversations."""
         if "conversations" not in row:
             row = {**row, "conversations": [row.get("messages") or []], "ids": [row.get("id")], "tasks": [row.get("task")]}
-        conversations, source = [_without_nulls(messages) for messages in row["conversations"]], row.get("source")
+        conversations, source = row["conversations"], row.get("source")
         tasks = [task or "all" for task in row["tasks"]]
         if len(conversations) > 1:
             return self._encode_group(conversations, row["ids"], tasks, source, skipped)
@@ -186,14 +186,3 @@ class LlavaSTDataCollator:
         if self.on_error == "raise":
             raise ValueError(problem) from error
         skipped.append(problem)
-
-
-def _without_nulls(messages: list[dict]) -> list[dict]:
-    """Messages whose content items are without the keys that Arrow filled in."""
-    return [{**message, "content": _filled_items(message.get("content"))} for message in messages]
-
-
-def _filled_items(content):
-    if isinstance(content, str) or content is None:
-        return content
-    return [{key: value for key, value in item.items() if value is not None} for item in content]

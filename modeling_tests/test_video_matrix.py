@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Videos of many codecs, containers and kinds are read right, or refused by name, through the public video processor.
+
+A part of what `video_matrix` goes through, chosen so that each codec, container and kind is there.
+"""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from modeling_tests.child_processes import Died, call_each
+from modeling_tests.numbered_videos import (
+    CONTAINERS,
+    KINDS,
+    NotEncodable,
+    NumberedVideo,
+    numbered_frame,
+    read_corners,
+    read_number,
+    write_numbered,
+)
+from modeling_tests.odd_videos import MATRICES, ODD_VIDEOS, stored_picture, write_odd
+from modeling_tests.video_verdicts import Verdict, is_right, judge
+
+
+MEDIA = Path(__file__).resolve().parents[2] / "shared" / "cases" / "media"
+SECONDS_PER_FILE = 30.0
+# Codec and container of the files read here, in all kinds that can be encoded: the pairs that people have, and each codec and each
+# container at least once. The other codecs have one kind.
+PAIRS = (
+    ("H.264", "MP4"),
+    ("H.264", "MP4, fragmented"),
+    ("H.264", "Matroska"),
+    ("H.264", "AVI"),
+    ("H.264", "MPEG-TS"),
+    ("H.264", "FLV"),
+    ("HEVC", "MP4, index first"),
+    ("HEVC", "Matroska"),
+    ("HEVC", "M2TS"),
+    ("MPEG-4", "AVI"),
+    ("MPEG-4", "3GP"),
+    ("MPEG-2", "MPEG-PS"),
+    ("MPEG-2", "MPEG-TS"),
+    ("MPEG-1", "MPEG-PS"),
+    ("VP8", "WebM"),
+    ("VP8", "Ogg"),
+    ("VP9", "WebM"),
+    ("AV1", "MP4"),
+    ("ProRes", "MOV"),
+    ("Motion JPEG", "AVI"),
+    ("WMV 2", "ASF"),
+    ("FFV1", "NUT"),
+    ("GIF", "GIF"),
+    ("APNG", "APNG"),
+)
+
+
+@pytest.mark.parametrize(("codec", "container"), PAIRS)
+def test_every_kind_of_a_codec_in_a_container_is_read_right(tmp_path, codec, container):
+    videos = []
+    for kind in KINDS:
+        try:
+            videos.append(write_numbered(tmp_path, container, codec, kind))
+        except NotEncodable:
+            continue
+    assert videos
+    verdicts = {video.path.name: judge(video) for video in videos}
+    assert {name: verdict for name, verdict in verdicts.items() if verdict.outcome != "right"} == {}
+
+
+def test_pairs_have_every_container_and_the_common_codecs():
+    assert {container for _, container in PAIRS} == set(CONTAINERS)
+    assert len({codec for codec, _ in PAIRS}) >= 10
+
+
+@pytest.mark.parametrize("name", [name for name in ODD_VIDEOS if not name.startswith("cut to")])
+def test_a_further_kind_is_read_right_or_refused(tmp_path, name):
+    video = write_odd(tmp_path, name)
+    verdict = judge(video)
+    assert is_right(video, verdict), verdict
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_that_lost_its_end_is_refused_by_name(tmp_path, container):
+    for name in ODD_VIDEOS:
+        if name.startswith("cut to") and name.endswith(f", {container}"):
+            video = write_odd(tmp_path, name)
+            verdict = judge(video)
+            assert verdict.outcome == "refused", (name, verdict)
+
+
+def test_wrong_frames_times_corners_and_counts_are_found(tmp_path):
+    video = write_numbered(tmp_path, "MP4", "H.264", "no B-frames")
+    assert judge(video).outcome == "right"
+    later = [time + 0.03 for time in video.times]
+    for wrong in (
+        replace(video, numbers=[*video.numbers[:40], 41, 41, *video.numbers[42:]]),
+        replace(video, numbers=video.numbers[:-1], times=video.times[:-1]),
+        replace(video, times=later),
+        replace(video, corners=("green", "red", "yellow", "blue")),
+        replace(video, width=64, height=128),
+        replace(video, right="refused"),
+    ):
+        verdict = judge(wrong)
+        assert verdict.outcome == "wrong" and not is_right(wrong, verdict), wrong
+    # The file is right, so a refusal of it is not.
+    assert not is_right(video, Verdict("refused")) and not is_right(video, Died("SIGABRT"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 64), (96, 64), (127, 65), (176, 144), (64, 32)])
+def test_numbers_and_corners_are_read_as_they_are_drawn(width, height):
+    for number in (0, 1, 5, 64, 1365, 2730, 4095):
+        frame = numbered_frame(number, width, height)
+        assert read_number(frame) == number and read_corners(frame) == ("red", "green", "blue", "yellow")
+
+
+def test_the_eight_matrices_store_eight_different_pictures():
+    stored = {name: stored_picture(numbered_frame(2049), matrix) for name, matrix in MATRICES.items()}
+    corners = {name: read_corners(picture) for name, picture in stored.items()}
+    assert len(set(corners.values())) == 8 and corners["upright"] == ("red", "green", "blue", "yellow")
+    # Turned right when shown: what is stored below left comes above left.
+    assert corners["turned right"] == ("green", "yellow", "red", "blue")
+
+
+@cache
+def expected() -> dict:
+    return json.loads((MEDIA / "expected.json").read_text()) if MEDIA.is_dir() else {}
+
+
+def collected() -> list[NumberedVideo]:
+    """The collected videos, with what is said to be right for them."""
+    return [
+        NumberedVideo(
+            MEDIA / name,
+            facts.get("numbers", []),
+            facts.get("times", []),
+            facts.get("width", 0),
+            facts.get("height", 0),
+            tuple(facts.get("corners", ())),
+            facts["right"],
+        )
+        for name, facts in expected().items()
+    ]
+
+
+@pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the collected videos are absent: no folder {MEDIA}")
+def test_collected_videos_are_read_right_or_refused():
+    # In processes of their own, which one of the files ends if its header is believed.
+    verdicts = list(call_each(judge, collected(), SECONDS_PER_FILE))
+    assert len(verdicts) == len(expected()) > 0
+    assert {video.path.name: verdict for video, verdict in verdicts if not is_right(video, verdict)} == {}

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The index of a video file: which frames a player displays, in which order and when.
+
+The index is made of the file's packets: their presentation times sorted, without those that an edit list hides or that cannot be
+decoded. Where packets do not say it (containers without presentation times, pictures of two packets, packets without a picture),
+all frames are decoded once and counted. Readers of pixels take everything else from the index.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from .video_containers_llava_st import DamagedVideoError, TruncatedVideoError, check_container
+from .video_sample_tables_llava_st import read_sample_table
+
+
+# Containers that are opened, by ffmpeg's names. No playlists (they name other files), devices, scripts or bare streams (which have
+# no times). GIF is one of them; animated WebP and PNG are read as images.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,gif,nut,ivf,yuv4mpegpipe,mxf,dv,rm,wtv,av1"
+# Containers that store when a packet is decoded, and not when its frame is displayed. What ffmpeg makes of it is wrong for codecs
+# that reorder frames.
+WITHOUT_PRESENTATION_TIMES = ("avi", "asf")
+REORDERING_CODECS = ("h264", "hevc", "vvc", "mpeg4", "mpeg1video", "mpeg2video")
+# Codecs whose decoders, which give a frame one packet late, drop another frame than the hidden one.
+LATE_CODECS = ("mpeg1video", "mpeg2video")
+# Containers in which ffmpeg guesses most presentation times, and guesses others after a seek.
+UNSEEKABLE = ("mpeg",)
+# Codecs of which each packet is one displayed frame, but for those that `_is_hidden` finds.
+ONE_FRAME_A_PACKET = {
+    *("h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "ffvhuff"),
+    *("huffyuv", "utvideo", "rawvideo", "v210", "png", "gif", "qtrle", "jpeg2000", "flv1", "h261", "h263", "msmpeg4v1", "msmpeg4v2"),
+    *("msmpeg4v3", "wmv1", "wmv2", "dvvideo", "cinepak"),
+}
+# Codecs with packets that are never displayed, which their first bytes say.
+HIDING_CODECS = ("vp8", "vp9")
+# Bytes of the longest packet of MPEG-4 that says "no picture here" (VOP not coded).
+EMPTY_MPEG4_PACKET = 8
+# Seconds by which a video may be shorter than its header says: a last frame of unknown length, a sound track's padding.
+DURATION_TOLERANCE = 1.0
+# A size of frames above this, in pixels, is that of a damaged header (16K has 142 million).
+MAX_PIXELS = 16384 * 8704
+
+
+class InexactIndexError(Exception):
+    """The decoder gave other frames than the packets had promised: they are to be counted by decoding."""
+
+
+def import_av():
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading video files needs `pip install av` (PyAV)") from error
+    return av
+
+
+@contextmanager
+def named_errors(path: str, doing: str) -> Iterator[None]:
+    """Whatever PyAV raises on a damaged file, as an `OSError` that names the file."""
+    av = import_av()
+    try:
+        yield
+    except (DamagedVideoError, TruncatedVideoError):
+        raise
+    # Damaged headers surface as any of these in PyAV's own code; `FFmpegError` is derived from `Exception` alone.
+    except (av.error.FFmpegError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError) as error:
+        message = str(error).strip().split("\n")[0][:300]
+        raise OSError(f"{path} {doing}: {message or type(error).__name__}") from error
+
+
+@contextmanager
+def open_container(path: str):
+    """PyAV's container of a local file. Only files are opened, and only by the demuxers of `CONTAINERS`."""
+    av = import_av()
+    with named_errors(path, "cannot be read as a video"):
+        container = av.open(
+            "file:" + os.path.abspath(path),
+            options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def choose_stream(container, path: str):
+    """The video stream that ffmpeg would choose: the largest picture, the default stream before others, never a cover picture."""
+
+    Disposition = import_av().stream.Disposition
+
+    def score(stream) -> int:
+        if stream.disposition & Disposition.attached_pic:
+            return 1
+        context = stream.codec_context
+        return context.width * context.height + 5_000_000 * bool(stream.disposition & Disposition.default)
+
+    streams = container.streams.video
+    if not streams:
+        raise OSError(f"{path} has no video stream")
+    return max(streams, key=score)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """
+    The frames of a video file that a player displays.
+
+    Args:
+        path: of the file.
+        container, codec: ffmpeg's names.
+        stream: index of the video stream among all streams of the file.
+        times: `(num_frames,)` float64, seconds from the start of the container at which each frame is displayed, ascending.
+        frame_rate: what the file calls its rate, in frames per second; 0 if it does not.
+        presented: `(num_frames,)` int64, the presentation times of the frames in units of the stream's time base. `None` where
+            frames are counted by decoding: they can be found from the start of the file only.
+        keyframes: int64, ascending, the presentation times of packets at which decoding may start, hidden ones included; empty where
+            a seek is not exact.
+        hidden: the presentation times of frames that the decoder gives and that an edit list hides.
+        is_plain: whether no packet is hidden, no picture precedes its keyframe, and there is one video stream.
+        is_counted: whether all frames were decoded once to count them.
+        notes: see `LlavaSTVideoMetadata`.
+    """
+
+    path: str
+    container: str
+    codec: str
+    stream: int
+    times: np.ndarray
+    frame_rate: float
+    presented: np.ndarray | None
+    keyframes: np.ndarray
+    hidden: frozenset[int]
+    is_plain: bool
+    is_counted: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Packets:
+    """What a scan over the packets of the video stream found, in decoding order. Times are in units of the time base."""
+
+    container: str
+    codec: str
+    stream: int
+    time_base: float
+    frame_rate: float
+    start: float | None  # seconds on the container's clock
+    can_reorder: bool
+    has_one_stream: bool
+    has_sound: bool
+    promised: float | None  # seconds that the header says, where it does
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    keyframe: list[bool] = field(default_factory=list)
+    discard: list[bool] = field(default_factory=list)
+    hidden: list[bool] = field(default_factory=list)
+    end: float = 0.0  # seconds on the container's clock at which the last packet of any stream ends
+
+
+def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
+    """
+    The index of a local video file.
+
+    Args:
+        path: of the file.
+        allow_truncated: read a file that lost its end as far as it goes; `notes` then says so.
+
+    Raises:
+        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
+    """
+    notes = []
+    try:
+        check_container(path)
+    except TruncatedVideoError as error:
+        if not allow_truncated:
+            raise _with_advice(error) from None
+        notes.append(_truncation_note(error))
+    packets = _scan(path)
+    if not notes and packets.promised is not None and packets.end - (packets.start or 0) < packets.promised - DURATION_TOLERANCE:
+        error = TruncatedVideoError(
+            f"{path} is cut short: it should last {packets.promised:.3f} s and ends after {packets.end - (packets.start or 0):.3f} s"
+        )
+        if not allow_truncated:
+            raise _with_advice(error)
+        notes.append(_truncation_note(error))
+    if not notes and _says_presentation(packets):
+        return _packet_index(path, packets)
+    return replace(count_frames(path, packets, tolerant=bool(notes)), notes=tuple(notes))
+
+
+def _with_advice(error: TruncatedVideoError) -> TruncatedVideoError:
+    return TruncatedVideoError(f"{error}; every time in it would be wrong. allow_truncated=True reads what is there")
+
+
+def _truncation_note(error: TruncatedVideoError) -> str:
+    return f"The video file is cut short ({str(error).partition(': ')[2]}); times and frames refer to the part that is there."
+
+
+def _scan(path: str) -> _Packets:
+    """Reads the packets of the file, and no pixels; of MP4 files the tables of them."""
+    with open_container(path) as container, named_errors(path, "cannot be read as a video"):
+        stream = choose_stream(container, path)
+        context = stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise DamagedVideoError(f"{path} has frames of {context.width}x{context.height} pixels, more than {MAX_PIXELS}")
+        names = container.format.name
+        duration_is_stated = names.startswith(("matroska", "flv")) and container.duration
+        found = _Packets(
+            container=names,
+            codec=context.name,
+            stream=stream.index,
+            time_base=float(stream.time_base or 0),
+            frame_rate=float(stream.average_rate or 0),
+            start=None if container.start_time is None else container.start_time / 1e6,
+            can_reorder=context.has_b_frames,
+            has_one_stream=len(container.streams.video) == 1,
+            has_sound=len(container.streams.audio) > 0,
+            promised=container.duration / 1e6 if duration_is_stated else None,
+        )
+        table = read_sample_table(path, stream.id) if names.startswith("mov") and found.codec not in HIDING_CODECS else None
+        if table is not None:
+            found.pts, found.dts = table.pts.tolist(), table.dts.tolist()
+            found.keyframe, found.discard = table.keyframe.tolist(), table.discard.tolist()
+            found.hidden = (table.size <= EMPTY_MPEG4_PACKET).tolist() if found.codec == "mpeg4" else [False] * len(found.pts)
+        # Sound is of interest only where the header states how long all of it lasts.
+        for packet in () if table is not None else container.demux() if duration_is_stated else container.demux(stream):
+            if packet.size == 0:
+                continue
+            if duration_is_stated and packet.pts is not None and packet.time_base:
+                found.end = max(found.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index != found.stream:
+                continue
+            found.pts.append(packet.pts)
+            found.dts.append(packet.dts)
+            found.keyframe.append(packet.is_keyframe)
+            found.discard.append(packet.is_discard)
+            found.hidden.append(_is_hidden(found.codec, packet))
+    if not found.pts:
+        raise OSError(f"{path} has no video frames")
+    if found.time_base <= 0:
+        raise DamagedVideoError(f"{path} is damaged: its video stream has no unit of time")
+    return found
+
+
+def _is_hidden(codec: str, packet) -> bool:
+    """Whether a packet of VP8 or VP9 holds nothing but a picture that later ones refer to and that is never displayed."""
+    if codec == "vp8":
+        return not memoryview(packet)[0] >> 4 & 1
+    if codec == "vp9":
+        data = memoryview(packet)
+        first, last = data[0], data[-1]
+        is_superframe = last & 0xE0 == 0xC0
+        shows_existing, shows = first >> 3 & 1, first >> 1 & 1
+        return first & 0xF0 != 0xB0 and not is_superframe and not shows_existing and not shows  # 0xB0: profile 3, not looked into
+    return packet.size <= EMPTY_MPEG4_PACKET and codec == "mpeg4"
+
+
+def _says_presentation(packets: _Packets) -> bool:
+    """Whether the packets say by themselves which frames are displayed, and when."""
+    if packets.codec not in ONE_FRAME_A_PACKET:
+        return False
+    if packets.container in WITHOUT_PRESENTATION_TIMES and packets.codec in REORDERING_CODECS:
+        return False
+    shown = [time for time, discard, hidden in zip(packets.pts, packets.discard, packets.hidden, strict=True) if not (discard or hidden)]
+    if None in shown or len(set(shown)) < len(shown):
+        return False
+    decoded = [time for time in packets.dts if time is not None]
+    return all(later >= earlier for earlier, later in pairwise(decoded))  # a clock that restarts goes backwards
+
+
+def _packet_index(path: str, packets: _Packets) -> VideoIndex:
+    """The index that the packets' own presentation times give."""
+    first = packets.keyframe.index(True) if True in packets.keyframe else 0  # nothing before it can be decoded
+    rows = list(zip(packets.pts, packets.keyframe, packets.discard, packets.hidden, strict=True))[first:]
+    presented = sorted(time for time, _, discard, hidden in rows if not (discard or hidden))
+    if not presented:
+        raise OSError(f"{path} has no video frames that are displayed")
+    keyframes = sorted(time for time, keyframe, _, _ in rows if keyframe and time is not None)
+    if keyframes and rows[0][0] > presented[0]:
+        # Pictures that precede the first keyframe need others that the file does not have. Some decoders display them anyway.
+        displayed = _displayed_before(path, packets.stream, rows[0][0])
+        presented = [time for time in presented if time >= rows[0][0] or time in displayed]
+    leads, highest = False, None
+    for time, keyframe, _, _ in rows:
+        if keyframe:
+            highest = time
+        leads = leads or (highest is not None and time is not None and time < highest)
+    times = np.array(presented, dtype=np.int64)
+    return VideoIndex(
+        path=path,
+        container=packets.container,
+        codec=packets.codec,
+        stream=packets.stream,
+        times=_seconds(times, packets),
+        frame_rate=packets.frame_rate,
+        presented=times,
+        keyframes=np.array([] if packets.container in UNSEEKABLE else keyframes, dtype=np.int64),
+        hidden=_hidden_times(packets),
+        is_plain=packets.has_one_stream and not leads and not any(packets.discard) and not any(packets.hidden) and first == 0,
+    )
+
+
+def _hidden_times(packets: _Packets) -> frozenset[int]:
+    return frozenset(time for time, discard in zip(packets.pts, packets.discard, strict=True) if discard and time is not None)
+
+
+def _seconds(times: np.ndarray, packets: _Packets) -> np.ndarray:
+    """Units of the time base as seconds from the start of the container, which is no later than the first frame."""
+    seconds = times * packets.time_base
+    start = seconds[0] if packets.start is None else min(packets.start, seconds[0])
+    return seconds - start
+
+
+def _displayed_before(path: str, stream_index: int, keyframe: int) -> set[int]:
+    """Presentation times of the frames that the decoder gives before the first keyframe's."""
+    displayed: set[int] = set()
+    for frame in decode_all(path, stream_index):
+        if frame.pts is not None and frame.pts >= keyframe:
+            break
+        displayed.add(frame.pts)
+    return displayed
+
+
+def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = False) -> VideoIndex:
+    """
+    The index that decoding all frames gives.
+
+    Args:
+        path: of the file.
+        packets: of a scan before.
+        tolerant: stop at the first frame that is damaged, in place of raising an error.
+
+    Raises:
+        OSError: naming the file, if it cannot be decoded or its frames have no times.
+    """
+    packets = packets or _scan(path)
+    hidden = _hidden_times(packets)
+    found: list[int | None] = []
+    try:
+        for frame in decode_all(path, packets.stream):
+            if frame.pts is None or frame.pts not in hidden:
+                found.append(frame.pts)
+    except OSError:
+        if not tolerant:
+            raise
+    if not found:
+        raise OSError(f"{path} has no frames that can be decoded")
+    if packets.container in WITHOUT_PRESENTATION_TIMES and packets.codec in REORDERING_CODECS:
+        times, can_seek = _times_of_slots(path, packets, found), False
+    else:
+        times, can_seek = _known_times(path, packets, found), packets.container not in UNSEEKABLE and None not in found and not tolerant
+    keyframes = [time for time, keyframe in zip(packets.pts, packets.keyframe, strict=True) if keyframe and time is not None]
+    return VideoIndex(
+        path=path,
+        container=packets.container,
+        codec=packets.codec,
+        stream=packets.stream,
+        times=_seconds(times, packets),
+        frame_rate=packets.frame_rate,
+        presented=times if can_seek else None,
+        keyframes=np.array(sorted(keyframes) if can_seek else [], dtype=np.int64),
+        hidden=hidden,
+        is_plain=False,
+        is_counted=True,
+    )
+
+
+def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
+    """
+    Presentation times of the frames. Where some have none (in program streams the first frame of a packet alone has one), they are
+    those of the stated frame rate, if all that are there agree with it.
+    """
+    if None in found:
+        step = 1 / (packets.frame_rate * packets.time_base) if packets.frame_rate else 0.0
+        known = [(number, time) for number, time in enumerate(found) if time is not None]
+        origin = known[0][1] - known[0][0] * step if known else 0.0
+        if not step or not known or any(abs(origin + number * step - time) > step / 2 for number, time in known):
+            raise OSError(f"{path} has frames without times, and no constant frame rate that says them. Remux or re-encode it")
+        found = [round(origin + number * step) for number in range(len(found))]
+    if any(later <= earlier for earlier, later in pairwise(found)):
+        raise OSError(f"{path} has no times that ascend from frame to frame: its clock restarts. Remux or re-encode it")
+    return np.array(found, dtype=np.int64)
+
+
+def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
+    """
+    When frames are displayed, from the times at which packets are decoded: a frame is displayed when the decoder can give it, which
+    is `delay` packets after its place among the frames. `found` has the times of the frames' packets, by which ffmpeg carries them.
+    """
+    slots = [time for time in packets.dts if time is not None]
+    number = {time: place for place, time in enumerate(packets.pts)}
+    if len(slots) != len(packets.dts) or len(slots) < len(found) or any(time not in number for time in found):
+        raise OSError(f"{path} does not say when its frames are displayed ({packets.codec} in {packets.container}). Remux or re-encode it")
+    delay = max(int(packets.can_reorder), *(number[time] - place for place, time in enumerate(found)))
+    gap = slots[-1] - slots[-2] if len(slots) > 1 else 1
+    slots += [slots[-1] + gap * more for more in range(1, delay + 1)]
+    times = np.array(slots[delay : delay + len(found)], dtype=np.int64)
+    return times if packets.has_sound else times - times[0]
+
+
+def video_stream(container, index: int):
+    """A stream of a container, ready to be decoded in several threads where that is possible."""
+    stream = container.streams[index]
+    # `_unmarked` makes packets whose memory is Python's: a decoder's thread that frees one would wait for the interpreter, and
+    # the interpreter for the thread.
+    stream.thread_type = "NONE" if stream.codec_context.name in LATE_CODECS else "AUTO"
+    return stream
+
+
+def decode_all(path: str, stream_index: int, is_wanted: Callable[[int | None], bool] | None = None) -> Iterator:
+    """
+    Frames (PyAV's) that the decoder gives, from the start of the file, in the order in which they are displayed.
+
+    `is_wanted` is that of `decode_packets`.
+    """
+    with open_container(path) as container, named_errors(path, "cannot be decoded"):
+        stream = video_stream(container, stream_index)
+        yield from decode_packets(container.demux(stream), path, is_wanted)
+
+
+def decode_packets(packets: Iterable, path: str, is_wanted: Callable[[int | None], bool] | None = None) -> Iterator:
+    """
+    Frames of the packets from the first keyframe on. Pictures that precede it are given where the decoder has them whole.
+
+    Args:
+        packets: PyAV's, in decoding order.
+        path: for errors.
+        is_wanted: whether the frame at a presentation time is needed. One that is not is decoded only if others refer to it; those
+            that are given are equal to the bit. By default all are needed.
+
+    Raises:
+        OSError: naming the file, if a frame that is displayed is damaged.
+    """
+    av = import_av()
+    first = None  # presentation time of the first packet that is decoded
+    has_started = False
+    for packet in packets:
+        if not has_started:
+            if not packet.is_keyframe and packet.size:
+                continue
+            has_started, first = True, packet.pts
+        if is_wanted is not None:
+            packet.stream.codec_context.skip_frame = "DEFAULT" if is_wanted(packet.pts) else "NONREF"
+        try:
+            frames = packet.stream.codec_context.decode(_unmarked(packet))
+        except av.error.InvalidDataError:
+            if packet.pts is None or first is None or packet.pts >= first:
+                raise
+            continue  # a picture before the keyframe, whose references are missing
+        for frame in frames:
+            is_leading = first is not None and frame.pts is not None and frame.pts < first
+            if not frame.is_corrupt:
+                yield frame
+            elif not is_leading:
+                raise OSError(f"{path} is damaged: the frame at {frame.time} s of its clock cannot be decoded")
+
+
+def _unmarked(packet):
+    """A packet without the mark that its frame is hidden, where the decoder would drop another frame in its place."""
+    if not packet.is_discard or packet.stream.codec_context.name not in LATE_CODECS:
+        return packet
+    copy = import_av().Packet(bytes(packet))
+    copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+    return copy
