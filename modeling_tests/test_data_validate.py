@@ -66,7 +66,7 @@ BAD = [
     (tvg("cut.mp4"), "cut short"),
     (tvg("text.mp4"), "cannot be read as a video"),
     (tvg("sound.mp4"), "sound.mp4"),
-    (tvg("folder.mp4"), "is a directory"),
+    (tvg("folder.mp4"), "is a folder without frames"),
     (tvg(clip=[5, 25]), "lie beyond the video, which has 20 frames"),
     (tvg(clip=[30, 40]), "lie beyond the video"),
     (tvg(start=1, end=5), "lies beyond the end"),

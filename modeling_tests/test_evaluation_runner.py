@@ -160,7 +160,7 @@ def run_counting(monkeypatch, folder: Path, questions: list[Question], **options
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(video_processing_llava_st, "open_video_file", counting(video_processing_llava_st.open_video_file))
+        patch.setattr(video_processing_llava_st, "read_video_file", counting(video_processing_llava_st.read_video_file))
         patch.setattr(image_processing_llava_st, "load_image", counting(image_processing_llava_st.load_image))
         return opened, run(folder, {}, questions, **options)
 

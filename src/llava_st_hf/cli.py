@@ -21,7 +21,7 @@ def _ground(args: argparse.Namespace) -> None:
     import llava_st_hf  # noqa: F401  (registers the pipeline)
 
     grounder = pipeline("video-grounding", model=args.model)
-    names = ("text", "task", "clip", "start", "end", "span", "time", "box", "max_new_tokens")
+    names = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps", "max_new_tokens", "video_backend", "allow_truncated")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     print(json.dumps(grounder(args.media, **given), indent=2, ensure_ascii=False))
 
@@ -73,7 +73,14 @@ def _validate(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"`llava-st validate` needs {error.name}: pip install 'llava-st-hf[data]'.") from error
 
-    report = examine_mixture(args.mixture, check_media=not args.no_media)
+    report = examine_mixture(
+        args.mixture,
+        check_media=not args.no_media,
+        num_frames=args.num_frames,
+        decode=args.decode,
+        video_backend=args.video_backend,
+        allow_truncated=args.allow_truncated,
+    )
     for line in [*report.problems, *report.summary()]:
         print(line)
     if report.problems:
@@ -127,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
 
     ground = commands.add_parser("ground", help="answer one question about a video or image, as JSON")
-    ground.add_argument("media", help="path or URL of a video or image")
+    ground.add_argument("media", help="path or URL of a video or image, or a folder of image files that are the frames of a video")
     ground.add_argument("--model", help="folder or hub id, ours or as released; by default the small model that comes with the package")
     ground.add_argument("--text", help="the question; with --task, the sentence or expression")
     ground.add_argument("--task", help="rec, reg, dgc, tvg, tr, stvg, svg or elc")
@@ -137,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("--span", type=float, nargs=2, metavar=("START", "END"), help="seconds")
     ground.add_argument("--time", type=float, help="seconds")
     ground.add_argument("--box", type=float, nargs=4, metavar=("X1", "Y1", "X2", "Y2"), help="pixels")
+    ground.add_argument("--fps", type=float, help="frames per second of a folder of frames; a video file has its own")
+    _add_reading(ground)
     ground.add_argument("--max-new-tokens", type=int)
     ground.set_defaults(run=_ground)
 
@@ -164,9 +173,20 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="report all that is wrong with a training mixture and its media")
     validate.add_argument("mixture", help="YAML file")
     validate.add_argument("--no-media", action="store_true", help="look at the annotations alone")
+    validate.add_argument(
+        "--num-frames", type=int, default=100, help="frames that are decoded of each part of a video: as many as the model samples"
+    )
+    validate.add_argument("--decode", action="store_true", help="decode all frames of each video")
+    _add_reading(validate)
     validate.set_defaults(run=_validate)
     _add_evaluation(commands)
     return parser
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How video files are read."""
+    command.add_argument("--video-backend", metavar="NAME", help="what reads video files: pyav, the default, or decord")
+    command.add_argument("--allow-truncated", action="store_true", help="read video files that lost their end as far as they go")
 
 
 def _add_evaluation(commands: argparse._SubParsersAction) -> None:
@@ -184,6 +204,7 @@ def _add_evaluation(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--workers", type=int, default=2, help="processes that decode the next videos meanwhile")
     evaluate.add_argument("--limit", type=int, help="the first so many questions alone")
     evaluate.add_argument("--seed", type=int, default=0, help="of the wording of questions")
+    _add_reading(evaluate)
     evaluate.set_defaults(run=_evaluation("run_eval"))
 
     scored = commands.add_parser("score", help="score predictions again, ours or those of another model on the same rows")

@@ -34,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 _MEDIA_KEYS = ("video", "image")
 _QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
+_READING_KEYS = ("num_frames", "video_backend", "allow_truncated", "download_limits")  # arguments of the processor
 _VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # of the keys above those that stand in the item of the video
 
 
@@ -182,6 +183,9 @@ class VideoGroundingPipeline(Pipeline):
             box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): pixels, what "reg" and "elc" are about.
             fps (`float`): frames per second of a video given as frames or as a folder of frames; a file has its own.
             timestamps (`list[float]`): in place of `fps`, seconds at which each of the frames is displayed, ascending.
+            video_backend (`str`): what reads video files: "pyav", the default, or "decord", which reads the files that it reads exactly.
+            allow_truncated (`bool`): read video files that lost their end as far as they go, in place of refusing them; `notes` then
+                says so.
             download_limits (`DownloadLimits`): what a download may take, and which hosts it may come from.
             batch_size (`int`): how many questions are answered at once.
             max_new_tokens and other arguments of `generate`.
@@ -189,7 +193,8 @@ class VideoGroundingPipeline(Pipeline):
         Returns:
             For one input a dictionary, for a list a list, for a generator or dataset an iterator:
             `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes"}` in seconds and pixels
-            of the original file. Events of an image have a caption and boxes without times. `notes` says what could not be read.
+            of the original file. Events of an image have a caption and boxes without times. `notes` says what could not be read,
+            and what to know of the file.
 
         Raises:
             ValueError, OSError: naming what is wrong with media or question. Nothing is raised on what the model writes.
@@ -204,8 +209,8 @@ class VideoGroundingPipeline(Pipeline):
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in _QUESTION_KEYS if name in kwargs}
-        processor_kwargs = {name: kwargs.pop(name) for name in ("num_frames", "download_limits", "processor_kwargs") if name in kwargs}
-        return {**question, **processor_kwargs}, {**(generate_kwargs or {}), **kwargs}, {}
+        reading = {name: kwargs.pop(name) for name in (*_READING_KEYS, "processor_kwargs") if name in kwargs}
+        return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, {}
 
     # Input
 
@@ -213,16 +218,15 @@ class VideoGroundingPipeline(Pipeline):
         self,
         inputs,
         num_frames: int | None = None,
+        video_backend: str | None = None,
+        allow_truncated: bool | None = None,
         download_limits: DownloadLimits | None = None,
         processor_kwargs: dict | None = None,
         **question,
     ) -> dict[str, Any]:
         messages, question = self._messages(inputs, question)
-        processor_kwargs = dict(processor_kwargs or {})
-        if num_frames is not None:
-            processor_kwargs["num_frames"] = num_frames
-        if download_limits is not None:
-            processor_kwargs["download_limits"] = download_limits
+        reading = zip(_READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True)
+        processor_kwargs = {**(processor_kwargs or {}), **{name: value for name, value in reading if value is not None}}
         if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
             self._check_rate(messages, question)
         model_inputs = self.processor.apply_chat_template(

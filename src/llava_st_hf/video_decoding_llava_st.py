@@ -8,15 +8,16 @@ which the index says that decord reads them right, where it is asked for; all ot
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from typing import TypeVar
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
 from .downloads_llava_st import DownloadLimits
-from .media_files_llava_st import local_video
+from .media_files_llava_st import MediaSource, local_video
 from .video_animation_llava_st import AnimationReader, is_animation_format
 from .video_index_llava_st import (
     MAX_PIXELS,
@@ -37,6 +38,7 @@ from .video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
 
 logger = logging.get_logger(__name__)
 
+Result = TypeVar("Result")
 BACKENDS = ("pyav", "decord")
 # Raw frames held at a time, in bytes; a single frame may exceed it. Small enough that the float output dominates memory
 # (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that the call for each chunk takes no time.
@@ -105,14 +107,15 @@ class VideoFileReader:
 
     # PyAV
 
-    def _frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+    def _frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
         """Upright RGB frames `(height, width, 3)` at ascending indices."""
         pictures = _Pictures(self.index.path)
         if indices[0] > 0 and self.index.codec in ORIENTED_CODECS:
             with closing(decode_all(self.index.path, self.index.stream)) as first:
                 pictures.note_orientation(next(first))
-        find = self._found_by_count if self.index.presented is None else self._found_by_time
-        for frame in find(indices, pictures):
+        presented = self.index.presented
+        found = self._found_by_count(indices, pictures) if presented is None else self._found_by_time(presented, indices, pictures)
+        for frame in found:
             yield pictures.upright_rgb(frame)
 
     def _found_by_count(self, indices: list[int], pictures: "_Pictures") -> Iterator:
@@ -130,13 +133,13 @@ class VideoFileReader:
                 index = following
         raise OSError(f"{self.index.path} has no decodable frame {index}")
 
-    def _found_by_time(self, indices: list[int], pictures: "_Pictures") -> Iterator:
+    def _found_by_time(self, presented: np.ndarray, indices: list[int], pictures: "_Pictures") -> Iterator:
         """
         Seeks where a keyframe makes the way shorter. A seek that lands behind the frame, or on frames that the index does not have,
         goes further back, at last to the start of the file.
         """
-        presented, keyframes = self.index.presented, self.index.keyframes
-        search = _Search(self.index, indices, pictures)
+        keyframes = self.index.keyframes
+        search = _Search(self.index, presented, indices, pictures)
         with open_container(self.index.path) as container:
             stream = video_stream(container, self.index.stream)
             can_seek = True
@@ -157,7 +160,7 @@ class VideoFileReader:
 
     # decord
 
-    def _decord_frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+    def _decord_frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
         """As `_frames`; from the first frame on that decord cannot give, by the exact reader."""
         position, chunk_frames = 0, 1  # the first frame alone, to learn its size
         try:
@@ -186,6 +189,7 @@ class _Search:
 
     Args:
         index: of the file.
+        presented: that of the index.
         indices: frames that are wanted, ascending.
         pictures: notes the orientation of every frame.
 
@@ -194,9 +198,9 @@ class _Search:
         is_from_start: whether decoding began at the start of the file.
     """
 
-    def __init__(self, index: VideoIndex, indices: list[int], pictures: "_Pictures"):
-        self.index, self.pictures = index, pictures
-        self.wanted = set(index.presented[indices].tolist())
+    def __init__(self, index: VideoIndex, presented: np.ndarray, indices: list[int], pictures: "_Pictures"):
+        self.index, self.presented, self.pictures = index, presented, pictures
+        self.wanted = set(presented[indices].tolist())
         self.num_compared = 0
         self.place, self.is_from_start = -1, False
         self.frames: Iterator = iter(())
@@ -235,7 +239,7 @@ class _Search:
         The frame at `index` among those that follow. `None` if it is not there, or if others are than the index has. What cannot be
         decoded is an error only where the decoder had all of the file from its start.
         """
-        presented = self.index.presented
+        presented = self.presented
         try:
             for frame in self.frames:
                 if frame.pts is None:
@@ -342,7 +346,9 @@ def _decord_is_right(index: VideoIndex) -> bool:
     Whether decord reads such files right: it seeks wrong in other containers and where pictures precede their keyframe, and it
     mirrors what is to be turned.
     """
-    if not index.is_plain or index.notes or index.container not in DECORD_CONTAINERS or index.codec not in DECORD_CODECS:
+    if index.presented is None or not index.is_plain or index.notes:
+        return False
+    if index.container not in DECORD_CONTAINERS or index.codec not in DECORD_CODECS:
         return False
     with closing(decode_all(index.path, index.stream)) as frames:
         first = next(frames, None)
@@ -393,29 +399,34 @@ def open_video_file(path: str, backend: str | None = None, allow_truncated: bool
     return VideoFileReader(index, backend)
 
 
-def read_video_metadata(
-    path, backend: str | None = None, allow_truncated: bool = False, download_limits: DownloadLimits | None = None
-) -> LlavaSTVideoMetadata:
+def read_video_file(
+    source: MediaSource,
+    read: Callable[[VideoFileReader | AnimationReader], Result],
+    backend: str | None = None,
+    allow_truncated: bool = False,
+    download_limits: DownloadLimits | None = None,
+) -> Result:
     """
-    What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
-    `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. Where the frame rate
-    varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`.
+    What `read` makes of a reader of a video file.
 
-    Takes whatever `local_video` does: a path, a URL, bytes, an open file. Raises as `open_video_file` does.
+    Where the decoder gives other frames than the file's packets promise, all frames are counted and `read` is called once more, with
+    a reader that has the right index: it takes numbers and times of frames from the reader that it was called with.
+
+    Args:
+        source: as of `local_video`.
+        backend, allow_truncated: as of `open_video_file`, which also says what is raised.
+        download_limits: `None` for the default ones.
     """
-    with local_video(path, download_limits) as local:
-        reader = open_video_file(local, backend, allow_truncated)
+    with local_video(source, download_limits) as path:
+        reader = open_video_file(path, backend, allow_truncated)
         try:
-            next(reader.chunks([0]))
+            return read(reader)
         except InexactIndexError:
-            reader = reader.recounted()
-            next(reader.chunks([0]))
-        return reader.metadata
+            assert isinstance(reader, VideoFileReader)  # animations have no index
+            return read(reader.recounted())
 
 
 def _first_line(error: Exception) -> str:
     # decord appends a stack trace to its messages
     return str(error).strip().split("\n")[0][:300]
 
-
-__all__ = ["read_video_metadata"]

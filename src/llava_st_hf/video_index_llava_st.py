@@ -8,7 +8,7 @@ all frames are decoded once and counted. Readers of pixels take everything else 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -194,7 +194,7 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
 
 
 def _with_advice(error: TruncatedVideoError) -> TruncatedVideoError:
-    return TruncatedVideoError(f"{error}; every time in it would be wrong. allow_truncated=True reads what is there")
+    return TruncatedVideoError(f"{error}; every time in it would be wrong. allow_truncated=True (--allow-truncated) reads what is there")
 
 
 def _truncation_note(error: TruncatedVideoError) -> str:
@@ -277,15 +277,17 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
     """The index that the packets' own presentation times give."""
     first = packets.keyframe.index(True) if True in packets.keyframe else 0  # nothing before it can be decoded
     rows = list(zip(packets.pts, packets.keyframe, packets.discard, packets.hidden, strict=True))[first:]
-    presented = sorted(time for time, _, discard, hidden in rows if not (discard or hidden))
+    presented = sorted(time for time, _, discard, hidden in rows if time is not None and not (discard or hidden))
     if not presented:
         raise OSError(f"{path} has no video frames that are displayed")
     keyframes = sorted(time for time, keyframe, _, _ in rows if keyframe and time is not None)
-    if keyframes and rows[0][0] > presented[0]:
+    start = rows[0][0]
+    if keyframes and start is not None and start > presented[0]:
         # Pictures that precede the first keyframe need others that the file does not have. Some decoders display them anyway.
-        displayed = _displayed_before(path, packets.stream, rows[0][0])
-        presented = [time for time in presented if time >= rows[0][0] or time in displayed]
-    leads, highest = False, None
+        displayed = _displayed_before(path, packets.stream, start)
+        presented = [time for time in presented if time >= start or time in displayed]
+    leads = False
+    highest: int | None = None
     for time, keyframe, _, _ in rows:
         if keyframe:
             highest = time
@@ -375,16 +377,17 @@ def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.nd
     Presentation times of the frames. Where some have none (in program streams the first frame of a packet alone has one), they are
     those of the stated frame rate, if all that are there agree with it.
     """
-    if None in found:
+    times = [time for time in found if time is not None]
+    if len(times) < len(found):
         step = 1 / (packets.frame_rate * packets.time_base) if packets.frame_rate else 0.0
         known = [(number, time) for number, time in enumerate(found) if time is not None]
         origin = known[0][1] - known[0][0] * step if known else 0.0
         if not step or not known or any(abs(origin + number * step - time) > step / 2 for number, time in known):
             raise OSError(f"{path} has frames without times, and no constant frame rate that says them. Remux or re-encode it")
-        found = [round(origin + number * step) for number in range(len(found))]
-    if any(later <= earlier for earlier, later in pairwise(found)):
+        times = [round(origin + number * step) for number in range(len(found))]
+    if any(later <= earlier for earlier, later in pairwise(times)):
         raise OSError(f"{path} has no times that ascend from frame to frame: its clock restarts. Remux or re-encode it")
-    return np.array(found, dtype=np.int64)
+    return np.array(times, dtype=np.int64)
 
 
 def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
@@ -397,10 +400,13 @@ def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np
     if len(slots) != len(packets.dts) or len(slots) < len(found) or any(time not in number for time in found):
         raise OSError(f"{path} does not say when its frames are displayed ({packets.codec} in {packets.container}). Remux or re-encode it")
     delay = max(int(packets.can_reorder), *(number[time] - place for place, time in enumerate(found)))
-    gap = slots[-1] - slots[-2] if len(slots) > 1 else 1
-    slots += [slots[-1] + gap * more for more in range(1, delay + 1)]
+    gaps = np.diff(slots)
+    gap = int(np.median(gaps)) if len(gaps) else 1
+    slots += [slots[-1] + gap * more for more in range(1, delay + 1)]  # the last frames come when the packets have ended
     times = np.array(slots[delay : delay + len(found)], dtype=np.int64)
-    return times if packets.has_sound else times - times[0]
+    # Writers shift the packets so that the first one, which is decoded `delay` before its frame is displayed, is at 0; in ASF they
+    # shift the sound with them.
+    return times if packets.container == "asf" and packets.has_sound else times - times[0] + slots[0]
 
 
 def video_stream(container, index: int):
@@ -412,7 +418,7 @@ def video_stream(container, index: int):
     return stream
 
 
-def decode_all(path: str, stream_index: int, is_wanted: Callable[[int | None], bool] | None = None) -> Iterator:
+def decode_all(path: str, stream_index: int, is_wanted: Callable[[int | None], bool] | None = None) -> Generator:
     """
     Frames (PyAV's) that the decoder gives, from the start of the file, in the order in which they are displayed.
 

@@ -41,7 +41,8 @@ class LlavaSTVideoMetadata(VideoMetadata):
 
     def seconds(self, frame: int) -> float | None:
         """
-        Seconds from the start of the container at which frame `frame` is displayed; `None` where the frame rate is unknown.
+        Seconds from the start of the container at which frame `frame` is displayed; `None` where the frame rate is unknown,
+        but for frame 0.
 
         `frame` may be the number of frames: then it is when the last frame leaves the screen, after as long as the one before.
         """
@@ -51,6 +52,8 @@ class LlavaSTVideoMetadata(VideoMetadata):
                 return times[frame]
             last = times[-1] - times[-2] if len(times) > 1 else 1 / self.fps if self.fps else 0.0
             return times[-1] + last
+        if frame == 0:
+            return self.start_time
         return self.start_time + frame / self.fps if self.fps else None
 
     def media(self, first: int, last: int) -> Media:
@@ -78,7 +81,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
     @property
     def timestamps(self) -> list[float]:
         """Times of the sampled frames, in seconds from the start of the container."""
-        if self.frames_indices is None or not (self.frame_times or self.fps):
+        if self.frames_indices is None or not (self.frame_times or self.fps or self.total_num_frames == 1):
             return super().timestamps
         return [self.seconds(index) for index in self.frames_indices]
 

@@ -8,6 +8,7 @@ next one is being decoded, so that little more than the output is ever in memory
 import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,10 @@ from .image_processing_llava_st import (
     pixel_affine,
     resize_pixels,
 )
-from .media_files_llava_st import local_video
-from .video_decoding_llava_st import open_video_file, read_video_metadata
+from .video_decoding_llava_st import read_video_file
 from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
-from .video_index_llava_st import InexactIndexError
 from .video_metadata_llava_st import LlavaSTVideoMetadata
+from .video_reading_llava_st import read_video_metadata
 from .video_sampling_llava_st import SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
 
 
@@ -182,19 +182,15 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         pixel_values, video_metadata = [], []
         for video, metadata, clip, rate in zip(videos, all_metadata, clips, sampling, strict=True):
             options = kwargs if rate is None else {**kwargs, "num_frames": None, "fps": None, **rate}
+            read = partial(self._read, clip=clip, **options)
             if not is_frames(video):
-                with local_video(video, kwargs["download_limits"]) as path:
-                    reader = open_video_file(path, kwargs["video_backend"], bool(kwargs["allow_truncated"]))
-                    try:
-                        pixel_values.append(self._read(reader, clip, **options))
-                    except InexactIndexError:
-                        reader = reader.recounted()
-                        pixel_values.append(self._read(reader, clip, **options))
+                file_options = [kwargs["video_backend"], bool(kwargs["allow_truncated"]), kwargs["download_limits"]]
+                pixels, of_video = read_video_file(video, read, *file_options)
             else:
                 frame_options = [kwargs["do_convert_rgb"], kwargs["input_data_format"], do_rescale, kwargs["rescale_factor"]]
-                reader = FramesReader(video, metadata, *frame_options, kwargs["download_limits"])
-                pixel_values.append(self._read(reader, clip, **options))
-            video_metadata.append(reader.metadata)
+                pixels, of_video = read(FramesReader(video, metadata, *frame_options, kwargs["download_limits"]))
+            pixel_values.append(pixels)
+            video_metadata.append(of_video)
 
         if kwargs["return_tensors"] is not None:
             pixel_values = _as_batch(pixel_values)
@@ -203,8 +199,8 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             features["video_metadata"] = video_metadata
         return features
 
-    def _read(self, reader, clip: dict | None, **kwargs) -> torch.Tensor:
-        """The sampled frames of one video, `(num_frames, channels, height, width)`; notes them in its metadata."""
+    def _read(self, reader, clip: dict | None, **kwargs) -> tuple[torch.Tensor, LlavaSTVideoMetadata]:
+        """The sampled frames of one video, `(num_frames, channels, height, width)`, and its metadata, which says which they are."""
         metadata = reader.metadata
         if isinstance(reader, FramesReader) and reader.is_sampled:
             if clip is not None:
@@ -230,7 +226,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             indices = [reader.positions[index] for index in indices]
             first, last = reader.positions[first], reader.positions[last]
         reader.metadata.frames_indices, reader.metadata.clip = indices, (first, last)
-        return pixels
+        return pixels, reader.metadata
 
     def _pixels(self, reader, unique: list[int], rows: np.ndarray, **kwargs) -> torch.Tensor:
         """

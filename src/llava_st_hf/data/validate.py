@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -11,16 +11,21 @@ from itertools import islice
 from ..grounding import Media
 from ..image_files_llava_st import check_image_file
 from ..image_processing_llava_st import original_size
-from ..video_decoding_llava_st import read_video_metadata
-from ..video_sampling_llava_st import resolve_clip
+from ..video_decoding_llava_st import check_backend
+from ..video_metadata_llava_st import LlavaSTVideoMetadata
+from ..video_reading_llava_st import read_video
+from ..video_sampling_llava_st import check_num_frames, resolve_clip, sample_frame_indices
 from .inline import check_text
 from .json_rows import BrokenFileError
 from .mixture import Entry, read_entries
+from .questions import SAMPLED_FRAMES
 from .records import read_entry
 
 
-# Rows about one medium mostly stand together; each medium among the last ones is opened once.
+# Rows about one medium mostly stand together; each image and each part of a video among the last ones is read once.
 REMEMBERED_MEDIA = 1024
+# Of a content item: its clip in frames, or else its start and end in seconds.
+Part = tuple[tuple[int, int] | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -58,44 +63,73 @@ class Report:
         return [f"{source}: {self.rows[source]} usable rows, {self.problem_rows[source]} problems" for source in sources]
 
 
-def validate_mixture(path: str | os.PathLike, check_media: bool = True, max_problems: int | None = None) -> list[Problem]:
+@dataclass(frozen=True)
+class MediaChecks:
+    """
+    How media are read.
+
+    Args:
+        num_frames: of each part of a video that a row is about, so many frames spread evenly are decoded: those that training reads,
+            where this is `num_frames` of the model's video processor.
+        decode: decode all frames of each video.
+        video_backend: what reads video files, see `open_video_file`.
+        allow_truncated: whether training reads video files that lost their end: then they are no problem as far as they go.
+
+    Raises:
+        ValueError, ImportError: for a number of frames below 1, or a backend that is unknown or not installed.
+    """
+
+    num_frames: int = SAMPLED_FRAMES
+    decode: bool = False
+    video_backend: str | None = None
+    allow_truncated: bool = False
+
+    def __post_init__(self):
+        check_num_frames(self.num_frames)
+        check_backend(self.video_backend)
+
+
+def validate_mixture(path: str | os.PathLike, check_media: bool = True, max_problems: int | None = None, **media_checks) -> list[Problem]:
     """
     All that is wrong with a mixture: the file itself, rows of its annotations, and their media. Every row is looked at, whichever the
     sampling strategy takes.
 
     Args:
         path: of the YAML file.
-        check_media: open every medium: videos as far as their first frame, images to the end. Finds missing and damaged files, clips
-            beyond the video, and times and pixels outside the medium.
+        check_media: read every medium: the index of each video and the frames of it that training would read, images to the end.
+            Finds files that are missing, damaged, cut short or refused for another reason, clips beyond the video, and times and
+            pixels outside the medium.
         max_problems: stop after so many.
+        media_checks: `num_frames`, `decode`, `video_backend` and `allow_truncated`, see `MediaChecks`.
     """
-    return examine_mixture(path, check_media, max_problems).problems
+    return examine_mixture(path, check_media, max_problems, **media_checks).problems
 
 
-def examine_mixture(path: str | os.PathLike, check_media: bool = True, max_problems: int | None = None) -> Report:
+def examine_mixture(path: str | os.PathLike, check_media: bool = True, max_problems: int | None = None, **media_checks) -> Report:
     """As `validate_mixture`, with counts per source."""
     if max_problems is not None and max_problems < 1:
         raise ValueError(f"max_problems must be at least 1, got {max_problems}.")
+    checks = MediaChecks(**media_checks)
     report = Report()
-    report.problems = list(islice(_problems(path, check_media, report), max_problems))
+    report.problems = list(islice(_problems(path, checks if check_media else None, report), max_problems))
     return report
 
 
-def _problems(path: str | os.PathLike, check_media: bool, report: Report) -> Iterator[Problem]:
-    read = lru_cache(maxsize=REMEMBERED_MEDIA)(_read_medium) if check_media else None
+def _problems(path: str | os.PathLike, checks: MediaChecks | None, report: Report) -> Iterator[Problem]:
+    media = _Media(checks) if checks else None
     try:
         for number, entry in read_entries(path):
             if isinstance(entry, str):
                 yield Problem(os.fspath(path), number, None, entry)
             else:
-                for problem in _entry_problems(entry, read, report):
+                for problem in _entry_problems(entry, media, report):
                     report.problem_rows[entry.source] += 1
                     yield problem
     except (ValueError, OSError) as error:
         yield Problem(os.fspath(path), 0, None, str(error))
 
 
-def _entry_problems(entry: Entry, read: Callable | None, report: Report) -> Iterator[Problem]:
+def _entry_problems(entry: Entry, media: "_Media | None", report: Report) -> Iterator[Problem]:
     report.rows[entry.source] += 0  # so that a source without a usable row is in the summary
     row = 0
     try:
@@ -104,8 +138,8 @@ def _entry_problems(entry: Entry, read: Callable | None, report: Report) -> Iter
                 yield Problem(entry.json_path, row, None, found)
                 continue
             try:
-                if read is not None:
-                    _check_against_medium(found, read)
+                if media is not None:
+                    _check_against_medium(found, media)
                 report.rows[entry.source] += 1
             except (ValueError, OSError) as error:
                 yield Problem(entry.json_path, row, found["id"], str(error))
@@ -118,11 +152,11 @@ def _entry_problems(entry: Entry, read: Callable | None, report: Report) -> Iter
             yield Problem(entry.json_path, 0, None, "The file has no rows.")
 
 
-def _check_against_medium(row: dict, read: Callable) -> None:
+def _check_against_medium(row: dict, read: "_Media") -> None:
     item = next((item for message in row["messages"] for item in message["content"] if item["type"] != "text"), None)
     if item is None:
         return
-    media = _media(item, read)
+    media = read.of(item)
 
     def to_position(axis: str, value: float, written: str) -> float:
         return media.time_position(value, written) if axis == "temporal" else media.pixel_position(axis, value, written)
@@ -133,31 +167,57 @@ def _check_against_medium(row: dict, read: Callable) -> None:
                 check_text(part["text"], item["type"], to_position)
 
 
-def _media(item: dict, read: Callable) -> Media:
-    """The medium of a content item; `ValueError` or `OSError` where it cannot be had. `read` remembers `_read_medium`."""
-    found = read(item["type"], item["path"])
-    if isinstance(found, Exception):
-        raise found
-    if item["type"] == "image":
-        width, height = found
-        return Media("image", width=width, height=height)
-    if item["clip"] is not None:
-        clip = {"frames": item["clip"]}
-    else:
-        clip = {name: item[name] for name in ("start", "end") if item[name] is not None} or None
-    return found.media(*resolve_clip(clip, found))
+class _Media:
+    """
+    Media of content items, whose pixels are read as `checks` say. Those read last are remembered, with the errors that they gave: a part
+    of a video is read once for all rows about it, and with `decode` a video once for all rows.
+    """
+
+    def __init__(self, checks: MediaChecks):
+        self.checks = checks
+        self.read = lru_cache(maxsize=REMEMBERED_MEDIA)(self._read)
+
+    def of(self, item: dict) -> Media:
+        """The medium of an item; `ValueError` or `OSError` where it cannot be had."""
+        part = (None if item["clip"] is None else tuple(item["clip"]), item["start"], item["end"])
+        found = self.read(item["type"], item["path"], None if self.checks.decode else part)
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, Media):
+            return found
+        return found.media(*_frames_of(part, found))
+
+    def _read(self, kind: str, path: str, part: Part | None) -> Media | LlavaSTVideoMetadata | Exception:
+        """An image; or the metadata of a video after the frames of a part were decoded, or all for None; or the error of either."""
+
+        def decode(reader) -> LlavaSTVideoMetadata:
+            metadata = reader.metadata
+            indices = list(range(metadata.total_num_frames))
+            if part is not None:
+                indices = sorted(set(sample_frame_indices(*_frames_of(part, metadata), self.checks.num_frames)))
+            for _ in reader.chunks(indices):
+                pass
+            return metadata
+
+        try:
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} does not exist.")
+            if os.path.isfile(path) and os.path.getsize(path) == 0:
+                raise OSError(f"{path} is empty.")
+            if kind == "image":
+                width, height = _image_size(path)
+                return Media("image", width=width, height=height)
+            return read_video(path, decode, self.checks.video_backend, self.checks.allow_truncated)
+        except (ValueError, OSError) as error:
+            return error
 
 
-def _read_medium(kind: str, path: str):
-    """The metadata of a video, `(width, height)` of an image, or the error that reading it gives."""
-    try:
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"{path} does not exist.")
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
-            raise OSError(f"{path} is empty.")
-        return read_video_metadata(path) if kind == "video" else _image_size(path)
-    except (ValueError, OSError) as error:
-        return error
+def _frames_of(part: Part, metadata: LlavaSTVideoMetadata) -> tuple[int, int]:
+    """First and last frame of a part of a video, both included."""
+    frames, start, end = part
+    seconds = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+    first, last = resolve_clip({"frames": frames} if frames is not None else seconds or None, metadata)
+    return first, min(last, metadata.total_num_frames - 1)
 
 
 def _image_size(path: str) -> tuple[int, int]:

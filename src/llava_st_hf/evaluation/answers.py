@@ -199,12 +199,14 @@ def _nothing(asked: Asked, notes: list[str]) -> tuple[Grounding, list[str]]:
 
 
 def _kept(said: Grounding, asked: Asked, notes: list[str]) -> tuple[Grounding, list[str]]:
-    """What was asked for of what was said, and notes of what is missing."""
+    """What was asked for of what was said, and notes of the medium, of the answer, and of what is missing."""
     parts = _parts(asked)
     missing = [part for part in parts if getattr(said, part) is None]
     if missing:
         notes.append(f"The answer gives no {' and no '.join(missing)} that could be read.")
-    return replace(said, **{part: None for part in ("span", "box", "tubelet", "caption", "objects") if part not in parts}), notes
+    of_medium = [] if asked.media is None else asked.media.notes
+    others = {part: None for part in ("span", "box", "tubelet", "caption", "objects") if part not in parts}
+    return replace(said, **others), [*of_medium, *notes]
 
 
 def _number(value) -> float | None:

@@ -28,7 +28,8 @@ def run_eval(args: argparse.Namespace) -> None:
     questions = read_benchmark(args.benchmark, args.annotations, args.media, args.seed)
     # A file of one's own is told from those of other tasks by its own.
     name = args.benchmark if BENCHMARKS[args.benchmark].task is not None else f"{args.benchmark}_{questions[0].task}"
-    settings = EvaluationSettings(name, args.model, args.batch_size, args.max_new_tokens, args.seed)
+    reading = {"video_backend": args.video_backend or "pyav", "allow_truncated": args.allow_truncated}
+    settings = EvaluationSettings(name, args.model, args.batch_size, args.max_new_tokens, args.seed, **reading)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit} leaves no question.")
     questions = questions[: args.limit]

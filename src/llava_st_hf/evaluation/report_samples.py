@@ -9,8 +9,7 @@ import PIL.Image
 
 from ..grounding import Media
 from ..image_processing_llava_st import load_image
-from ..media_files_llava_st import local_video
-from ..video_decoding_llava_st import open_video_file
+from ..video_decoding_llava_st import read_video_file
 from ..visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,
@@ -66,7 +65,7 @@ def _strip(prediction: Prediction, path: str, media: Media) -> PIL.Image.Image:
     frames = _frames(truth.tubelet, span, media)
     true_boxes, said_boxes = truth.tubelet or {}, said.tubelet or {}
     pictures = []
-    for frame, pixels in zip(frames, read_frames(path, frames), strict=True):
+    for frame, pixels in zip(frames, read_frames(path, frames, allow_truncated=bool(media.notes)), strict=True):
         true, own = ([(boxes[frame], label)] if frame in boxes else [] for boxes, label in ((true_boxes, "truth"), (said_boxes, "answer")))
         picture = _with_boxes(PIL.Image.fromarray(pixels), true, own, _FRAME_SIZE)
         pictures.append(add_caption(picture, _when(frame, media)))
@@ -97,23 +96,26 @@ def _frames(tubelet: dict[int, Box] | None, span: Span | None, media: Media) -> 
     return sorted({media.frame(min(max(float(position), 0.0), 1.0)) for position in np.linspace(start, end, FRAMES)})
 
 
-def read_frames(path: str, frames: Sequence[int]) -> list[np.ndarray]:
+def read_frames(path: str, frames: Sequence[int], allow_truncated: bool = False) -> list[np.ndarray]:
     """
     Frames of a video, uint8 `(height, width, 3)` each.
 
     Args:
         path: of the video.
         frames: their indices, ascending.
+        allow_truncated: read a file that lost its end, as the run that asked about it did where its media have notes.
 
     Raises:
         OSError, ValueError: where the video cannot be read or has no such frame.
     """
-    with local_video(path) as local:
-        reader = open_video_file(local)
+
+    def read(reader) -> list[np.ndarray]:
         count = reader.metadata.total_num_frames
         if missing := [frame for frame in frames if not 0 <= frame < count]:
             raise ValueError(f"There is no frame {missing[0]} in the video, which has {count}: it is not the one that was asked about.")
         return [frame for chunk in reader.chunks(list(frames)) for frame in chunk.numpy()]
+
+    return read_video_file(path, read, allow_truncated=allow_truncated)
 
 
 def _position(frame: int, media: Media) -> float | None:

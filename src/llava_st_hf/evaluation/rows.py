@@ -116,7 +116,7 @@ class Prediction:
         answer: the model's words, coordinate tokens kept; None where there is none.
         finished: whether the answer ended by itself, and was not cut off.
         prediction: what the answer says.
-        notes: what could not be read in it, in plain words.
+        notes: what to know of the medium and what could not be read in the answer, in plain words.
         skipped: why there is no answer; None where there is one.
         reader: what read the answer, a key of `answers.READERS`.
         model, seed, versions: what it takes to do it again.

@@ -29,6 +29,7 @@ from ..media_files_llava_st import MEDIA_ERRORS
 from ..modeling_llava_st import LlavaSTForConditionalGeneration
 from ..processing_llava_st import LlavaSTProcessor
 from ..version import __version__
+from ..video_decoding_llava_st import check_backend
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
 from .placing import placed
 from .predictions import append_predictions, drop_broken_end, read_predictions
@@ -36,6 +37,8 @@ from .rows import Prediction, Question
 
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
+# What settings files without these names stand for.
+_BEFORE = {"video_backend": "pyav", "allow_truncated": False}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class EvaluationSettings:
         batch_size: questions answered together.
         max_new_tokens: after so many an answer is cut off.
         seed: of the wording of prompts, and of sampling if the model's generation configuration samples.
+        video_backend: what reads video files, see `open_video_file`.
+        allow_truncated: read video files that lost their end as far as they go; the notes of predictions then say so.
     """
 
     benchmark: str
@@ -56,8 +61,11 @@ class EvaluationSettings:
     batch_size: int = 1
     max_new_tokens: int = 1536
     seed: int = 0
+    video_backend: str = "pyav"
+    allow_truncated: bool = False
 
     def __post_init__(self):
+        check_backend(self.video_backend)
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -100,8 +108,8 @@ class _Read:
 class _MediaReader(torch.utils.data.Dataset):
     """Media as model inputs, each read once for all questions about it."""
 
-    def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype):
-        self.groups, self.processor, self.dtype = groups, processor, dtype
+    def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype, reading: dict):
+        self.groups, self.processor, self.dtype, self.reading = groups, processor, dtype, reading
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -114,7 +122,11 @@ class _MediaReader(torch.utils.data.Dataset):
         item |= {name: seconds for name in ("start", "end") if (seconds := getattr(group[0], name)) is not None}
         try:
             alone = self.processor.apply_chat_template(
-                [{"role": "user", "content": [item]}], tokenize=True, return_dict=True, return_tensors="pt"
+                [{"role": "user", "content": [item]}],
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs=self.reading,
             )
         except MEDIA_ERRORS as error:
             return _Read(None, {}, group, [{}] * len(group), [str(error)] * len(group))
@@ -156,14 +168,15 @@ class _Asked:
     problem: str | None
 
 
-def _ask(questions: list[Question], model, processor: LlavaSTProcessor, num_workers: int, batch_size: int) -> Iterator[_Asked]:
+def _ask(questions: list[Question], model, processor: LlavaSTProcessor, num_workers: int, settings: EvaluationSettings) -> Iterator[_Asked]:
     """Questions with their inputs, pixels on the model's device. Workers are about two batches ahead."""
     groups = [list(group) for _, group in groupby(questions, _medium)]
+    reading = {"video_backend": settings.video_backend, "allow_truncated": settings.allow_truncated}
     loader = DataLoader(
-        _MediaReader(groups, processor, model.dtype),
+        _MediaReader(groups, processor, model.dtype, reading),
         batch_size=None,
         num_workers=num_workers,
-        prefetch_factor=max(2, -(-2 * batch_size // num_workers)) if num_workers else None,
+        prefetch_factor=max(2, -(-2 * settings.batch_size // num_workers)) if num_workers else None,
     )
     for read in loader:
         # Once for all questions about it, and joined there: copies within the device take no time.
@@ -211,7 +224,7 @@ def run_benchmark(
     first, last = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
     mine = missing[first:last]
     part = folder / f"part-{state.process_index:03d}.jsonl"
-    asked = _ask([question for batch in mine for question in batch], model, processor, num_workers, settings.batch_size)
+    asked = _ask([question for batch in mine for question in batch], model, processor, num_workers, settings)
     torch.manual_seed(settings.seed)
     total, count = 0.0, 0
     with tqdm(total=len(questions), initial=len(done), disable=not state.is_main_process, desc=settings.benchmark, unit="question") as bar:
@@ -250,7 +263,7 @@ def _check_settings(folder: Path, settings: EvaluationSettings, num_questions: i
     path = folder / SETTINGS
     wanted = {**vars(settings), "questions": num_questions}
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = {**_BEFORE, **json.loads(path.read_text())}
         different = [f"{name} was {found.get(name)!r} and is {value!r}" for name, value in wanted.items() if found.get(name) != value]
         if different:
             raise ValueError(f"{folder} holds answers of another run: {'; '.join(different)}. Give another output folder.")

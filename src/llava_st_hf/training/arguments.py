@@ -9,6 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
+from ..video_decoding_llava_st import check_backend
 from .collator import OnError
 from .labels import LabelScheme
 from .trainable import check_parts
@@ -49,6 +50,10 @@ class LlavaSTTrainingConfig(SFTConfig):
             With `on_error="skip"`: a process that had to leave out more samples than this stops the run.
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
             As in transformers. `"group_by_length"` makes batches of one modality and of like length.
+        video_backend (`str`, *optional*, defaults to `"pyav"`):
+            What reads video files: `"pyav"`, or `"decord"`, which reads the files that it reads exactly.
+        allow_truncated (`bool`, *optional*, defaults to `False`):
+            Train on video files that lost their end as far as they go. By default such a sample cannot be used.
         max_length (`int`, *optional*):
             Longest sample in tokens, media included; a longer one cannot be used. None for no limit.
     """
@@ -66,6 +71,8 @@ class LlavaSTTrainingConfig(SFTConfig):
     label_scheme: LabelScheme = field(default="assistant", metadata={"help": "Which tokens are learned."})
     on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
     max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
+    video_backend: str = field(default="pyav", metadata={"help": "What reads video files: pyav or decord."})
+    allow_truncated: bool = field(default=False, metadata={"help": "Train on video files that lost their end as far as they go."})
     # The loss needs exact positions and media, so samples are prepared by our collator alone.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens, media included."})
@@ -79,6 +86,7 @@ class LlavaSTTrainingConfig(SFTConfig):
         for name, choices in (("label_scheme", get_args(LabelScheme)), ("on_error", get_args(OnError))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
+        check_backend(self.video_backend)
         for name in ("max_errors", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of chat messages → a padded batch: media are decoded here, in the data loader's workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ class LlavaSTDataCollator:
         max_length: longest sequence in tokens, media included. A longer one cannot be used: cutting it would cut its media or its
             answer.
         pixel_dtype: of the pixels. A model that computes in half precision rounds them to it anyway, and half the bytes travel.
+        processor_kwargs: of each call of the processor, such as `video_backend` and `allow_truncated`.
     """
 
     processor: LlavaSTProcessor
@@ -39,6 +40,7 @@ class LlavaSTDataCollator:
     on_error: OnError = "raise"
     max_length: int | None = None
     pixel_dtype: torch.dtype = torch.float32
+    processor_kwargs: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.on_error not in ("raise", "skip"):
@@ -157,10 +159,15 @@ class LlavaSTDataCollator:
                 sample[name] = pixels[0][None] if len(pixels) == 1 else torch.stack(list(pixels))
         return sample, encoded
 
-    @staticmethod
-    def _apply_template(processor: LlavaSTProcessor, conversation: list) -> LlavaSTBatchFeature:
+    def _apply_template(self, processor: LlavaSTProcessor, conversation: list) -> LlavaSTBatchFeature:
         # Without tensors of the batch: making one copies each video once more.
-        return processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return processor.apply_chat_template(
+            conversation,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs=self.processor_kwargs,
+        )
 
     def _tokens(self, encoded: LlavaSTBatchFeature, number: int) -> dict[str, torch.Tensor]:
         """Text of conversation `number` with what is learned of it, each (length,)."""

@@ -16,9 +16,10 @@ RECORD = "run.json"
 _ARGUMENTS = (
     "train", "learning_rate", "learning_rates", "label_scheme", "max_length", "seed", "data_seed", "per_device_train_batch_size",
     "gradient_accumulation_steps", "world_size", "train_sampling_strategy", "weight_decay", "max_grad_norm", "bf16", "fp16", "muon",
+    "video_backend", "allow_truncated",
 )  # fmt: skip
 # What records that do not tell of a setting were made with.
-_BEFORE = {"questions_per_medium": 1, "muon": False}
+_BEFORE = {"questions_per_medium": 1, "muon": False, "video_backend": "pyav", "allow_truncated": False}
 
 
 def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLike, num_samples: int | None, **settings) -> None:

@@ -75,8 +75,9 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
             raise ValueError(f"The model's weights are {model.dtype}: train it with bf16: true (or fp16), or load it in float32.")
         half = self._half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         if data_collator is None:
+            reading = {"video_backend": args.video_backend, "allow_truncated": args.allow_truncated}
             data_collator = LlavaSTDataCollator(
-                processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half
+                processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half, processor_kwargs=reading
             )
         super().__init__(
             model,

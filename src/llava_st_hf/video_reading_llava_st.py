@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos of any kind, files or frames, by the reader that fits."""
+
+from collections.abc import Callable
+
+from .downloads_llava_st import DownloadLimits
+from .video_decoding_llava_st import Result, check_backend, read_video_file
+from .video_frames_llava_st import FramesReader, flatten_videos, is_frames
+from .video_metadata_llava_st import LlavaSTVideoMetadata
+
+
+def read_video(
+    source,
+    read: Callable[..., Result],
+    video_backend: str | None = None,
+    allow_truncated: bool = False,
+    download_limits: DownloadLimits | None = None,
+) -> Result:
+    """
+    What `read` makes of a reader of a video; it may be called twice, see `read_video_file`.
+
+    Args:
+        source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
+        read: takes a reader, which has `metadata` and `chunks(indices)`. Chunks are `(chunk_frames, height, width, 3)` of files and
+            `(chunk_frames, channels, height, width)` of frames. Of frames no rate is known.
+        video_backend, allow_truncated: of files, see `open_video_file`.
+        download_limits: `None` for the default ones.
+
+    Raises:
+        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
+        ValueError: for an unknown backend, for several videos, or frames that are none.
+        ImportError: if the backend is not installed.
+    """
+    check_backend(video_backend)
+    videos = flatten_videos(source)
+    if len(videos) != 1:
+        raise ValueError(f"one video is read at a time; got {len(videos)}")
+    (video,) = videos
+    if not is_frames(video):
+        return read_video_file(video, read, video_backend, allow_truncated, download_limits)
+    return read(
+        FramesReader(
+            video,
+            metadata=None,
+            do_convert_rgb=True,
+            input_data_format=None,
+            do_rescale=None,
+            rescale_factor=1 / 255,
+            download_limits=download_limits,
+        )
+    )
+
+
+def read_video_metadata(
+    source, video_backend: str | None = None, allow_truncated: bool = False, download_limits: DownloadLimits | None = None
+) -> LlavaSTVideoMetadata:
+    """
+    What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
+    `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. Where the frame rate
+    varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`. Of a folder of
+    image files and of other frames, whose rate is not known, `fps` and `duration` are `None`.
+
+    Takes and raises what `read_video` does.
+    """
+
+    def metadata(reader) -> LlavaSTVideoMetadata:
+        next(iter(reader.chunks([0])))
+        return reader.metadata
+
+    return read_video(source, metadata, video_backend, allow_truncated, download_limits)
+
+
+__all__ = ["read_video", "read_video_metadata"]
