@@ -31,6 +31,30 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 25, codec: str = "mpe
     return path
 
 
+def write_cut(path: Path, share: float = 0.7) -> Path:
+    """A Matroska file of a video of two seconds at 10 frames per second that lost its end: this share of its bytes is left."""
+    data = write_video(path, moving_frames(20, 48, 64), fps=10).read_bytes()
+    path.write_bytes(data[: round(len(data) * share)])
+    return path
+
+
+def write_with_broken_frame(path: Path, broken: int) -> Path:
+    """A MOV file of a video of 20 PNG pictures at 10 frames per second, of which picture `broken` cannot be decoded."""
+    with av.open(str(path), "w", format="mov") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        packets = []
+        for frame in moving_frames(20, 48, 64):
+            packets += stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        for number, packet in enumerate(packets + stream.encode()):
+            if number == broken:
+                zeros = av.Packet(bytes(packet.size))
+                zeros.pts, zeros.dts, zeros.time_base, zeros.duration = packet.pts, packet.dts, packet.time_base, packet.duration
+                zeros.stream, zeros.is_keyframe, packet = stream, True, zeros
+            container.mux(packet)
+    return path
+
+
 def write_timed_video(path: Path, times: list[float], codec: str = "mpeg4") -> Path:
     """Encodes a 64x48 frame for each of `times`, in seconds, on a clock of milliseconds: the frame rate may vary."""
     with av.open(str(path), "w") as container:

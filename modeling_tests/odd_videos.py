@@ -155,8 +155,8 @@ def write_two_streams(path: Path, cover: bool) -> NumberedVideo:
     with av.open(str(path), "w") as output:
         small = open_stream(output, replace(CODECS["Motion JPEG"] if cover else H264, size=(64, 32)), {})
         large = open_stream(output, H264, H264.b_frames)
-        small.disposition = av.stream.Disposition.attached_pic if cover else av.stream.Disposition(0)
-        large.disposition = av.stream.Disposition.default
+        small.disposition = av.stream.Disposition.attached_pic.value if cover else 0
+        large.disposition = av.stream.Disposition.default.value
         others = range(1000, 1000 + (1 if cover else NUM_FRAMES))
         packets = encode(small, [numbered_frame(number, 64, 32) for number in others], range(len(others)))
         packets += encode(large, [numbered_frame(number) for number in range(NUM_FRAMES)], range(NUM_FRAMES))

@@ -17,6 +17,7 @@ from llava_st_hf.data.shapes_files import write_image, write_video
 from llava_st_hf.data.shapes_questions import image_rows, video_rows
 from llava_st_hf.evaluation.metrics import box_iou, temporal_iou
 from llava_st_hf.tasks import TASKS
+from modeling_tests.media import write_cut
 
 
 NUM_SCENES, FIRST = 16, 9000  # of the test split; the questions of docs/shapes.md are about others
@@ -163,6 +164,13 @@ def test_it_says_in_one_line_what_it_is():
     )
     [line] = [line for line in told.stderr.splitlines() if "comes with llava-st-hf" in line]
     assert "nothing of the real world" in line
+
+
+def test_an_answer_about_a_file_that_lost_its_end_says_so(grounder, tmp_path):
+    path, question = write_cut(tmp_path / "cut.mkv"), {"text": "a circle moves", "task": "tvg", "max_new_tokens": 8}
+    with pytest.raises(OSError, match=r"cut\.mkv is cut short"):
+        grounder(path, **question)
+    assert "cut short" in grounder(path, allow_truncated=True, **question)["notes"][0]
 
 
 def test_the_command_line_takes_it_by_default(rows, capsys):

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from llava_st_hf import LlavaSTProcessor
 from llava_st_hf.cli import main
 from modeling_tests.factories import tiny_config
-from modeling_tests.media import write_video
+from modeling_tests.media import write_cut, write_video
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, REFERENCE, requires_reference
 
@@ -58,6 +59,39 @@ def test_ground_looks_at_a_part_in_seconds(clip, tmp_path, capsys):
     capsys.readouterr()
     assert main([*question, "--start", "0.2", "--end", "9"]) == 1
     assert "lies beyond the end" in capsys.readouterr().err
+
+
+def test_ground_reads_files_as_it_is_asked_to(clip, tmp_path, capsys):
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    asked = ["--model", str(tmp_path), "--text", "When?", "--max-new-tokens", "2"]
+    assert main(["ground", clip, *asked, "--video-backend", "decord"]) == 0
+    capsys.readouterr()
+    assert main(["ground", clip, *asked, "--video-backend", "opencv"]) == 1
+    assert "video_backend must be one of 'pyav', 'decord'" in capsys.readouterr().err
+    cut = str(write_cut(tmp_path / "cut.mkv"))
+    assert main(["ground", cut, *asked]) == 1
+    assert "cut.mkv is cut short" in (message := capsys.readouterr().err) and "--allow-truncated" in message
+    assert main(["ground", cut, *asked, "--allow-truncated"]) == 0
+    assert "cut short" in json.loads(capsys.readouterr().out)["notes"][0]
+
+
+def test_ground_takes_the_frame_rate_of_a_folder_of_frames(clip, tmp_path, capsys):
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "frames").mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 48), (number * 60, 0, 0)).save(tmp_path / "frames" / f"{number}.png")
+    question = ["--model", str(tmp_path / "model"), "--task", "tr", "--span", "0", "1.5", "--max-new-tokens", "2"]
+    assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "2"]) == 0
+    assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "4"]) == 1
+    assert "lies outside the clip, which goes from 0 to 1 seconds" in capsys.readouterr().err
+    assert main(["ground", str(tmp_path / "frames"), *question]) == 1
+    assert "the frame rate of the video is unknown" in capsys.readouterr().err
+    assert main(["ground", clip, *question, "--fps", "2"]) == 1
+    assert "a video file has its own" in capsys.readouterr().err
 
 
 def refusal(capsys, *argv) -> str:

@@ -5,9 +5,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from llava_st_hf import video_decoding_llava_st
 from llava_st_hf.cli import main
 from llava_st_hf.data import validate_mixture
-from modeling_tests.media import moving_frames, write_audio, write_timed_video, write_video
+from modeling_tests.media import moving_frames, write_audio, write_cut, write_timed_video, write_video, write_with_broken_frame
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,15 @@ def media(tmp_path_factory):
     (folder / "text.mp4").write_text("no video")
     (folder / "text.jpg").write_text("no image")
     (folder / "folder.mp4").mkdir()
+    write_cut(folder / "cut.mkv")
+    write_with_broken_frame(folder / "broken.mov", 15)
+    for name, broken in (("frames", None), ("broken frames", 3)):
+        (folder / name).mkdir()
+        for number in range(5):
+            path = folder / name / f"{number}.png"
+            Image.fromarray(frames[number]).save(path)
+            if number == broken:
+                path.write_bytes(path.read_bytes()[:-100])
     return folder
 
 
@@ -41,6 +51,10 @@ def write_mixture(tmp_path, media, rows, format="jsonl") -> str:
 
 def tvg(video="clip.mp4", span=(0.5, 1.5), **more) -> dict:
     return {"task": "tvg", "text": "a dog runs", "video": video, "span": list(span), **more}
+
+
+def chat(video: str, question: str = "When?", answer: str = "At <t0.5>.", **more) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "video": video, **more}
 
 
 def rec(image="photo.jpg", box=(1, 2, 30, 40)) -> dict:
@@ -58,12 +72,20 @@ GOOD = [
     rec(),
     rec(box=(0, 0, 64, 48)),
     rec("sideways.jpg", box=(0, 0, 48, 64)),  # seen upright
+    chat("frames"),
+    chat("frames", clip=[1, 4]),
+    tvg("broken.mov", clip=[2, 10], span=(0.3, 0.9)),
     {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]},
 ]
 BAD = [
     (tvg("nowhere.mp4"), "nowhere.mp4 does not exist"),
     (tvg("empty.mp4"), "empty.mp4 is empty"),
     (tvg("cut.mp4"), "cut short"),
+    (tvg("cut.mkv"), "cut short"),
+    (tvg("broken.mov"), "broken.mov cannot be decoded"),
+    (chat("broken frames"), "3.png is a damaged image"),
+    (chat("frames", clip=[2, 9]), "lie beyond the video, which has 5 frames"),
+    (tvg("frames"), "the frame rate of the video is unknown"),
     (tvg("text.mp4"), "cannot be read as a video"),
     (tvg("sound.mp4"), "sound.mp4"),
     (tvg("folder.mp4"), "is a folder without frames"),
@@ -147,12 +169,70 @@ def test_the_command_reports_and_exits_with_1(tmp_path, media, capsys):
     assert main(["validate", path]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert "row 12 (id 12): " in lines[0] and "nowhere.mp4" in lines[0] and "row 13: " in lines[1]
-    assert lines[2] == "made: 11 usable rows, 2 problems" and "has 2 problems" in captured.err
+    first = len(GOOD) + 1
+    assert f"row {first} (id {first}): " in lines[0] and "nowhere.mp4" in lines[0] and f"row {first + 1}: " in lines[1]
+    assert lines[2] == f"made: {len(GOOD)} usable rows, 2 problems" and "has 2 problems" in captured.err
     assert main(["validate", path, "--no-media"]) == 1
-    assert "12 usable rows, 1 problems" in capsys.readouterr().out
+    assert f"{len(GOOD) + 1} usable rows, 1 problems" in capsys.readouterr().out
 
 
 def test_the_command_is_content_with_a_sound_mixture(tmp_path, media, capsys):
     assert main(["validate", write_mixture(tmp_path, media, GOOD)]) == 0
-    assert capsys.readouterr().out == "made: 11 usable rows, 0 problems\n"
+    assert capsys.readouterr().out == f"made: {len(GOOD)} usable rows, 0 problems\n"
+
+
+def test_the_frames_that_training_reads_are_decoded_or_all_of_them(tmp_path, media):
+    path = write_mixture(tmp_path, media, [tvg("broken.mov")])  # frame 15 of 20 is broken
+    assert validate_mixture(path, num_frames=2) == []  # the first and the last
+    assert len(validate_mixture(path, num_frames=20)) == len(validate_mixture(path)) == 1
+    path = write_mixture(tmp_path, media, [tvg("broken.mov", clip=[0, 10], span=(0.1, 0.9))] * 2 + [tvg()])
+    assert validate_mixture(path) == []
+    assert [problem.row for problem in validate_mixture(path, decode=True)] == [1, 2]
+
+
+def test_files_that_lost_their_end_are_read_where_training_reads_them(tmp_path, media):
+    rows = [tvg("cut.mkv", span=(0.1, 0.9)), tvg("cut.mkv", span=(0.1, 1.9)), tvg("cut.mp4")]
+    path = write_mixture(tmp_path, media, rows)
+    assert [problem.row for problem in validate_mixture(path)] == [1, 2, 3]
+    assert "allow_truncated" in validate_mixture(path)[0].reason
+    beyond, _ = validate_mixture(path, allow_truncated=True)  # the index of cut.mp4 is at its end, so it cannot be read at all
+    assert beyond.row == 2 and "<t1.9s> lies outside the clip" in beyond.reason
+
+
+@pytest.mark.parametrize("decode, expected", [(False, ["clip.mp4", "clip.mp4", "uneven.mp4"]), (True, ["clip.mp4", "uneven.mp4"])])
+def test_a_part_of_a_video_is_read_once_for_all_rows_about_it(tmp_path, media, monkeypatch, decode, expected):
+    opened = []
+
+    def counting(path, *rest):
+        opened.append(path.rpartition("/")[2])
+        return open_video_file(path, *rest)
+
+    open_video_file = video_decoding_llava_st.open_video_file
+    monkeypatch.setattr(video_decoding_llava_st, "open_video_file", counting)
+    part = {"clip": [5, 19], "span": (0.5, 1.5)}
+    rows = [tvg(), tvg(**part), tvg("uneven.mp4"), tvg(text="another"), tvg(**part), tvg("uneven.mp4")]
+    assert validate_mixture(write_mixture(tmp_path, media, rows), decode=decode) == []
+    assert opened == expected
+
+
+@pytest.mark.parametrize("option, message", [({"num_frames": 0}, "num_frames"), ({"video_backend": "opencv"}, "video_backend .*'opencv'")])
+def test_impossible_ways_to_read_are_refused_at_once(tmp_path, media, option, message):
+    with pytest.raises(ValueError, match=message):
+        validate_mixture(write_mixture(tmp_path, media, GOOD), **option)
+
+
+def test_the_command_reads_as_it_is_asked_to(tmp_path, media, capsys):
+    rows = [tvg("broken.mov"), tvg("broken.mov", clip=[0, 10], span=(0.1, 0.9)), tvg("cut.mkv", span=(0.1, 0.9)), tvg()]
+    path = write_mixture(tmp_path, media, rows)
+
+    def problem_rows(*options) -> list[int]:
+        assert main(["validate", path, *options]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        return [int(line.partition(", row ")[2].split()[0]) for line in lines if ", row " in line]
+
+    assert problem_rows() == [1, 3]
+    assert problem_rows("--num-frames", "2") == [3]
+    assert problem_rows("--decode", "--allow-truncated") == [1, 2]
+    assert problem_rows("--video-backend", "decord") == [1, 3]
+    assert main(["validate", path, "--video-backend", "opencv"]) == 1
+    assert "video_backend must be one of 'pyav', 'decord'" in capsys.readouterr().err

@@ -15,10 +15,13 @@ import torch
 
 from llava_st_hf import image_processing_llava_st, video_processing_llava_st
 from llava_st_hf.cli import main
+from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
+from llava_st_hf.evaluation.report_samples import draw_sample
 from llava_st_hf.evaluation.rows import Grounding, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from modeling_tests.corpora import write_media
+from modeling_tests.media import write_cut
 from modeling_tests.miniatures import MINIATURES
 from modeling_tests.processors import model_for, tiny_processor
 
@@ -42,9 +45,9 @@ def read_answer(answer, question, media, processor):
     return Grounding(caption=answer[:8]), [f"{media.kind} of {media.width}"]
 
 
-def run(folder: Path, media: dict[str, str], questions=None, reader=read_answer, batch_size: int = 2, **options) -> list[Prediction]:
+def run(folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, **options) -> list[Prediction]:
     processor = tiny_processor()
-    settings = EvaluationSettings("made", "tiny", batch_size=batch_size, max_new_tokens=6)
+    settings = EvaluationSettings("made", "tiny", batch_size=batch_size, max_new_tokens=6, **(reading or {}))
     questions = questions_about(media) if questions is None else questions
     return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=0, **options)
 
@@ -255,12 +258,47 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
     run(tmp_path, media)
     with pytest.raises(ValueError, match="batch_size was 2 and is 3"):
         run(tmp_path, media, batch_size=3)
+    with pytest.raises(ValueError, match="video_backend was 'pyav' and is 'decord'; allow_truncated was False and is True"):
+        run(tmp_path, media, reading={"video_backend": "decord", "allow_truncated": True})
     with pytest.raises(ValueError, match="questions was 7 and is 6"):
         run(tmp_path, media, questions_about(media)[:6])
     others = questions_about(media)
     others[0] = Question("other", "tvg", media["video"], "video", "When?", Grounding(span=(0, 1)))
     with pytest.raises(ValueError, match="answers to other questions, such as '0'"):
         run(tmp_path, media, others)
+
+
+def test_settings_files_from_before_ways_to_read_are_gone_on_from(tmp_path, media, undisturbed):
+    run(tmp_path, media)
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["video_backend"], settings["allow_truncated"]
+    path.write_text(json.dumps(settings))
+    (tmp_path / "predictions.jsonl").write_text((tmp_path / "predictions.jsonl").read_text().partition("\n")[0] + "\n")
+    assert run(tmp_path, media) == undisturbed
+    with pytest.raises(ValueError, match="allow_truncated was False and is True"):
+        run(tmp_path, media, reading={"allow_truncated": True})
+
+
+def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
+    cut = Question("0", "tvg", str(write_cut(tmp_path / "cut.mkv")), "video", "When?", Grounding(span=(0.1, 0.5)))
+    whole = replace(cut, id="1", path=media["video"])
+    skipped, _ = run(tmp_path / "refused", media, [cut, whole], reader=read_own_answer)
+    assert "cut short" in skipped.skipped
+    noted, plain = run(tmp_path / "read", media, [cut, whole], reader=read_own_answer, reading={"allow_truncated": True})
+    assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
+    # Whoever reads the answers again, in whatever format, is told as well; and the report shows the part that is there.
+    path = str(tmp_path / "read/predictions.jsonl")
+    assert main(["score", path, "--reader", "seconds", "--output", str(tmp_path / "again")]) == 0
+    assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
+    assert draw_sample(noted)
+    with pytest.raises(OSError, match="cut short"):
+        draw_sample(replace(plain, path=cut.path))
+
+
+def test_an_unknown_backend_is_refused_before_anything_is_read():
+    with pytest.raises(ValueError, match="video_backend must be one of"):
+        EvaluationSettings("made", "tiny", video_backend="opencv")
 
 
 def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.training import LlavaSTDataCollator, make_labels
+from llava_st_hf.training import LlavaSTDataCollator, LlavaSTTrainingConfig, make_labels
 from modeling_tests.corpora import mixed_rows, row, write_media
+from modeling_tests.media import write_cut
+from modeling_tests.one_training import make_trainer
 from modeling_tests.processors import tiny_processor
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, case_inputs, cases, config_overrides, expected, requires_reference
 
@@ -101,6 +103,24 @@ def test_a_broken_sample_stops_the_run_or_is_left_out_and_told_of(processor, tmp
     batch = LlavaSTDataCollator(processor, on_error="skip")([good[0], broken, good[2]])
     assert batch["tasks"] == ["tvg", "conversation"]
     assert len(batch["skipped"]) == 1 and message in batch["skipped"][0]
+
+
+def test_files_that_lost_their_end_are_learned_from_where_that_is_asked_for(processor, tmp_path):
+    cut = row(7, "video", str(write_cut(tmp_path / "cut.mkv")), "When?", "{<t0.1><t0.2>}", "tvg")
+    group = {"conversations": [cut["messages"]] * 2, "ids": ["7", "8"], "tasks": ["tvg"] * 2, "source": "made"}
+    for sample in (cut, group):
+        with pytest.raises(ValueError, match=r"'7'.*cut short"):
+            LlavaSTDataCollator(processor)([sample])
+        batch = LlavaSTDataCollator(processor, processor_kwargs={"allow_truncated": True})([sample])
+        assert not batch["skipped"] and len(batch["pixel_values_videos"]) == 1
+
+
+def test_the_trainer_reads_files_as_its_arguments_say(tmp_path):
+    assert make_trainer(tmp_path / "default").data_collator.processor_kwargs == {"video_backend": "pyav", "allow_truncated": False}
+    trainer = make_trainer(tmp_path / "given", video_backend="decord", allow_truncated=True)
+    assert trainer.data_collator.processor_kwargs == {"video_backend": "decord", "allow_truncated": True}
+    with pytest.raises(ValueError, match="video_backend must be one of"):
+        LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, video_backend="opencv")
 
 
 def test_a_batch_of_broken_samples_has_nothing_to_learn(processor):

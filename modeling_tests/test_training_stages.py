@@ -138,6 +138,7 @@ def test_no_other_run_goes_on_from_a_folders_checkpoints(tmp_path, begun):
     (tmp_path / "run" / begun).mkdir()
     record(tmp_path, seed=2, max_steps=9, logging_steps=7)
     changes = [{"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"train": ["packer"]}, {"learning_rates": {"lora": 0.1}}]
+    changes += [{"video_backend": "decord"}, {"allow_truncated": True}]
     for change in changes:
         with pytest.raises(ValueError, match=f"holds another run: {next(iter(change))} was .* and is"):
             record(tmp_path, **{"seed": 2, **change})

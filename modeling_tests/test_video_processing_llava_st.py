@@ -2,7 +2,6 @@
 import functools
 import http.server
 import json
-import logging
 import sys
 import threading
 
@@ -44,8 +43,8 @@ def video(folder):
 
 @pytest.fixture(scope="module")
 def decoded(video):
-    """All of its frames, uint8 (30, 48, 64, 3), as decord gives them."""
-    reader = video_decoding_llava_st.open_video_file(str(video), "decord")
+    """All of its frames, uint8 (30, 48, 64, 3), as PyAV gives them."""
+    reader = video_decoding_llava_st.open_video_file(str(video))
     return torch.cat(list(reader.chunks(list(range(30))))).numpy()
 
 
@@ -340,7 +339,7 @@ def test_url_is_downloaded(processor, video, folder):
 def test_kinds_can_be_mixed_in_a_batch(processor, video, decoded):
     pixels, metadata = run(processor, [str(video), decoded, list(decoded)])
     assert pixels.shape == (3, 8, 3, 32, 32)
-    assert [item.video_backend for item in metadata] == ["decord", None, None]
+    assert [item.video_backend for item in metadata] == ["pyav", None, None]
 
 
 def test_frames_without_metadata_have_no_frame_rate(processor):
@@ -538,22 +537,19 @@ def test_a_missing_frame_file_is_named(processor):
         run(processor, ["frame7.jpg"])
 
 
-def test_pyav_takes_over_with_a_warning_where_decord_is_missing(processor, video, monkeypatch, caplog):
-    expected, _ = run(processor, str(video))
-    monkeypatch.setattr(video_decoding_llava_st, "is_decord_available", lambda: False)
-    video_decoding_llava_st.logger.warning_once.cache_clear()
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(video_decoding_llava_st.logger, "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        pixels, metadata = run(processor, str(video))
-    assert torch.equal(pixels, expected) and metadata[0].video_backend == "pyav"
-    assert "falling back to PyAV" in caplog.text
+def test_pyav_reads_where_no_backend_is_asked_for(processor, video, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert run(processor, str(video))[1][0].video_backend == "pyav"
 
 
-def test_a_backend_that_is_missing_or_unknown_is_named(processor, video, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match="pip install av"):
-        run(processor, str(video), video_backend="pyav")
+@pytest.mark.parametrize(("backend", "module", "message"), [("pyav", "av", "pip install av"), ("decord", "decord", "pip install decord2")])
+def test_a_backend_that_is_missing_is_named(processor, video, monkeypatch, backend, module, message):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=message):
+        run(processor, str(video), video_backend=backend)
+
+
+def test_a_backend_that_is_unknown_is_named(processor, video):
     with pytest.raises(ValueError, match="'opencv'"):
         run(processor, str(video), video_backend="opencv")
 

@@ -3,14 +3,14 @@
 
     python examples/benchmarks/loader.py                     # 640x360, 30 seconds each; more with --width, --height, --seconds
 
-Needs `decord2` or `av` to read, `av` and libx264 to write: it encodes a few videos of its own, makes rows of them as `load_mixture`
+Needs `av` with libx264: it encodes a few videos of its own, makes rows of them as `load_mixture`
 does, and passes them through `LlavaSTDataCollator` in a torch `DataLoader`. torch has one thread in each process, as in its workers.
 
 - The split is the CPU time of one sample in the main process: frames out of the file (read once more by themselves, opening
   included), resizing, normalising, and the rest (chat template, tokens, labels, rounding of the pixels, padding).
 - `vs decode` is the time of a sample over the time of reading the same frames alone; 1 means that all else is hidden or free.
 - Every frame read is counted: the script stops if one sample reads a frame twice.
-- A core's samples are those of the CPU time: decord decodes with threads of its own, so one process may keep several cores busy.
+- A core's samples are those of the CPU time: decoders have threads of their own, so one process may keep several cores busy.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.coordinates import coordinate_tokens
 from llava_st_hf.data.rows import FEATURES, Medium, conversation_row
 from llava_st_hf.training import LlavaSTDataCollator
-from llava_st_hf.video_decoding_llava_st import DecordReader, PyAVReader, open_video_file
+from llava_st_hf.video_decoding_llava_st import VideoFileReader, open_video_file
 from llava_st_hf.video_processing_llava_st import sample_frame_indices
 
 
@@ -75,10 +75,7 @@ def count_frames():
 
         return counted
 
-    with (
-        mock.patch.object(DecordReader, "chunks", counting(DecordReader.chunks)),
-        mock.patch.object(PyAVReader, "chunks", counting(PyAVReader.chunks)),
-    ):
+    with mock.patch.object(VideoFileReader, "chunks", counting(VideoFileReader.chunks)):
         yield given
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 
+# Boxes of an MP4 file that are in no other box. Other letters, behind the samples, are no box: players leave them alone.
+_TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
 # Headers that a walk over one file may visit. A file has a few at each level (a fragmented MP4 two for each fragment).
 MAX_HEADERS = 1_000_000
 # Bytes at the end of an MPEG program stream within which its last packet begins: packets have at most 64 KB.
@@ -86,22 +88,28 @@ def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, in
         position += size
 
 
+_CHILD = {b"moov": b"trak", b"trak": b"mdia", b"mdia": b"minf", b"minf": b"stbl"}  # boxes within boxes, down to the sample tables
+
+
 def _mp4(file: BinaryIO, path: str, length: int) -> str | None:
-    has_index = False
+    has_index = has_samples = False
     for kind, content, end in boxes(file, 0, length):
         if end > length:
+            if has_index and has_samples and kind not in _TOP_BOXES:
+                return None
             return f"its {kind.decode('latin-1')!r} part should reach byte {end}, and the file has {length} bytes"
         if kind == b"moov":
             has_index = True
             _check_samples(file, path, content, end, length)
+        has_samples = has_samples or kind == b"mdat"
     return None if has_index else "it has no index ('moov'), which recorders write last"
 
 
-def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int) -> None:
+def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int, parent: bytes = b"moov") -> None:
     """Refuses clocks of 0 units a second, and tables of more samples than the file has bytes: readers reserve memory for them."""
     for kind, content, stop in boxes(file, start, end):
-        if kind in (b"trak", b"mdia", b"minf", b"stbl"):
-            _check_samples(file, path, content, min(stop, end), length)
+        if kind == _CHILD.get(parent):
+            _check_samples(file, path, content, min(stop, end), length, kind)
         elif kind in (b"mdhd", b"mvhd"):
             file.seek(content)
             fields = file.read(24)
@@ -118,9 +126,9 @@ def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int)
                     f"{path} is damaged: its {kind.decode()!r} counts {max(samples, entries)} samples, more than the file has bytes"
                 )
         elif kind == b"stsz":
-            file.seek(content + 4)
-            size, samples = int.from_bytes(file.read(4), "big"), int.from_bytes(file.read(4), "big")
-            if samples > length and size != 1:
+            file.seek(content + 4)  # behind it, the size of all samples
+            samples = int.from_bytes(file.read(8)[4:], "big")
+            if samples > length:
                 raise DamagedVideoError(f"{path} is damaged: its 'stsz' counts {samples} samples, more than the file has bytes")
 
 
@@ -167,6 +175,8 @@ def _matroska(file: BinaryIO, length: int) -> str | None:
             for _, _, stop in _elements(file, content, length):
                 if stop is not None and stop > length:
                     return f"its last part should reach byte {stop}, and the file has {length} bytes"
+        if identity == _SEGMENT:
+            return None  # players leave alone what follows
     return None
 
 
@@ -218,6 +228,7 @@ def _gif(file: BinaryIO, length: int) -> str | None:
     file.seek(0)
     header = file.read(13)
     position = 13 + (3 * 2 ** ((header[10] & 7) + 1) if len(header) == 13 and header[10] & 0x80 else 0)
+    headers = 0
     for _ in range(MAX_HEADERS):
         file.seek(position)
         kind = file.read(1)
@@ -232,14 +243,13 @@ def _gif(file: BinaryIO, length: int) -> str | None:
             position += 11 + (3 * 2 ** ((fields[8] & 7) + 1) if fields[8] & 0x80 else 0)
         else:
             break
-        for _ in range(MAX_HEADERS):  # sub-blocks, the last of size 0
+        size = b"\1"
+        while size != b"\0":  # sub-blocks, the last of size 0
             file.seek(position)
-            size = file.read(1)
-            if not size:
+            size, headers = file.read(1), headers + 1
+            if not size or headers > MAX_HEADERS:
                 return "it ends within a picture, without its end mark"
             position += 1 + size[0]
-            if size == b"\0":
-                break
     return "it has no end mark"
 
 

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -99,11 +100,11 @@ class VideoFileReader:
             yield torch.from_numpy(np.stack(chunk))  # (chunk_frames, height, width, 3)
 
     def recounted(self) -> "VideoFileReader":
-        """A reader of the same file that has decoded all frames to count them."""
+        """A reader of the same file that has decoded all frames to count them, and finds them by their number from the start on."""
         notes = self.index.notes
         index = count_frames(self.index.path, tolerant=bool(notes))
         logger.info(f"{self.index.path}: its packets do not say which frames are displayed; all were decoded to count them.")
-        return VideoFileReader(VideoIndex(**{**vars(index), "notes": notes}), "pyav")
+        return VideoFileReader(replace(index, presented=None, keyframes=index.keyframes[:0], notes=notes), "pyav")
 
     # PyAV
 
@@ -112,7 +113,9 @@ class VideoFileReader:
         pictures = _Pictures(self.index.path)
         if indices[0] > 0 and self.index.codec in ORIENTED_CODECS:
             with closing(decode_all(self.index.path, self.index.stream)) as first:
-                pictures.note_orientation(next(first))
+                frame = next(first, None)
+                if frame is not None:
+                    pictures.note_orientation(frame)
         presented = self.index.presented
         found = self._found_by_count(indices, pictures) if presented is None else self._found_by_time(presented, indices, pictures)
         for frame in found:
@@ -162,25 +165,16 @@ class VideoFileReader:
 
     def _decord_frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
         """As `_frames`; from the first frame on that decord cannot give, by the exact reader."""
-        position, chunk_frames = 0, 1  # the first frame alone, to learn its size
+        position = 0
         try:
-            reader = _open_decord(self.index)
-            while position < len(indices):
-                batch = reader.get_batch(indices[position : position + chunk_frames])
-                # A torch tensor comes when the user has set decord's bridge to torch.
-                frames = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()  # (chunk_frames, height, width, 3)
-                for image in frames:
-                    position += 1
-                    yield image
-                chunk_frames = max(1, CHUNK_BYTES // frames[0].nbytes)
+            for image in _consecutive_frames(_open_decord(self.index), self.index, indices):
+                yield image
+                position += 1
             return
-        except ImportError:
-            raise
         except Exception as error:  # decord's errors are of many classes, some derived from `Exception` alone
             logger.info(f"decord cannot read {self.index.path} ({_first_line(error)}): it is read with PyAV.")
             self.metadata.video_backend = "pyav"
-        if position < len(indices):
-            yield from self._frames(indices[position:])
+        yield from self._frames(indices[position:])
 
 
 class _Search:
@@ -341,6 +335,27 @@ def _open_decord(index: VideoIndex):
     return reader
 
 
+def _consecutive_frames(reader, index: VideoIndex, indices: list[int]) -> Iterator[np.ndarray]:
+    """
+    RGB frames `(height, width, 3)` at ascending indices, by decord's reader.
+
+    decord gives up skipping frames when its decoder is slower than it had expected, and then gives the frame where it is. So nothing
+    is skipped: all frames from the keyframe before a wanted one are read.
+    """
+    assert index.presented is not None  # see `_decord_is_right`
+    keyframes = np.searchsorted(index.presented, index.keyframes)
+    following, chunk_frames = 0, 1  # the first frame alone, to learn its size
+    for wanted in indices:
+        following = max(following, int(keyframes[np.searchsorted(keyframes, wanted, side="right") - 1]))
+        while following <= wanted:
+            batch = reader.get_batch(range(following, min(wanted + 1, following + chunk_frames)))
+            # A torch tensor comes when the user has set decord's bridge to torch.
+            frames = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()  # (chunk_frames, height, width, 3)
+            following += len(frames)
+            chunk_frames = max(1, CHUNK_BYTES // frames[0].nbytes)
+        yield frames[-1]
+
+
 def _decord_is_right(index: VideoIndex) -> bool:
     """
     Whether decord reads such files right: it seeks wrong in other containers and where pictures precede their keyframe, and it
@@ -352,7 +367,25 @@ def _decord_is_right(index: VideoIndex) -> bool:
         return False
     with closing(decode_all(index.path, index.stream)) as frames:
         first = next(frames, None)
-    return first is not None and first.pts == index.presented[0] and _display_matrix(first) is None
+    return first is not None and first.pts == index.presented[0] and _display_matrix(first) is None and _keyframes_are_whole(index)
+
+
+def _keyframes_are_whole(index: VideoIndex) -> bool:
+    """
+    Whether a decoder that starts at the second keyframe gives its frame: what H.264 calls a recovery point, where a picture is
+    refreshed part by part, is marked as a keyframe too, and decord then gives later frames.
+    """
+    if len(index.keyframes) < 2:
+        return True
+    keyframe = int(index.keyframes[1])
+    try:
+        with open_container(index.path) as container, named_errors(index.path, "cannot be decoded"):
+            stream = video_stream(container, index.stream)
+            container.seek(keyframe, stream=stream)
+            first = next(decode_packets(container.demux(stream), index.path), None)
+    except OSError:
+        return False
+    return first is not None and first.pts == keyframe
 
 
 def _metadata(index: VideoIndex, backend: str) -> LlavaSTVideoMetadata:
@@ -429,4 +462,3 @@ def read_video_file(
 def _first_line(error: Exception) -> str:
     # decord appends a stack trace to its messages
     return str(error).strip().split("\n")[0][:300]
-

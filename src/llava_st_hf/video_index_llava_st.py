@@ -46,7 +46,7 @@ DURATION_TOLERANCE = 1.0
 MAX_PIXELS = 16384 * 8704
 
 
-class InexactIndexError(Exception):
+class InexactIndexError(OSError):
     """The decoder gave other frames than the packets had promised: they are to be counted by decoding."""
 
 
@@ -181,10 +181,9 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
             raise _with_advice(error) from None
         notes.append(_truncation_note(error))
     packets = _scan(path)
-    if not notes and packets.promised is not None and packets.end - (packets.start or 0) < packets.promised - DURATION_TOLERANCE:
-        error = TruncatedVideoError(
-            f"{path} is cut short: it should last {packets.promised:.3f} s and ends after {packets.end - (packets.start or 0):.3f} s"
-        )
+    # A stated duration counts from the clock's zero, also where the first packet is later.
+    if not notes and packets.promised is not None and packets.end < packets.promised - DURATION_TOLERANCE:
+        error = TruncatedVideoError(f"{path} is cut short: it should last {packets.promised:.3f} s and ends after {packets.end:.3f} s")
         if not allow_truncated:
             raise _with_advice(error)
         notes.append(_truncation_note(error))
@@ -212,7 +211,7 @@ def _scan(path: str) -> _Packets:
         duration_is_stated = names.startswith(("matroska", "flv")) and container.duration
         found = _Packets(
             container=names,
-            codec=context.name,
+            codec=context.codec.canonical_name,  # that of AV1 is not the decoder's
             stream=stream.index,
             time_base=float(stream.time_base or 0),
             frame_rate=float(stream.average_rate or 0),
@@ -308,6 +307,12 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
 
 
 def _hidden_times(packets: _Packets) -> frozenset[int]:
+    """
+    Presentation times of hidden frames that decoders give nevertheless, those of `LATE_CODECS`. With several edits they may be
+    those of displayed frames too, so they serve for nothing else.
+    """
+    if packets.codec not in LATE_CODECS:
+        return frozenset()
     return frozenset(time for time, discard in zip(packets.pts, packets.discard, strict=True) if discard and time is not None)
 
 

@@ -10,8 +10,8 @@ from .grounding import Media
 
 
 # How far frames may be from where a constant rate has them, as a fraction of a frame and in seconds (containers that count
-# in milliseconds round to them), and still be of constant rate.
-RATE_TOLERANCE, TIME_TOLERANCE = 0.1, 1.5e-3
+# in milliseconds round to them), and still be of constant rate; at low rates a tenth of a frame would be long.
+RATE_TOLERANCE, TIME_TOLERANCE, LARGEST_TOLERANCE = 0.1, 1.5e-3, 0.015
 # Decimals of frame times in seconds. decord gives them in single precision, so both readers round to what that can hold.
 TIME_DECIMALS = 4
 
@@ -125,8 +125,10 @@ def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[f
     mean = float((len(times) - 1) / passed[-1])
     # The stated rate may be no more than the clock's, or counts a last frame of odd length: then the frames' own is tried.
     for rate in (stated, round(mean, 3), mean):
-        if rate and np.abs(passed - np.arange(len(times)) / rate).max() <= max(RATE_TOLERANCE / rate, TIME_TOLERANCE):
-            return rate, None
+        if rate:
+            tolerance = min(max(RATE_TOLERANCE / rate, TIME_TOLERANCE), LARGEST_TOLERANCE)
+            if np.abs(passed - np.arange(len(times)) / rate).max() <= tolerance:
+                return rate, None
     frame_times = np.round(times, TIME_DECIMALS).tolist()
     # How long the last frame stays is not said reliably: as long as the one before it.
     return len(times) / (2 * frame_times[-1] - frame_times[-2] - frame_times[0]), frame_times

@@ -94,9 +94,10 @@ def _table(file: BinaryIO, track: dict, movie_scale: int) -> SampleTable | None:
     pts = dts + offsets
     keyframe = np.ones(len(size), dtype=bool)
     if b"stss" in tables:
-        numbers = _array(_bytes(file, tables[b"stss"][0])[8:]) - 1
         keyframe[:] = False
-        keyframe[numbers[(numbers >= 0) & (numbers < len(size))]] = True
+        for kind in {b"stss", b"stps"} & set(tables):  # the second one in MOV, of open groups of pictures
+            numbers = _array(_bytes(file, tables[kind][0])[8:]) - 1
+            keyframe[numbers[(numbers >= 0) & (numbers < len(size))]] = True
     discard = np.zeros(len(size), dtype=bool)
     edits = _children(file, *track[b"edts"][0]) if b"edts" in track else {}
     if b"elst" in edits:
@@ -105,6 +106,8 @@ def _table(file: BinaryIO, track: dict, movie_scale: int) -> SampleTable | None:
             return None
         delay, start, length = edit
         discard = (pts < start) | (pts >= start + length)
+        # As in ffmpeg, an edit that starts within a frame shifts the next one to the edit's start.
+        start = max(start, int(pts[~discard].min(initial=start + length)))
         pts, dts = pts - start + delay, dts - start + delay
     return SampleTable(pts, dts - max(0, int(-offsets.min())), keyframe, discard, size)
 

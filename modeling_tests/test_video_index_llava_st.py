@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of a video file names the frames that a player displays, and when; files that do not say it are refused."""
+
+import struct
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+from llava_st_hf import video_index_llava_st as video_index
+from llava_st_hf.video_containers_llava_st import DamagedVideoError, TruncatedVideoError
+from llava_st_hf.video_index_llava_st import InexactIndexError, count_frames, decode_all, open_container, read_index
+from modeling_tests.media import write_audio
+from modeling_tests.numbered_videos import (
+    CODECS,
+    KINDS,
+    NotEncodable,
+    encode,
+    encode_sound,
+    numbered_frame,
+    open_stream,
+    shift,
+    write_numbered,
+    write_packets,
+)
+from modeling_tests.odd_videos import H264, HEVC, write_from_middle, write_hidden_frames, write_odd, write_one, write_trimmed_open
+
+
+VP8, VP9, MPEG2 = (CODECS[name] for name in ("VP8", "VP9", "MPEG-2"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """An MP4 of 90 frames with B-frames, for tests that change nothing in it."""
+    return str(write_one(tmp_path_factory.mktemp("index") / "plain.mp4").path)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [
+        *(("H.264", name) for name in ("MP4", "MP4, fragmented", "Matroska", "MPEG-TS", "FLV")),
+        *(("HEVC", "Matroska"), ("MPEG-4", "MP4"), ("MPEG-2", "M2TS"), ("VP8", "WebM"), ("VP9", "MP4"), ("AV1", "WebM")),
+        *(("Motion JPEG", "MOV"), ("WMV 2", "ASF"), ("GIF", "GIF"), ("FFV1", "NUT"), ("Motion JPEG", "AVI")),
+    ],
+)
+def test_packets_say_what_decoding_all_frames_says(tmp_path, codec, container):
+    count = 0
+    for kind in KINDS:
+        try:
+            video = write_numbered(tmp_path, container, codec, kind)
+        except NotEncodable:
+            continue
+        count += 1
+        index, counted = read_index(str(video.path)), count_frames(str(video.path))
+        assert counted.is_counted and len(index.times) == len(counted.times) == len(video.numbers), kind
+        assert np.allclose(index.times, counted.times, atol=1e-9) and np.abs(index.times - video.times).max() < 0.02, kind
+        assert not index.is_counted, kind
+        assert np.array_equal(index.presented, counted.presented), kind
+        assert (np.diff(index.presented) > 0).all() and (np.diff(index.keyframes) > 0).all(), kind
+    assert count >= 2
+
+
+@pytest.mark.parametrize("codec", ["H.264", "MPEG-4"])
+def test_reordered_frames_in_avi_are_counted(tmp_path, codec):
+    """AVI says when a packet is decoded, not when its frame is displayed."""
+    video = write_numbered(tmp_path, "AVI", codec, "B-frames")
+    index = read_index(str(video.path))
+    assert index.is_counted and not index.is_plain
+    assert index.presented is None and len(index.keyframes) == 0  # found from the start only
+    assert len(index.times) == 90 and np.abs(index.times - video.times).max() < 0.02
+
+
+def test_program_streams_are_read_from_the_start(tmp_path):
+    video = write_numbered(tmp_path, "MPEG-PS", "MPEG-2", "B-frames")
+    index = read_index(str(video.path))
+    assert len(index.keyframes) == 0 and len(index.times) == 90 and np.abs(index.times - video.times).max() < 0.02
+
+
+def test_edit_lists_hide_frames_and_keep_the_keyframe_before_them(tmp_path):
+    index = read_index(str(write_numbered(tmp_path, "MP4", "H.264", "trimmed").path))
+    assert len(index.times) == 90 - 37 and index.times[0] == 0
+    assert index.keyframes[0] < index.presented[0] and not index.is_plain
+    assert index.hidden == frozenset()  # the decoder drops them
+
+
+def test_hidden_frames_that_a_decoder_gives_are_named(tmp_path):
+    video = write_numbered(tmp_path, "MP4", "MPEG-2", "trimmed")
+    index = read_index(str(video.path))
+    assert len(index.hidden) > 0 and not index.hidden & set(index.presented.tolist())
+    decoded = [frame.pts for frame in decode_all(str(video.path), index.stream)]
+    assert [time for time in decoded if time not in index.hidden] == index.presented.tolist()
+
+
+def test_leading_pictures_are_known(tmp_path):
+    assert read_index(str(write_numbered(tmp_path, "Matroska", "H.264", "B-frames").path)).is_plain
+    assert not read_index(str(write_numbered(tmp_path, "Matroska", "HEVC", "open GOP").path)).is_plain
+
+
+@pytest.mark.parametrize("codec", [H264, HEVC])
+def test_leading_pictures_without_references_are_left_out(tmp_path, codec):
+    video = write_trimmed_open(tmp_path / "trimmed.mkv", codec)
+    index = read_index(str(video.path))
+    assert len(index.times) == len(video.numbers) and index.times == pytest.approx(video.times, abs=0.01)
+
+
+def test_packets_before_the_first_keyframe_are_left_out(tmp_path):
+    video = write_from_middle(tmp_path / "middle.ts", H264, H264.closed)
+    index = read_index(str(video.path))
+    assert len(index.times) == len(video.numbers) and index.times == pytest.approx(video.times, abs=0.001)
+    assert index.times[0] > 0.1 and not index.is_plain
+
+
+def test_packets_of_hidden_references_are_no_frames(tmp_path):
+    path = str(write_hidden_frames(tmp_path / "hidden.webm").path)
+    with av.open(path) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 90 + 12
+    index = read_index(path)
+    assert len(index.times) == 90 and not index.is_counted and not index.is_plain
+
+
+def test_a_vp9_packet_of_nothing_but_a_hidden_frame_is_no_frame():
+    class Packet(bytearray):
+        size = property(len)
+
+    shown, hidden, existing = 0b10000010, 0b10000000, 0b10001000
+    assert video_index._is_hidden("vp9", Packet([hidden, 1, 2]))
+    for first, last in ((shown, 2), (existing, 2), (hidden, 0xC1), (0xB0, 2)):
+        assert not video_index._is_hidden("vp9", Packet([first, 1, last]))
+
+
+def test_an_mpeg4_packet_without_a_picture_is_no_frame(tmp_path):
+    def with_empty(packets):
+        for number, packet in enumerate(packets):
+            if number in (40, 41, 60):
+                empty = av.Packet(b"\0\0\1\xb6\x50\x4f")  # a VOP that is not coded
+                empty.pts, empty.dts, empty.time_base, empty.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+                packets[number] = empty
+        return packets
+
+    path = str(write_one(tmp_path / "empty.mp4", CODECS["MPEG-4"], CODECS["MPEG-4"].closed, change=with_empty).path)
+    assert len(read_index(path).times) == len(count_frames(path).times) == 87
+
+
+def test_a_clock_that_restarts_is_refused(tmp_path):
+    path = write_odd(tmp_path, "clock restarts, TS").path
+    with pytest.raises(OSError, match=f"{path.name} has no times that ascend from frame to frame: its clock restarts"):
+        read_index(str(path))
+
+
+def write_streams(path, *streams) -> str:
+    """Streams of `(width, height, disposition, number of frames)`, Motion JPEG."""
+    with av.open(str(path), "w") as output:
+        opened = [open_stream(output, replace(CODECS["Motion JPEG"], size=(width, height)), {}) for width, height, _, _ in streams]
+        packets = []
+        for stream, (width, height, disposition, count) in zip(opened, streams, strict=True):
+            stream.disposition = disposition
+            packets.append(encode(stream, [numbered_frame(number, width, height) for number in range(count)], range(count)))
+        write_packets(output, [packet for group in packets for packet in group])
+    return str(path)
+
+
+NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
+
+
+@pytest.mark.parametrize(
+    ("streams", "chosen"),
+    [
+        ([(64, 32, NONE, 4), (128, 64, NONE, 5)], 1),  # the larger one
+        ([(128, 64, NONE, 4), (64, 32, NONE, 5)], 0),
+        ([(64, 32, NONE, 4), (64, 32, NONE, 5)], 0),  # of equal ones the first
+        ([(64, 32, DEFAULT, 4), (128, 64, NONE, 5)], 0),  # the default one, though it is smaller
+        ([(128, 64, NONE, 4), (64, 32, DEFAULT, 5)], 1),
+    ],
+)
+def test_the_stream_is_the_one_that_ffmpeg_chooses(tmp_path, streams, chosen):
+    index = read_index(write_streams(tmp_path / "streams.mkv", *streams))
+    assert index.stream == chosen and len(index.times) == streams[chosen][3] and not index.is_plain
+
+
+def test_a_cover_picture_is_not_chosen(tmp_path):
+    index = read_index(str(write_odd(tmp_path, "attached picture, MP4").path))
+    assert len(index.times) == 90 and not index.is_plain
+
+
+def test_a_file_without_a_picture_is_refused(tmp_path):
+    with pytest.raises(OSError, match=r"sound\.mp4 has no video stream"):
+        read_index(str(write_audio(tmp_path / "sound.mp4")))
+
+
+@pytest.mark.parametrize("container", ["MP4", "Matroska", "MPEG-TS", "FLV"])
+def test_seconds_count_from_the_start_of_the_container(tmp_path, container):
+    video = write_numbered(tmp_path, container, "H.264", "late start")
+    index = read_index(str(video.path))
+    assert index.times[0] == pytest.approx(1.0, abs=0.02)
+    assert index.times == pytest.approx(video.times, abs=0.02)
+
+
+# Cut short
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".flv"])
+@pytest.mark.parametrize("late", [0, 300])
+def test_a_clock_that_starts_late_is_no_cut(tmp_path, suffix, late):
+    """The duration in the header counts from the clock's zero."""
+    codec = VP9 if suffix == ".webm" else H264
+    index = read_index(str(write_one(tmp_path / f"late{suffix}", codec, change=lambda packets: shift(packets, late)).path))
+    assert len(index.times) == 90 and index.times[0] == 0
+
+
+@pytest.mark.parametrize("suffix", ["MP4", "MKV", "WebM", "AVI", "FLV", "TS"])
+def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, suffix):
+    index = read_index(str(write_odd(tmp_path, f"sound outlasts the picture, {suffix}").path))
+    assert len(index.times) == 90 and index.notes == ()
+
+
+def shorten(path, seconds_promised: float):
+    """Another duration in the header of a Matroska file, in milliseconds there."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x44\x89\x88") + 3
+    data[at : at + 8] = struct.pack(">d", seconds_promised * 1000)
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_less_than_the_promised_duration_is_a_cut(tmp_path):
+    path = shorten(write_one(tmp_path / "short.mkv").path, 4.5)
+    with pytest.raises(
+        TruncatedVideoError, match=r"short\.mkv is cut short: it should last 4\.500 s and ends after 3\.0.*allow_truncated=True"
+    ):
+        read_index(path)
+    index = read_index(path, allow_truncated=True)
+    assert len(index.times) == 90
+    assert len(index.notes) == 1 and "should last 4.500 s" in index.notes[0] and "short.mkv" not in index.notes[0]
+    assert len(read_index(shorten(write_one(tmp_path / "short.mkv").path, 3.9)).times) == 90  # within the tolerance
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("Matroska", "H.264"), ("WebM", "VP9"), ("AVI", "MPEG-4"), ("FLV", "H.264"), ("MPEG-TS", "H.264")]
+)
+def test_what_is_left_of_a_cut_file_is_read_where_that_is_asked_for(tmp_path, container, codec):
+    video = write_numbered(tmp_path, container, codec, "B-frames" if codec in ("H.264", "MPEG-4") else "no B-frames")
+    video.path.write_bytes(video.path.read_bytes()[: video.path.stat().st_size * 6 // 10 // 188 * 188 + 100])
+    with pytest.raises(TruncatedVideoError, match=video.path.name):
+        read_index(str(video.path))
+    index = read_index(str(video.path), allow_truncated=True)
+    assert 20 < len(index.times) < 85 and index.is_counted and index.presented is None
+    assert all(np.abs(np.array(video.times) - time).min() < 0.02 for time in index.times)  # a few before the cut lack what follows
+    assert len(index.notes) == 1 and index.notes[0].startswith("The video file is cut short (")
+
+
+def test_a_whole_file_has_no_notes_though_a_cut_one_would_be_read(plain):
+    assert read_index(plain, allow_truncated=True).notes == ()
+
+
+# Damaged files
+
+
+def corrupt(path) -> str:
+    """Zeros in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle - 150 : middle + 150] = bytes(300)
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("codec", [H264, CODECS["FFV1"]])
+def test_frames_that_cannot_be_decoded_are_an_error(tmp_path, codec):
+    path = corrupt(write_one(tmp_path / "corrupt.mkv", codec).path)
+    with pytest.raises(OSError, match=r"corrupt\.mkv"):
+        count_frames(path)
+
+
+ERRORS = [
+    IndexError("list index out of range"),
+    KeyError("key"),
+    AttributeError("no attribute"),
+    ValueError("bad value"),
+    TypeError("bad type"),
+    MemoryError(),
+    OverflowError("too large"),
+    ZeroDivisionError("by zero"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+    av.error.InvalidDataError(1, "invalid data"),
+    av.error.FFmpegError(1, "unknown"),
+    av.error.EOFError(1, "end"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["open", "scan", "decode"])
+def test_every_error_out_of_pyav_names_the_file(plain, monkeypatch, error, place):
+    def fail(*_, **__):
+        raise error
+
+    if place == "open":
+        monkeypatch.setattr(av, "open", fail)
+    elif place == "scan":
+        monkeypatch.setattr(video_index, "choose_stream", fail)
+    else:
+        monkeypatch.setattr(video_index, "decode_packets", fail)
+    with pytest.raises(OSError, match=r"plain\.mp4 cannot be") as raised:
+        count_frames(plain) if place == "decode" else read_index(plain)
+    assert raised.value.__cause__ is error
+    assert str(raised.value).rstrip() == str(raised.value) and not str(raised.value).endswith(":")
+
+
+def test_other_errors_are_bugs_and_keep_their_class(plain, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(video_index, "choose_stream", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        read_index(plain)
+
+
+def test_an_index_that_is_inexact_is_an_error_of_the_file():
+    assert issubclass(InexactIndexError, OSError)
+
+
+def test_frames_larger_than_any_camera_s_are_refused(plain, monkeypatch):
+    monkeypatch.setattr(video_index, "MAX_PIXELS", 128 * 64 - 1)
+    with pytest.raises(DamagedVideoError, match=r"plain\.mp4 has frames of 128x64 pixels, more than 8191"):
+        read_index(plain)
+    monkeypatch.setattr(video_index, "MAX_PIXELS", 128 * 64)
+    assert len(read_index(plain).times) == 90
+
+
+@pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:1,\nplain.mp4\n", "ffconcat version 1.0\nfile plain.mp4\n"])
+def test_playlists_open_no_other_files(tmp_path, text):
+    write_one(tmp_path / "plain.mp4")
+    path = tmp_path / "list.mp4"
+    path.write_text(text)
+    with pytest.raises(OSError, match=r"list\.mp4 cannot be read as a video"):
+        read_index(str(path))
+
+
+def test_a_path_is_no_url(tmp_path, monkeypatch):
+    write_one(tmp_path / "http:x.mkv")
+    monkeypatch.chdir(tmp_path)
+    with open_container("http:x.mkv") as container:
+        assert len(container.streams.video) == 1
+
+
+def test_a_stream_without_a_keyframe_has_no_frames(tmp_path):
+    path = write_one(tmp_path / "none.ts", change=lambda packets: [packet for packet in packets if not packet.is_keyframe]).path
+    with pytest.raises(OSError, match=r"none\.ts has no frames that can be decoded"):
+        count_frames(str(path))
+
+
+# Times that are not there
+
+
+def packets(pts, dts=None, **kwargs):
+    given = {"container": "mpeg", "codec": "mpeg2video", "stream": 0, "time_base": 0.01, "frame_rate": 25.0, "start": None}
+    given |= {"can_reorder": False, "has_one_stream": True, "has_sound": False, "promised": None}
+    flags = {name: [False] * len(pts) for name in ("keyframe", "discard", "hidden")}
+    return video_index._Packets(**{**given, **flags, **kwargs}, pts=pts, dts=dts or pts)
+
+
+def test_frames_without_times_have_those_of_the_stated_rate():
+    assert video_index._known_times("a", packets([]), [8, None, None, 20, None]).tolist() == [8, 12, 16, 20, 24]
+    assert video_index._known_times("a", packets([]), [None, 12, None]).tolist() == [8, 12, 16]
+    with pytest.raises(OSError, match="a has frames without times"):
+        video_index._known_times("a", packets([]), [8, None, None, 23])  # more than half a frame off
+    with pytest.raises(OSError, match="a has frames without times"):
+        video_index._known_times("a", packets([], frame_rate=0.0), [8, None])
+    with pytest.raises(OSError, match="a has frames without times"):
+        video_index._known_times("a", packets([]), [None, None])
+
+
+@pytest.mark.parametrize("found", [[0, 4, 4, 8], [0, 8, 4]])
+def test_times_must_ascend(found):
+    with pytest.raises(OSError, match="a has no times that ascend"):
+        video_index._known_times("a", packets([]), found)
+
+
+def test_packets_without_times_or_with_the_same_say_no_presentation():
+    says = video_index._says_presentation
+    assert says(packets([0, 2, 1], [0, 1, 2]))
+    assert not says(packets([0, None, 1], [0, 1, 2]))
+    assert not says(packets([0, 1, 1], [0, 1, 2]))
+    assert not says(packets([0, 2, 1], [0, 2, 1]))
+    assert not says(packets([0, 1, 2], codec="unknown"))
+    assert not says(packets([0, 1, 2], container="avi")) and says(packets([0, 1, 2], container="avi", codec="mjpeg"))
+    hidden = packets([0, None, 1], [0, 1, 2], hidden=[False, True, False])
+    assert says(hidden)
+
+
+def test_sound_does_not_decide_which_frames_there_are(tmp_path):
+    path = tmp_path / "both.mkv"
+    with av.open(str(path), "w") as output:
+        stream = open_stream(output, H264, H264.b_frames)
+        sound = output.add_stream("flac", rate=48000, layout="mono")
+        write_packets(output, encode(stream, [numbered_frame(n) for n in range(30)], range(30)) + encode_sound(sound, 1.0, False))
+    assert len(read_index(str(path)).times) == 30
