@@ -39,12 +39,12 @@ def write_cut(path: Path, share: float = 0.7) -> Path:
 
 
 def write_with_broken_frame(path: Path, broken: int) -> Path:
-    """A MOV file of a video of 20 PNG pictures at 10 frames per second, of which picture `broken` cannot be decoded."""
+    """A MOV file of a video of 60 PNG pictures at 10 frames per second, of which picture `broken` cannot be decoded."""
     with av.open(str(path), "w", format="mov") as container:
         stream = container.add_stream("png", rate=10)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
         packets = []
-        for frame in moving_frames(20, 48, 64):
+        for frame in moving_frames(60, 48, 64):
             packets += stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
         for number, packet in enumerate(packets + stream.encode()):
             if number == broken:

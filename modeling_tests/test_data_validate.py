@@ -31,7 +31,7 @@ def media(tmp_path_factory):
     (folder / "text.jpg").write_text("no image")
     (folder / "folder.mp4").mkdir()
     write_cut(folder / "cut.mkv")
-    write_with_broken_frame(folder / "broken.mov", 15)
+    write_with_broken_frame(folder / "broken.mov", 45)
     for name, broken in (("frames", None), ("broken frames", 3)):
         (folder / name).mkdir()
         for number in range(5):
@@ -182,9 +182,9 @@ def test_the_command_is_content_with_a_sound_mixture(tmp_path, media, capsys):
 
 
 def test_the_frames_that_training_reads_are_decoded_or_all_of_them(tmp_path, media):
-    path = write_mixture(tmp_path, media, [tvg("broken.mov")])  # frame 15 of 20 is broken
+    path = write_mixture(tmp_path, media, [tvg("broken.mov")])  # frame 45 of 60 is broken
     assert validate_mixture(path, num_frames=2) == []  # the first and the last
-    assert len(validate_mixture(path, num_frames=20)) == len(validate_mixture(path)) == 1
+    assert len(validate_mixture(path, num_frames=60)) == len(validate_mixture(path)) == 1
     path = write_mixture(tmp_path, media, [tvg("broken.mov", clip=[0, 10], span=(0.1, 0.9))] * 2 + [tvg()])
     assert validate_mixture(path) == []
     assert [problem.row for problem in validate_mixture(path, decode=True)] == [1, 2]

@@ -155,7 +155,7 @@ def test_the_file_size_in_flv_counts_where_the_last_tag_is_whole(tmp_path, files
 
 def test_a_stream_of_ogg_needs_its_last_page(tmp_path, files):
     data = files["Ogg"]
-    with pytest.raises(TruncatedVideoError, match="no last page"):
+    with pytest.raises(TruncatedVideoError, match="no stream in it has its last page"):
         check(tmp_path, data[: data.rfind(b"OggS")])
 
 

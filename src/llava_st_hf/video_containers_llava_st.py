@@ -12,12 +12,17 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
+
 
 # Boxes of an MP4 file that are in no other box. Other letters, behind the samples, are no box: players leave them alone.
 _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
-# Headers that a walk over one file may visit. A file has a few at each level (a fragmented MP4 two for each fragment).
-MAX_HEADERS = 1_000_000
-# Bytes at the end of an MPEG program stream within which its last packet begins: packets have at most 64 KB.
+# Headers that a walk over one file may visit: two for each fragment of an MP4 file, one for each cluster of a recording. What lies
+# behind them is not looked at.
+MAX_HEADERS = 200_000
+# Blocks of at most 255 bytes of a GIF.
+MAX_GIF_BLOCKS = 2_000_000
+# Bytes at the end of MPEG program streams and Ogg files within which their last packets begin: those have at most 64 KB.
 TAIL_BYTES = 2**18
 
 
@@ -26,7 +31,19 @@ class DamagedVideoError(OSError):
 
 
 class TruncatedVideoError(OSError):
-    """A video file lost its end. Read with `allow_truncated=True` only."""
+    """
+    A video file lost its end. Read with `allow_truncated=True` only.
+
+    Args:
+        path: of the file.
+        reason: what it should have and has.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(
+            f"{path} is cut short: {reason}; every time in it would be wrong. allow_truncated=True (--allow-truncated) reads what is there"
+        )
+        self.reason = reason
 
 
 def check_container(path: str) -> None:
@@ -60,10 +77,12 @@ def check_container(path: str) -> None:
             problem = _program_stream(file, length)
         elif magic[:8] == b"\x89PNG\r\n\x1a\n":
             problem = _png(file, length)
+        elif magic[4:8].isalnum() and any(kind == b"moov" for kind, _, _ in boxes(file, 0, length)):  # a box that is not known comes first
+            problem = _mp4(file, path, length)
         else:
             problem = _transport_stream(file, length)
     if problem is not None:
-        raise TruncatedVideoError(f"{path} is cut short: {problem}")
+        raise TruncatedVideoError(path, problem)
 
 
 # MP4 and MOV
@@ -101,8 +120,20 @@ def _mp4(file: BinaryIO, path: str, length: int) -> str | None:
         if kind == b"moov":
             has_index = True
             _check_samples(file, path, content, end, length)
+        if kind == b"sidx" and (segments := _end_of_segments(file, content, end)) > length:
+            return f"the segments that its 'sidx' lists should reach byte {segments}, and the file has {length} bytes"
         has_samples = has_samples or kind == b"mdat"
     return None if has_index else "it has no index ('moov'), which recorders write last"
+
+
+def _end_of_segments(file: BinaryIO, content: int, end: int) -> int:
+    """Where the segments end that a segment index lists; they follow it."""
+    file.seek(content)
+    data = file.read(min(end - content, 2**20))
+    at = 28 if data[:1] == b"\x01" else 20  # behind the number of the stream, the time scale, the first time and the first offset
+    offset = int.from_bytes(data[at - 8 : at] if at == 28 else data[at - 4 : at], "big")
+    entries = data[at + 4 :][: 12 * int.from_bytes(data[at + 2 : at + 4], "big")]
+    return end + offset + sum(int.from_bytes(entries[place : place + 4], "big") & 0x7FFFFFFF for place in range(0, len(entries), 12))
 
 
 def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int, parent: bytes = b"moov") -> None:
@@ -120,7 +151,7 @@ def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int,
             file.seek(content + 4)
             entries = int.from_bytes(file.read(4), "big")
             table = file.read(8 * min(entries, (stop - content) // 8))
-            samples = sum(int.from_bytes(table[at : at + 4], "big") for at in range(0, len(table), 8))
+            samples = int(np.frombuffer(table[: len(table) // 8 * 8], dtype=">u4")[::2].sum(dtype=np.int64))
             if samples > length or entries > length:
                 raise DamagedVideoError(
                     f"{path} is damaged: its {kind.decode()!r} counts {max(samples, entries)} samples, more than the file has bytes"
@@ -268,25 +299,24 @@ def _png(file: BinaryIO, length: int) -> str | None:
 
 
 def _ogg(file: BinaryIO, length: int) -> str | None:
-    """The last page must be whole, and each stream must have a page marked as its last."""
-    open_streams, position = set(), 0
+    """The last page must be whole, and one of the last pages must be marked as the last of its stream."""
+    start = max(0, length - TAIL_BYTES)
+    file.seek(start)
+    tail = file.read(TAIL_BYTES)
+    at, has_end = tail.find(b"OggS"), False
     for _ in range(MAX_HEADERS):
-        file.seek(position)
-        header = file.read(27)
-        if not header:
+        header = tail[at : at + 27]
+        if at < 0 or len(header) < 27 or header[:4] != b"OggS":
+            return f"it ends within a page, or is damaged there, at byte {start + max(at, 0)}"
+        sizes = tail[at + 27 : at + 27 + header[26]]
+        end = at + 27 + header[26] + sum(sizes)
+        if len(sizes) < header[26] or end > len(tail):
+            return f"its last page should reach byte {start + end}, and the file has {length} bytes"
+        has_end = has_end or bool(header[5] & 4)
+        if end == len(tail):
             break
-        if len(header) < 27 or header[:4] != b"OggS":
-            return f"it ends within a page, or is damaged there, at byte {position}"
-        sizes = file.read(header[26])
-        position += 27 + len(sizes) + sum(sizes)
-        if len(sizes) < header[26] or position > length:
-            return f"its last page should reach byte {position}, and the file has {length} bytes"
-        stream = header[14:18]
-        if header[5] & 4:
-            open_streams.discard(stream)
-        elif header[5] & 2:
-            open_streams.add(stream)
-    return "a stream in it has no last page" if open_streams else None
+        at = end
+    return None if has_end else "no stream in it has its last page"
 
 
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")

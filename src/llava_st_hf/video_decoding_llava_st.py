@@ -22,6 +22,7 @@ from .media_files_llava_st import MediaSource, local_video
 from .video_animation_llava_st import AnimationReader, is_animation_format
 from .video_index_llava_st import (
     MAX_PIXELS,
+    REORDERING_CODECS,
     DamagedVideoError,
     InexactIndexError,
     VideoIndex,
@@ -46,11 +47,9 @@ BACKENDS = ("pyav", "decord")
 CHUNK_BYTES = 16 * 2**20
 # Frames between the decoder's place and the next keyframe from which on a seek is cheaper than decoding them.
 SEEK_DISTANCE = 12
-# Frames at the start of each reading that are all decoded and compared with the index; later, those that are neither wanted nor
-# referred to are left out.
+# Frames at the start of a file that are all decoded and compared with the index, before any seek. Behind them, frames that are neither
+# wanted nor referred to are left out where the codec has such.
 COMPARED_FRAMES = 32
-# Codecs that may say in their first frames how they are to be turned.
-ORIENTED_CODECS = ("h264", "hevc")
 # What decord reads right, by the tests: ffmpeg's names of containers and codecs.
 DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 DECORD_CODECS = ("h264", "vp9", "vp8", "mpeg4", "mjpeg")
@@ -111,11 +110,6 @@ class VideoFileReader:
     def _frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
         """Upright RGB frames `(height, width, 3)` at ascending indices."""
         pictures = _Pictures(self.index.path)
-        if indices[0] > 0 and self.index.codec in ORIENTED_CODECS:
-            with closing(decode_all(self.index.path, self.index.stream)) as first:
-                frame = next(first, None)
-                if frame is not None:
-                    pictures.note_orientation(frame)
         presented = self.index.presented
         found = self._found_by_count(indices, pictures) if presented is None else self._found_by_time(presented, indices, pictures)
         for frame in found:
@@ -146,15 +140,19 @@ class VideoFileReader:
         with open_container(self.index.path) as container:
             stream = video_stream(container, self.index.stream)
             can_seek = True
+            search.start(container, stream, 0)
             for index in indices:
                 attempt = bisect_right(keyframes, presented[index]) - 1 if can_seek else 0  # the keyframe to start from
-                is_far = attempt > 0 and bisect_left(presented, keyframes[attempt]) > search.place + SEEK_DISTANCE
-                if search.place < 0 or is_far:
+                target = bisect_left(presented, keyframes[attempt]) if attempt > 0 else 0  # the frame that it is
+                missing = COMPARED_FRAMES - search.num_compared
+                if target > search.place + SEEK_DISTANCE and missing > 0:
+                    search.check(min(search.place + missing, target - 1))
+                if target > search.place + SEEK_DISTANCE:
                     search.start(container, stream, attempt)
                 frame, back = search.advance(index), 1
                 while frame is None:
                     if search.is_from_start:
-                        raise InexactIndexError(f"{self.index.path}: frame {index} is not where its packets say")
+                        raise search.inexact(index)
                     attempt, back = max(0, attempt - back), 2 * back  # keyframes, twice as many each time
                     can_seek = attempt > 0
                     search.start(container, stream, attempt)
@@ -196,6 +194,7 @@ class _Search:
         self.index, self.presented, self.pictures = index, presented, pictures
         self.wanted = set(presented[indices].tolist())
         self.num_compared = 0
+        self.leaves_out = index.codec in REORDERING_CODECS  # whether frames that are not wanted may be left out
         self.place, self.is_from_start = -1, False
         self.frames: Iterator = iter(())
 
@@ -208,8 +207,16 @@ class _Search:
             container.seek(int(self.index.keyframes[keyframe]), stream=stream)
             self.frames = self._from_keyframe(container, stream)
 
+    def check(self, index: int) -> None:
+        """Decodes as far as the frame at `index`. Raises `InexactIndexError` if it is not there."""
+        if self.advance(index) is None:
+            raise self.inexact(index)
+
+    def inexact(self, index: int) -> InexactIndexError:
+        return InexactIndexError(f"{self.index.path}: frame {index} is not where its packets say")
+
     def _is_wanted(self, time: int | None) -> bool:
-        return self.num_compared < COMPARED_FRAMES or time is None or time in self.wanted
+        return not self.leaves_out or self.num_compared < COMPARED_FRAMES or time is None or time in self.wanted
 
     def _from_keyframe(self, container, stream) -> Iterator:
         """Frames from the keyframe on where the container landed, without the pictures that precede it: they need others."""
@@ -241,7 +248,8 @@ class _Search:
                 self.pictures.note_orientation(frame)
                 if frame.pts in self.index.hidden:
                     continue
-                is_compared = self.place >= 0 and self.num_compared < COMPARED_FRAMES
+                is_next = self.place >= 0 or self.is_from_start  # frames follow each other, where none is left out
+                is_compared = is_next and (self.num_compared < COMPARED_FRAMES or not self.leaves_out)
                 at = self.place + 1 if is_compared else bisect_left(presented, frame.pts, self.place + 1)
                 if at >= len(presented) or presented[at] != frame.pts or at > index:
                     return None

@@ -25,7 +25,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv
 # Containers that store when a packet is decoded, and not when its frame is displayed. What ffmpeg makes of it is wrong for codecs
 # that reorder frames.
 WITHOUT_PRESENTATION_TIMES = ("avi", "asf")
-REORDERING_CODECS = ("h264", "hevc", "vvc", "mpeg4", "mpeg1video", "mpeg2video")
+REORDERING_CODECS = ("h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video")
 # Codecs whose decoders, which give a frame one packet late, drop another frame than the hidden one.
 LATE_CODECS = ("mpeg1video", "mpeg2video")
 # Containers in which ffmpeg guesses most presentation times, and guesses others after a seek.
@@ -90,18 +90,15 @@ def open_container(path: str):
 
 def choose_stream(container, path: str):
     """The video stream that ffmpeg would choose: the largest picture, the default stream before others, never a cover picture."""
-
     Disposition = import_av().stream.Disposition
 
     def score(stream) -> int:
-        if stream.disposition & Disposition.attached_pic:
-            return 1
         context = stream.codec_context
         return context.width * context.height + 5_000_000 * bool(stream.disposition & Disposition.default)
 
-    streams = container.streams.video
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise OSError(f"{path} has no video stream")
+        raise OSError(f"{path} has no video stream{', but a cover picture' if container.streams.video else ''}")
     return max(streams, key=score)
 
 
@@ -173,31 +170,23 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
     Raises:
         OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
     """
-    notes = []
+    truncation = None
     try:
         check_container(path)
     except TruncatedVideoError as error:
-        if not allow_truncated:
-            raise _with_advice(error) from None
-        notes.append(_truncation_note(error))
+        truncation = error
+    if truncation is not None and not allow_truncated:
+        raise truncation
     packets = _scan(path)
     # A stated duration counts from the clock's zero, also where the first packet is later.
-    if not notes and packets.promised is not None and packets.end < packets.promised - DURATION_TOLERANCE:
-        error = TruncatedVideoError(f"{path} is cut short: it should last {packets.promised:.3f} s and ends after {packets.end:.3f} s")
+    if truncation is None and packets.promised is not None and packets.end < packets.promised - DURATION_TOLERANCE:
+        truncation = TruncatedVideoError(path, f"it should last {packets.promised:.3f} s and ends after {packets.end:.3f} s")
         if not allow_truncated:
-            raise _with_advice(error)
-        notes.append(_truncation_note(error))
-    if not notes and _says_presentation(packets):
-        return _packet_index(path, packets)
-    return replace(count_frames(path, packets, tolerant=bool(notes)), notes=tuple(notes))
-
-
-def _with_advice(error: TruncatedVideoError) -> TruncatedVideoError:
-    return TruncatedVideoError(f"{error}; every time in it would be wrong. allow_truncated=True (--allow-truncated) reads what is there")
-
-
-def _truncation_note(error: TruncatedVideoError) -> str:
-    return f"The video file is cut short ({str(error).partition(': ')[2]}); times and frames refer to the part that is there."
+            raise truncation
+    if truncation is not None:
+        note = f"The video file is cut short ({truncation.reason}); times and frames refer to the part that is there."
+        return replace(count_frames(path, packets, tolerant=True), notes=(note,))
+    return _packet_index(path, packets) if _says_presentation(packets) else count_frames(path, packets)
 
 
 def _scan(path: str) -> _Packets:
@@ -409,6 +398,8 @@ def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np
     gap = int(np.median(gaps)) if len(gaps) else 1
     slots += [slots[-1] + gap * more for more in range(1, delay + 1)]  # the last frames come when the packets have ended
     times = np.array(slots[delay : delay + len(found)], dtype=np.int64)
+    if (np.diff(times) <= 0).any():
+        raise OSError(f"{path} has packets that are decoded at the same time ({packets.container}). Remux or re-encode it")
     # Writers shift the packets so that the first one, which is decoded `delay` before its frame is displayed, is at 0; in ASF they
     # shift the sound with them.
     return times if packets.container == "asf" and packets.has_sound else times - times[0] + slots[0]

@@ -39,7 +39,7 @@ def read_sample_table(path: str, track_id: int) -> SampleTable | None:
         file.seek(0, 2)
         length = file.tell()
         top = {kind: (content, end) for kind, content, end in boxes(file, 0, length)}
-        if b"moov" not in top or b"moof" in top:
+        if b"moov" not in top:
             return None
         movie = _children(file, *top[b"moov"])
         if b"mvex" in movie or b"mvhd" not in movie:
