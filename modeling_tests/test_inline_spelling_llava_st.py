@@ -190,3 +190,13 @@ def test_a_right_coordinate_is_no_near_miss_whatever_its_number():
         for text in (f"<t{number}>", f"<w{number}px>", f"<t{number}s>"):
             assert INLINE_COORDINATE.fullmatch(text)
             check_spelling(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["<w0 h0 " + "w0 h0 " * 30, "<w0h0" + "h 0" * 40, "<t0" + " h0" * 40, "<t1 " + "h" * 200, "<w1 " + "h m s " * 40]
+)
+def test_texts_that_go_on_without_a_closing_bracket_take_no_time(text):
+    start = process_time()
+    with suppress(ValueError):
+        check_spelling(text * 20)
+    assert process_time() - start < 1

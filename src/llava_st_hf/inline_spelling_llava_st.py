@@ -18,7 +18,9 @@ _UNITS = (
     "s|secs?|seconds?|ms|msecs?|milliseconds?|m|mins?|minutes?|h|hrs?|hours?|f|fr|frames?|px|pix|pixels?|pt|r?em|cm|mm|pct|percent|e|x|to"
 )
 # After the first digit: digits, signs, units, and further numbers with the letter of their axis, as in `<w0 h0 w1 h1>`.
-_REST = rf"(?:[\d_]|[^\w<>\uff1e]|(?<![^\W\d_])(?i:{_UNITS})(?![^\W\d_])|(?<![^\W\d_])[thw](?=[\s=:]*\d)){{0,120}}"
+# Alternatives exclude each other, so that the time does not grow with the ways to divide a text among them.
+_AXIS = r"[thw](?=[\s=:]{0,8}\d)"
+_REST = rf"(?:[\d_]|[^\w<>\uff1e]|(?<![^\W\d_])(?:(?!{_AXIS})(?i:{_UNITS})(?![^\W\d_])|{_AXIS})){{0,120}}"
 _PRINTED = r"(?:np\.|numpy\.|torch\.)?(?:tensor|float\d\d|array)\("
 _HEADING = re.compile(r"<\s*[hH][1-6]\s*/?>")
 _TAIL = re.compile("[^<>\n]{0,24}>?")  # what an error names behind a near miss that has no closing bracket
