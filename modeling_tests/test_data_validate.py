@@ -173,7 +173,8 @@ def test_the_command_reports_and_exits_with_1(tmp_path, media, capsys):
     assert f"row {first} (id {first}): " in lines[0] and "nowhere.mp4" in lines[0] and f"row {first + 1}: " in lines[1]
     assert lines[2] == f"made: {len(GOOD)} usable rows, 2 problems" and "has 2 problems" in captured.err
     assert main(["validate", path, "--no-media"]) == 1
-    assert f"{len(GOOD) + 1} usable rows, 1 problems" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert f"{len(GOOD) + 1} usable rows, 1 problem\n" in captured.out and "has 1 problem.\n" in captured.err
 
 
 def test_the_command_is_content_with_a_sound_mixture(tmp_path, media, capsys):

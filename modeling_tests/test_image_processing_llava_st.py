@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from llava_st_hf.image_processing_llava_st import LlavaSTImageProcessor, load_image, original_size
+from llava_st_hf import LlavaSTImageProcessor, load_image, original_size
 from modeling_tests.media import moving_frames
 from modeling_tests.reference import REFERENCE, requires_reference
 

@@ -160,8 +160,15 @@ def test_each_video_is_sampled_as_its_item_says(processor, video):
     found = encode(processor, user(one, two, "What?"), processor_kwargs={"num_frames": 7})  # what an item says goes before
     assert found["pixel_values_videos"].shape[:2] == (2, 4)
     assert [(medium.first_frame, medium.last_frame) for medium in found.media[0]] == [(10, 19), (0, 19)]
-    with pytest.raises(ValueError, match=r"as many frames|same"):
+    with pytest.raises(ValueError, match="equal numbers of frames; got 4 and 10"):
         encode(processor, user(one, film(str(video)), "What?"))
+
+
+def test_unequal_numbers_of_frames_in_one_tensor_are_counted(processor, video):
+    messages = [user(film(str(video), nframes=count), "What?") for count in (8, 4)]
+    for batch in (messages, [[message] for message in messages]):
+        with pytest.raises(ValueError, match="videos of one batch need equal numbers of frames; got 8 and 4"):
+            encode(processor, *batch, processor_kwargs={"padding": True})
 
 
 def test_what_items_and_arguments_both_say_is_refused(processor, video):
@@ -274,17 +281,22 @@ def test_frames_may_come_with_their_times(grounder, processor, monkeypatch):
 
 @pytest.mark.parametrize("times", [[0, 1], [0, 2, 1], [0, 1, 1], [-1, 0, 1], [0, 1, float("nan")], [0, 1, "2"], [0, True, 2], 3, "012"])
 def test_impossible_times_are_refused(grounder, processor, times):
-    message = r"the times of frames .* must ascend from 0 seconds or later, one for each of 3 frames; got"
+    message = r"^timestamps \(`video_metadata` frame_times\) must be 3 ascending numbers of seconds from 0 on, one for each frame; got"
     with pytest.raises(ValueError, match=message):
         encode(processor, user(film(list(FRAMES[:3]), timestamps=times), "What?"))
     with pytest.raises(ValueError, match=message):
         grounder({"video": list(FRAMES[:3])}, text="What?", timestamps=times)
 
 
+def test_a_wrong_number_of_times_is_counted(processor):
+    with pytest.raises(ValueError, match=r"must be 3 ascending numbers .*; got 2 numbers: "):
+        encode(processor, user(film(list(FRAMES[:3]), timestamps=[0, 1]), "What?"))
+
+
 @pytest.mark.parametrize("key, value", [("fps", 2), ("timestamps", [0, 1])])
 def test_a_file_has_its_own_times(grounder, video, key, value):
     for source in (str(video), video.read_bytes()):
-        with pytest.raises(ValueError, match=f"{key}=.* is the frame rate of frames given one by one, or their times"):
+        with pytest.raises(ValueError, match=f"{key} (is|are) for frames given one by one; a video file has its own times"):
             grounder({"video": source}, text="What?", **{key: value})
 
 

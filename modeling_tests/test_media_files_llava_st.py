@@ -178,8 +178,8 @@ BAD_SOURCES = {
     "missing file URL": (lambda path: (path.parent / "none.mp4").as_uri(), FileNotFoundError, r"none\.mp4"),
     "another host": (lambda path: path.as_uri().replace("file://", "file://elsewhere"), ValueError, "host elsewhere"),
     "folder": (lambda path: path.parent, IsADirectoryError, "is a directory"),
-    "unknown scheme": (lambda _: "ftp://host/clip.mp4", FileNotFoundError, "ftp://host/clip.mp4"),
-    "no path": (lambda _: "", FileNotFoundError, "no such file"),
+    "unknown scheme": (lambda _: "ftp://me:pw@host/a.mp4", ValueError, "^ftp://host/a.mp4: the URL scheme 'ftp' is not read; only http"),
+    "no path": (lambda _: "", FileNotFoundError, "the path of a media file is empty"),
     "zero byte in a path": (lambda _: "a\0b.mp4", FileNotFoundError, "no such file"),
 }
 

@@ -257,6 +257,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
     "inputs, kwargs, message",
     [
         ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is about videos, but the input is an image"),
+        ([PICTURE] * 2, {"task": "tvg", "text": "x"}, 'is an image. Frames of a video go as {"video": frames}'),
         ({"video": "v"}, {"task": "rec", "text": "x"}, "task='rec' is about images"),
         ({"image": PICTURE}, {"task": "nonsense"}, "task='nonsense' is unknown"),
         ({"image": PICTURE}, {"task": "rec"}, "misses text"),
@@ -286,7 +287,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         ({"role": "user"}, {}, 'with "role" and "content"'),
         ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps cut out a part of a video or say when"),
         ({"image": PICTURE}, {"text": "x", "timestamps": [0]}, "timestamps cut out a part of a video or say when"),
-        ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps=5 is the frame rate of frames"),
+        ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps is for frames given one by one"),
         ({"video": [PICTURE]}, {"text": "x", "fps": 0}, "fps=0 must be a positive number"),
         ({"video": [PICTURE]}, {"text": "x", "fps": "5"}, "fps='5' must be a positive number"),
         ({"video": [PICTURE]}, {"text": "x", "fps": 5, "processor_kwargs": {"video_metadata": [{"fps": 5}]}}, "not both"),

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_st_hf import read_video_metadata
 from llava_st_hf.evaluation.report_samples import read_frames
 from llava_st_hf.video_decoding_llava_st import VideoFileReader
 from llava_st_hf.video_index_llava_st import InexactIndexError
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
-from llava_st_hf.video_reading_llava_st import read_video, read_video_metadata
+from llava_st_hf.video_reading_llava_st import read_video
 from modeling_tests.media import moving_frames, write_cut, write_video
 from modeling_tests.processors import model_for, tiny_processor
 
@@ -46,6 +47,23 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(folder):
 def test_one_video_is_read_at_a_time(source, message):
     with pytest.raises(ValueError, match=message):
         read_video_metadata(source)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"allow_truncated": "yes"}, {"allow_truncated": 1}, {"video_backend": "foo"}, {"video_backend": 5}, {"download_limits": 5}],
+    ids=str,
+)
+def test_options_of_a_wrong_type_are_a_value_error(video, options):
+    processor = tiny_processor()
+    name = next(iter(options))
+    for source in (video, FRAMES):
+        for ask in (read_video_metadata, processor.video_processor, LlavaSTVideoProcessor(**options)):
+            given = {} if isinstance(ask, LlavaSTVideoProcessor) and ask is not processor.video_processor else options
+            with pytest.raises(ValueError, match=f"^`?{name}`? must be"):
+                ask(source, **given)
+        with pytest.raises(ValueError, match=f"^`?{name}`? must be"):
+            processor(text="<video>\nWhat?", videos=source, **options)
 
 
 @pytest.fixture

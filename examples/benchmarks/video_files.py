@@ -7,7 +7,8 @@ Needs `decord2` and `av`, no GPU, no network and no other files, and Linux for t
 frames per second, once for each distance of keyframes, and copies its packets into other containers and into a file of two hours.
 Of each file 100 frames are read, as `LlavaSTVideoProcessor` does. One line per file:
 
-- `decord alone`: `VideoReader(path).get_batch(indices)` of the same frames, without resizing. Wrong frames in some of these files.
+- `decord alone`: `VideoReader(path).get_batch(indices)` of the same frames, without resizing; `wrong`: how many of them are other
+  frames than PyAV's, which the tests compare with numbers in the pixels.
 - `pyav`, `decord`: from file to tensor with this `video_backend`, and the ratio to `decord alone`. `(pyav)` where the exact reader
   took over, because decord would give wrong frames.
 - `index`: the part of it that finds out which frames there are, with PyAV.
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava_st_hf.video_decoding_llava_st import open_video_file
 from llava_st_hf.video_index_llava_st import read_index
 from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
 
@@ -91,16 +93,18 @@ def measure(processor: LlavaSTVideoProcessor, path: Path, repeats: int) -> str:
     """The printed line of one file."""
     indices = sample_frame_indices(0, len(read_index(str(path)).times) - 1, 100)
 
-    def alone() -> None:
+    def alone() -> np.ndarray:
         reader = decord.VideoReader(str(path))
-        reader.get_batch([min(index, len(reader) - 1) for index in indices]).asnumpy()
+        return reader.get_batch([min(index, len(reader) - 1) for index in indices]).asnumpy()  # (100, height, width, 3)
 
     def ours(backend: str) -> Callable:
         return lambda: processor([str(path)], return_tensors="pt", return_metadata=True, video_backend=backend)
 
     try:
-        alone()
-    except decord.DECORDLimitReachedError:
+        exact = (frame for chunk in open_video_file(str(path)).chunks(indices) for frame in chunk.numpy())
+        wrong = sum(not np.array_equal(ours_frame, frame) for ours_frame, frame in zip(exact, alone(), strict=True))
+    except (decord.DECORDError, decord.DECORDLimitReachedError):
+        wrong = 100
         alone_time, (pyav, second, index) = None, best_times([ours("pyav"), ours("decord"), lambda: read_index(str(path))], repeats)
     else:
         alone_time, pyav, second, index = best_times([alone, ours("pyav"), ours("decord"), lambda: read_index(str(path))], repeats)
@@ -112,7 +116,7 @@ def measure(processor: LlavaSTVideoProcessor, path: Path, repeats: int) -> str:
     def ratio(seconds: float) -> str:
         return f"{seconds / alone_time:6.2f}x" if alone_time else "      –"
 
-    decord_alone = f"{alone_time:9.3f} s" if alone_time else "    refuses"
+    decord_alone = f"{alone_time:9.3f} s {wrong:5}" if alone_time else "    refuses      "
     mark = "" if used == "decord" else " (pyav)"
     return (
         f"{path.stem:>24} {path.suffix[1:]:>4} {path.stat().st_size / 1e6:8.1f} MB {decord_alone} {pyav:8.3f} s {ratio(pyav)} "
@@ -126,7 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     processor = LlavaSTVideoProcessor()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, PyAV {av.__version__}, decord {decord.__version__}")
-    print(f"{'file':>24} {'':>4} {'size':>11} {'decord alone':>11} {'pyav':>9} {'':>8} {'decord':>10} {'':>14} {'index':>10} {'read':>8}")
+    columns = f"{'decord alone':>11} {'wrong':>5} {'pyav':>9} {'':>8} {'decord':>10} {'':>14} {'index':>10} {'read':>8}"
+    print(f"{'file':>24} {'':>4} {'size':>11} {columns}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         x264 = {"preset": "veryfast", "crf": "23"}

@@ -19,13 +19,14 @@ from .bundled import BUNDLED_MODEL
 from .configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
 from .downloads_llava_st import DownloadLimits
 from .grounding import Media, parse_answer
-from .image_processing_llava_st import LlavaSTImageProcessor
+from .image_processing_llava_st import LlavaSTImageProcessor, load_image, original_size
 from .modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
 from .pipeline_llava_st import VideoGroundingPipeline
 from .processing_llava_st import LlavaSTProcessor
 from .released_layout_llava_st import register_released_layout
 from .version import __version__ as __version__
 from .video_processing_llava_st import LlavaSTVideoProcessor
+from .video_reading_llava_st import read_video_metadata
 
 
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
@@ -57,5 +58,8 @@ __all__ = [
     "LlavaSTVideoProcessor",
     "Media",
     "VideoGroundingPipeline",
+    "load_image",
+    "original_size",
     "parse_answer",
+    "read_video_metadata",
 ]

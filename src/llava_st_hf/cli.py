@@ -84,7 +84,7 @@ def _validate(args: argparse.Namespace) -> None:
     for line in [*report.problems, *report.summary()]:
         print(line)
     if report.problems:
-        raise ValueError(f"{args.mixture} has {len(report.problems)} problems.")
+        raise ValueError(f"{args.mixture} has {len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}.")
 
 
 def _refuse_file(output: str) -> None:
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_reading(command: argparse.ArgumentParser) -> None:
     """How video files are read."""
     command.add_argument("--video-backend", metavar="NAME", help="what reads video files: pyav, the default, or decord")
-    command.add_argument("--allow-truncated", action="store_true", help="read video files that lost their end as far as they go")
+    command.add_argument("--allow-truncated", action="store_true", help="read truncated video files as far as they go")
 
 
 def _add_evaluation(commands: argparse._SubParsersAction) -> None:

@@ -25,6 +25,7 @@ _BLOCK = 2**20  # bytes read at a time
 _REDIRECTS = (301, 302, 303, 307, 308)
 _COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv6 addresses whose last 32 bits are an IPv4 address
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 # What stands before the host: up to the @, also where a password holds a character that would have to be escaped.
 _CREDENTIALS = re.compile(r"^(?:[^/?#@:]*:(?!\d+[/?#])[^@]*|[^/?#@]*)@")
 
@@ -39,7 +40,7 @@ class DownloadLimits:
         image_bytes: size of an image file in bytes; it is held in memory.
         seconds: total time of a download, redirects included.
         allowed_hosts: names of the hosts that URLs and redirects may name, on any port; `None` allows all. A name does not stand
-            for its subdomains.
+            for its subdomains, and has neither scheme nor port.
         public_addresses_only: whether hosts with private, loopback, link-local and other addresses outside the public internet are
             refused. The address that is connected to is the one checked. Proxies named in environment variables are not used
             then, because a proxy looks up the address itself.
@@ -61,11 +62,28 @@ class DownloadLimits:
             if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value <= 0:
                 number = "number" if name == "seconds" else "whole number"
                 raise ValueError(f"{name} of DownloadLimits must be a positive {number}, got {value!r}")
+        if not isinstance(self.public_addresses_only, bool):
+            raise ValueError(f"public_addresses_only of DownloadLimits must be True or False, got {self.public_addresses_only!r}")
         hosts = self.allowed_hosts
         if hosts is not None:
-            if isinstance(hosts, (str, bytes)) or not isinstance(hosts, Collection) or not all(isinstance(host, str) for host in hosts):
-                raise ValueError(f"allowed_hosts of DownloadLimits must be a list of host names, got {hosts!r}")
-            object.__setattr__(self, "allowed_hosts", frozenset(_host_name(host) for host in hosts))
+            is_list = isinstance(hosts, Collection) and not isinstance(hosts, (str, bytes))
+            if not is_list or not hosts or not all(isinstance(host, str) for host in hosts):
+                raise ValueError(f"allowed_hosts of DownloadLimits must be a list of host names, or None for all hosts; got {hosts!r}")
+            object.__setattr__(self, "allowed_hosts", frozenset(map(_allowed_host, hosts)))
+
+
+def _allowed_host(host: str) -> str:
+    """A name or IP address of `allowed_hosts` as `_host_name` writes it. Raises `ValueError` for a URL, a port, a pattern or nothing."""
+    name = _host_name(host)
+    if not _HOST.fullmatch(name):
+        try:
+            ipaddress.IPv6Address(name)
+        except ValueError as error:
+            raise ValueError(
+                f"allowed_hosts of DownloadLimits has {host[:100]!r}, which is no host name; write it like 'media.example.org', without "
+                "scheme, port or path"
+            ) from error
+    return name
 
 
 def checked_limits(limits: DownloadLimits | None) -> DownloadLimits:

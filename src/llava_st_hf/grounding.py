@@ -89,7 +89,7 @@ class Media:
         if self.frame_times is not None:
             return self._position_in_times(self.frame_times, seconds, written)
         if self.fps is None:
-            raise ValueError(f"{written} is in seconds, but the frame rate of the video is unknown. Pass video_metadata with fps.")
+            raise ValueError(f"{written} is in seconds; the frame rate of the video is unknown. Give fps or timestamps of the video item.")
         frames = self.last_frame - self.first_frame
         if self.first_frame == 0 and self.start_time - START_SLACK <= seconds < self.start_time and seconds >= 0:
             return 0.0

@@ -310,6 +310,7 @@ class LlavaSTImageProcessor(TorchvisionBackend):
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
         """See the class for what goes in and what comes out."""
+        checked_limits(kwargs.get("download_limits"))
         images = self.fetch_images(images, kwargs.get("download_limits"))
         if kwargs.get("do_rescale") is None:
             kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats say on which scale they are

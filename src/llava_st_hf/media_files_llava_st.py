@@ -4,6 +4,7 @@
 import base64
 import io
 import os
+import re
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ MediaSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | Bi
 _BYTES = (bytes, bytearray, memoryview)
 # What `open`, `io.BytesIO`, `tempfile` and most libraries give.
 _OPEN_FILES = (io.IOBase, tempfile._TemporaryFileWrapper)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BLOCK = 2**20  # bytes copied at a time
 
 
@@ -65,16 +67,21 @@ def local_path(source: str | os.PathLike) -> str:
     The path meant by a path or a `file://` URL.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: naming a path that is missing or a folder.
+        FileNotFoundError, IsADirectoryError: naming a path that is empty, missing or a folder.
         OSError: naming a file that is empty, or none that can be read to its end (a pipe, a device).
-        ValueError: naming a `file://` URL of another host.
+        ValueError: naming a `file://` URL of another host, or a URL of another scheme.
     """
     path = os.fsdecode(source)
+    if not path:
+        raise FileNotFoundError("the path of a media file is empty")
+    scheme = _SCHEME.match(path)
     if path[:7].lower() == "file://":
         parts = urlsplit(path)
         if parts.netloc not in ("", "localhost"):
             raise ValueError(f"{path[:500]} names a file of the host {parts.netloc}; only file:///… of this computer is read")
         path = urllib.request.url2pathname(parts.path)
+    elif scheme is not None:
+        raise ValueError(f"{url_name(path)}: the URL scheme {scheme[1]!r} is not read; only http, https, data and file are")
     elif ":" in path and not os.path.isabs(path):
         path = os.path.join(os.curdir, path)  # ffmpeg reads "concat:a" as a protocol and "./concat:a" as a file
     if os.path.isdir(path):

@@ -119,8 +119,8 @@ def _check_times_of_frames(part: dict, media) -> None:
         if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
             raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
     if not all(is_frames(video) for video in flatten_videos(media)):
-        given = ", ".join(f"{name}={part[name]!r:.100}" for name in names)
-        raise ValueError(f"{given} is the frame rate of frames given one by one, or their times; a video file has its own.")
+        is_for = "is" if len(names) == 1 and names[0] == "fps" else "are"
+        raise ValueError(f"{' and '.join(names)} {is_for} for frames given one by one; a video file has its own times.")
 
 
 def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int | None) -> list[bool]:
@@ -135,7 +135,7 @@ class VideoGroundingPipeline(Pipeline):
     """
     Answers questions about videos and images with times and places.
 
-    Without `model` it takes the small model that comes with the package, which knows a world of moving shapes and works offline.
+    Without `model` it takes the small model that comes with the package, which was trained on drawn moving shapes only and works offline.
 
     ```python
     from transformers import pipeline
@@ -183,9 +183,9 @@ class VideoGroundingPipeline(Pipeline):
             box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): pixels, what "reg" and "elc" are about.
             fps (`float`): frames per second of a video given as frames or as a folder of frames; a file has its own.
             timestamps (`list[float]`): in place of `fps`, seconds at which each of the frames is displayed, ascending.
-            video_backend (`str`): what reads video files: "pyav", the default, or "decord", which reads the files that it reads exactly.
-            allow_truncated (`bool`): read video files that lost their end as far as they go, in place of refusing them; `notes` then
-                says so.
+            video_backend (`str`): what reads video files: "pyav", the default, or "decord", which reads files of the kinds that
+                docs/video_input.md lists; all others go to PyAV.
+            allow_truncated (`bool`): read truncated video files as far as they go, in place of refusing them; `notes` then says so.
             download_limits (`DownloadLimits`): what a download may take, and which hosts it may come from.
             batch_size (`int`): how many questions are answered at once.
             max_new_tokens and other arguments of `generate`.
@@ -300,9 +300,8 @@ class VideoGroundingPipeline(Pipeline):
                 raise ValueError(f"text={text!r} asks nothing; give text, or a task that needs none.")
             return [{"type": "text", "text": text}]
         if isinstance(task, str) and task in TASKS and TASKS[task].medium != medium:
-            raise ValueError(
-                f"task={task!r} is about {TASKS[task].medium}s, but the input is {'an image' if medium == 'image' else 'a video'}."
-            )
+            given = 'an image. Frames of a video go as {"video": frames}' if medium == "image" else "a video"
+            raise ValueError(f"task={task!r} is about {TASKS[task].medium}s, but the input is {given}.")
         return task_content(task, text=text, span=question.get("span"), time=question.get("time"), box=question.get("box"))
 
     @staticmethod

@@ -339,7 +339,8 @@ class LlavaSTProcessor(ProcessorMixin):
             are such, `coordinates` (batch_size, sequence_length) where the text has exact positions, and the attribute `media`.
 
         Raises:
-            ValueError, OSError: naming what is wrong with text, media or a coordinate, before anything is decoded twice.
+            ValueError, OSError: naming what is wrong with text, media or a coordinate, before anything is decoded twice; and videos with
+            unequal numbers of frames where tensors are asked for.
         """
         keep_offsets = kwargs.pop("return_text_replacement_offsets", False)
         # Tensors are made at the end, when `coordinates` are there too; callers may ask for them at any of three places.
@@ -358,6 +359,10 @@ class LlavaSTProcessor(ProcessorMixin):
             ]
         if keep_offsets:
             data["text_replacement_offsets"] = offsets
+        frames = [len(pixels) for pixels in data.get("pixel_values_videos", ())]
+        if return_tensors is not None and len(set(frames)) > 1:
+            counts = " and ".join(map(str, frames))
+            raise ValueError(f"videos of one batch need equal numbers of frames; got {counts} (set by nframes or fps of their items)")
         return LlavaSTBatchFeature(dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion, media=media)
 
     def _coordinates(self, input_ids: list[int], positions: list[float | None]) -> list[float]:

@@ -37,13 +37,13 @@ class TruncatedVideoError(OSError):
     Args:
         path: of the file.
         reason: what it should have and has.
+        is_readable: whether a part of it can be read at all.
     """
 
-    def __init__(self, path: str, reason: str):
-        super().__init__(
-            f"{path} is cut short: {reason}; every time in it would be wrong. allow_truncated=True (--allow-truncated) reads what is there"
-        )
-        self.reason = reason
+    def __init__(self, path: str, reason: str, is_readable: bool = True):
+        advice = "every time in it would be wrong. allow_truncated=True (--allow-truncated) reads what is there"
+        super().__init__(f"{path} is cut short: {reason}; {advice if is_readable else 'nothing of it can be read'}")
+        self.reason, self.is_readable = reason, is_readable
 
 
 def check_container(path: str) -> None:
@@ -71,6 +71,10 @@ def check_container(path: str) -> None:
             problem = _ogg(file, length)
         elif magic[:4] == b"\x30\x26\xb2\x75":
             problem = _asf(file, length)
+        elif magic[:4] == b"DKIF":
+            problem = _ivf(file, length)
+        elif magic[:4] == b"\x06\x0e\x2b\x34":
+            problem = _mxf(file, length)
         elif magic[:8] == b"nut/mult":
             problem = _nut(file, length)
         elif magic[:4] == b"\x00\x00\x01\xba":
@@ -116,14 +120,19 @@ def _mp4(file: BinaryIO, path: str, length: int) -> str | None:
         if end > length:
             if has_index and has_samples and kind not in _TOP_BOXES:
                 return None
-            return f"its {kind.decode('latin-1')!r} part should reach byte {end}, and the file has {length} bytes"
+            reason = f"its {kind.decode('latin-1')!r} part should reach byte {end}, and the file has {length} bytes"
+            if not has_index:
+                raise TruncatedVideoError(path, f"{reason}, without the index ('moov') behind it", is_readable=False)
+            return reason
         if kind == b"moov":
             has_index = True
             _check_samples(file, path, content, end, length)
         if kind == b"sidx" and (segments := _end_of_segments(file, content, end)) > length:
             return f"the segments that its 'sidx' lists should reach byte {segments}, and the file has {length} bytes"
         has_samples = has_samples or kind == b"mdat"
-    return None if has_index else "it has no index ('moov'), which recorders write last"
+    if not has_index:
+        raise TruncatedVideoError(path, "it has no index ('moov'), which recorders write last", is_readable=False)
+    return None
 
 
 def _end_of_segments(file: BinaryIO, content: int, end: int) -> int:
@@ -339,6 +348,29 @@ def _nut(file: BinaryIO, length: int) -> str | None:
     size = int.from_bytes(file.read(8), "big")
     file.seek(max(0, length - size))
     return None if size <= length and file.read(8) == b"NX\xddg/#\xe6N" else "it has no index, which is written last"
+
+
+def _ivf(file: BinaryIO, length: int) -> str | None:
+    """Frames follow each other, each behind its size; the last one must be whole."""
+    file.seek(6)
+    position = int.from_bytes(file.read(2), "little")
+    for _ in range(MAX_HEADERS):
+        if position >= length:
+            return f"its last frame should reach byte {position}, and the file has {length} bytes" if position > length else None
+        file.seek(position)
+        position += 12 + int.from_bytes(file.read(4), "little")
+    return None
+
+
+_MXF_INDEX = bytes.fromhex("060e2b34020501010d01020101110100")
+
+
+def _mxf(file: BinaryIO, length: int) -> str | None:
+    """The last part is a pack of the places of all parts; its last 4 bytes are its size."""
+    file.seek(max(0, length - 4))
+    size = int.from_bytes(file.read(4), "big")
+    file.seek(max(0, length - size))
+    return None if size <= length and file.read(16) == _MXF_INDEX else "it has no random index pack, which is written last"
 
 
 def _program_stream(file: BinaryIO, length: int) -> str | None:

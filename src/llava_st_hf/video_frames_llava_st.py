@@ -321,9 +321,10 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
             or times[0] < 0
             or any(second <= first for first, second in pairwise(times))
         ):
+            found = f"{len(times)} numbers: " if numbers else ""
             raise ValueError(
-                f"the times of frames (`video_metadata` frame_times) must ascend from 0 seconds or later, one for each of "
-                f"{metadata.total_num_frames} frames; got {times!r:.200}"
+                f"timestamps (`video_metadata` frame_times) must be {metadata.total_num_frames} ascending numbers of seconds from 0 on, "
+                f"one for each frame; got {found}{times!r:.100}"
             )
         metadata.frame_times = [float(time) for time in times]
     return positions

@@ -19,9 +19,9 @@ from .video_containers_llava_st import DamagedVideoError, TruncatedVideoError, c
 from .video_sample_tables_llava_st import read_sample_table
 
 
-# Containers that are opened, by ffmpeg's names. No playlists (they name other files), devices, scripts or bare streams (which have
-# no times). GIF is one of them; animated WebP and PNG are read as images.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,gif,nut,ivf,yuv4mpegpipe,mxf,dv,rm,wtv,av1"
+# Containers that are opened, by ffmpeg's names: those of which a cut is recognised. No playlists (they name other files), devices,
+# scripts or bare streams (which have no times). GIF is one of them; animated WebP and PNG are read as images.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,gif,nut,ivf,mxf"
 # Containers that store when a packet is decoded, and not when its frame is displayed. What ffmpeg makes of it is wrong for codecs
 # that reorder frames.
 WITHOUT_PRESENTATION_TIMES = ("avi", "asf")
@@ -77,11 +77,19 @@ def open_container(path: str):
     """PyAV's container of a local file. Only files are opened, and only by the demuxers of `CONTAINERS`."""
     av = import_av()
     with named_errors(path, "cannot be read as a video"):
-        container = av.open(
-            "file:" + os.path.abspath(path),
-            options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
-            metadata_errors="replace",
-        )
+        try:
+            container = av.open(
+                "file:" + os.path.abspath(path),
+                options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+                metadata_errors="replace",
+            )
+        except av.error.InvalidDataError as error:
+            raise OSError(f"{path} cannot be read as a video: it is of no known format, or its header is damaged") from error
+        except av.error.ArgumentError as error:  # what ffmpeg says of formats that are not on the list
+            raise OSError(
+                f"{path} cannot be read as a video: its format is none of those that are read. Playlists are not followed, and streams "
+                "without a container have no times: remux them (ffmpeg -i in.h264 -c copy out.mkv)"
+            ) from error
     try:
         yield container
     finally:
@@ -175,7 +183,7 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
         check_container(path)
     except TruncatedVideoError as error:
         truncation = error
-    if truncation is not None and not allow_truncated:
+    if truncation is not None and not (allow_truncated and truncation.is_readable):
         raise truncation
     packets = _scan(path)
     # A stated duration counts from the clock's zero, also where the first packet is later.

@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor, validate_kwargs, validate_typed_dict
 from transformers.video_utils import VideoInput, VideoMetadata
 
+from .downloads_llava_st import checked_limits
 from .image_processing_llava_st import (
     INTERPOLATION_MODES,
     check_preprocess_options,
@@ -30,10 +31,10 @@ from .image_processing_llava_st import (
     pixel_affine,
     resize_pixels,
 )
-from .video_decoding_llava_st import read_video_file
+from .video_decoding_llava_st import check_backend, read_video_file
 from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
-from .video_reading_llava_st import read_video_metadata
+from .video_reading_llava_st import check_allow_truncated, read_video_metadata
 from .video_sampling_llava_st import SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
 
 
@@ -43,11 +44,11 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
         One entry per video, the part of it to look at: `None` for all of it, `{"frames": [first, last]}` with both
         frames included, or `{"start": s, "end": s}` in seconds, either of which may be absent.
     video_backend (`str`, *optional*):
-        What reads video files: `"pyav"`, the default, or `"decord"`, which reads the files that it reads exactly; all others go
-        to PyAV. `video_metadata` says which one read a file.
+        What reads video files: `"pyav"`, the default, or `"decord"`, which reads files of the kinds that docs/video_input.md
+        lists; all others go to PyAV. `video_metadata` says which one read a file.
     allow_truncated (`bool`, *optional*, defaults to `False`):
-        Read video files that lost their end as far as they go, in place of refusing them. `notes` in `video_metadata`, and those
-        of the answer, then say so.
+        Read truncated video files as far as they go, in place of refusing them. `notes` in `video_metadata`, and those of the
+        answer, then say so.
     download_limits (`DownloadLimits`, *optional*):
         What a download of a video may take, and which hosts it may come from. It is not saved with the processor.
     """
@@ -58,8 +59,8 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
     num_frames: Any
     fps: Any
     video_metadata: Any
-    video_backend: str | None
-    allow_truncated: bool | None
+    video_backend: Any
+    allow_truncated: Any
     download_limits: Any
 
 
@@ -70,8 +71,9 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     Takes one video or any nesting of lists of videos, each one of: a path, a `file://`, `http(s)://` or `data:` URL, bytes or
     an open binary file; an array or tensor `(num_frames, height, width, channels)` or `(num_frames, channels, height,
     width)`; a list of frames (PIL images, arrays, or still images as files); a folder of image files, see `folder_frames`.
-    GIF, WebP and PNG files are videos where they are animated. Integers are on the 0–255 scale, and so are floats unless
-    none of a video exceeds 1: these are on the 0–1 scale; `do_rescale=True` or `False` says which (see `float_scale`).
+    GIF, WebP, PNG and AVIF files are videos where they are animated; a still image is a video of one frame. Integers are on
+    the 0–255 scale, and so are floats unless none of a video exceeds 1: these are on the 0–1 scale; `do_rescale=True` or
+    `False` says which (see `float_scale`).
 
     Returns `pixel_values_videos`, float32 `(num_videos, num_frames, 3, 384, 384)` by default, and with
     `return_metadata=True` `video_metadata`, a list of `LlavaSTVideoMetadata`: `total_num_frames`, `fps`, `duration` in
@@ -82,9 +84,12 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     sampled from a longer video come with their `frames_indices`, which must ascend and need not be evenly spaced.
 
     `num_frames` frames are spread evenly over the clip, some repeated if it is shorter; `fps=` in a call takes that many
-    frames per second instead; `do_sample_frames=False` keeps every frame of the clip.
+    frames per second instead; `do_sample_frames=False` keeps every frame of the clip. `clips` says which part of each video is
+    looked at. `video_backend` and `allow_truncated` say how video files are read, and `download_limits` what a download may
+    take; see `LlavaSTVideoProcessorKwargs`. `notes` in the metadata says what else to consider of a file, such as that it was
+    truncated.
 
-    Raises `OSError` naming the file for one that is missing, empty, cut short or no video, and `ValueError` for
+    Raises `OSError` naming the file for one that is missing, empty, no video, or truncated unless `allow_truncated`, and `ValueError` for
     impossible clips, frame numbers, frame rates and metadata, pixels that are NaN or out of range, and videos of unequal
     frame counts in one tensor.
     """
@@ -162,6 +167,9 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             kwargs.setdefault("num_frames", None)
         for name in self.valid_kwargs.__annotations__:
             kwargs.setdefault(name, getattr(self, name, None))
+        check_backend(kwargs["video_backend"])
+        check_allow_truncated(kwargs["allow_truncated"])
+        checked_limits(kwargs["download_limits"])
         kwargs = self._standardize_kwargs(**kwargs)
         self._validate_preprocess_kwargs(**kwargs)
         check_preprocess_options(*(kwargs[name] for name in ("do_resize", "size", "resample", "do_center_crop", "do_pad", "data_format")))

@@ -3,10 +3,16 @@
 
 from collections.abc import Callable
 
-from .downloads_llava_st import DownloadLimits
+from .downloads_llava_st import DownloadLimits, checked_limits
 from .video_decoding_llava_st import Result, check_backend, read_video_file
 from .video_frames_llava_st import FramesReader, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
+
+
+def check_allow_truncated(allow_truncated: bool | None) -> None:
+    """Raises `ValueError` unless it is True, False or None."""
+    if allow_truncated is not None and not isinstance(allow_truncated, bool):
+        raise ValueError(f"allow_truncated must be True or False, got {allow_truncated!r}")
 
 
 def read_video(
@@ -27,11 +33,13 @@ def read_video(
         download_limits: `None` for the default ones.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
-        ValueError: for an unknown backend, for several videos, or frames that are none.
+        OSError: naming the file, if it is no video, has no picture, is damaged, or is truncated and `allow_truncated` is not set.
+        ValueError: for an argument that is none of these, for several videos, or frames that are none.
         ImportError: if the backend is not installed.
     """
     check_backend(video_backend)
+    check_allow_truncated(allow_truncated)
+    checked_limits(download_limits)
     videos = flatten_videos(source)
     if len(videos) != 1:
         raise ValueError(f"one video is read at a time; got {len(videos)}")
@@ -60,7 +68,16 @@ def read_video_metadata(
     varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`. Of a folder of
     image files and of other frames, whose rate is not known, `fps` and `duration` are `None`.
 
-    Takes and raises what `read_video` does.
+    Args:
+        source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
+        video_backend: what reads video files: `"pyav"`, which `None` means too, or `"decord"`.
+        allow_truncated: read a truncated file as far as it goes; `notes` then says so.
+        download_limits: `None` for the default ones.
+
+    Raises:
+        OSError: naming the file, if it is no video, has no picture, is damaged, or is truncated and `allow_truncated` is not set.
+        ValueError: for an argument that is none of these, for several videos, or frames that are none.
+        ImportError: if the backend is not installed.
     """
 
     def metadata(reader) -> LlavaSTVideoMetadata:

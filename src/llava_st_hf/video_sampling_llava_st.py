@@ -59,7 +59,7 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
     if "frames" in clip:
         return _resolve_frames(clip["frames"], total)
     if not fps and not getattr(metadata, "frame_times", None):
-        raise ValueError(f"clip {clip} is in seconds and the frame rate of the video is unknown; pass `video_metadata`")
+        raise ValueError(f"clip {clip} is in seconds and the frame rate of the video is unknown; give fps or timestamps of the video item")
     return _resolve_seconds(clip, total, metadata)
 
 

@@ -16,7 +16,7 @@ from .questions import question_and_answer, sampled_moments
 from .refcoco import read_refcoco
 from .rows import FEATURES
 from .samples import GroundingSample
-from .validate import Problem, validate_mixture
+from .validate import MediaChecks, Problem, validate_mixture
 from .vidstg import read_vidstg
 
 
@@ -27,6 +27,7 @@ __all__ = [
     "Chat",
     "Entry",
     "GroundingSample",
+    "MediaChecks",
     "Problem",
     "group_by_medium",
     "join_path",

@@ -13,7 +13,7 @@ from ..image_files_llava_st import check_image_file
 from ..image_processing_llava_st import original_size
 from ..video_decoding_llava_st import check_backend
 from ..video_metadata_llava_st import LlavaSTVideoMetadata
-from ..video_reading_llava_st import read_video
+from ..video_reading_llava_st import check_allow_truncated, read_video
 from ..video_sampling_llava_st import check_num_frames, resolve_clip, sample_frame_indices
 from .inline import check_text
 from .json_rows import BrokenFileError
@@ -60,7 +60,12 @@ class Report:
     def summary(self) -> list[str]:
         """A line per source."""
         sources = {**self.rows, **self.problem_rows}
-        return [f"{source}: {self.rows[source]} usable rows, {self.problem_rows[source]} problems" for source in sources]
+        rows, problems = self.rows, self.problem_rows
+        return [f"{source}: {_count(rows[source], 'usable row')}, {_count(problems[source], 'problem')}" for source in sources]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,11 @@ class MediaChecks:
             where this is `num_frames` of the model's video processor.
         decode: decode all frames of each video.
         video_backend: what reads video files, see `open_video_file`.
-        allow_truncated: whether training reads video files that lost their end: then they are no problem as far as they go.
+        allow_truncated: whether training reads truncated video files: then they are no problem as far as they go.
 
     Raises:
-        ValueError, ImportError: for a number of frames below 1, or a backend that is unknown or not installed.
+        ValueError: for a number of frames below 1, `allow_truncated` that is no bool, or an unknown backend.
+        ImportError: for a backend that is not installed.
     """
 
     num_frames: int = SAMPLED_FRAMES
@@ -87,6 +93,7 @@ class MediaChecks:
     def __post_init__(self):
         check_num_frames(self.num_frames)
         check_backend(self.video_backend)
+        check_allow_truncated(self.allow_truncated)
 
 
 def validate_mixture(path: str | os.PathLike, check_media: bool = True, max_problems: int | None = None, **media_checks) -> list[Problem]:
@@ -97,10 +104,18 @@ def validate_mixture(path: str | os.PathLike, check_media: bool = True, max_prob
     Args:
         path: of the YAML file.
         check_media: read every medium: the index of each video and the frames of it that training would read, images to the end.
-            Finds files that are missing, damaged, cut short or refused for another reason, clips beyond the video, and times and
+            Finds files that are missing, damaged, truncated or refused for another reason, clips beyond the video, and times and
             pixels outside the medium.
         max_problems: stop after so many.
         media_checks: `num_frames`, `decode`, `video_backend` and `allow_truncated`, see `MediaChecks`.
+
+    Returns:
+        The problems in the order of the mixture; an empty list where there is none. A mixture that is missing or malformed is one of
+        them.
+
+    Raises:
+        ValueError: for `max_problems` below 1 or an argument of `MediaChecks` that is none.
+        ImportError: for a backend that is not installed.
     """
     return examine_mixture(path, check_media, max_problems, **media_checks).problems
 

@@ -103,7 +103,7 @@ def read_frames(path: str, frames: Sequence[int], allow_truncated: bool = False)
     Args:
         path: of the video.
         frames: their indices, ascending.
-        allow_truncated: read a file that lost its end, as the run that asked about it did where its media have notes.
+        allow_truncated: read a truncated file, as the run that asked about it did where its media have notes.
 
     Raises:
         OSError, ValueError: where the video cannot be read or has no such frame.

@@ -53,7 +53,7 @@ class EvaluationSettings:
         max_new_tokens: after so many an answer is cut off.
         seed: of the wording of prompts, and of sampling if the model's generation configuration samples.
         video_backend: what reads video files, see `open_video_file`.
-        allow_truncated: read video files that lost their end as far as they go; the notes of predictions then say so.
+        allow_truncated: read truncated video files as far as they go; the notes of predictions then say so.
     """
 
     benchmark: str

@@ -53,7 +53,7 @@ class LlavaSTTrainingConfig(SFTConfig):
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             What reads video files: `"pyav"`, or `"decord"`, which reads the files that it reads exactly.
         allow_truncated (`bool`, *optional*, defaults to `False`):
-            Train on video files that lost their end as far as they go. By default such a sample cannot be used.
+            Train on truncated video files as far as they go. By default such a sample cannot be used.
         max_length (`int`, *optional*):
             Longest sample in tokens, media included; a longer one cannot be used. None for no limit.
     """
@@ -72,7 +72,7 @@ class LlavaSTTrainingConfig(SFTConfig):
     on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
     max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
     video_backend: str = field(default="pyav", metadata={"help": "What reads video files: pyav or decord."})
-    allow_truncated: bool = field(default=False, metadata={"help": "Train on video files that lost their end as far as they go."})
+    allow_truncated: bool = field(default=False, metadata={"help": "Train on truncated video files as far as they go."})
     # The loss needs exact positions and media, so samples are prepared by our collator alone.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens, media included."})
