@@ -379,3 +379,11 @@ def test_decoders_of_torchcodec_are_refused_with_advice(processor):
 def test_data_of_a_corpus_are_taken_as_they_are(processor, tmp_path):
     for row in mixed_dataset(tmp_path, count=3):
         assert encode(processor, *row["messages"])["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "rate, message", [({"nframes": 10_001}, "nframes of a video must be at most 10000"), ({"fps": 1e9}, "more than 10000 frames")]
+)
+def test_no_more_frames_are_sampled_than_fit_into_memory(processor, video, rate, message):
+    with pytest.raises(ValueError, match=message):
+        encode(processor, user(film(str(video), **rate), "What?"))

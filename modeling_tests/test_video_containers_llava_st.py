@@ -5,12 +5,14 @@ import struct
 import time
 from contextlib import suppress
 
+import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_st_hf.video_containers_llava_st import MAX_HEADERS, DamagedVideoError, TruncatedVideoError, boxes, check_container
-from modeling_tests.numbered_videos import write_numbered
+from modeling_tests import numbered_videos
+from modeling_tests.numbered_videos import encode, numbered_frame, open_stream, write_numbered, write_packets
 
 
 CODECS = {"WebM": "VP9", "Ogg": "VP8", "GIF": "GIF", "ASF": "WMV 2", "MPEG-PS": "MPEG-2", "AVI": "MPEG-4"}  # H.264 in others
@@ -254,3 +256,40 @@ def test_a_walk_over_boxes_ends_at_its_bound(tmp_path, monkeypatch):
     with open(path, "rb") as file:
         assert len(list(boxes(file, 0, 160))) == 10
         assert list(boxes(file, 0, 16)) == [(b"free", 8, 8), (b"free", 16, 16)]
+
+
+def test_an_avi_without_a_length_is_no_cut(tmp_path, files):
+    data = bytearray(files["AVI"])
+    data[4:8] = b"\xff" * 4  # as ffmpeg writes into a pipe
+    check(tmp_path, bytes(data))
+
+
+@pytest.mark.parametrize("container", ["MP4", "MOV"])
+def test_without_its_index_nothing_of_an_mp4_can_be_read(tmp_path, files, container):
+    with pytest.raises(TruncatedVideoError, match="nothing of it can be read"):
+        check(tmp_path, files[container][: len(files[container]) // 2])
+
+
+def test_the_segments_that_an_index_lists_must_be_there(tmp_path, files):
+    data = files["MP4, fragmented"]
+    start = data.index(b"moof") - 4
+    sizes = [len(data) - start, 7]  # 7 bytes more than there are
+    entries = b"".join(struct.pack(">III", size, 30, 0) for size in sizes)
+    body = struct.pack(">IIIIIHH", 0, 1, 30, 0, 0, 0, len(sizes)) + entries
+    index = struct.pack(">I4s", 8 + len(body), b"sidx") + body
+    with pytest.raises(TruncatedVideoError, match="sidx"):
+        check(tmp_path, data[:start] + index + data[start:])
+    check(tmp_path, data[:start] + index + data[start:] + bytes(7))
+
+
+def test_mxf_and_ivf_files_must_be_whole(tmp_path):
+    for suffix, codec in ((".mxf", "MPEG-2"), (".ivf", "VP8")):
+        path = tmp_path / f"a{suffix}"
+        with av.open(str(path), "w") as output:
+            recipe = numbered_videos.CODECS[codec]
+            stream = open_stream(output, recipe, recipe.closed)
+            write_packets(output, encode(stream, [numbered_frame(number) for number in range(20)], range(20)))
+        check_container(str(path))
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(TruncatedVideoError, match=path.name):
+            check_container(str(path))

@@ -7,11 +7,12 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from llava_st_hf import video_index_llava_st as video_index
 from llava_st_hf.video_containers_llava_st import DamagedVideoError, TruncatedVideoError
 from llava_st_hf.video_index_llava_st import InexactIndexError, count_frames, decode_all, open_container, read_index
-from modeling_tests.media import write_audio
+from modeling_tests.media import moving_frames, write_audio, write_video
 from modeling_tests.numbered_videos import (
     CODECS,
     KINDS,
@@ -144,7 +145,7 @@ def test_an_mpeg4_packet_without_a_picture_is_no_frame(tmp_path):
 
 def test_a_clock_that_restarts_is_refused(tmp_path):
     path = write_odd(tmp_path, "clock restarts, TS").path
-    with pytest.raises(OSError, match=f"{path.name} has no times that ascend from frame to frame: its clock restarts"):
+    with pytest.raises(OSError, match=f"{path.name} has times that do not ascend from frame to frame: its clock restarts"):
         read_index(str(path))
 
 
@@ -372,7 +373,7 @@ def test_frames_without_times_have_those_of_the_stated_rate():
 
 @pytest.mark.parametrize("found", [[0, 4, 4, 8], [0, 8, 4]])
 def test_times_must_ascend(found):
-    with pytest.raises(OSError, match="a has no times that ascend"):
+    with pytest.raises(OSError, match="a has times that do not ascend"):
         video_index._known_times("a", packets([]), found)
 
 
@@ -395,3 +396,27 @@ def test_sound_does_not_decide_which_frames_there_are(tmp_path):
         sound = output.add_stream("flac", rate=48000, layout="mono")
         write_packets(output, encode(stream, [numbered_frame(n) for n in range(30)], range(30)) + encode_sound(sound, 1.0, False))
     assert len(read_index(str(path)).times) == 30
+
+
+def test_pictures_without_a_change_are_frames(tmp_path):
+    # Packets of a few bytes: 20 frames that move, 40 that do not, 20 that move.
+    moving = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    frames = np.concatenate([moving[:20], np.repeat(moving[20:21], 40, axis=0), moving[20:]])
+    index = read_index(str(write_video(tmp_path / "still.mp4", frames, fps=30)))
+    assert len(index.times) == len(frames) and index.is_counted
+
+
+@pytest.mark.parametrize("codec, error", [("MPEG-4", 0.0), ("H.264", 1 / 30)])
+def test_a_late_start_in_avi_is_that_of_the_second_packet(tmp_path, codec, error):
+    # The muxer writes the first packet at once, and empty ones up to the second.
+    with av.open(str(tmp_path / "late.avi"), "w") as output:
+        stream = open_stream(output, CODECS[codec], CODECS[codec].b_frames)
+        write_packets(output, shift(encode(stream, [numbered_frame(number) for number in range(60)], range(60)), 45))
+    times = read_index(str(tmp_path / "late.avi")).times
+    assert times == pytest.approx(np.arange(45, 105) / 30, abs=error + 1e-3)
+
+
+def test_frames_of_a_gif_are_displayed_as_in_browsers(tmp_path):
+    pictures = [Image.fromarray(frame) for frame in moving_frames(4, 16, 16)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[10, 0, 50, 500])  # milliseconds
+    assert read_index(str(tmp_path / "a.gif")).times.tolist() == pytest.approx([0, 0.1, 0.2, 0.25])

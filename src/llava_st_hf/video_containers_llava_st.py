@@ -230,7 +230,10 @@ def _avi(file: BinaryIO, length: int) -> str | None:
         header = file.read(12)
         if len(header) < 12 or header[:4] != b"RIFF":
             return None
-        end = position + 8 + int.from_bytes(header[4:8], "little")
+        size = int.from_bytes(header[4:8], "little")
+        end = position + 8 + size
+        if size == 2**32 - 1:
+            return None  # of a recording that cannot go back to write it
         if end > length:
             return f"its RIFF part should reach byte {end}, and the file has {length} bytes"
         if end == position + 8:

@@ -22,6 +22,8 @@ from .video_sample_tables_llava_st import read_sample_table
 # Containers that are opened, by ffmpeg's names: those of which a cut is recognised. No playlists (they name other files), devices,
 # scripts or bare streams (which have no times). GIF is one of them; animated WebP and PNG are read as images.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,gif,nut,ivf,mxf"
+# Seconds: a frame of a GIF that is to be displayed for less than the first is displayed for the second, as in web browsers.
+GIF_SHORTEST, GIF_USUAL = 0.015, 0.1
 # Containers that store when a packet is decoded, and not when its frame is displayed. What ffmpeg makes of it is wrong for codecs
 # that reorder frames.
 WITHOUT_PRESENTATION_TIMES = ("avi", "asf")
@@ -38,7 +40,7 @@ ONE_FRAME_A_PACKET = {
 }
 # Codecs with packets that are never displayed, which their first bytes say.
 HIDING_CODECS = ("vp8", "vp9")
-# Bytes of the longest packet of MPEG-4 that says "no picture here" (VOP not coded).
+# Bytes of the longest packet of MPEG-4 that may say "no picture here" (VOP not coded). Pictures without a change are as short.
 EMPTY_MPEG4_PACKET = 8
 # Seconds by which a video may be shorter than its header says: a last frame of unknown length, a sound track's padding.
 DURATION_TOLERANCE = 1.0
@@ -102,7 +104,7 @@ def choose_stream(container, path: str):
 
     def score(stream) -> int:
         context = stream.codec_context
-        return context.width * context.height + 5_000_000 * bool(stream.disposition & Disposition.default)
+        return (context.width * context.height if context else 0) + 5_000_000 * bool(stream.disposition & Disposition.default)
 
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
@@ -164,6 +166,7 @@ class _Packets:
     keyframe: list[bool] = field(default_factory=list)
     discard: list[bool] = field(default_factory=list)
     hidden: list[bool] = field(default_factory=list)
+    is_doubtful: bool = False  # whether a packet may hold no frame
     end: float = 0.0  # seconds on the container's clock at which the last packet of any stream ends
 
 
@@ -202,6 +205,8 @@ def _scan(path: str) -> _Packets:
     with open_container(path) as container, named_errors(path, "cannot be read as a video"):
         stream = choose_stream(container, path)
         context = stream.codec_context
+        if context is None:
+            raise OSError(f"{path} has a video stream of a codec that PyAV does not decode")
         if context.width * context.height > MAX_PIXELS:
             raise DamagedVideoError(f"{path} has frames of {context.width}x{context.height} pixels, more than {MAX_PIXELS}")
         names = container.format.name
@@ -222,7 +227,8 @@ def _scan(path: str) -> _Packets:
         if table is not None:
             found.pts, found.dts = table.pts.tolist(), table.dts.tolist()
             found.keyframe, found.discard = table.keyframe.tolist(), table.discard.tolist()
-            found.hidden = (table.size <= EMPTY_MPEG4_PACKET).tolist() if found.codec == "mpeg4" else [False] * len(found.pts)
+            found.hidden = [False] * len(found.pts)
+            found.is_doubtful = found.codec == "mpeg4" and bool((table.size <= EMPTY_MPEG4_PACKET).any())
         # Sound is of interest only where the header states how long all of it lasts.
         for packet in () if table is not None else container.demux() if duration_is_stated else container.demux(stream):
             if packet.size == 0:
@@ -236,6 +242,7 @@ def _scan(path: str) -> _Packets:
             found.keyframe.append(packet.is_keyframe)
             found.discard.append(packet.is_discard)
             found.hidden.append(_is_hidden(found.codec, packet))
+            found.is_doubtful = found.is_doubtful or (found.codec == "mpeg4" and packet.size <= EMPTY_MPEG4_PACKET)
     if not found.pts:
         raise OSError(f"{path} has no video frames")
     if found.time_base <= 0:
@@ -253,12 +260,12 @@ def _is_hidden(codec: str, packet) -> bool:
         is_superframe = last & 0xE0 == 0xC0
         shows_existing, shows = first >> 3 & 1, first >> 1 & 1
         return first & 0xF0 != 0xB0 and not is_superframe and not shows_existing and not shows  # 0xB0: profile 3, not looked into
-    return packet.size <= EMPTY_MPEG4_PACKET and codec == "mpeg4"
+    return False
 
 
 def _says_presentation(packets: _Packets) -> bool:
     """Whether the packets say by themselves which frames are displayed, and when."""
-    if packets.codec not in ONE_FRAME_A_PACKET:
+    if packets.codec not in ONE_FRAME_A_PACKET or packets.is_doubtful:
         return False
     if packets.container in WITHOUT_PRESENTATION_TIMES and packets.codec in REORDERING_CODECS:
         return False
@@ -316,6 +323,9 @@ def _hidden_times(packets: _Packets) -> frozenset[int]:
 def _seconds(times: np.ndarray, packets: _Packets) -> np.ndarray:
     """Units of the time base as seconds from the start of the container, which is no later than the first frame."""
     seconds = times * packets.time_base
+    if packets.container == "gif":
+        durations = np.diff(seconds)
+        seconds = np.concatenate([seconds[:1], seconds[0] + np.cumsum(np.where(durations < GIF_SHORTEST, GIF_USUAL, durations))])
     start = seconds[0] if packets.start is None else min(packets.start, seconds[0])
     return seconds - start
 
@@ -388,7 +398,9 @@ def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.nd
             raise OSError(f"{path} has frames without times, and no constant frame rate that says them. Remux or re-encode it")
         times = [round(origin + number * step) for number in range(len(found))]
     if any(later <= earlier for earlier, later in pairwise(times)):
-        raise OSError(f"{path} has no times that ascend from frame to frame: its clock restarts. Remux or re-encode it")
+        raise OSError(
+            f"{path} has times that do not ascend from frame to frame: its clock restarts, or frames share a time. Remux or re-encode it"
+        )
     return np.array(times, dtype=np.int64)
 
 
@@ -409,8 +421,10 @@ def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np
     if (np.diff(times) <= 0).any():
         raise OSError(f"{path} has packets that are decoded at the same time ({packets.container}). Remux or re-encode it")
     # Writers shift the packets so that the first one, which is decoded `delay` before its frame is displayed, is at 0; in ASF they
-    # shift the sound with them.
-    return times if packets.container == "asf" and packets.has_sound else times - times[0] + slots[0]
+    # shift the sound with them. A first packet that stands apart from the others was not shifted: the picture starts late.
+    lead = int(times[0]) - slots[0]
+    is_shifted = lead <= (delay + 1) * gap and not (packets.container == "asf" and packets.has_sound)
+    return times - lead if is_shifted else times
 
 
 def video_stream(container, index: int):

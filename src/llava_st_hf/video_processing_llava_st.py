@@ -35,7 +35,7 @@ from .video_decoding_llava_st import check_backend, read_video_file
 from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 from .video_reading_llava_st import check_allow_truncated, read_video_metadata
-from .video_sampling_llava_st import SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
+from .video_sampling_llava_st import MAX_SAMPLED_FRAMES, SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
 
 
 class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
@@ -143,7 +143,9 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
                 seconds = metadata.seconds(min(last + 1, metadata.total_num_frames)) - metadata.seconds(first) + SECONDS_SLACK
             else:
                 seconds = (min(last + 1, metadata.total_num_frames) - first) / metadata.fps
-            num_frames = max(1, int(seconds * fps))
+            num_frames = max(1, int(min(seconds * fps, MAX_SAMPLED_FRAMES + 1)))
+            if num_frames > MAX_SAMPLED_FRAMES:
+                raise ValueError(f"fps={fps} samples more than {MAX_SAMPLED_FRAMES} frames of a video of {seconds:.3f} s")
         if num_frames is None:
             num_frames = self.num_frames
             check_num_frames(num_frames)

@@ -15,6 +15,10 @@ SECONDS_SLACK = 1e-6
 FRAME_TIMES_SLACK = 1e-3
 
 
+# Frames that are sampled of one video at most: a number beyond this is a mistake, or somebody else's wish to use up the memory.
+MAX_SAMPLED_FRAMES = 10_000
+
+
 def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
     """`num_frames` indices spread evenly from `first` to `last`, both included, rounded half to even; `first` if one.
 
@@ -26,9 +30,11 @@ def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
 
 
 def check_num_frames(num_frames, name: str = "num_frames") -> None:
-    """Raises `ValueError` unless it is a whole number of at least 1; `name` is what the caller calls it."""
+    """Raises `ValueError` unless it is a whole number from 1 to `MAX_SAMPLED_FRAMES`; `name` is what the caller calls it."""
     if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {num_frames!r}")
+    if num_frames > MAX_SAMPLED_FRAMES:
+        raise ValueError(f"{name} must be at most {MAX_SAMPLED_FRAMES}, which is 18 GB of pixels at 384x384; got {num_frames!r}")
 
 
 def check_rate(fps, name: str) -> None:
