@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of video files are those that the index names, upright, whichever reader gives them; what cannot be read right is an error."""
 
+import gc
 from dataclasses import replace
 
 import av
@@ -8,17 +9,12 @@ import decord
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llava_st_hf import video_decoding_llava_st as decoding
-from llava_st_hf.grounding import START_SLACK
 from llava_st_hf.video_containers_llava_st import DamagedVideoError
 from llava_st_hf.video_decoding_llava_st import InexactIndexError, VideoFileReader, open_video_file, orient
 from llava_st_hf.video_index_llava_st import count_frames, decode_all, read_index
-from llava_st_hf.video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
 from llava_st_hf.video_processing_llava_st import read_video_metadata
-from llava_st_hf.video_sampling_llava_st import resolve_clip
 from modeling_tests.numbered_videos import (
     CODECS,
     KINDS,
@@ -271,6 +267,23 @@ def test_frames_of_too_many_pixels_are_refused(plain, monkeypatch):
         read(open_video_file(plain), [0])
 
 
+def test_frames_do_not_pile_up_in_memory(tmp_path):
+    reader = open_video_file(str(write_numbered(tmp_path, "MP4", "Motion JPEG", "no B-frames").path))
+
+    def count() -> int:
+        return sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # what is in cycles stays
+    try:
+        before = count()
+        for _ in reader.chunks(list(range(90))):
+            pass
+        assert count() - before < 10
+    finally:
+        gc.enable()
+
+
 # Orientation
 
 
@@ -459,81 +472,3 @@ def test_backends_are_checked(plain):
     assert decoding.check_backend(None) == "pyav"
     with pytest.raises(ValueError, match="'opencv'"):
         open_video_file(plain, "opencv")
-
-
-# Metadata
-
-
-def metadata_of(times, fps=30.0) -> LlavaSTVideoMetadata:
-    metadata = file_metadata(len(times), fps, "pyav", np.array(times), [])
-    metadata.width, metadata.height = 128, 64
-    return metadata
-
-
-@given(start=st.floats(0, 100), fps=st.sampled_from([1.0, 24.0, 29.97, 50.0]), count=st.integers(2, 300), data=st.data())
-def test_positions_and_seconds_of_a_late_picture_are_inverse(start, fps, count, data):
-    metadata = metadata_of(start + np.arange(count) / fps, fps)
-    assert metadata.frame_times is None and metadata.start_time == pytest.approx(start, abs=1e-4)
-    first = data.draw(st.integers(0, count - 2))
-    last = data.draw(st.integers(first + 1, count - 1))
-    media = metadata.media(first, last)
-    position = data.draw(st.floats(0, 1))
-    seconds = media.time(position)
-    assert seconds == pytest.approx(start + (first + position * (last - first)) / fps, abs=2e-3)
-    assert media.time_position(seconds, "t") == pytest.approx(position, abs=2e-3 * fps / (last - first))
-    assert metadata.seconds(first) == pytest.approx(start + first / fps, abs=1e-3)
-
-
-@given(start=st.floats(0.6, 100), gaps=st.lists(st.floats(0.02, 2.0), min_size=2, max_size=30), data=st.data())
-def test_positions_and_seconds_of_a_late_picture_are_inverse_at_any_rate(start, gaps, data):
-    times = start + np.cumsum([0.0, *gaps])
-    metadata = metadata_of(times, 0.0)
-    media = metadata.media(0, len(times) - 1)
-    frame = data.draw(st.integers(0, len(times) - 1))
-    assert metadata.seconds(frame) == pytest.approx(times[frame], abs=0.02)
-    assert media.time(frame / (len(times) - 1)) == pytest.approx(times[frame], abs=0.02)
-    assert media.frame(media.time_position(metadata.seconds(frame), "t")) == frame
-
-
-def test_times_stay_within_20_milliseconds_at_low_rates():
-    times = np.arange(20) / 2 + 0.04 * (np.arange(20) % 2)
-    metadata = metadata_of(times, 2.0)
-    assert np.abs([metadata.seconds(frame) - time for frame, time in enumerate(times)]).max() < 0.02
-
-
-@pytest.mark.parametrize("varies", [False, True])
-def test_seconds_shortly_before_the_first_frame_mean_it(varies):
-    times = 2.0 + np.arange(60) / 30 + (0.3 * (np.arange(60) > 30) if varies else 0)
-    media = metadata_of(times).media(0, 59)
-    assert (media.frame_times is not None) == varies
-    assert media.time_position(2.0, "t") == media.time_position(2.0 - START_SLACK, "t") == 0.0
-    for seconds in (2.0 - START_SLACK - 0.01, 0.0, 5.0):
-        with pytest.raises(ValueError, match=r"t lies outside the clip, which goes from 2 to"):
-            media.time_position(seconds, "t")
-    with pytest.raises(ValueError, match="outside the clip"):
-        metadata_of(times).media(10, 59).time_position(2.0, "t")  # the clip starts later
-
-
-@pytest.mark.parametrize("varies", [False, True])
-def test_clips_count_from_the_start_of_the_container(varies):
-    times = 2.0 + np.arange(60) / 30 + (0.3 * (np.arange(60) > 30) if varies else 0)
-    metadata = metadata_of(times)
-    end = metadata.seconds(60)
-    assert resolve_clip({"start": 0}, metadata) == resolve_clip({"start": 2.0, "end": end}, metadata) == (0, 59)
-    assert resolve_clip({"start": 2.5, "end": 2.6}, metadata) == (15, 17)
-    with pytest.raises(ValueError, match=r"ends before the first frame, which is displayed at 2\.000 s"):
-        resolve_clip({"start": 0.5, "end": 2.0}, metadata)
-    with pytest.raises(ValueError, match="beyond the end"):
-        resolve_clip({"start": end}, metadata)
-
-
-def test_notes_of_a_cut_file_are_in_the_metadata_and_the_media(tmp_path):
-    video = write_numbered(tmp_path, "Matroska", "H.264", "B-frames")
-    video.path.write_bytes(video.path.read_bytes()[: video.path.stat().st_size // 2])
-    frames, metadata = read_raw(video_processor(), video.path, num_frames=7, allow_truncated=True)
-    assert [read_number(frame) for frame in frames] == metadata.frames_indices
-    assert len(metadata.notes) == 1 and metadata.notes[0].startswith("The video file is cut short")
-    assert metadata.media(0, 5).notes == tuple(metadata.notes) and metadata.media(0, 5).to_dict()["notes"]
-    with pytest.raises(OSError, match="allow_truncated=True"):
-        read_raw(video_processor(), video.path, num_frames=7)
-    assert read_video_metadata(video.path, allow_truncated=True).notes == metadata.notes

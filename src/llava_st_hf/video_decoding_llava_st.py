@@ -272,12 +272,21 @@ class _Pictures:
 
     def __init__(self, path: str):
         self.path = path
+        self.angle: int | None = None
         self.matrix: tuple[int, int, int, int] | None = None
         self.key, self.graph = None, None
 
     def note_orientation(self, frame) -> None:
-        """To be called with the decoder's frames one by one, whichever are wanted."""
-        self.matrix = _display_matrix(frame) or self.matrix
+        """
+        To be called with the decoder's frames one by one, whichever are wanted.
+
+        The matrix is read where the angle that it has differs from that of the frame before: a frame whose side data are read keeps
+        its memory until the next collection of cyclic garbage.
+        """
+        angle = frame.rotation  # 0 also for a frame without a matrix
+        if self.angle is None or (angle and angle != self.angle):
+            self.matrix = _display_matrix(frame) or self.matrix
+        self.angle = angle
 
     def upright_rgb(self, frame) -> np.ndarray:
         """
