@@ -33,7 +33,7 @@ def check_num_frames(num_frames, name: str = "num_frames") -> None:
     """Raises `ValueError` unless it is a whole number from 1 to `MAX_SAMPLED_FRAMES`; `name` is what the caller calls it."""
     if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {num_frames!r}")
-    if num_frames > MAX_SAMPLED_FRAMES:
+    if int(num_frames) > MAX_SAMPLED_FRAMES:
         raise ValueError(f"{name} must be at most {MAX_SAMPLED_FRAMES}, which is 18 GB of pixels at 384x384; got {num_frames!r}")
 
 
