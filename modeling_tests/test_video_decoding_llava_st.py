@@ -2,6 +2,8 @@
 """Frames of video files are those that the index names, upright, whichever reader gives them; what cannot be read right is an error."""
 
 import gc
+import multiprocessing
+import os
 from dataclasses import replace
 
 import av
@@ -280,6 +282,22 @@ def test_frames_do_not_pile_up_in_memory(tmp_path):
         for _ in reader.chunks(list(range(90))):
             pass
         assert count() - before < 10
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers of data loaders are forked on Linux")
+def test_a_forked_process_is_not_held_up_by_what_was_read_before(plain):
+    gc.collect()
+    gc.disable()  # what reading left in cycles is freed by the child
+    try:
+        numbers(open_video_file(plain), [0, 40, 80])
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join(timeout=20)
+        is_alive = child.is_alive()
+        child.kill()
+        assert not is_alive
     finally:
         gc.enable()
 

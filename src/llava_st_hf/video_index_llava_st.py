@@ -7,10 +7,12 @@ decoded. Where packets do not say it (containers without presentation times, pic
 all frames are decoded once and counted. Readers of pixels take everything else from the index.
 """
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -53,11 +55,23 @@ class InexactIndexError(OSError):
 
 
 def import_av():
+    """PyAV. Raises `ImportError` with advice where it is not installed."""
     try:
         import av
     except ImportError as error:
         raise ImportError("reading video files needs `pip install av` (PyAV)") from error
+    _collect_before_forks()
     return av
+
+
+@cache
+def _collect_before_forks() -> None:
+    """
+    PyAV's containers and filters are in reference cycles. A forked process (a worker of a data loader) that frees one would wait for
+    decoder threads that it does not have, so they are freed before.
+    """
+    if os.name == "posix":
+        os.register_at_fork(before=gc.collect)
 
 
 @contextmanager
