@@ -258,6 +258,14 @@ def test_a_walk_over_boxes_ends_at_its_bound(tmp_path, monkeypatch):
         assert list(boxes(file, 0, 16)) == [(b"free", 8, 8), (b"free", 16, 16)]
 
 
+def test_a_gif_of_many_blocks_is_walked_through_to_its_end(tmp_path):
+    blocks = b"\xff" + bytes(255)
+    data = b"GIF89a" + bytes(7) + b"!\xfe" + blocks * (MAX_HEADERS + 1) + b"\0;"  # 51 MB
+    check(tmp_path, data)
+    with pytest.raises(TruncatedVideoError, match="no end mark"):
+        check(tmp_path, data[:-1])
+
+
 def test_an_avi_without_a_length_is_no_cut(tmp_path, files):
     data = bytearray(files["AVI"])
     data[4:8] = b"\xff" * 4  # as ffmpeg writes into a pipe

@@ -20,8 +20,8 @@ _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"p
 # Headers that a walk over one file may visit: two for each fragment of an MP4 file, one for each cluster of a recording. What lies
 # behind them is not looked at.
 MAX_HEADERS = 200_000
-# Blocks of at most 255 bytes of a GIF.
-MAX_GIF_BLOCKS = 2_000_000
+# The same for the blocks of a GIF, which have at most 255 bytes: a file of 250 MB.
+MAX_GIF_BLOCKS = 1_000_000
 # Bytes at the end of MPEG program streams and Ogg files within which their last packets begin: those have at most 64 KB.
 TAIL_BYTES = 2**18
 
@@ -290,8 +290,10 @@ def _gif(file: BinaryIO, length: int) -> str | None:
         while size != b"\0":  # sub-blocks, the last of size 0
             file.seek(position)
             size, headers = file.read(1), headers + 1
-            if not size or headers > MAX_HEADERS:
+            if not size:
                 return "it ends within a picture, without its end mark"
+            if headers > MAX_GIF_BLOCKS:
+                return None
             position += 1 + size[0]
     return "it has no end mark"
 
