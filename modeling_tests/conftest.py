@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from hypothesis import settings
+from transformers import pipeline
 
 from modeling_tests.factories import mixed_batch, tiny_model
+from modeling_tests.processors import model_for, tiny_processor
 
 
 # The same examples at every run: a failure here is a failure there.
@@ -13,6 +15,13 @@ settings.load_profile("deterministic")
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def grounder():
+    """The pipeline around a tiny model with random weights."""
+    processor = tiny_processor()
+    return pipeline("video-grounding", model=model_for(processor), processor=processor)
 
 
 @pytest.fixture

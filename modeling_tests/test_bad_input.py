@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
 
 from modeling_tests.media import moving_frames, write_audio, write_video
-from modeling_tests.processors import model_for, tiny_processor
-
-
-@pytest.fixture(scope="module")
-def grounder():
-    processor = tiny_processor()
-    return pipeline("video-grounding", model=model_for(processor), processor=processor)
 
 
 @pytest.fixture(scope="module")

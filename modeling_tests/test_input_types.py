@@ -14,23 +14,16 @@ import torch
 import yaml
 from datasets import Dataset
 from PIL import Image
-from transformers import pipeline
 
 from llava_st_hf import video_frames_llava_st
 from llava_st_hf.data import load_mixture
 from llava_st_hf.video_frames_llava_st import flatten_videos, folder_frames, is_still_image
 from modeling_tests.corpora import mixed_dataset, write_media
 from modeling_tests.media import moving_frames, write_animation, write_video
-from modeling_tests.processors import encode, film, model_for, photo, tiny_processor, user
+from modeling_tests.processors import encode, film, photo, user
 
 
 FRAMES = moving_frames(12, 48, 64)
-
-
-@pytest.fixture(scope="module")
-def grounder():
-    processor = tiny_processor()
-    return pipeline("video-grounding", model=model_for(processor), processor=processor)
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
-from transformers import pipeline
 
 from llava_st_hf.video_frames_llava_st import flatten_videos, is_still_image
 from modeling_tests.media import moving_frames, write_animation
-from modeling_tests.processors import encode, film, model_for, tiny_processor, user
+from modeling_tests.processors import encode, film, user
 
 
 FRAMES = moving_frames(12, 48, 64)
-
-
-@pytest.fixture(scope="module")
-def grounder():
-    processor = tiny_processor()
-    return pipeline("video-grounding", model=model_for(processor), processor=processor)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ Every time is the least of `--repeats` runs, the readers taking turns.
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +28,7 @@ import decord
 import numpy as np
 import torch
 from PIL import Image
+from preprocessing import best_times
 
 from llava_st_hf.video_decoding_llava_st import open_video_file
 from llava_st_hf.video_index_llava_st import read_index
@@ -78,17 +78,6 @@ def bytes_read() -> int:
     return int(line.split()[1])
 
 
-def best_times(functions: list[Callable], repeats: int) -> list[float]:
-    """The least time in seconds of each function; they take turns, so that a slow moment hits all of them."""
-    best = [float("inf")] * len(functions)
-    for _ in range(repeats):
-        for position, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            best[position] = min(best[position], time.perf_counter() - start)
-    return best
-
-
 def measure(processor: LlavaSTVideoProcessor, path: Path, repeats: int) -> str:
     """The printed line of one file."""
     indices = sample_frame_indices(0, len(read_index(str(path)).times) - 1, 100)
@@ -105,9 +94,9 @@ def measure(processor: LlavaSTVideoProcessor, path: Path, repeats: int) -> str:
         wrong = sum(not np.array_equal(ours_frame, frame) for ours_frame, frame in zip(exact, alone(), strict=True))
     except (decord.DECORDError, decord.DECORDLimitReachedError):
         wrong = 100
-        alone_time, (pyav, second, index) = None, best_times([ours("pyav"), ours("decord"), lambda: read_index(str(path))], repeats)
+        alone_time, (pyav, second, index) = None, best_times(ours("pyav"), ours("decord"), lambda: read_index(str(path)), repeats=repeats)
     else:
-        alone_time, pyav, second, index = best_times([alone, ours("pyav"), ours("decord"), lambda: read_index(str(path))], repeats)
+        alone_time, pyav, second, index = best_times(alone, ours("pyav"), ours("decord"), lambda: read_index(str(path)), repeats=repeats)
     before = bytes_read()
     ours("pyav")()
     share = (bytes_read() - before) / path.stat().st_size

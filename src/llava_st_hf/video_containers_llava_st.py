@@ -9,7 +9,7 @@ headers are read, and every walk over them is bounded.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy as np
 
 # Boxes of an MP4 file that are in no other box. Other letters, behind the samples, are no box: players leave them alone.
 _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
+# Those of them that mostly come first. Behind another one, the index is looked for.
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
 # Headers that a walk over one file may visit: two for each fragment of an MP4 file, one for each cluster of a recording. What lies
 # behind them is not looked at.
 MAX_HEADERS = 200_000
@@ -57,31 +59,10 @@ def check_container(path: str) -> None:
     length = os.path.getsize(path)
     with open(path, "rb") as file:
         magic = file.read(16)
-        if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"):
-            problem = _mp4(file, path, length)
-        elif magic[:4] == b"\x1a\x45\xdf\xa3":
-            problem = _matroska(file, length)
-        elif magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
-            problem = _avi(file, length)
-        elif magic[:3] == b"FLV":
-            problem = _flv(file, length)
-        elif magic[:6] in (b"GIF87a", b"GIF89a"):
-            problem = _gif(file, length)
-        elif magic[:4] == b"OggS":
-            problem = _ogg(file, length)
-        elif magic[:4] == b"\x30\x26\xb2\x75":
-            problem = _asf(file, length)
-        elif magic[:4] == b"DKIF":
-            problem = _ivf(file, length)
-        elif magic[:4] == b"\x06\x0e\x2b\x34":
-            problem = _mxf(file, length)
-        elif magic[:8] == b"nut/mult":
-            problem = _nut(file, length)
-        elif magic[:4] == b"\x00\x00\x01\xba":
-            problem = _program_stream(file, length)
-        elif magic[:8] == b"\x89PNG\r\n\x1a\n":
-            problem = _png(file, length)
-        elif magic[4:8].isalnum() and any(kind == b"moov" for kind, _, _ in boxes(file, 0, length)):  # a box that is not known comes first
+        check = next((check for start, kind, check in _CHECKS if magic[start:].startswith(kind)), None)
+        if check is not None:
+            problem = check(file, length)
+        elif magic[4:8] in _FIRST_BOXES or (magic[4:8].isalnum() and any(kind == b"moov" for kind, _, _ in boxes(file, 0, length))):
             problem = _mp4(file, path, length)
         else:
             problem = _transport_stream(file, length)
@@ -407,3 +388,20 @@ def _transport_stream(file: BinaryIO, length: int) -> str | None:
         if len(head) == 3 * size and all(head[offset + size * packet] == 0x47 for packet in range(3)):
             return f"it ends within a packet of {size} bytes" if length % size else None
     return None
+
+
+# Where a file of each container has which bytes, and what compares it with its promises.
+_CHECKS: tuple[tuple[int, bytes, Callable[[BinaryIO, int], str | None]], ...] = (
+    (0, b"\x1a\x45\xdf\xa3", _matroska),
+    (8, b"AVI ", _avi),
+    (0, b"FLV", _flv),
+    (0, b"GIF87a", _gif),
+    (0, b"GIF89a", _gif),
+    (0, b"OggS", _ogg),
+    (0, b"\x30\x26\xb2\x75", _asf),
+    (0, b"DKIF", _ivf),
+    (0, b"\x06\x0e\x2b\x34", _mxf),
+    (0, b"nut/mult", _nut),
+    (0, b"\x00\x00\x01\xba", _program_stream),
+    (0, b"\x89PNG\r\n\x1a\n", _png),
+)

@@ -429,7 +429,7 @@ def open_video_file(path: str, backend: str | None = None, allow_truncated: bool
 
     Args:
         path: the file.
-        backend: `"pyav"`, the default, or `"decord"`, which reads plain files faster on some machines. Files that decord would
+        backend: `"pyav"`, the default, or `"decord"`, which is slower here, because nothing is skipped. Files that decord would
             read wrong go to PyAV; `metadata.video_backend` says which one read the file.
         allow_truncated: read a file that lost its end as far as it goes; `metadata.notes` then says so.
 

@@ -310,6 +310,14 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
             highest = time
         leads = leads or (highest is not None and time is not None and time < highest)
     times = np.array(presented, dtype=np.int64)
+    is_plain = packets.has_one_stream and not leads and not any(packets.discard) and not any(packets.hidden) and first == 0
+    return _index(path, packets, times, times, [] if packets.container in UNSEEKABLE else keyframes, is_plain=is_plain)
+
+
+def _index(
+    path: str, packets: _Packets, times: np.ndarray, presented: np.ndarray | None, keyframes: list[int], is_plain=False, is_counted=False
+) -> VideoIndex:
+    """What `VideoIndex` has; `times` are those of the frames in units of the time base."""
     return VideoIndex(
         path=path,
         container=packets.container,
@@ -317,10 +325,11 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
         stream=packets.stream,
         times=_seconds(times, packets),
         frame_rate=packets.frame_rate,
-        presented=times,
-        keyframes=np.array([] if packets.container in UNSEEKABLE else keyframes, dtype=np.int64),
+        presented=presented,
+        keyframes=np.array(keyframes, dtype=np.int64),
         hidden=_hidden_times(packets),
-        is_plain=packets.has_one_stream and not leads and not any(packets.discard) and not any(packets.hidden) and first == 0,
+        is_plain=is_plain,
+        is_counted=is_counted,
     )
 
 
@@ -382,20 +391,10 @@ def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = Fa
         times, can_seek = _times_of_slots(path, packets, found), False
     else:
         times, can_seek = _known_times(path, packets, found), packets.container not in UNSEEKABLE and None not in found and not tolerant
+    if not can_seek:
+        return _index(path, packets, times, None, [], is_counted=True)
     keyframes = [time for time, keyframe in zip(packets.pts, packets.keyframe, strict=True) if keyframe and time is not None]
-    return VideoIndex(
-        path=path,
-        container=packets.container,
-        codec=packets.codec,
-        stream=packets.stream,
-        times=_seconds(times, packets),
-        frame_rate=packets.frame_rate,
-        presented=times if can_seek else None,
-        keyframes=np.array(sorted(keyframes) if can_seek else [], dtype=np.int64),
-        hidden=hidden,
-        is_plain=False,
-        is_counted=True,
-    )
+    return _index(path, packets, times, times, sorted(keyframes), is_counted=True)
 
 
 def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
