@@ -37,6 +37,7 @@ def is_url(source) -> TypeGuard[str]:
 
 
 def is_data_url(source) -> TypeGuard[str]:
+    """Whether it is a string that holds its content, `data:…`."""
     return isinstance(source, str) and source[:5].lower() == "data:"
 
 
