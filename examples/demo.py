@@ -23,7 +23,7 @@ import llava_st_hf  # noqa: F401  (registers pipeline("video-grounding"))
 from llava_st_hf.data.shapes import make_scene, scene_seed
 from llava_st_hf.data.shapes_files import write_video
 from llava_st_hf.data.shapes_questions import happening
-from llava_st_hf.video_reading_llava_st import read_video_metadata
+from llava_st_hf.model.video_reading_llava_st import read_video_metadata
 from llava_st_hf.visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Tokenizer
 
 import llava_st_hf
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_tokens
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_tokens
 
 
 # ============================================================ Tokenizer

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.evaluation.rows import Box, Question
-from llava_st_hf.grounding import Media
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
+from llava_st_hf.model.grounding_llava_st import Media
 from modeling_tests.media import moving_frames, write_video
 
 

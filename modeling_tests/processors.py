@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.coordinates import coordinate_tokens
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.coordinates_llava_st import coordinate_tokens
 from modeling_tests.factories import tiny_config, tiny_model
 from modeling_tests.media import moving_frames
 

@@ -16,7 +16,7 @@ from llava_st_hf.data.shapes import make_scene, scene_seed
 from llava_st_hf.data.shapes_files import write_image, write_video
 from llava_st_hf.data.shapes_questions import image_rows, video_rows
 from llava_st_hf.evaluation.metrics import box_iou, temporal_iou
-from llava_st_hf.tasks import TASKS
+from llava_st_hf.model.tasks_llava_st import TASKS
 from modeling_tests.media import write_cut
 
 

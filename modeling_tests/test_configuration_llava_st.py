@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from modeling_tests.factories import BASE_VOCABULARY, tiny_config
 
 

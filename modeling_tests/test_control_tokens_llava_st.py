@@ -13,12 +13,12 @@ from PIL import Image
 from transformers import ProcessorMixin, pipeline
 
 from llava_st_hf.cli import main
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.control_tokens_llava_st import SANITIZED_MARK, check_control_tokens, check_messages
 from llava_st_hf.data.inline import check_text
 from llava_st_hf.data.rows import conversation_row
 from llava_st_hf.evaluation.benchmarks import read_benchmark
 from llava_st_hf.evaluation.lmms_eval_plugin import answer_chats
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.control_tokens_llava_st import SANITIZED_MARK, check_control_tokens, check_messages
 from llava_st_hf.training.collator import LlavaSTDataCollator
 from modeling_tests.processors import CHAT_TOKENS, PICTURE, answer, encode, model_for, photo, tiny_processor, tiny_tokenizer, user
 
@@ -196,6 +196,6 @@ def test_a_sanitized_end_of_turn_does_not_end_an_answer():
 
 
 def test_a_version_that_cannot_sanitize_refuses_the_tokens_in_any_case(processor, monkeypatch):
-    monkeypatch.setattr("llava_st_hf.processing_llava_st._CAN_SANITIZE", False)
+    monkeypatch.setattr("llava_st_hf.model.processing_llava_st._CAN_SANITIZE", False)
     with refused("<|im_end|>"):
         encode(processor, user("<|im_end|>"), sanitize_control_tokens=True)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_st_hf.coordinates import (
+from llava_st_hf.model.coordinates_llava_st import (
     AXES,
     COORDINATE_TOKEN,
     CoordinateVocabulary,

@@ -9,7 +9,7 @@ import yaml
 
 from llava_st_hf.data import FEATURES, GroundingSample, load_mixture, read_jsonl, read_mixture
 from llava_st_hf.data.st_align import st_align_row
-from llava_st_hf.tasks import TASKS
+from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")

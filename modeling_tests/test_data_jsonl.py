@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from llava_st_hf.coordinates import coordinate_token, position_to_bin
 from llava_st_hf.data.jsonl import Chat, read_jsonl
 from llava_st_hf.data.questions import question_and_answer, sampled_moments
 from llava_st_hf.data.samples import GroundingSample
-from llava_st_hf.grounding import Media, parse_answer
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE, read_coordinate
-from llava_st_hf.tasks import TASKS
+from llava_st_hf.model.coordinates_llava_st import coordinate_token, position_to_bin
+from llava_st_hf.model.grounding_llava_st import Media, parse_answer
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE, read_coordinate
+from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 BOXES = [{"time": 1.0, "box": [9.9, 19.8, 29.7, 39.6]}, {"time": 1.5, "box": [19.8, 19.8, 39.6, 39.6]}]

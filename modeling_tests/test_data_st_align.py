@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_st_hf.data.st_align import st_align_row
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
 
 
 SAMPLE = {

@@ -5,9 +5,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from llava_st_hf import video_decoding_llava_st
 from llava_st_hf.cli import main
 from llava_st_hf.data import validate_mixture
+from llava_st_hf.model import video_decoding_llava_st
 from modeling_tests.media import moving_frames, write_audio, write_cut, write_timed_video, write_video, write_with_broken_frame
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf import downloads_llava_st
-from llava_st_hf.downloads_llava_st import (
+from llava_st_hf.model import downloads_llava_st
+from llava_st_hf.model.downloads_llava_st import (
     MAX_REDIRECTS,
     DownloadLimits,
     _redirected,

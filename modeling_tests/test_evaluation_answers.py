@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from llava_st_hf.evaluation.answers import READERS, Asked
 from llava_st_hf.evaluation.rows import Grounding
-from llava_st_hf.grounding import Media
-from llava_st_hf.tasks import TASKS
+from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 IMAGE = Media("image", width=200, height=100)

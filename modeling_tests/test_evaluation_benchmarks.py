@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS
 from llava_st_hf.data.json_rows import BrokenFileError
 from llava_st_hf.evaluation.answers import READERS, Asked
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
@@ -17,8 +16,9 @@ from llava_st_hf.evaluation.refcoco import PROMPTS
 from llava_st_hf.evaluation.rows import Grounding, Question
 from llava_st_hf.evaluation.seen_frames import at_seen_frames
 from llava_st_hf.evaluation.st_align import SUFFIXES, TIME_PREFIXES, _filled, elc_questions
-from llava_st_hf.tasks import TASKS
-from llava_st_hf.video_sampling_llava_st import sample_frame_indices
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
+from llava_st_hf.model.tasks_llava_st import TASKS
+from llava_st_hf.model.video_sampling_llava_st import sample_frame_indices
 from modeling_tests import miniatures
 from modeling_tests.miniatures import MINIATURES, box_at, corners, media_of, write_json
 from modeling_tests.reference import REFERENCE, cases, requires_reference

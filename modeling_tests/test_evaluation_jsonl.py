@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.data.json_rows import BrokenFileError
 from llava_st_hf.data.samples import GroundingSample
 from llava_st_hf.data.shapes_files import write_questions
@@ -19,11 +18,12 @@ from llava_st_hf.evaluation.placing import placed
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.rows import Box
 from llava_st_hf.evaluation.seen_frames import at_nearest_seen, true_at_seen
-from llava_st_hf.grounding import Media
-from llava_st_hf.image_processing_llava_st import load_image
-from llava_st_hf.tasks import TASKS
-from llava_st_hf.video_decoding_llava_st import open_video_file
-from llava_st_hf.video_sampling_llava_st import sample_frame_indices
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
+from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.model.image_processing_llava_st import load_image
+from llava_st_hf.model.tasks_llava_st import TASKS
+from llava_st_hf.model.video_decoding_llava_st import open_video_file
+from llava_st_hf.model.video_sampling_llava_st import sample_frame_indices
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.miniatures import write_json
 from modeling_tests.processors import model_for, tiny_processor

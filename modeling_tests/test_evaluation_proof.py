@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS
 from llava_st_hf.evaluation import BENCHMARKS, READERS, Asked, Prediction, read_benchmark, score
 from llava_st_hf.evaluation.captions import missing_caption_tools
 from llava_st_hf.evaluation.predictions import append_predictions, read_predictions
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
 from modeling_tests.miniatures import MINIATURES, empty_oracle, media_of, oracle, shifted_oracle
 from modeling_tests.processors import model_for, tiny_processor
 

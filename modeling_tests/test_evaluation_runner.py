@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_st_hf import image_processing_llava_st, video_processing_llava_st
 from llava_st_hf.cli import main
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
 from llava_st_hf.evaluation.report_samples import draw_sample
 from llava_st_hf.evaluation.rows import Grounding, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
+from llava_st_hf.model import image_processing_llava_st, video_processing_llava_st
 from modeling_tests.corpora import write_media
 from modeling_tests.media import write_cut
 from modeling_tests.miniatures import MINIATURES

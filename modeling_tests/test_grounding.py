@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_st_hf import Media, parse_answer
-from llava_st_hf.coordinates import bin_to_position
+from llava_st_hf.model.coordinates_llava_st import bin_to_position
 from modeling_tests.reference import REFERENCE, requires_reference
 
 

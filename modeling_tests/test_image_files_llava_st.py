@@ -16,8 +16,8 @@ from PIL import Image, PngImagePlugin
 
 from llava_st_hf import DownloadLimits, LlavaSTImageProcessor
 from llava_st_hf.data.validate import _image_size
-from llava_st_hf.image_files_llava_st import check_image_file, load_image
-from llava_st_hf.image_processing_llava_st import original_size
+from llava_st_hf.model.image_files_llava_st import check_image_file, load_image
+from llava_st_hf.model.image_processing_llava_st import original_size
 from modeling_tests.media import moving_frames
 from modeling_tests.processors import tiny_processor
 from modeling_tests.servers import reply, serve

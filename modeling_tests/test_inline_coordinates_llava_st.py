@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
 
 
 positions = st.floats(0, 1)

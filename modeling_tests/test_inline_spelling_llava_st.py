@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llava_st_hf.coordinates import COORDINATE_TOKEN
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
-from llava_st_hf.inline_spelling_llava_st import check_spelling
+from llava_st_hf.model.coordinates_llava_st import COORDINATE_TOKEN
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
+from llava_st_hf.model.inline_spelling_llava_st import check_spelling
 
 
 NEAR_MISSES = [

@@ -15,9 +15,9 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 
-from llava_st_hf import video_frames_llava_st
 from llava_st_hf.data import load_mixture
-from llava_st_hf.video_frames_llava_st import flatten_videos, folder_frames, is_still_image
+from llava_st_hf.model import video_frames_llava_st
+from llava_st_hf.model.video_frames_llava_st import flatten_videos, folder_frames, is_still_image
 from modeling_tests.corpora import mixed_dataset, write_media
 from modeling_tests.media import moving_frames, write_animation, write_video
 from modeling_tests.processors import encode, film, photo, user

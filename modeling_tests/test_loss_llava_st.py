@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from llava_st_hf import loss_llava_st
-from llava_st_hf.coordinates import CoordinateVocabulary
-from llava_st_hf.loss_llava_st import supervised_cross_entropy
+from llava_st_hf.model import loss_llava_st
+from llava_st_hf.model.coordinates_llava_st import CoordinateVocabulary
+from llava_st_hf.model.loss_llava_st import supervised_cross_entropy
 from modeling_tests.factories import NAN, mixed_batch, tiny_model, watch_new_tensors
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_st_hf import DownloadLimits, LlavaSTVideoProcessor
-from llava_st_hf.media_files_llava_st import is_data_url, is_file_content, is_url, local_path, local_video, source_name
-from llava_st_hf.video_reading_llava_st import read_video_metadata
+from llava_st_hf.model.media_files_llava_st import is_data_url, is_file_content, is_url, local_path, local_video, source_name
+from llava_st_hf.model.video_reading_llava_st import read_video_metadata
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.servers import redirect, reply, serve
 

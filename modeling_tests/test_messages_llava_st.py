@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
-from llava_st_hf.messages_llava_st import box_text, prepare_conversation, read_box, read_span, span_text, time_text
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
+from llava_st_hf.model.messages_llava_st import box_text, prepare_conversation, read_box, read_span, span_text, time_text
 
 
 def user(*content):

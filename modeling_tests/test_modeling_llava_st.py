@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, vision_llava_st
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
+from llava_st_hf.model import vision_llava_st
 from modeling_tests.factories import (
     NAN,
     image_tokens,

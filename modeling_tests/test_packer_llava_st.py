@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llava_st_hf.packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
+from llava_st_hf.model.packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from modeling_tests.factories import tiny_config
 
 

@@ -24,7 +24,7 @@ from llava_st_hf import (
     LlavaSTVideoProcessor,
     Media,
 )
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
 from modeling_tests.media import moving_frames, write_timed_video, write_video
 from modeling_tests.processors import PICTURE, answer, encode, film, model_for, photo, tiny_processor, tiny_tokenizer, user
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTModel
-from llava_st_hf.released_layout_llava_st import PACKER_SPLITS, rename_released_key, translate_config
+from llava_st_hf.model.original_checkpoint_llava_st import PACKER_SPLITS, rename_released_key, translate_config
 from modeling_tests.factories import tiny_model
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, case_inputs, cases, config_overrides, expected, requires_reference
 

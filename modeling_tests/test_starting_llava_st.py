@@ -18,8 +18,8 @@ from transformers import (
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 from llava_st_hf.cli import main
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.starting_llava_st import stage1_config, start_stage1
 from modeling_tests.processors import CHAT_TOKENS, encode, photo, user
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from llava_st_hf.messages_llava_st import prepare_conversation
-from llava_st_hf.tasks import TASKS, task_content
+from llava_st_hf.model.messages_llava_st import prepare_conversation
+from llava_st_hf.model.tasks_llava_st import TASKS, task_content
 from modeling_tests.reference import REFERENCE, requires_reference
 
 

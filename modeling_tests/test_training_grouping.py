@@ -18,8 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from trl import ModelConfig
 
 from llava_st_hf import LlavaSTVideoProcessor
-from llava_st_hf.batch_feature_llava_st import PADDING, SHARED
 from llava_st_hf.data import group_by_medium
+from llava_st_hf.model.batch_feature_llava_st import PADDING, SHARED
 from llava_st_hf.training import LlavaSTDataCollator, LlavaSTTrainer, LlavaSTTrainingConfig, check_run, make_trainable
 from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs, mask_of_segments
 from llava_st_hf.training.shared_medium import block_mask

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from llava_st_hf.video_frames_llava_st import flatten_videos, is_still_image
+from llava_st_hf.model.video_frames_llava_st import flatten_videos, is_still_image
 from modeling_tests.media import moving_frames, write_animation
 from modeling_tests.processors import encode, film, user
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.video_containers_llava_st import MAX_HEADERS, DamagedVideoError, TruncatedVideoError, boxes, check_container
+from llava_st_hf.model.video_containers_llava_st import MAX_HEADERS, DamagedVideoError, TruncatedVideoError, boxes, check_container
 from modeling_tests import numbered_videos
 from modeling_tests.numbered_videos import encode, numbered_frame, open_stream, write_numbered, write_packets
 
@@ -250,7 +250,7 @@ def test_a_file_of_nothing_but_headers_takes_no_long_time(tmp_path, name):
 
 
 def test_a_walk_over_boxes_ends_at_its_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_st_hf.video_containers_llava_st.MAX_HEADERS", 10)
+    monkeypatch.setattr("llava_st_hf.model.video_containers_llava_st.MAX_HEADERS", 10)
     path = tmp_path / "many.mp4"
     path.write_bytes(box(b"free") * 20)
     with open(path, "rb") as file:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from llava_st_hf import video_decoding_llava_st as decoding
-from llava_st_hf.video_containers_llava_st import DamagedVideoError
-from llava_st_hf.video_decoding_llava_st import InexactIndexError, VideoFileReader, open_video_file, orient
-from llava_st_hf.video_index_llava_st import count_frames, decode_all, read_index
-from llava_st_hf.video_processing_llava_st import read_video_metadata
+from llava_st_hf.model import video_decoding_llava_st as decoding
+from llava_st_hf.model.video_containers_llava_st import DamagedVideoError
+from llava_st_hf.model.video_decoding_llava_st import InexactIndexError, VideoFileReader, open_video_file, orient
+from llava_st_hf.model.video_index_llava_st import count_frames, decode_all, read_index
+from llava_st_hf.model.video_processing_llava_st import read_video_metadata
 from modeling_tests.numbered_videos import (
     CODECS,
     KINDS,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_st_hf import video_index_llava_st as video_index
-from llava_st_hf.video_containers_llava_st import DamagedVideoError, TruncatedVideoError
-from llava_st_hf.video_index_llava_st import InexactIndexError, count_frames, decode_all, open_container, read_index
+from llava_st_hf.model import video_index_llava_st as video_index
+from llava_st_hf.model.video_containers_llava_st import DamagedVideoError, TruncatedVideoError
+from llava_st_hf.model.video_index_llava_st import InexactIndexError, count_frames, decode_all, open_container, read_index
 from modeling_tests.media import moving_frames, write_audio, write_video
 from modeling_tests.numbered_videos import (
     CODECS,

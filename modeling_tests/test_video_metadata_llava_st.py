@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.grounding import START_SLACK
-from llava_st_hf.video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
-from llava_st_hf.video_processing_llava_st import read_video_metadata
-from llava_st_hf.video_sampling_llava_st import resolve_clip
+from llava_st_hf.model.grounding_llava_st import START_SLACK
+from llava_st_hf.model.video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
+from llava_st_hf.model.video_processing_llava_st import read_video_metadata
+from llava_st_hf.model.video_sampling_llava_st import resolve_clip
 from modeling_tests.numbered_videos import read_number, write_numbered
 from modeling_tests.video_verdicts import read_raw, video_processor
 

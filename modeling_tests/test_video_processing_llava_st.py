@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.video_utils import VideoMetadata
 
-from llava_st_hf import video_decoding_llava_st
-from llava_st_hf.video_processing_llava_st import (
+from llava_st_hf.model import video_decoding_llava_st
+from llava_st_hf.model.video_processing_llava_st import (
     LlavaSTVideoMetadata,
     LlavaSTVideoProcessor,
     read_video_metadata,

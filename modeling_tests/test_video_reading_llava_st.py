@@ -7,10 +7,10 @@ from PIL import Image
 
 from llava_st_hf import read_video_metadata
 from llava_st_hf.evaluation.report_samples import read_frames
-from llava_st_hf.video_decoding_llava_st import VideoFileReader
-from llava_st_hf.video_index_llava_st import InexactIndexError
-from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor
-from llava_st_hf.video_reading_llava_st import read_video
+from llava_st_hf.model.video_decoding_llava_st import VideoFileReader
+from llava_st_hf.model.video_index_llava_st import InexactIndexError
+from llava_st_hf.model.video_processing_llava_st import LlavaSTVideoProcessor
+from llava_st_hf.model.video_reading_llava_st import read_video
 from modeling_tests.media import moving_frames, write_cut, write_video
 from modeling_tests.processors import model_for, tiny_processor
 

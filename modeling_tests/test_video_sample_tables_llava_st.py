@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from llava_st_hf import video_sample_tables_llava_st as sample_tables
-from llava_st_hf.video_index_llava_st import read_index
+from llava_st_hf.model import video_sample_tables_llava_st as sample_tables
+from llava_st_hf.model.video_index_llava_st import read_index
 from modeling_tests.numbered_videos import CODECS, KINDS, NotEncodable, read_number, trim, write_numbered
 from modeling_tests.odd_videos import H264, write_one
 from modeling_tests.video_verdicts import read_raw, video_processor
@@ -215,7 +215,7 @@ def test_no_more_than_the_header_is_read(tmp_path, monkeypatch):
 def test_an_index_from_tables_demuxes_nothing(tmp_path, monkeypatch):
     path = write_numbered(tmp_path, "MP4", "H.264", "trimmed").path
     expected = read_index(str(path))
-    monkeypatch.setattr("llava_st_hf.video_index_llava_st.read_sample_table", lambda *_: None)
+    monkeypatch.setattr("llava_st_hf.model.video_index_llava_st.read_sample_table", lambda *_: None)
     demuxed = read_index(str(path))
     assert np.array_equal(expected.times, demuxed.times) and np.array_equal(expected.presented, demuxed.presented)
     assert set(demuxed.keyframes) <= set(expected.keyframes)
@@ -224,7 +224,7 @@ def test_an_index_from_tables_demuxes_nothing(tmp_path, monkeypatch):
         raise AssertionError("a table is enough")
 
     monkeypatch.undo()
-    monkeypatch.setattr("llava_st_hf.video_index_llava_st._is_hidden", refuse)
+    monkeypatch.setattr("llava_st_hf.model.video_index_llava_st._is_hidden", refuse)
     assert np.array_equal(read_index(str(path)).times, expected.times)
 
 

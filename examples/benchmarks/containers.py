@@ -27,7 +27,7 @@ from llava_st_hf.data.shapes import Painter, Scene, make_scene, scene_seed
 from llava_st_hf.data.shapes_files import write_video
 from llava_st_hf.data.shapes_questions import video_rows
 from llava_st_hf.evaluation.metrics import temporal_iou
-from llava_st_hf.media_files_llava_st import MEDIA_ERRORS
+from llava_st_hf.model.media_files_llava_st import MEDIA_ERRORS
 
 
 FIRST = 9000  # number of the first scene

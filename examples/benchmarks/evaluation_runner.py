@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
-from llava_st_hf.batch_feature_llava_st import join_samples
 from llava_st_hf.evaluation import EvaluationSettings, Grounding, Question, run_benchmark
 from llava_st_hf.evaluation.commands import read_own_answer
+from llava_st_hf.model.batch_feature_llava_st import join_samples
 
 
 FPS, SECONDS, HEIGHT, WIDTH = 25, 8, 240, 320

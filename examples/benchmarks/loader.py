@@ -28,13 +28,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from llava_st_hf import LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor, video_processing_llava_st
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.coordinates import coordinate_tokens
+from llava_st_hf import LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
 from llava_st_hf.data.rows import FEATURES, Medium, conversation_row
+from llava_st_hf.model import video_processing_llava_st
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.coordinates_llava_st import coordinate_tokens
+from llava_st_hf.model.video_decoding_llava_st import VideoFileReader, open_video_file
+from llava_st_hf.model.video_processing_llava_st import sample_frame_indices
 from llava_st_hf.training import LlavaSTDataCollator
-from llava_st_hf.video_decoding_llava_st import VideoFileReader, open_video_file
-from llava_st_hf.video_processing_llava_st import sample_frame_indices
 
 
 QUESTION = "When does the dog catch the ball, and where is it then? Give the span and the box in each frame, please."

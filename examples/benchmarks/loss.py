@@ -18,8 +18,8 @@ import time
 import torch
 from torch.nn import functional as F
 
-from llava_st_hf.coordinates import propagation_matrix
-from llava_st_hf.loss_llava_st import coordinate_cross_entropy
+from llava_st_hf.model.coordinates_llava_st import propagation_matrix
+from llava_st_hf.model.loss_llava_st import coordinate_cross_entropy
 
 
 NUM_COORDINATES = 300

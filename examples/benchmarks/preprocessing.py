@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
+from llava_st_hf.model.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
 
 
 LADDER = [(320, 180), (640, 360), (1280, 720), (1920, 1080), (360, 640)]  # width x height

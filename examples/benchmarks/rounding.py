@@ -12,12 +12,12 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 
-from llava_st_hf.coordinates import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.evaluation.answers import READERS, Asked
 from llava_st_hf.evaluation.rows import OWN_READER, Box, Grounding, Prediction
 from llava_st_hf.evaluation.scoring import score
 from llava_st_hf.evaluation.seen_frames import at_seen_frames
-from llava_st_hf.grounding import Media
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
+from llava_st_hf.model.grounding_llava_st import Media
 
 
 # Sizes from … to, the last of all.

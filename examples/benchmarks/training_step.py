@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, vision_llava_st
+from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf.model import vision_llava_st
 from llava_st_hf.training import make_trainable
 
 

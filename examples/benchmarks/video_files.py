@@ -30,9 +30,9 @@ import torch
 from PIL import Image
 from preprocessing import best_times
 
-from llava_st_hf.video_decoding_llava_st import open_video_file
-from llava_st_hf.video_index_llava_st import read_index
-from llava_st_hf.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
+from llava_st_hf.model.video_decoding_llava_st import open_video_file
+from llava_st_hf.model.video_index_llava_st import read_index
+from llava_st_hf.model.video_processing_llava_st import LlavaSTVideoProcessor, sample_frame_indices
 
 
 WIDTH, HEIGHT, RATE, NUM_FRAMES = 640, 360, 30, 750

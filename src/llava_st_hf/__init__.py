@@ -16,17 +16,17 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .bundled import BUNDLED_MODEL
-from .configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
-from .downloads_llava_st import DownloadLimits
-from .grounding import Media, parse_answer
-from .image_processing_llava_st import LlavaSTImageProcessor, load_image, original_size
-from .modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
-from .pipeline_llava_st import VideoGroundingPipeline
-from .processing_llava_st import LlavaSTProcessor
-from .released_layout_llava_st import register_released_layout
+from .model.configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
+from .model.downloads_llava_st import DownloadLimits
+from .model.grounding_llava_st import Media, parse_answer
+from .model.image_processing_llava_st import LlavaSTImageProcessor, load_image, original_size
+from .model.modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
+from .model.original_checkpoint_llava_st import register_released_layout
+from .model.pipeline_llava_st import VideoGroundingPipeline
+from .model.processing_llava_st import LlavaSTProcessor
+from .model.video_processing_llava_st import LlavaSTVideoProcessor
+from .model.video_reading_llava_st import read_video_metadata
 from .version import __version__ as __version__
-from .video_processing_llava_st import LlavaSTVideoProcessor
-from .video_reading_llava_st import read_video_metadata
 
 
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)

@@ -45,7 +45,7 @@ from train import CORES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.data import group_by_medium, load_mixture  # noqa: E402
-from llava_st_hf.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
+from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 from llava_st_hf.training.muon import TILES  # noqa: E402
 

@@ -18,9 +18,9 @@ from sight import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, read_frames, train_vision
 from transformers import Qwen2Tokenizer
 
 import llava_st_hf
-from llava_st_hf.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.inline_coordinates_llava_st import INLINE_COORDINATE
-from llava_st_hf.tasks import TASKS
+from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
+from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
+from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 SPATIAL_SCALE, TEMPORAL_SCALE, FAST_SCALE = 2, 10, 2

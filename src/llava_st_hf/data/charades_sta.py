@@ -8,7 +8,7 @@ A file is `[{"image_id", "caption", "timestamp": [s, e]}]`, the times as fractio
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from ..coordinates import check_position
+from ..model.coordinates_llava_st import check_position
 from .checks import listing, member, number, words
 from .json_rows import read_rows
 from .samples import GroundingSample

@@ -4,10 +4,10 @@
 import re
 from collections.abc import Callable
 
-from ..control_tokens_llava_st import check_control_tokens
-from ..coordinates import check_position
-from ..inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
-from ..inline_spelling_llava_st import check_spelling
+from ..model.control_tokens_llava_st import check_control_tokens
+from ..model.coordinates_llava_st import check_position
+from ..model.inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
+from ..model.inline_spelling_llava_st import check_spelling
 from .samples import EDGE_SLACK
 
 

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..messages_llava_st import read_box, read_span, read_time
-from ..tasks import TASKS
+from ..model.messages_llava_st import read_box, read_span, read_time
+from ..model.tasks_llava_st import TASKS
 from .checks import frames, listing, mapping, member, name, words
 from .json_rows import read_rows
 from .rows import Medium

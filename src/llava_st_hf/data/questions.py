@@ -8,9 +8,9 @@ inline syntax.
 import re
 from typing import Any
 
-from ..messages_llava_st import box_text, span_text, time_text
-from ..tasks import TASKS, task_content
-from ..video_sampling_llava_st import sample_frame_indices
+from ..model.messages_llava_st import box_text, span_text, time_text
+from ..model.tasks_llava_st import TASKS, task_content
+from ..model.video_sampling_llava_st import sample_frame_indices
 from .inline import fraction_span_text, fraction_text
 from .samples import Box, GroundingSample
 

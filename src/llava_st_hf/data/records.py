@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..tasks import TASKS
+from ..model.tasks_llava_st import TASKS
 from .charades_sta import read_charades_sta
 from .hc_stvg import read_hc_stvg
 from .json_rows import read_rows

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from ..messages_llava_st import box_text, span_text, time_text
-from ..video_sampling_llava_st import sample_frame_indices
+from ..model.messages_llava_st import box_text, span_text, time_text
+from ..model.video_sampling_llava_st import sample_frame_indices
 from .shapes import Event, Scene
 
 

@@ -8,8 +8,8 @@ of the clip. Samples of text alone have no medium. Other keys are not looked at.
 
 import re
 
-from ..coordinates import AXES, PLACEHOLDER_TOKENS, check_position
-from ..inline_coordinates_llava_st import INLINE_LETTERS
+from ..model.coordinates_llava_st import AXES, PLACEHOLDER_TOKENS, check_position
+from ..model.inline_coordinates_llava_st import INLINE_LETTERS
 from .checks import frames, listing, mapping, name, number
 from .paths import join_path
 from .rows import Medium, conversation_row

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-from ..grounding import Media
-from ..image_files_llava_st import check_image_file
-from ..image_processing_llava_st import original_size
-from ..video_decoding_llava_st import check_backend
-from ..video_metadata_llava_st import LlavaSTVideoMetadata
-from ..video_reading_llava_st import check_allow_truncated, read_video
-from ..video_sampling_llava_st import check_num_frames, resolve_clip, sample_frame_indices
+from ..model.grounding_llava_st import Media
+from ..model.image_files_llava_st import check_image_file
+from ..model.image_processing_llava_st import original_size
+from ..model.video_decoding_llava_st import check_backend
+from ..model.video_metadata_llava_st import LlavaSTVideoMetadata
+from ..model.video_reading_llava_st import check_allow_truncated, read_video
+from ..model.video_sampling_llava_st import check_num_frames, resolve_clip, sample_frame_indices
 from .inline import check_text
 from .json_rows import BrokenFileError
 from .mixture import Entry, read_entries

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..coordinates import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
 from ..data.questions import SAMPLED_FRAMES
-from ..grounding import Media, parse_answer
+from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
+from ..model.grounding_llava_st import Media, parse_answer
 from .rows import OWN_READER, PARTS, Box, Grounding, Span
 from .seen_frames import at_nearest_seen
 

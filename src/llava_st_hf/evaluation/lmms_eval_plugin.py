@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
-from ..batch_feature_llava_st import join_samples
-from ..media_files_llava_st import MEDIA_ERRORS
-from ..modeling_llava_st import LlavaSTForConditionalGeneration
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.batch_feature_llava_st import join_samples
+from ..model.media_files_llava_st import MEDIA_ERRORS
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.processing_llava_st import LlavaSTProcessor
 from .runner import EvaluationSettings
 
 

@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 from ..data.samples import Box, GroundingSample, within
-from ..grounding import Media
+from ..model.grounding_llava_st import Media
 from .rows import PARTS, Grounding, Question, Span
 from .seen_frames import true_at_seen
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from ..coordinates import AXES, DEFAULT_NUM_BINS, TOKEN_NAMES, bin_to_position
 from ..data.questions import SAMPLED_FRAMES
-from ..grounding import Media, parse_answer
+from ..model.coordinates_llava_st import AXES, DEFAULT_NUM_BINS, TOKEN_NAMES, bin_to_position
+from ..model.grounding_llava_st import Media, parse_answer
 from .captions import missing_caption_tools, score_captions
 from .metrics import Tubelets, box_iou, mean_iou, recall_at, spatial_iou, temporal_iou, tubelet_iou
 from .rows import OWN_READER, PARTS, Box, Grounding, Prediction, Span

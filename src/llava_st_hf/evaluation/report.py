@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..media_files_llava_st import MEDIA_ERRORS
+from ..model.media_files_llava_st import MEDIA_ERRORS
 from .charts import Bar, bar_chart, histogram
 from .metrics import bootstrap_interval, mean_iou
 from .predictions import read_predictions

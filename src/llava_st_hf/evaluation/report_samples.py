@@ -7,9 +7,9 @@ from io import BytesIO
 import numpy as np
 import PIL.Image
 
-from ..grounding import Media
-from ..image_processing_llava_st import load_image
-from ..video_decoding_llava_st import read_video_file
+from ..model.grounding_llava_st import Media
+from ..model.image_processing_llava_st import load_image
+from ..model.video_decoding_llava_st import read_video_file
 from ..visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,

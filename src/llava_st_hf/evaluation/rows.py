@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
-from ..grounding import Media
+from ..model.grounding_llava_st import Media
 
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -74,7 +74,7 @@ class Question:
 
     Args:
         id: unique within the benchmark.
-        task: one of `llava_st_hf.tasks.TASKS`.
+        task: one of `llava_st_hf.model.tasks_llava_st.TASKS`.
         path: absolute path of the medium.
         kind: "image" or "video".
         clip: first and last frame to look at, both included; None for all.

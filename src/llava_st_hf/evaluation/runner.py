@@ -22,14 +22,14 @@ from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..batch_feature_llava_st import join_samples
-from ..grounding import Media
-from ..known_medium_llava_st import KnownMediumProcessor
-from ..media_files_llava_st import MEDIA_ERRORS
-from ..modeling_llava_st import LlavaSTForConditionalGeneration
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.batch_feature_llava_st import join_samples
+from ..model.cached_media_llava_st import KnownMediumProcessor
+from ..model.grounding_llava_st import Media
+from ..model.media_files_llava_st import MEDIA_ERRORS
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
-from ..video_decoding_llava_st import check_backend
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
 from .placing import placed
 from .predictions import append_predictions, drop_broken_end, read_predictions

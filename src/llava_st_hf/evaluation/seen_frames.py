@@ -3,13 +3,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..coordinates import bin_to_position
 from ..data.paths import join_path
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
-from ..grounding import Media
-from ..tasks import task_content
-from ..video_sampling_llava_st import sample_frame_indices
+from ..model.coordinates_llava_st import bin_to_position
+from ..model.grounding_llava_st import Media
+from ..model.tasks_llava_st import task_content
+from ..model.video_sampling_llava_st import sample_frame_indices
 from .rows import Box, Grounding, Question
 
 

@@ -9,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from ..video_decoding_llava_st import check_backend
+from ..model.video_decoding_llava_st import check_backend
 from .collator import OnError
 from .labels import LabelScheme
 from .trainable import check_parts

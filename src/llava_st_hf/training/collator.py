@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 
-from ..batch_feature_llava_st import LlavaSTBatchFeature, join_samples
-from ..configuration_llava_st import VISUAL_TOKENS
 from ..data.grouping import opening
-from ..known_medium_llava_st import KnownMediumProcessor
-from ..media_files_llava_st import MEDIA_ERRORS
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.batch_feature_llava_st import LlavaSTBatchFeature, join_samples
+from ..model.cached_media_llava_st import KnownMediumProcessor
+from ..model.configuration_llava_st import VISUAL_TOKENS
+from ..model.media_files_llava_st import MEDIA_ERRORS
+from ..model.processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LabelScheme, make_labels
 from .shared_medium import join_conversations, medium_mask, number_segments, remainder
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import gather_object
 
-from ..batch_feature_llava_st import PADDING
-from ..coordinates import CoordinateVocabulary
+from ..model.batch_feature_llava_st import PADDING
+from ..model.coordinates_llava_st import CoordinateVocabulary
 
 
 class TrainingMetrics:

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..batch_feature_llava_st import PADDING, SHARED
+from ..model.batch_feature_llava_st import PADDING, SHARED
 from .shared_medium import block_mask
 
 

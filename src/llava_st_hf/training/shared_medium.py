@@ -8,8 +8,8 @@ hidden state, and every weight the gradient, that separate sequences would have 
 
 import torch
 
-from ..batch_feature_llava_st import PADDING, SHARED
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.batch_feature_llava_st import PADDING, SHARED
+from ..model.processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED
 
 

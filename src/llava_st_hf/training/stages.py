@@ -10,11 +10,11 @@ import torch
 from transformers.integrations import deepspeed
 
 from ..adapters_llava_st import BASE_FOLDER, merge_adapter
-from ..configuration_llava_st import LlavaSTConfig
 from ..conversion_llava_st import ADAPTER_CONFIG, add_coordinate_rows, processor_for
-from ..coordinates import DEFAULT_NUM_BINS
-from ..modeling_llava_st import LlavaSTForConditionalGeneration
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.configuration_llava_st import LlavaSTConfig
+from ..model.coordinates_llava_st import DEFAULT_NUM_BINS
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.processing_llava_st import LlavaSTProcessor
 from .saving import last_checkpoint, whole_folder
 
 

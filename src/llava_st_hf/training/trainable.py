@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 
 
 # Part → where its parameters are, adapter or not; the first that fits. "coordinate_rows" are the rows of the coordinate tokens in

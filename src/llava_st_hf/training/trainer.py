@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
-from ..processing_llava_st import LlavaSTProcessor
+from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .metrics import TrainingMetrics

@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 
 from datasets import Dataset
 
-from ...grounding import Media
+from ...model.grounding_llava_st import Media
 from ..answers import READERS, Asked
 from ..benchmarks import read_benchmark
 from ..captions import FIGURES, missing_caption_tools, score_captions

@@ -5,8 +5,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .coordinates import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
-from .released_layout_llava_st import RELEASED_MODEL_TYPE, translate_config
+from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
+from .original_checkpoint_llava_st import RELEASED_MODEL_TYPE, translate_config
 
 
 # The tokens that a picture or a video occupies, in the order in which the released tokenizer holds them.

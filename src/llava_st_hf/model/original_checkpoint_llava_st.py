@@ -11,7 +11,7 @@ import re
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, Concatenate, WeightConverter, WeightRenaming
 
-from .coordinates import DEFAULT_NUM_BINS
+from .coordinates_llava_st import DEFAULT_NUM_BINS
 
 
 RELEASED_MODEL_TYPE = "llava_qwen"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .grounding import Media
+from .grounding_llava_st import Media
 
 
 # How far frames may be from where a constant rate has them, as a fraction of a frame and in seconds (containers that count

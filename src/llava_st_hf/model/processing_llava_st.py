@@ -14,7 +14,7 @@ from transformers.video_utils import VideoInput
 from .batch_feature_llava_st import LlavaSTBatchFeature, MediaText
 from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
 from .control_tokens_llava_st import SANITIZED_MARK, UNMARKED, check_messages, control_token_pattern
-from .coordinates import (
+from .coordinates_llava_st import (
     AXES,
     AXIS_OF_NAME,
     COORDINATE_TOKEN,
@@ -24,12 +24,12 @@ from .coordinates import (
     coordinate_token,
     position_to_bin,
 )
-from .grounding import Media, parse_answer
+from .grounding_llava_st import Media, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor, LlavaSTImageProcessorKwargs, original_size
 from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
 from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
-from .released_layout_llava_st import RELEASED_MODEL_TYPE
+from .original_checkpoint_llava_st import RELEASED_MODEL_TYPE
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 

@@ -5,7 +5,7 @@ visual features, and Neighbouring Token Propagation (LLaVA-ST, section 3.2). Fun
 import torch
 from torch.nn import functional as F
 
-from .coordinates import CoordinateVocabulary, propagation_matrix
+from .coordinates_llava_st import CoordinateVocabulary, propagation_matrix
 
 
 def propagate(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 """Conversations about a medium that is at hand already, as model inputs: many questions, one decoding."""
 
 from .batch_feature_llava_st import MediaText
-from .grounding import Media
+from .grounding_llava_st import Media
 from .processing_llava_st import LlavaSTProcessor
 
 

@@ -4,7 +4,7 @@
 import torch
 from transformers import BatchFeature
 
-from .grounding import Media
+from .grounding_llava_st import Media
 
 
 # Which conversation of its sequence a token belongs to is a number from 0 on, its segment; or one of these.

@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 
-from .coordinates import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
+from .coordinates_llava_st import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
 
 
 # Seconds before the first frame of a file that still mean this frame.

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from .coordinates import check_position
+from .coordinates_llava_st import check_position
 
 
 INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}

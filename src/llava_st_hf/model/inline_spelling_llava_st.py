@@ -4,7 +4,7 @@
 import re
 from itertools import pairwise
 
-from .coordinates import COORDINATE_TOKEN
+from .coordinates_llava_st import COORDINATE_TOKEN
 from .inline_coordinates_llava_st import COORDINATE_ADVICE, INLINE_COORDINATE, heading_error
 
 

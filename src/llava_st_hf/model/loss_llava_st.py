@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .coordinates import CoordinateVocabulary, propagation_matrix
+from .coordinates_llava_st import CoordinateVocabulary, propagation_matrix
 
 
 # Logits alive at one time: 2^25 fp32 values, 128 MiB. Larger chunks were not faster on CPU, and only a little on GPU.

@@ -18,15 +18,15 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
+from ..bundled import BUNDLED_NOTICE, is_bundled
 from .batch_feature_llava_st import join_samples
-from .bundled import BUNDLED_NOTICE, is_bundled
-from .coordinates import coordinate_token
+from .coordinates_llava_st import coordinate_token
 from .downloads_llava_st import DownloadLimits
-from .grounding import Media, parse_answer
+from .grounding_llava_st import Media, parse_answer
 from .inline_coordinates_llava_st import INLINE_COORDINATE
 from .media_files_llava_st import is_file_content, is_url
 from .messages_llava_st import read_box, read_span, read_time
-from .tasks import TASKS, task_content
+from .tasks_llava_st import TASKS, task_content
 from .video_frames_llava_st import flatten_videos, is_frames, is_still_image
 
 
