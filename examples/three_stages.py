@@ -19,7 +19,7 @@ from tiny_model import build_model, build_tokenizer
 from transformers import pipeline
 
 import llava_st_hf
-from llava_st_hf.adapters_llava_st import merge_adapter
+from llava_st_hf.checkpoints.adapters import merge_adapter
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from llava_st_hf import LlavaSTForConditionalGeneration
+from llava_st_hf.checkpoints.conversion import add_coordinate_rows, merge_lora, processor_for
 from llava_st_hf.cli import main
-from llava_st_hf.conversion_llava_st import add_coordinate_rows, merge_lora, processor_for
 from modeling_tests.factories import tiny_config, tiny_model
 from modeling_tests.processors import PICTURE, tiny_processor, tiny_tokenizer
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, REFERENCE, analytic_pixels, config_overrides, expected, requires_reference

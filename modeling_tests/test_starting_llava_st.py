@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf.checkpoints.conversion import add_coordinate_rows, processor_for
+from llava_st_hf.checkpoints.stage1_init import stage1_config, start_stage1
 from llava_st_hf.cli import main
-from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.starting_llava_st import stage1_config, start_stage1
 from modeling_tests.processors import CHAT_TOKENS, encode, photo, user
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, pipeline
 from trl import ModelConfig, TrlParser
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.adapters_llava_st import merge_adapter
+from llava_st_hf.checkpoints.adapters import merge_adapter
 from llava_st_hf.cli import main as llava_st
 from llava_st_hf.training import LlavaSTTrainingConfig, check_run, make_trainable, starting_folder
 from modeling_tests.processors import model_for, tiny_processor

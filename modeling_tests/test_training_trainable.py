@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from llava_st_hf.adapters_llava_st import merge_adapter
+from llava_st_hf.checkpoints.adapters import merge_adapter
 from llava_st_hf.training import PARTS, make_trainable
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.factories import mixed_batch, tiny_config, tiny_model

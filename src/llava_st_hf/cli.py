@@ -43,8 +43,8 @@ def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.base)
     from . import LlavaSTProcessor
-    from .adapters_llava_st import merge_adapter
-    from .conversion_llava_st import processor_for
+    from .checkpoints.adapters import merge_adapter
+    from .checkpoints.conversion import processor_for
 
     overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
@@ -59,7 +59,7 @@ def _start_stage1(args: argparse.Namespace) -> None:
     if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
         raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
     _refuse_adapter(args.checkpoint)
-    from .starting_llava_st import stage1_config, start_stage1
+    from .checkpoints.stage1_init import stage1_config, start_stage1
 
     overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
     model, processor = start_stage1(args.checkpoint, dtype=args.dtype, config_overrides=overrides)

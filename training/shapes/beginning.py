@@ -17,7 +17,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 import llava_st_hf
-from llava_st_hf.conversion_llava_st import add_coordinate_rows, processor_for
+from llava_st_hf.checkpoints.conversion import add_coordinate_rows, processor_for
 from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on TRL: `pip install llava-st-hf[train]`."""
 
+from ..checkpoints.model_card import describe_mixture
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
-from .model_card import describe_mixture
 from .muon import MuonAdamW
 from .record import check_run
 from .saving import last_checkpoint

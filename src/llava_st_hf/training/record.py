@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ..adapters_llava_st import BASE_FOLDER
+from ..checkpoints.adapters import BASE_FOLDER
 from .arguments import LlavaSTTrainingConfig
 from .saving import last_checkpoint
 

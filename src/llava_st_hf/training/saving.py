@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 
-from ..adapters_llava_st import BASE_FOLDER
+from ..checkpoints.adapters import BASE_FOLDER
 
 
 PARTIAL = ".partial"  # begins no checkpoint's name, so nothing resumes from it

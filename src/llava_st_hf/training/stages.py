@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers.integrations import deepspeed
 
-from ..adapters_llava_st import BASE_FOLDER, merge_adapter
-from ..conversion_llava_st import ADAPTER_CONFIG, add_coordinate_rows, processor_for
+from ..checkpoints.adapters import BASE_FOLDER, merge_adapter
+from ..checkpoints.conversion import ADAPTER_CONFIG, add_coordinate_rows, processor_for
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .conversion_llava_st import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, merge_lora
-from .model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from .conversion import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, merge_lora
 
 
 BASE_FOLDER = "base"  # in an adapter's folder: the model that it is for, where training made that

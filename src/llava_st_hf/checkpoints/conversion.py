@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
-from .model.modeling_llava_st import LlavaSTForConditionalGeneration
-from .model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_released_key
-from .model.processing_llava_st import LlavaSTProcessor
+from ..model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_released_key
+from ..model.processing_llava_st import LlavaSTProcessor
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, LlavaOnevisionConfig, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2Config
 from transformers.utils import logging
 
-from .model.configuration_llava_st import SPECIAL_TOKENS, LlavaSTConfig
-from .model.image_processing_llava_st import LlavaSTImageProcessor
-from .model.modeling_llava_st import LlavaSTForConditionalGeneration
-from .model.original_checkpoint_llava_st import RELEASED_MODEL_TYPE, translate_config
-from .model.processing_llava_st import LlavaSTProcessor
-from .model.video_processing_llava_st import LlavaSTVideoProcessor
+from ..model.configuration_llava_st import SPECIAL_TOKENS, LlavaSTConfig
+from ..model.image_processing_llava_st import LlavaSTImageProcessor
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.original_checkpoint_llava_st import RELEASED_MODEL_TYPE, translate_config
+from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.video_processing_llava_st import LlavaSTVideoProcessor
 
 
 # Key in a `llava_onevision` file → ours, first to last. Such files exist with transformers' older names, with the newer ones, and
