@@ -20,10 +20,10 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import llava_st_hf  # noqa: F401  (registers pipeline("video-grounding"))
-from llava_st_hf.data.shapes import make_scene, scene_seed
-from llava_st_hf.data.shapes_files import write_video
-from llava_st_hf.data.shapes_questions import happening
 from llava_st_hf.model.video_reading_llava_st import read_video_metadata
+from llava_st_hf.shapes.files import write_video
+from llava_st_hf.shapes.questions import happening
+from llava_st_hf.shapes.scenes import make_scene, scene_seed
 from llava_st_hf.visualization import (
     ANSWER_COLOUR,
     TRUTH_COLOUR,

@@ -12,11 +12,11 @@ from transformers import pipeline
 
 from llava_st_hf import BUNDLED_MODEL
 from llava_st_hf.cli import main
-from llava_st_hf.data.shapes import make_scene, scene_seed
-from llava_st_hf.data.shapes_files import write_image, write_video
-from llava_st_hf.data.shapes_questions import image_rows, video_rows
 from llava_st_hf.evaluation.metrics import box_iou, temporal_iou
 from llava_st_hf.model.tasks_llava_st import TASKS
+from llava_st_hf.shapes.files import write_image, write_video
+from llava_st_hf.shapes.questions import image_rows, video_rows
+from llava_st_hf.shapes.scenes import make_scene, scene_seed
 from modeling_tests.media import write_cut
 
 

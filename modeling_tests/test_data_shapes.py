@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from llava_st_hf.data import load_mixture, validate_mixture
-from llava_st_hf.data.shapes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
-from llava_st_hf.data.shapes_files import PHASES, write_questions, write_training_data, write_video
-from llava_st_hf.data.shapes_questions import attributes, happening, image_rows, reference, references, tubelet, video_rows
 from llava_st_hf.model.messages_llava_st import box_text
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.model.video_processing_llava_st import LlavaSTVideoProcessor
+from llava_st_hf.shapes.files import PHASES, write_questions, write_training_data, write_video
+from llava_st_hf.shapes.questions import attributes, happening, image_rows, reference, references, tubelet, video_rows
+from llava_st_hf.shapes.scenes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
 
 
 VIDEOS = [make_scene(scene_seed("train", number), is_video=True) for number in range(60)]

@@ -10,7 +10,6 @@ import pytest
 from llava_st_hf.cli import main as llava_st
 from llava_st_hf.data.json_rows import BrokenFileError
 from llava_st_hf.data.samples import GroundingSample
-from llava_st_hf.data.shapes_files import write_questions
 from llava_st_hf.evaluation import READERS, Asked, Grounding, Prediction, Question, read_benchmark, read_predictions, score
 from llava_st_hf.evaluation import scoring as scoring_module
 from llava_st_hf.evaluation.phrases import named_ious, plain_words
@@ -24,6 +23,7 @@ from llava_st_hf.model.image_processing_llava_st import load_image
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.model.video_decoding_llava_st import open_video_file
 from llava_st_hf.model.video_sampling_llava_st import sample_frame_indices
+from llava_st_hf.shapes.files import write_questions
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.miniatures import write_json
 from modeling_tests.processors import model_for, tiny_processor

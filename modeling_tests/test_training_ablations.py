@@ -16,8 +16,8 @@ import ablations
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
 from llava_st_hf.data import load_mixture
-from llava_st_hf.data.shapes_files import write_training_data
 from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker
+from llava_st_hf.shapes.files import write_training_data
 from modeling_tests.shapes_start import write_stage2
 
 

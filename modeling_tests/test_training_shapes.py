@@ -14,8 +14,8 @@ import beginning
 import sight
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES, Event, Scene, Thing, make_scene, scene_seed
-from llava_st_hf.data.shapes_files import write_training_data
+from llava_st_hf.shapes.files import write_training_data
+from llava_st_hf.shapes.scenes import COLOURS, SHAPES, SIZES, Event, Scene, Thing, make_scene, scene_seed
 from modeling_tests.shapes_start import write_stage2
 
 

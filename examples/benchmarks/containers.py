@@ -23,11 +23,11 @@ import numpy as np
 from transformers import pipeline
 
 import llava_st_hf  # noqa: F401  (registers the pipeline)
-from llava_st_hf.data.shapes import Painter, Scene, make_scene, scene_seed
-from llava_st_hf.data.shapes_files import write_video
-from llava_st_hf.data.shapes_questions import video_rows
 from llava_st_hf.evaluation.metrics import temporal_iou
 from llava_st_hf.model.media_files_llava_st import MEDIA_ERRORS
+from llava_st_hf.shapes.files import write_video
+from llava_st_hf.shapes.questions import video_rows
+from llava_st_hf.shapes.scenes import Painter, Scene, make_scene, scene_seed
 
 
 FIRST = 9000  # number of the first scene

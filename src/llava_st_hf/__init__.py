@@ -15,7 +15,6 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .bundled import BUNDLED_MODEL
 from .model.configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
 from .model.downloads_llava_st import DownloadLimits
 from .model.grounding_llava_st import Media, parse_answer
@@ -26,6 +25,7 @@ from .model.pipeline_llava_st import VideoGroundingPipeline
 from .model.processing_llava_st import LlavaSTProcessor
 from .model.video_processing_llava_st import LlavaSTVideoProcessor
 from .model.video_reading_llava_st import read_video_metadata
+from .shapes.demo_model import BUNDLED_MODEL
 from .version import __version__ as __version__
 
 

@@ -18,8 +18,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 import llava_st_hf
 from llava_st_hf.checkpoints.conversion import add_coordinate_rows, processor_for
-from llava_st_hf.data.shapes import COLOURS, SHAPES, SIZES
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
+from llava_st_hf.shapes.scenes import COLOURS, SHAPES, SIZES
 
 
 WIDTH = 160  # of the decoder; its weights begin as large as suits that: those of Qwen2 are 0.02, for thousands

@@ -22,10 +22,10 @@ from train import QUESTIONS_PER_TASK
 from transformers.utils import logging
 
 from llava_st_hf import BUNDLED_MODEL, LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data.shapes_files import write_questions
 from llava_st_hf.evaluation import EvaluationSettings, read_benchmark, run_benchmark, score
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.model.tasks_llava_st import TASKS
+from llava_st_hf.shapes.files import write_questions
 
 
 # What a model should reach that was trained on two CPU cores, and on one H100. `SHARES` are per cent in the figures, and fractions here.

@@ -16,8 +16,8 @@ from PIL import Image
 from sight import WORDS
 from train import STAGES
 
-from llava_st_hf.data.shapes import Painter, make_scene, scene_seed
-from llava_st_hf.data.shapes_questions import happening
+from llava_st_hf.shapes.questions import happening
+from llava_st_hf.shapes.scenes import Painter, make_scene, scene_seed
 from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, one_above_another, side_by_side
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import llava_st_hf
-from llava_st_hf.data.shapes import COLOURS, KINDS, SHAPES, SIZES, Scene, make_scene, scene_seed
+from llava_st_hf.shapes.scenes import COLOURS, KINDS, SHAPES, SIZES, Scene, make_scene, scene_seed
 from llava_st_hf.training.muon import MuonAdamW
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from sight import NUM_FRAMES
 
 import llava_st_hf
-from llava_st_hf.data.shapes_files import write_questions, write_training_data
+from llava_st_hf.shapes.files import write_questions, write_training_data
 from llava_st_hf.training.muon import TILES
 
 

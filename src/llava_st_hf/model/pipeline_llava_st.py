@@ -18,7 +18,7 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
-from ..bundled import BUNDLED_NOTICE, is_bundled
+from ..shapes.demo_model import BUNDLED_NOTICE, is_bundled
 from .batch_feature_llava_st import join_samples
 from .coordinates_llava_st import coordinate_token
 from .downloads_llava_st import DownloadLimits

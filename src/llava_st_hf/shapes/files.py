@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .shapes import Painter, Scene, make_scene, scene_seed
-from .shapes_questions import image_rows, video_rows
+from .questions import image_rows, video_rows
+from .scenes import Painter, Scene, make_scene, scene_seed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..model.messages_llava_st import box_text, span_text, time_text
 from ..model.video_sampling_llava_st import sample_frame_indices
-from .shapes import Event, Scene
+from .scenes import Event, Scene
 
 
 _TUBELET_TASKS = ("stvg", "svg", "elc")
