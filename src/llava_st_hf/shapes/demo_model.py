@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 #: Folder of the bundled model, for `from_pretrained`. docs/shapes.md tells how it was made and what it reaches.
-BUNDLED_MODEL = str(Path(__file__).resolve().parent / "assets" / "shapes")
+BUNDLED_MODEL = str(Path(__file__).resolve().parent / "weights")
 BUNDLED_NOTICE = (
     "This is the small model that comes with llava-st-hf: it knows moving circles, squares, triangles and crosses and nothing of the "
     "real world; give model= a LLaVA-ST checkpoint for real videos."
