@@ -16,7 +16,7 @@ from llava_st_hf.cli import main
 from llava_st_hf.data.inline import check_text
 from llava_st_hf.data.rows import conversation_row
 from llava_st_hf.evaluation.benchmarks import read_benchmark
-from llava_st_hf.evaluation.lmms_eval_plugin import answer_chats
+from llava_st_hf.integrations.lmms_eval.plugin import answer_chats
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.model.control_tokens_llava_st import SANITIZED_MARK, check_control_tokens, check_messages
 from llava_st_hf.training.collator import LlavaSTDataCollator

@@ -18,10 +18,10 @@ from datasets import Dataset
 from llava_st_hf.evaluation import commands
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from llava_st_hf.evaluation.captions import FIGURES, missing_caption_tools
-from llava_st_hf.evaluation.lmms_eval_plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
-from llava_st_hf.evaluation.lmms_eval_tasks import utils
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.evaluation.scoring import score
+from llava_st_hf.integrations.lmms_eval.plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
+from llava_st_hf.integrations.lmms_eval.tasks import utils
 from modeling_tests.miniatures import MINIATURES, oracle, shifted_oracle
 from modeling_tests.processors import PICTURE, model_for, tiny_processor
 

@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
-from ..model.batch_feature_llava_st import join_samples
-from ..model.media_files_llava_st import MEDIA_ERRORS
-from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
-from ..model.processing_llava_st import LlavaSTProcessor
-from .runner import EvaluationSettings
+from ...evaluation.runner import EvaluationSettings
+from ...model.batch_feature_llava_st import join_samples
+from ...model.media_files_llava_st import MEDIA_ERRORS
+from ...model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ...model.processing_llava_st import LlavaSTProcessor
 
 
 try:

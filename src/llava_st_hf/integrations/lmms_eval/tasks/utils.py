@@ -17,13 +17,13 @@ from functools import lru_cache, partial
 
 from datasets import Dataset
 
-from ...model.grounding_llava_st import Media
-from ..answers import READERS, Asked
-from ..benchmarks import read_benchmark
-from ..captions import FIGURES, missing_caption_tools, score_captions
-from ..lmms_eval_plugin import CUT_OFF
-from ..rows import OWN_READER, Grounding, Prediction, Question
-from ..scoring import score
+from ....evaluation.answers import READERS, Asked
+from ....evaluation.benchmarks import read_benchmark
+from ....evaluation.captions import FIGURES, missing_caption_tools, score_captions
+from ....evaluation.rows import OWN_READER, Grounding, Prediction, Question
+from ....evaluation.scoring import score
+from ....model.grounding_llava_st import Media
+from ..plugin import CUT_OFF
 
 
 # Benchmark → what its data are called in the environment: LLAVA_ST_<name>_ANNOTATIONS is a file, LLAVA_ST_<name>_MEDIA a folder.
