@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
     _Base = None
 
 
-TASKS = str(Path(__file__).parent / "lmms_eval_tasks")
+TASKS = str(Path(__file__).parent / "tasks")
 # Ends an answer that is no whole one, where the task asks for it by the generation setting `mark_cut_off`: lmms-eval hands nothing but
 # the text from a model to a task.
 CUT_OFF = "<cut off>"
