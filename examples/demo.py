@@ -85,7 +85,7 @@ def annotate(video: str, output: Path, events: list[dict], truth) -> tuple[list[
     return pictures, time
 
 
-# ============================================================ Grounding
+# ============================================================ GroundingResult
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def write_start(folder: Path) -> None:
         tokenizer=tokenizer,
         video_processor=llava_st_hf.LlavaSTVideoProcessor(size=size, num_frames=20),
     )
-    build_model(tokenizer, image_size=126, use_lape=False).save_pretrained(folder)
+    build_model(tokenizer, image_size=126, use_coordinate_tokens=False).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

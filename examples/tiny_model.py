@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A LLaVA-ST of random weights, small enough to build in a second: for trying the machinery, not for answers.
 
-    python examples/tiny_model.py tiny-random-llava-st
+python examples/tiny_model.py tiny-random-llava-st
 """
 
 import sys
@@ -35,12 +35,12 @@ def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
 
 
 def build_model(
-    tokenizer: Qwen2Tokenizer, seed: int = 0, image_size: int = 384, use_lape: bool = True
+    tokenizer: Qwen2Tokenizer, seed: int = 0, image_size: int = 384, use_coordinate_tokens: bool = True
 ) -> llava_st_hf.LlavaSTForConditionalGeneration:
     """The released architecture with two narrow layers in every part; by default with its 27×27 patches, 100 frames and 100 bins."""
     torch.manual_seed(seed)
     config = llava_st_hf.LlavaSTConfig(
-        use_lape=use_lape,
+        use_coordinate_tokens=use_coordinate_tokens,
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 64,

@@ -18,7 +18,7 @@ NUM_FRAMES = 4
 
 def tiny_config(num_temporal_bins: int = 6, num_spatial_bins: int = 5, **overrides) -> LlavaSTConfig:
     """A configuration of a model that runs in milliseconds. `text_config` and `vision_config` may be given in part."""
-    num_coordinates = num_temporal_bins + 2 * num_spatial_bins if overrides.get("use_lape", True) else 0
+    num_coordinates = num_temporal_bins + 2 * num_spatial_bins if overrides.get("use_coordinate_tokens", True) else 0
     vision_config = {
         "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
         "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE,
@@ -29,7 +29,7 @@ def tiny_config(num_temporal_bins: int = 6, num_spatial_bins: int = 5, **overrid
         "max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     }  # fmt: skip
-    options = {"packer_hidden_size": 16, "packer_num_attention_heads": 2, "packer_temporal_scale": 2, **overrides}
+    options = {"packer_hidden_size": 16, "packer_num_attention_heads": 2, "packer_temporal_stride": 2, **overrides}
     options["vision_config"] = {**vision_config, **overrides.get("vision_config", {})}
     options["text_config"] = {**text_config, **overrides.get("text_config", {})}
     return LlavaSTConfig(num_temporal_bins=num_temporal_bins, num_spatial_bins=num_spatial_bins, **options)
@@ -52,7 +52,7 @@ def image_tokens(config: LlavaSTConfig) -> list[int]:
 
 def video_tokens(config: LlavaSTConfig, num_frames: int = NUM_FRAMES) -> list[int]:
     fast = num_frames * config.fast_grid_size**2
-    slow = -(-num_frames // config.packer_temporal_scale) * config.packed_grid_size**2
+    slow = -(-num_frames // config.packer_temporal_stride) * config.packed_grid_size**2
     patch = config.video_token_id
     tokens = [config.video_start_token_id, *[patch] * (fast - 2), config.video_end_token_id] if fast > 1 else [patch]
     return [*tokens, config.slow_video_start_token_id, *[patch] * (slow - 2), config.slow_video_end_token_id]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_st_hf.evaluation.rows import Box, Question
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
-from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.model.grounding_llava_st import MediaInfo
 from modeling_tests.media import moving_frames, write_video
 
 
@@ -161,13 +161,13 @@ MINIATURES: dict[str, Callable[[Path], tuple[str, str]]] = {
 }
 
 
-def media_of(question: Question) -> Media:
+def media_of(question: Question) -> MediaInfo:
     """What a model would see of it: of a video whose annotation does not tell, 100 frames."""
     width, height = question.size or (WIDTH, HEIGHT)
     if question.kind == "image":
-        return Media("image", width, height)
+        return MediaInfo("image", width, height)
     first, last = question.frames or (0, 99)
-    return Media("video", width, height, fps=float(FPS), first_frame=first, last_frame=last)
+    return MediaInfo("video", width, height, fps=float(FPS), first_frame=first, last_frame=last)
 
 
 def oracle(question: Question) -> str:

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, last_checkpoint, make_trainable
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, get_last_checkpoint, prepare_model_for_training
 from modeling_tests.corpora import mixed_dataset
 from modeling_tests.processors import model_for, tiny_processor
 
@@ -34,7 +34,7 @@ OPTIONS = {
     "optim": "sgd",  # small differences stay small
     "max_grad_norm": 0.0,
     "seed": 3,
-    "train": ["packer", "input_embeddings", "coordinate_rows", "lora"],
+    "train": ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
 }
 
 
@@ -49,16 +49,14 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_trainer(
-    folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options
-) -> LlavaSTTrainer:
+def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options) -> LlavaSTTrainer:
     """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
     options = {**OPTIONS, **options}
     dataset = mixed_dataset(folder, count)
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
     processor = tiny_processor()
     torch.manual_seed(0)
-    model = make_trainable(model_for(processor), args.train, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
+    model = prepare_model_for_training(model_for(processor), args.train, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
             torch.nn.init.normal_(parameter, std=0.1)
@@ -70,7 +68,7 @@ def main(folder: Path, options: dict) -> None:
     kill_at = options.pop("kill_at", None)
     trainer = make_trainer(folder, callbacks=[Killer(kill_at)] if kill_at else None, **options)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir))
     if trainer.is_world_process_zero():
         changes = {name: p.detach() - before[name] for name, p in trainer.model.named_parameters() if p.requires_grad}
         torch.save(changes, folder / "changes.pt")

@@ -60,8 +60,8 @@ def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditional
             "pad_token_id": processor.tokenizer.pad_token_id,
             "eos_token_id": processor.tokenizer.eos_token_id,
         },
-        packer_temporal_scale=processor.packer_temporal_scale,
-        plain_width_prompts=processor.plain_width_prompts,
+        packer_temporal_stride=processor.packer_temporal_stride,
+        ignore_prompt_x_coordinates=processor.ignore_prompt_x_coordinates,
         use_downsample_image=processor.use_downsample_image,
         **overrides,
     )

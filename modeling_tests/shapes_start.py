@@ -16,5 +16,5 @@ def write_stage2(folder: Path) -> Path:
     tokenizer = start.build_tokenizer([])
     start.build_model(tokenizer).save_pretrained(folder / "start")
     start.build_processor(tokenizer).save_pretrained(folder / "start")
-    beginning.give_rows(folder / "start", folder / "rows")
+    beginning.init_coordinate_embeddings(folder / "start", folder / "rows")
     return folder / "rows"

@@ -24,7 +24,7 @@ def video(folder):
 
 @pytest.fixture(params=["chat template", "pipeline"])
 def ask(request, grounder):
-    """Asks about a medium, and returns the `Media` that the answer would be read with."""
+    """Asks about a medium, and returns the `MediaInfo` that the answer would be read with."""
 
     def ask(kind, source, text="What?", **options):
         if request.param == "pipeline":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from llava_st_hf import BUNDLED_MODEL
+from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.cli import main
 from llava_st_hf.evaluation.metrics import box_iou, temporal_iou
 from llava_st_hf.model.tasks_llava_st import TASKS
@@ -180,8 +180,8 @@ def test_the_command_line_takes_it_by_default(rows, capsys):
 
 
 def test_it_is_small_and_in_half_precision():
-    files = [os.path.join(BUNDLED_MODEL, name) for name in os.listdir(BUNDLED_MODEL)]
+    files = [os.path.join(DEMO_MODEL_PATH, name) for name in os.listdir(DEMO_MODEL_PATH)]
     assert sum(map(os.path.getsize, files)) < 25e6
-    with open(os.path.join(BUNDLED_MODEL, "model.safetensors"), "rb") as file:
+    with open(os.path.join(DEMO_MODEL_PATH, "model.safetensors"), "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F16"}

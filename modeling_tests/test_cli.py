@@ -127,8 +127,8 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path,
         ("{", "is no JSON"),
         ('{"packer_width": 3}', "sets packer_width, which"),
         ('{"text_config": {"layers": 3}}', "sets text_config.layers, which"),
-        ('{"packer_spatial_scale": "three"}', "does not fit .*packer_spatial_scale"),
-        ('{"packer_spatial_scale": 7}', "packer_spatial_scale=7 does not divide"),
+        ('{"packer_spatial_stride": "three"}', "does not fit .*packer_spatial_stride"),
+        ('{"packer_spatial_stride": 7}', "packer_spatial_stride=7 does not divide"),
     ],
 )
 def test_impossible_overrides_are_refused_before_weights_are_read(tmp_path, capsys, content, message):
@@ -143,8 +143,8 @@ def test_convert_writes_our_layout_that_auto_classes_load(tmp_path):
     assert main(["convert", str(ORIGINAL_CHECKPOINT), str(tmp_path), "--config-overrides", str(OVERRIDES)]) == 0
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llava_st"
     assert "model.packer.spatial.q_proj.weight" in load_file(tmp_path / "model.safetensors")
-    assert AutoModelForImageTextToText.from_pretrained(tmp_path).config.drop_fast_features
-    assert LlavaSTProcessor.from_pretrained(tmp_path).plain_width_prompts
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path).config.disable_fast_stream
+    assert LlavaSTProcessor.from_pretrained(tmp_path).ignore_prompt_x_coordinates
 
 
 @requires_reference

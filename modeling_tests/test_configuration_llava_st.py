@@ -17,7 +17,7 @@ def test_defaults_are_those_of_the_published_model():
     assert (config.vision_config.num_hidden_layers, config.vision_config.hidden_size) == (26, 1152)
     assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (28, 3584)
     assert config.text_config.rope_parameters["rope_theta"] == 1e6
-    assert not (config.plain_width_prompts or config.drop_fast_features or config.use_downsample_image)
+    assert not (config.ignore_prompt_x_coordinates or config.disable_fast_stream or config.use_downsample_image)
     assert config.coordinate_start_token_id + 300 == config.text_config.vocab_size
 
 
@@ -30,12 +30,14 @@ def test_token_ids_are_derived_from_the_end_of_the_vocabulary():
 
 
 def test_stage_1_configuration_has_no_coordinate_tokens():
-    config = tiny_config(use_lape=False)
+    config = tiny_config(use_coordinate_tokens=False)
     assert config.coordinate_start_token_id is None
     assert config.width_output_token_id == config.text_config.vocab_size - 1
 
 
-@pytest.mark.parametrize("options", [{}, {"use_lape": False}, {"plain_width_prompts": True, "drop_fast_features": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_coordinate_tokens": False}, {"ignore_prompt_x_coordinates": True, "disable_fast_stream": True}]
+)
 def test_round_trip_through_a_folder(tmp_path, options):
     config = tiny_config(**options)
     config.save_pretrained(tmp_path)
@@ -52,8 +54,8 @@ def test_configurations_may_be_given_as_objects():
 
 def test_overrides_on_loading_keep_the_rest_of_a_sub_configuration(tmp_path):
     tiny_config().save_pretrained(tmp_path)
-    config = LlavaSTConfig.from_pretrained(tmp_path, text_config={"intermediate_size": 48}, drop_fast_features=True)
-    assert config.text_config.intermediate_size == 48 and config.drop_fast_features
+    config = LlavaSTConfig.from_pretrained(tmp_path, text_config={"intermediate_size": 48}, disable_fast_stream=True)
+    assert config.text_config.intermediate_size == 48 and config.disable_fast_stream
     assert config.text_config.hidden_size == 32 and config.vision_config.image_size == 18
 
 
@@ -68,9 +70,9 @@ def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
-        ({"packer_spatial_scale": 2}, "packer_spatial_scale=2"),
-        ({"packer_fast_scale": 2}, "packer_fast_scale=2"),
-        ({"packer_temporal_scale": 0}, "packer_temporal_scale must be at least 1"),
+        ({"packer_spatial_stride": 2}, "packer_spatial_stride=2"),
+        ({"fast_spatial_stride": 2}, "fast_spatial_stride=2"),
+        ({"packer_temporal_stride": 0}, "packer_temporal_stride must be at least 1"),
         ({"packer_num_attention_heads": 3}, "packer_num_attention_heads=3"),
         ({"num_temporal_bins": 1}, "num_temporal_bins"),
         ({"num_spatial_bins": 1001, "text_config": {"vocab_size": 9999}}, "num_spatial_bins"),
@@ -78,7 +80,7 @@ def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
         ({"image_token_id": 7, "video_token_id": 7}, "video_token_id and image_token_id are both 7"),
         ({"video_token_id": 115}, "video_token_id=115 overlaps the coordinate tokens 113…128"),
         ({"coordinate_start_token_id": -4}, "coordinate_start_token_id=-4"),
-        ({"vision_config": {"image_size": 20}}, "packer_spatial_scale=3 does not divide the vision grid of 10×10"),
+        ({"vision_config": {"image_size": 20}}, "packer_spatial_stride=3 does not divide the vision grid of 10×10"),
     ],
 )
 def test_contradictions_are_refused_by_name(options, culprit):

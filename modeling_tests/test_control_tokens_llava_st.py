@@ -190,7 +190,7 @@ def test_sanitized_control_tokens_are_plain_text(processor):
 
 @can_sanitize
 def test_a_sanitized_end_of_turn_does_not_end_an_answer():
-    processor = tiny_processor(plain_width_prompts=True)  # widths of answers are bins, those of other messages a placeholder
+    processor = tiny_processor(ignore_prompt_x_coordinates=True)  # widths of answers are bins, those of other messages a placeholder
     inputs = encode(processor, user("Hi"), answer("<|im_end|> <w0.5>"), sanitize_control_tokens=True)
     assert "<WIDTH-050>" in processor.tokenizer.decode(inputs["input_ids"][0])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from llava_st_hf import LlavaSTForConditionalGeneration
-from llava_st_hf.checkpoints.conversion import add_coordinate_rows, merge_lora, processor_for
+from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor, merge_lora
 from llava_st_hf.cli import main
 from modeling_tests.factories import tiny_config, tiny_model
 from modeling_tests.processors import PICTURE, tiny_processor, tiny_tokenizer
@@ -60,7 +60,7 @@ def test_a_stage_1_base_without_coordinates_grows_them_and_saves(tmp_path):
     config = json.loads((base / "config.json").read_text())
     del config["num_temporal_tokens"], config["num_spatial_tokens"]
     (base / "config.json").write_text(json.dumps(config))
-    assert not LlavaSTForConditionalGeneration.from_pretrained(base, **config_overrides()).config.use_lape
+    assert not LlavaSTForConditionalGeneration.from_pretrained(base, **config_overrides()).config.use_coordinate_tokens
 
     merge_lora(base, ORIGINAL_LORA, **config_overrides()).save_pretrained(tmp_path / "merged")
     model = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "merged")
@@ -127,14 +127,14 @@ def test_half_of_a_lora_pair_is_refused(stage_folder):
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else(tmp_path, loaded):
-    model = tiny_model(use_lape=False)
+    model = tiny_model(use_coordinate_tokens=False)
     if loaded:  # as a run of stage 2 does with what stage 1 left
         model.save_pretrained(tmp_path)
         model = LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
     rows = model.config.text_config.vocab_size
     before, head = model.get_input_embeddings().weight.clone(), model.lm_head.weight.clone()
-    add_coordinate_rows(model, num_temporal_bins=6, num_spatial_bins=5)
-    assert model.config.use_lape and model.config.coordinate_start_token_id == rows
+    add_coordinate_tokens(model, num_temporal_bins=6, num_spatial_bins=5)
+    assert model.config.use_coordinate_tokens and model.config.coordinate_start_token_id == rows
     assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0] == rows + 16
     torch.testing.assert_close(model.get_input_embeddings().weight[:rows], before)
     torch.testing.assert_close(model.lm_head.weight[:rows], head)
@@ -144,7 +144,7 @@ def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else(tmp_path, 
 
 def test_a_model_with_coordinates_is_not_given_more():
     with pytest.raises(ValueError, match="already"):
-        add_coordinate_rows(tiny_model(tiny_config()), 6, 5)
+        add_coordinate_tokens(tiny_model(tiny_config()), 6, 5)
 
 
 # Stage folders made on the spot, for a base of stage 1
@@ -164,10 +164,10 @@ def stage_1(tmp_path):
     base, stage = tmp_path / "base", tmp_path / "stage"
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
     config = tiny_config(
-        use_lape=False,
+        use_coordinate_tokens=False,
         vision_config={"image_size": 126, "patch_size": 14},
         text_config={"vocab_size": len(processor.tokenizer)},
-        packer_temporal_scale=5,
+        packer_temporal_stride=5,
     )
     tiny_model(config).save_pretrained(base)
     processor.save_pretrained(base)
@@ -193,7 +193,7 @@ def test_a_processor_that_is_not_the_bases_is_refused(stage_1):
     model = merge_lora(*stage_1)
     for other in (tiny_processor(), tiny_processor(tokenizer=longer_tokenizer())):
         with pytest.raises(ValueError, match="not that of the merged model: the id of <TEMP-000>"):
-            processor_for(model, other)
+            add_coordinate_tokens_to_processor(model, other)
 
 
 def longer_tokenizer():
@@ -204,7 +204,7 @@ def longer_tokenizer():
 
 def test_a_model_that_did_not_grow_keeps_its_processor():
     processor = tiny_processor()
-    assert processor_for(tiny_model(use_lape=False), processor) is processor
+    assert add_coordinate_tokens_to_processor(tiny_model(use_coordinate_tokens=False), processor) is processor
 
 
 @pytest.mark.parametrize("missing", TABLES)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from llava_st_hf.data import FEATURES, GROUPED_FEATURES, group_by_medium, load_mixture
+from llava_st_hf.data import FEATURES, GROUPED_FEATURES, load_mixture, pack_by_video
 from llava_st_hf.data.grouping import opening
 from llava_st_hf.data.rows import Medium, conversation_row
 from modeling_tests.miniatures import write_json
@@ -28,7 +28,7 @@ def ids(grouped: Dataset) -> list[str]:
 def test_rows_of_one_medium_are_merged_in_the_order_of_the_first(tmp_path):
     image = Medium("image", "/a.jpg")
     rows = dataset((VIDEO, TURNS), (image, TURNS), (None, TURNS), (VIDEO, TURNS), (None, TURNS), (image, TURNS), (VIDEO, TURNS))
-    grouped = group_by_medium(rows, 8)
+    grouped = pack_by_video(rows, 8)
     assert ids(grouped) == ["036", "15", "2", "4"]
     assert grouped.features == GROUPED_FEATURES
     assert grouped["modality"][:] == ["video", "image", "text", "text"]
@@ -40,8 +40,8 @@ def test_rows_of_one_medium_are_merged_in_the_order_of_the_first(tmp_path):
 
 def test_a_group_has_no_more_rows_than_wanted():
     rows = dataset(*[(VIDEO, TURNS)] * 5, (Medium("video", "/b.mp4"), TURNS), (VIDEO, TURNS))
-    assert ids(group_by_medium(rows, 2)) == ["01", "23", "46", "5"]
-    assert ids(group_by_medium(rows, 1)) == list("0123456")
+    assert ids(pack_by_video(rows, 2)) == ["01", "23", "46", "5"]
+    assert ids(pack_by_video(rows, 1)) == list("0123456")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_group_has_no_more_rows_than_wanted():
     ],
 )
 def test_another_medium_part_or_system_message_is_another_group(medium, turns):
-    assert ids(group_by_medium(dataset((VIDEO, TURNS), (medium, turns), (VIDEO, TURNS)), 8)) == ["02", "1"]
+    assert ids(pack_by_video(dataset((VIDEO, TURNS), (medium, turns), (VIDEO, TURNS)), 8)) == ["02", "1"]
 
 
 def test_several_media_or_an_answer_before_them_stay_alone():
@@ -68,14 +68,14 @@ def test_several_media_or_an_answer_before_them_stay_alone():
     for row in moved:
         row["messages"][2]["content"].insert(0, row["messages"][0]["content"].pop(0))
         assert opening(row["messages"]) is None
-    grouped = group_by_medium(Dataset.from_list([*rows, *moved], features=FEATURES), 8)
+    grouped = pack_by_video(Dataset.from_list([*rows, *moved], features=FEATURES), 8)
     assert [len(row) for row in grouped["ids"]] == [1] * 4
 
 
 def test_sources_of_a_group_are_all_named():
     rows = dataset((VIDEO, TURNS), (VIDEO, TURNS)).to_list()
     rows[1]["source"] = "other"
-    assert group_by_medium(Dataset.from_list(rows, features=FEATURES), 8)[0]["source"] == "made, other"
+    assert pack_by_video(Dataset.from_list(rows, features=FEATURES), 8)[0]["source"] == "made, other"
 
 
 def test_many_rows_are_all_there_once():
@@ -84,7 +84,7 @@ def test_many_rows_are_all_there_once():
     media = [None, *(Medium("video", f"/{i}.mp4") for i in range(60))]
     chosen = generator.integers(0, 61, 9000)
     rows = dataset(*[(media[i], TURNS) for i in chosen])
-    grouped = group_by_medium(rows, 7)
+    grouped = pack_by_video(rows, 7)
     found = [int(id) for row in grouped["ids"] for id in row]
     assert sorted(found) == list(range(9000))
     firsts = [int(row[0]) for row in grouped["ids"]]
@@ -109,7 +109,7 @@ def test_the_groups_of_a_mixture_are_kept_and_found_again(tmp_path):
     files = []
     for _ in range(2):
         mixture = load_mixture(tmp_path / "mixture.yaml", cache_dir=str(tmp_path / "cache"))
-        grouped = group_by_medium(mixture, 2)
+        grouped = pack_by_video(mixture, 2)
         assert ids(grouped) == ["02", "13", "4", "5"]
         files.append(grouped.cache_files)
     assert files[0] == files[1] and files[0]
@@ -117,9 +117,9 @@ def test_the_groups_of_a_mixture_are_kept_and_found_again(tmp_path):
 
 def test_what_cannot_be_grouped_is_refused():
     rows = dataset((VIDEO, TURNS))
-    with pytest.raises(ValueError, match="max_questions=0"):
-        group_by_medium(rows, 0)
+    with pytest.raises(ValueError, match="max_conversations=0"):
+        pack_by_video(rows, 0)
     with pytest.raises(ValueError, match="streamed"):
-        group_by_medium(rows.to_iterable_dataset(), 2)
+        pack_by_video(rows.to_iterable_dataset(), 2)
     with pytest.raises(ValueError, match="modality are not there"):
-        group_by_medium(rows.remove_columns("modality"), 2)
+        pack_by_video(rows.remove_columns("modality"), 2)

@@ -8,7 +8,7 @@ from llava_st_hf.data.jsonl import Chat, read_jsonl
 from llava_st_hf.data.questions import question_and_answer, sampled_moments
 from llava_st_hf.data.samples import GroundingSample
 from llava_st_hf.model.coordinates_llava_st import coordinate_token, position_to_bin
-from llava_st_hf.model.grounding_llava_st import Media, parse_answer
+from llava_st_hf.model.grounding_llava_st import MediaInfo, parse_answer
 from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE, read_coordinate
 from llava_st_hf.model.tasks_llava_st import TASKS
 
@@ -40,7 +40,7 @@ def sample_of(tmp_path, task, **changes):
     return sample
 
 
-def as_tokens(text: str, media: Media) -> str:
+def as_tokens(text: str, media: MediaInfo) -> str:
     """Inline coordinates as the tokens that the processor makes of them."""
 
     def token(match: re.Match) -> str:
@@ -53,8 +53,8 @@ def as_tokens(text: str, media: Media) -> str:
     return INLINE_COORDINATE.sub(token, text)
 
 
-VIDEO = Media("video", width=99, height=99, fps=10.0, first_frame=0, last_frame=99)
-IMAGE = Media("image", width=99, height=99)
+VIDEO = MediaInfo("video", width=99, height=99, fps=10.0, first_frame=0, last_frame=99)
+IMAGE = MediaInfo("image", width=99, height=99)
 FIRST, SECOND = (
     {"xmin": 10.0, "ymin": 20.0, "xmax": 30.0, "ymax": 40.0},
     {"xmin": 20.0, "ymin": 20.0, "xmax": 40.0, "ymax": 40.0},

@@ -6,40 +6,40 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llava_st_hf.evaluation.answers import READERS, Asked
-from llava_st_hf.evaluation.rows import Grounding
-from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
+from llava_st_hf.evaluation.rows import GroundingResult
+from llava_st_hf.model.grounding_llava_st import MediaInfo
 from llava_st_hf.model.tasks_llava_st import TASKS
 
 
-IMAGE = Media("image", width=200, height=100)
+IMAGE = MediaInfo("image", width=200, height=100)
 # Frame 10 is the clip's second 0, frame 110 its second 10: a tenth of a second is a frame and a hundredth of the clip.
-VIDEO = Media("video", width=200, height=100, fps=10.0, first_frame=10, last_frame=110)
-NO_RATE = Media("video", width=200, height=100, first_frame=10, last_frame=110)
-NOTHING = Grounding()
+VIDEO = MediaInfo("video", width=200, height=100, fps=10.0, first_frame=10, last_frame=110)
+NO_RATE = MediaInfo("video", width=200, height=100, first_frame=10, last_frame=110)
+NOTHING = GroundingResult()
 # On the bins of LLaVA-ST: frame 10 + k of 990 pixels by 495.
-CLIP = Media("video", width=990, height=495, fps=10.0, first_frame=10, last_frame=109)
-PHOTO = Media("image", width=990, height=495)
+CLIP = MediaInfo("video", width=990, height=495, fps=10.0, first_frame=10, last_frame=109)
+PHOTO = MediaInfo("image", width=990, height=495)
 TOKENS = "[<WIDTH-010><HEIGHT-020><WIDTH-030><HEIGHT-040>]"
 PIXELS = (100.0, 100.0, 300.0, 200.0)
 
 
-def read(reader: str, text: str, task: str, media: Media | None = None, **more) -> tuple[Grounding, list[str]]:
+def read(reader: str, text: str, task: str, media: MediaInfo | None = None, **more) -> tuple[GroundingResult, list[str]]:
     media = media or (IMAGE if TASKS[task].medium == "image" else VIDEO)
-    return READERS[reader](text, Asked(task, media, **more))
+    return ANSWER_PARSERS[reader](text, ParseContext(task, media, **more))
 
 
-def near(found: Grounding, wanted: Grounding) -> bool:
+def near(found: GroundingResult, wanted: GroundingResult) -> bool:
     """Equal up to the rounding of floats."""
 
-    def flat(said: Grounding) -> list:
+    def flat(said: GroundingResult) -> list:
         tubelet = [value for frame, box in (said.tubelet or {}).items() for value in (frame, *box)]
         return [*(said.span or ()), *(said.box or ()), *tubelet]
 
     return found.caption == wanted.caption and flat(found) == pytest.approx(flat(wanted)) and shape(found) == shape(wanted)
 
 
-def shape(said: Grounding) -> list:
+def shape(said: GroundingResult) -> list:
     return [said.span is None, said.box is None, None if said.tubelet is None else list(said.tubelet)]
 
 
@@ -55,32 +55,37 @@ def check(reader, task, text, wanted, note, **more):
 @pytest.mark.parametrize(
     "task, text, wanted, note",
     [
-        ("rec", TOKENS, Grounding(box=PIXELS), None),
-        ("rec", f"The dog {TOKENS}.", Grounding(box=PIXELS), None),
-        ("rec", "[<WIDTH-030><HEIGHT-020><WIDTH-010><HEIGHT-040>]", Grounding(box=PIXELS), "reversed"),
+        ("rec", TOKENS, GroundingResult(box=PIXELS), None),
+        ("rec", f"The dog {TOKENS}.", GroundingResult(box=PIXELS), None),
+        ("rec", "[<WIDTH-030><HEIGHT-020><WIDTH-010><HEIGHT-040>]", GroundingResult(box=PIXELS), "reversed"),
         ("rec", "[<WIDTH-010><HEIGHT-020><WIDTH-030>", NOTHING, "ends within a box"),
         ("rec", "I see a dog.", NOTHING, "no box"),
         ("rec", "", NOTHING, "no box"),
-        ("tvg", "{<TEMP-010><TEMP-020>}", Grounding(span=(10 / 99, 20 / 99)), None),
-        ("tvg", "From <TEMP-010> to <TEMP-020>.", Grounding(span=(10 / 99, 20 / 99)), None),
-        ("tvg", "{<TEMP-020><TEMP-010>}", Grounding(span=(10 / 99, 20 / 99)), "reversed"),
+        ("tvg", "{<TEMP-010><TEMP-020>}", GroundingResult(span=(10 / 99, 20 / 99)), None),
+        ("tvg", "From <TEMP-010> to <TEMP-020>.", GroundingResult(span=(10 / 99, 20 / 99)), None),
+        ("tvg", "{<TEMP-020><TEMP-010>}", GroundingResult(span=(10 / 99, 20 / 99)), "reversed"),
         ("tvg", "{<TEMP-010>", NOTHING, "ends within a span"),
-        ("tvg", "{<TEMP-000><TEMP-999>}", Grounding(span=(0.0, 1.0)), "no token of this model"),
+        ("tvg", "{<TEMP-000><TEMP-999>}", GroundingResult(span=(0.0, 1.0)), "no token of this model"),
         (
             "stvg",
             f"During {{<TEMP-010><TEMP-011>}}. Object bounding box: <TEMP-010>:{TOKENS}<TEMP-011>:{TOKENS}.",
-            Grounding(span=(10 / 99, 11 / 99), tubelet={20: PIXELS, 21: PIXELS}),
+            GroundingResult(span=(10 / 99, 11 / 99), tubelet={20: PIXELS, 21: PIXELS}),
             None,
         ),
-        ("stvg", f"<TEMP-010>:{TOKENS}<TEMP-012>:{TOKENS}", Grounding(span=(10 / 99, 12 / 99), tubelet={20: PIXELS, 22: PIXELS}), None),
+        (
+            "stvg",
+            f"<TEMP-010>:{TOKENS}<TEMP-012>:{TOKENS}",
+            GroundingResult(span=(10 / 99, 12 / 99), tubelet={20: PIXELS, 22: PIXELS}),
+            None,
+        ),
         (
             "stvg",
             f"During {{<TEMP-010><TEMP-040>}}. Object bounding box: <TEMP-010>:{TOKENS}<TEMP-011>:[<WIDTH-0",
-            Grounding(span=(10 / 99, 40 / 99), tubelet={20: PIXELS}),
+            GroundingResult(span=(10 / 99, 40 / 99), tubelet={20: PIXELS}),
             "ends within",
         ),
-        ("stvg", f"During {{<TEMP-010><TEMP-040>}}. {TOKENS}", Grounding(span=(10 / 99, 40 / 99)), "without a time"),
-        ("svg", f"Object bounding box: <TEMP-099>:{TOKENS}.", Grounding(tubelet={109: PIXELS}), None),
+        ("stvg", f"During {{<TEMP-010><TEMP-040>}}. {TOKENS}", GroundingResult(span=(10 / 99, 40 / 99)), "without a time"),
+        ("svg", f"Object bounding box: <TEMP-099>:{TOKENS}.", GroundingResult(tubelet={109: PIXELS}), None),
         ("svg", "{<TEMP-010><TEMP-020>}", NOTHING, "no tubelet"),
     ],
 )  # fmt: skip
@@ -98,18 +103,18 @@ def test_answers_of_llava_st(task, text, wanted, note):
     ],
 )
 def test_the_start_that_elc_gives_stands(text, wanted, note):
-    found, notes = read("llava_st", text, "elc", CLIP, given=Grounding(span=(0.1, 0.1), box=PIXELS))
+    found, notes = read("llava_st", text, "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert (found.span, found.caption) == wanted and found.tubelet[20] == PIXELS
     assert (notes == []) if note is None else note in notes[0]
 
 
 def test_a_box_that_elc_gives_is_not_credited_to_the_answer():
-    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, given=Grounding(span=(0.1, 0.1), box=PIXELS))
+    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert found.tubelet is None and "no span and no tubelet" in notes[-1]
 
 
 def test_positions_do_not_depend_on_the_rate_or_the_length():
-    for media in (NO_RATE, Media("video", 200, 100, fps=25.0, last_frame=3), Media("video", 200, 100, fps=1.0, last_frame=10**6)):
+    for media in (NO_RATE, MediaInfo("video", 200, 100, fps=25.0, last_frame=3), MediaInfo("video", 200, 100, fps=1.0, last_frame=10**6)):
         assert read("llava_st", "{<TEMP-033><TEMP-066>}", "tvg", media)[0].span == (33 / 99, 66 / 99)
 
 
@@ -128,7 +133,7 @@ def fenced(value) -> str:
 
 TRACK = [{"time": 1.0, "bbox_2d": [100, 200, 500, 600], "label": "dog"}, {"time": 1.5, "bbox_2d": [200, 200, 600, 600], "label": "dog"}]
 FIRST, SECOND = (20.0, 20.0, 100.0, 60.0), (40.0, 20.0, 120.0, 60.0)
-BOX_3 = Grounding(box=FIRST)
+BOX_3 = GroundingResult(box=FIRST)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ BOX_3 = Grounding(box=FIRST)
         ("rec", "<|box_start|>(100,200),(500,600)<|box_end|>", BOX_3, None),
         ("rec", "The box is 100, 200, 500, 600.", BOX_3, None),
         ("rec", fenced([{"bbox_2d": [500, 600, 100, 200]}]), BOX_3, "reversed"),
-        ("rec", fenced([{"bbox_2d": [-5, 200, 1200, 600]}]), Grounding(box=(0.0, 20.0, 200.0, 60.0)), None),
+        ("rec", fenced([{"bbox_2d": [-5, 200, 1200, 600]}]), GroundingResult(box=(0.0, 20.0, 200.0, 60.0)), None),
         ("rec", fenced([{"bbox_2d": [1200, 200, 1300, 600]}]), NOTHING, "beside the picture"),
         ("rec", fenced([{"bbox_2d": [100, 200, 500, 600]}, {"bbox_2d": [0, 0, 1, 1]}]), BOX_3, "2 boxes"),
         ("rec", '```json\n[{"bbox_2d": [100, 200, 500, 600], "label": "dog"}, {"bbox_2d": [1', BOX_3, "cut off"),
@@ -154,33 +159,33 @@ BOX_3 = Grounding(box=FIRST)
         ("rec", '{"bbox_2d": [NaN, 200, 500, 600]}', NOTHING, "no box"),
         ("rec", f'{{"bbox_2d": [1e999, 200, 500, {"9" * 400}]}}', NOTHING, "no box"),
         ("rec", "There is no dog.", NOTHING, "no box"),
-        ("tvg", fenced({"start": "00:01.50", "end": "00:03.00"}), Grounding(span=(0.15, 0.3)), None),
-        ("tvg", fenced([{"start_time": 1.5, "end_time": "3.0 s"}]), Grounding(span=(0.15, 0.3)), None),
-        ("tvg", '{"timestamps": [1.5, 3]}', Grounding(span=(0.15, 0.3)), None),
-        ("tvg", '{"timestamp": "00:01 - 00:03"}', Grounding(span=(0.1, 0.3)), None),
-        ("tvg", "[1.5, 3.0]", Grounding(span=(0.15, 0.3)), None),
-        ("tvg", "[[1.5, 3.0], [4, 5]]", Grounding(span=(0.15, 0.3)), "2 spans"),
-        ("tvg", '{"start": "00:01", "end": "00:03", "even', Grounding(span=(0.1, 0.3)), "cut off"),
+        ("tvg", fenced({"start": "00:01.50", "end": "00:03.00"}), GroundingResult(span=(0.15, 0.3)), None),
+        ("tvg", fenced([{"start_time": 1.5, "end_time": "3.0 s"}]), GroundingResult(span=(0.15, 0.3)), None),
+        ("tvg", '{"timestamps": [1.5, 3]}', GroundingResult(span=(0.15, 0.3)), None),
+        ("tvg", '{"timestamp": "00:01 - 00:03"}', GroundingResult(span=(0.1, 0.3)), None),
+        ("tvg", "[1.5, 3.0]", GroundingResult(span=(0.15, 0.3)), None),
+        ("tvg", "[[1.5, 3.0], [4, 5]]", GroundingResult(span=(0.15, 0.3)), "2 spans"),
+        ("tvg", '{"start": "00:01", "end": "00:03", "even', GroundingResult(span=(0.1, 0.3)), "cut off"),
         ("tvg", '{"start": "00:01", "end": "00:0', NOTHING, "cut off"),
         ("tvg", '{"start": 1, "end": 3', NOTHING, "cut off"),
-        ("tvg", "The event happens from 1.5 to 3 seconds.", Grounding(span=(0.15, 0.3)), None),
+        ("tvg", "The event happens from 1.5 to 3 seconds.", GroundingResult(span=(0.15, 0.3)), None),
         ("tvg", '{"point_2d": [1, 2]}', NOTHING, "no span"),
-        ("stvg", fenced(TRACK), Grounding(span=(0.1, 0.15), tubelet={20: FIRST, 25: SECOND}), None),
+        ("stvg", fenced(TRACK), GroundingResult(span=(0.1, 0.15), tubelet={20: FIRST, 25: SECOND}), None),
         (
             "stvg",
             fenced({"start": "00:01", "end": "00:02", "boxes": TRACK}),
-            Grounding(span=(0.1, 0.2), tubelet={20: FIRST, 25: SECOND}),
+            GroundingResult(span=(0.1, 0.2), tubelet={20: FIRST, 25: SECOND}),
             None,
         ),
-        ("stvg", fenced(TRACK)[:-30], Grounding(span=(0.1, 0.1), tubelet={20: FIRST}), "cut off"),
-        ("stvg", f"From 00:01 to 00:02. {json.dumps(TRACK)}", Grounding(span=(0.1, 0.2), tubelet={20: FIRST, 25: SECOND}), None),
-        ("svg", fenced(TRACK), Grounding(tubelet={20: FIRST, 25: SECOND}), None),
+        ("stvg", fenced(TRACK)[:-30], GroundingResult(span=(0.1, 0.1), tubelet={20: FIRST}), "cut off"),
+        ("stvg", f"From 00:01 to 00:02. {json.dumps(TRACK)}", GroundingResult(span=(0.1, 0.2), tubelet={20: FIRST, 25: SECOND}), None),
+        ("svg", fenced(TRACK), GroundingResult(tubelet={20: FIRST, 25: SECOND}), None),
         ("svg", fenced([{"bbox_2d": [1, 2, 3, 4]}]), NOTHING, "without a time"),
-        ("svg", fenced([{**TRACK[0], "time": 99}]), Grounding(tubelet={110: FIRST}), "outside the clip"),
+        ("svg", fenced([{**TRACK[0], "time": 99}]), GroundingResult(tubelet={110: FIRST}), "outside the clip"),
         (
             "elc",
             fenced({"start": 1, "end": 2, "caption": "a dog barks", "boxes": TRACK[:1]}),
-            Grounding(span=(0.1, 0.2), tubelet={20: FIRST}, caption="a dog barks"),
+            GroundingResult(span=(0.1, 0.2), tubelet={20: FIRST}, caption="a dog barks"),
             None,
         ),
     ],
@@ -211,14 +216,14 @@ POINT_1, POINT_2 = (127.0, 52.2) * 2, (121.2, 49.0) * 2
 @pytest.mark.parametrize(
     "task, text, wanted, note",
     [
-        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), Grounding(tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
-        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), Grounding(span=(0.0, 0.05), tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
-        ("svg", tracks("0.0 1 635 522;0.5 1 606 490 2 511 124"), Grounding(tubelet={10: POINT_1, 15: POINT_2}), "2 objects"),
-        ("svg", tracks("0.0 1 635 522;0.5 1 6", end=""), Grounding(tubelet={10: POINT_1}), "ends within a list"),
-        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), Grounding(tubelet={10: POINT_1, 15: POINT_2}), "no frame with points"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
+        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(span=(0.0, 0.05), tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 606 490 2 511 124"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "2 objects"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 6", end=""), GroundingResult(tubelet={10: POINT_1}), "ends within a list"),
+        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no frame with points"),
         ("svg", "<tracks>dog</tracks>", NOTHING, "no tubelet"),
         ("svg", tracks(""), NOTHING, "no tubelet"),
-        ("rec", tracks("1 1 635 522", "points", '"/>'), Grounding(box=POINT_1), "no extent"),
+        ("rec", tracks("1 1 635 522", "points", '"/>'), GroundingResult(box=POINT_1), "no extent"),
         ("rec", "The dog is on the left.", NOTHING, "no box"),
     ],
 )
@@ -252,24 +257,24 @@ def test_answers_of_molmo2(task, text, wanted, note):
     ],
 )
 def test_answers_in_seconds(text, span, note):
-    check("seconds", "tvg", text, Grounding(span=span), note)
+    check("seconds", "tvg", text, GroundingResult(span=span), note)
 
 
 # All of them
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ANSWER_PARSERS)
 def test_without_media_or_rate_there_is_a_note(reader):
     text = f"From 1 to 2 seconds. {fenced(TRACK)} {tracks('0.0 1 635 522')}"
-    found, notes = READERS[reader](text, Asked("stvg", None))
+    found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", None))
     assert found == NOTHING and any("not known" in note for note in notes)
     if reader != "llava_st":
-        found, notes = READERS[reader](text, Asked("stvg", NO_RATE))
+        found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", NO_RATE))
         assert found == NOTHING and any("frame rate" in note for note in notes)
 
 
 def test_boxes_of_peers_go_to_frames_that_llava_st_can_name():
-    clip = Media("video", width=1000, height=1000, fps=30.0, last_frame=990)  # each bin is ten frames
+    clip = MediaInfo("video", width=1000, height=1000, fps=30.0, last_frame=990)  # each bin is ten frames
     track = [{"time": frame / 30, "bbox_2d": [frame, 0, 999, 999]} for frame in (96, 99, 103, 206, 990)]
     found, _ = read("qwen3_vl", json.dumps(track), "stvg", clip)
     assert {frame: box[0] for frame, box in found.tubelet.items()} == pytest.approx({100: 99, 210: 206, 990: 990})
@@ -277,7 +282,7 @@ def test_boxes_of_peers_go_to_frames_that_llava_st_can_name():
 
 
 def test_times_of_a_varying_rate_count_from_the_first_frame():
-    media = Media("video", 200, 100, fps=2.0, last_frame=2, frame_times=(5.0, 6.0, 9.0), end_time=10.0)
+    media = MediaInfo("video", 200, 100, fps=2.0, last_frame=2, frame_times=(5.0, 6.0, 9.0), end_time=10.0)
     assert read("seconds", "1 - 4 s", "tvg", media)[0].span == (0.5, 1.0)
 
 
@@ -305,22 +310,22 @@ PIECES = [
     json.dumps(TRACK),
 ]  # fmt: skip
 ASKED = [
-    Asked(task, media, Grounding(span=(0.2, 0.2), box=PIXELS), seen_size=seen)
+    ParseContext(task, media, GroundingResult(span=(0.2, 0.2), box=PIXELS), seen_size=seen)
     for task in ("rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc")
     for media in (None, IMAGE, VIDEO, NO_RATE)
     for seen in (None, (28, 56))
 ]
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ANSWER_PARSERS)
 @settings(max_examples=200)
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)), asked=st.sampled_from(ASKED))
-@example(text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}), asked=Asked("svg", VIDEO, seen_size=(1, 1)))
+@example(text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}), asked=ParseContext("svg", VIDEO, seen_size=(1, 1)))
 def test_no_reader_ever_raises(reader, text, asked):
-    found, notes = READERS[reader](text, asked)
-    assert isinstance(found, Grounding) and all(isinstance(note, str) for note in notes)
+    found, notes = ANSWER_PARSERS[reader](text, asked)
+    assert isinstance(found, GroundingResult) and all(isinstance(note, str) for note in notes)
     assert notes or found != NOTHING
-    assert Grounding.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
+    assert GroundingResult.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
     if found.span is not None:
         assert 0 <= found.span[0] <= found.span[1] <= 1
     boxes = [*([found.box] if found.box else []), *(found.tubelet or {}).values(), *(box for _, box in found.objects or ())]
@@ -330,15 +335,15 @@ def test_no_reader_ever_raises(reader, text, asked):
 
 @pytest.mark.parametrize("task, media", [("tr", VIDEO), ("reg", IMAGE)])
 def test_words_alone_are_a_caption(task, media):
-    found, notes = READERS["llava_st"]("A dog runs.", Asked(task, media))
-    assert found == Grounding(caption="A dog runs") and not notes
-    assert READERS["llava_st"]("", Asked(task, media))[0] == Grounding()
+    found, notes = ANSWER_PARSERS["llava_st"]("A dog runs.", ParseContext(task, media))
+    assert found == GroundingResult(caption="A dog runs") and not notes
+    assert ANSWER_PARSERS["llava_st"]("", ParseContext(task, media))[0] == GroundingResult()
 
 
 @pytest.mark.parametrize(
     "piece", ["[", "{", '{"a":', "[1,", "1", "1 ", "1:", "start ", "from 1", '["', "(1,", '<tracks coords="1 ', "<points "]
 )
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ANSWER_PARSERS)
 def test_long_answers_are_read_in_time(reader, piece):
     text = piece * (20_000 // len(piece))
     for task in ("rec", "stvg"):

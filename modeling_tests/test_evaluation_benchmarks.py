@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_st_hf.data.json_rows import BrokenFileError
-from llava_st_hf.evaluation.answers import READERS, Asked
+from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from llava_st_hf.evaluation.charades_sta import PROMPT
 from llava_st_hf.evaluation.questions import chosen
 from llava_st_hf.evaluation.refcoco import PROMPTS
-from llava_st_hf.evaluation.rows import Grounding, Question
-from llava_st_hf.evaluation.seen_frames import at_seen_frames
+from llava_st_hf.evaluation.rows import GroundingResult, Question
+from llava_st_hf.evaluation.seen_frames import at_sampled_frames
 from llava_st_hf.evaluation.st_align import SUFFIXES, TIME_PREFIXES, _filled, elc_questions
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
 from llava_st_hf.model.tasks_llava_st import TASKS
@@ -53,7 +53,7 @@ def test_every_family_reads_its_miniature(questions, written, name):
     for question in found:
         assert question.task == BENCHMARKS[name].task and question.kind == TASKS[question.task].medium
         assert Path(question.path).is_file() and question.path.startswith(written[name][1])
-        assert Grounding.from_dict(json.loads(json.dumps(question.truth.to_dict()))) == question.truth
+        assert GroundingResult.from_dict(json.loads(json.dumps(question.truth.to_dict()))) == question.truth
 
 
 def test_every_benchmark_has_a_miniature_of_its_format():
@@ -169,15 +169,15 @@ def test_truths_of_clips_are_right_to_the_frame(questions, name):
 
 def test_what_svg_and_elc_give_away(questions):
     (svg, elc), clip = (questions[f"st_align_{task}"][0] for task in ("svg", "elc")), 39
-    assert svg.given == Grounding(span=(8 / clip, 30 / clip)) and svg.truth.span is None
-    assert elc.given == Grounding(span=(8 / clip, 8 / clip), box=corners(box_at(8)))
+    assert svg.given == GroundingResult(span=(8 / clip, 30 / clip)) and svg.truth.span is None
+    assert elc.given == GroundingResult(span=(8 / clip, 8 / clip), box=corners(box_at(8)))
     assert elc.truth.caption == "the dog runs after the ball" and elc.truth.span == (8 / clip, 30 / clip)
-    assert all(question.given == Grounding() for question in questions["st_align_stvg"])
+    assert all(question.given == GroundingResult() for question in questions["st_align_stvg"])
 
 
 def test_an_event_between_two_seen_frames_keeps_the_box_in_its_middle():
     boxes = {frame: (float(frame), 0.0, 1.0, 1.0) for frame in range(1012, 1015)}
-    assert at_seen_frames(boxes, 0, 9900) == {1000: boxes[1013]}
+    assert at_sampled_frames(boxes, 0, 9900) == {1000: boxes[1013]}
 
 
 # Oracles and the reader of LLaVA-ST's answers
@@ -200,14 +200,14 @@ def bound(*lengths: float) -> float:
     return least
 
 
-def asked(question: Question) -> Asked:
-    return Asked(question.task, media_of(question), question.given)
+def asked(question: Question) -> ParseContext:
+    return ParseContext(question.task, media_of(question), question.given)
 
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_oracle_is_read_as_the_truth_up_to_bins(questions, name):
     for question in questions[name]:
-        said, notes = READERS["llava_st"](miniatures.oracle(question), asked(question))
+        said, notes = ANSWER_PARSERS["llava_st"](miniatures.oracle(question), asked(question))
         truth = question.truth
         assert notes == [] and said.caption == truth.caption
         assert (said.span is None, said.box is None, said.tubelet is None) == (truth.span is None, truth.box is None, truth.tubelet is None)
@@ -224,7 +224,7 @@ def test_the_oracle_is_read_as_the_truth_up_to_bins(questions, name):
 @pytest.mark.parametrize("name", MINIATURES)
 def test_a_shifted_oracle_is_read_as_shifted(questions, name):
     for question in questions[name]:
-        reader = READERS["llava_st"]
+        reader = ANSWER_PARSERS["llava_st"]
         right, shifted = (reader(miniatures.shifted_oracle(question, bins), asked(question))[0] for bins in (0, 5))
         assert right != shifted
         if right.box is not None:
@@ -238,8 +238,8 @@ def test_a_shifted_oracle_is_read_as_shifted(questions, name):
 @pytest.mark.parametrize("name", MINIATURES)
 def test_an_empty_answer_is_nothing_with_a_note(questions, name):
     for question in questions[name]:
-        said, notes = READERS["llava_st"](miniatures.empty_oracle(question), asked(question))
-        assert said == Grounding() and notes
+        said, notes = ANSWER_PARSERS["llava_st"](miniatures.empty_oracle(question), asked(question))
+        assert said == GroundingResult() and notes
 
 
 # What is refused

@@ -8,7 +8,7 @@ import pytest
 from llava_st_hf.evaluation import captions
 from llava_st_hf.evaluation.captions import FIGURES, MEANS, missing_caption_tools, score_captions
 from llava_st_hf.evaluation.released_protocol import score_released
-from llava_st_hf.evaluation.rows import Grounding, Prediction
+from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 from modeling_tests.reference import REFERENCE, requires_reference
 
@@ -17,7 +17,7 @@ requires_caption_tools = pytest.mark.skipif(missing_caption_tools() is not None,
 
 
 def described(said: str | None, true: str = "a child pushes a red toy") -> Prediction:
-    truth, prediction = Grounding(caption=true), Grounding(caption=said)
+    truth, prediction = GroundingResult(caption=true), GroundingResult(caption=said)
     return Prediction("one", "b", "tr", "What?", truth, answer=said or "", prediction=prediction)
 
 
@@ -55,7 +55,7 @@ def test_one_right_caption():
 
 @requires_caption_tools
 def test_nothing_said_at_all():
-    figures = score("reg", [Prediction("one", "b", "reg", "What?", Grounding(caption="a cat"), skipped="no file")])
+    figures = score("reg", [Prediction("one", "b", "reg", "What?", GroundingResult(caption="a cat"), skipped="no file")])
     assert [figures[name] for name in FIGURES] == pytest.approx([0.0] * len(FIGURES), abs=1e-6)
     assert figures["skipped"] == 1
 
@@ -69,7 +69,7 @@ def test_captions_go_in_pairs(said, true):
 def test_without_java_the_other_figures_come_out(monkeypatch):
     monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(captions.shutil, "which", lambda name: None)
-    truth = Grounding(span=(0.2, 0.6), tubelet={20: (0, 0, 10, 10)}, caption="a cat sleeps")
+    truth = GroundingResult(span=(0.2, 0.6), tubelet={20: (0, 0, 10, 10)}, caption="a cat sleeps")
     media = {"kind": "video", "width": 100, "height": 100, "last_frame": 99}
     row = Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth)
     for protocol in ("default", "released"):

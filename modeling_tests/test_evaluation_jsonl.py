@@ -10,15 +10,24 @@ import pytest
 from llava_st_hf.cli import main as llava_st
 from llava_st_hf.data.json_rows import BrokenFileError
 from llava_st_hf.data.samples import GroundingSample
-from llava_st_hf.evaluation import READERS, Asked, Grounding, Prediction, Question, read_benchmark, read_predictions, score
+from llava_st_hf.evaluation import (
+    ANSWER_PARSERS,
+    GroundingResult,
+    ParseContext,
+    Prediction,
+    Question,
+    read_benchmark,
+    read_predictions,
+    score,
+)
 from llava_st_hf.evaluation import scoring as scoring_module
-from llava_st_hf.evaluation.phrases import named_ious, plain_words
-from llava_st_hf.evaluation.placing import placed
+from llava_st_hf.evaluation.phrases import named_ious, normalize_text
+from llava_st_hf.evaluation.placing import to_clip_coordinates
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.rows import Box
-from llava_st_hf.evaluation.seen_frames import at_nearest_seen, true_at_seen
+from llava_st_hf.evaluation.seen_frames import at_nearest_seen, ground_truth_at_sampled_frames
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
-from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.model.grounding_llava_st import MediaInfo
 from llava_st_hf.model.image_processing_llava_st import load_image
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.model.video_decoding_llava_st import open_video_file
@@ -56,15 +65,15 @@ def read(folder: Path, task: str) -> list[Question]:
     return read_benchmark("jsonl", str(folder / f"{task}.jsonl"), str(folder / "media"))
 
 
-def media_of(question: Question) -> Media:
+def media_of(question: Question) -> MediaInfo:
     if question.kind == "image":
-        return Media("image", *load_image(question.path).size)
+        return MediaInfo("image", *load_image(question.path).size)
     reader = open_video_file(question.path)
     height, width, _ = next(iter(reader.chunks([0])))[0].shape
-    return Media("video", width, height, fps=reader.metadata.fps, last_frame=reader.metadata.total_num_frames - 1)
+    return MediaInfo("video", width, height, fps=reader.metadata.fps, last_frame=reader.metadata.total_num_frames - 1)
 
 
-def oracle(question: Question, media: Media, bins: int = 0) -> str:
+def oracle(question: Question, media: MediaInfo, bins: int = 0) -> str:
     """The right answer, in bins; or one that is so many bins late, right and low of it."""
     truth = question.truth
 
@@ -97,9 +106,9 @@ def answered(questions: list[Question], num_frames: int, answer=oracle) -> list[
     predictions = []
     for question in questions:
         media = media_of(question)
-        question = placed(question, media, num_frames)
+        question = to_clip_coordinates(question, media, num_frames)
         text = answer(question, media)
-        said, notes = READERS["llava_st"](text, Asked(question.task, media, question.given, num_frames=num_frames))
+        said, notes = ANSWER_PARSERS["llava_st"](text, ParseContext(question.task, media, question.given, num_frames=num_frames))
         predictions.append(
             Prediction(
                 question.id, "jsonl", question.task, question.prompt, question.truth, question.given, question.path, media.to_dict(),
@@ -147,7 +156,7 @@ def test_true_boxes_are_at_the_frames_that_the_model_sees_within_the_event(shape
     for rows_at, num_frames in ((20, 20), (100, 20), (100, 10)):
         for question in read(shapes[rows_at], "stvg"):
             media = media_of(question)
-            truth = placed(question, media, num_frames).truth
+            truth = to_clip_coordinates(question, media, num_frames).truth
             seen = {media.frame(number / (num_frames - 1)) for number in range(num_frames)}
             assert set(truth.tubelet) <= seen
             times = [time for time, _ in question.sample.boxes]
@@ -161,24 +170,24 @@ def test_true_boxes_are_at_the_frames_that_the_model_sees_within_the_event(shape
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 20, 100])
 @pytest.mark.parametrize("annotated_at", [20, 100])
 def test_an_oracle_speaks_of_the_true_frames_whatever_the_length(last_frame, num_frames, annotated_at):
-    media = Media("video", 64, 48, fps=25.0, first_frame=7, last_frame=7 + last_frame)
+    media = MediaInfo("video", 64, 48, fps=25.0, first_frame=7, last_frame=7 + last_frame)
     times = [frame / 25 for frame in dict.fromkeys(sample_frame_indices(7, 7 + last_frame, annotated_at))]
     inside = times[len(times) // 4 : len(times) // 4 * 3 + 1]
     sample = GroundingSample("a", "video", "a.mp4", text="A dog.", task="stvg", span=(inside[0], inside[-1]))
     sample = replace(sample, boxes=tuple((time, (1.0, 2.0, 30.0, 40.0)) for time in inside))
-    question = placed(Question("a", "stvg", "a.mp4", "video", "?", Grounding(), sample=sample), media, num_frames)
-    said, _ = READERS["llava_st"](oracle(question, media), Asked("stvg", media, num_frames=num_frames))
+    question = to_clip_coordinates(Question("a", "stvg", "a.mp4", "video", "?", GroundingResult(), sample=sample), media, num_frames)
+    said, _ = ANSWER_PARSERS["llava_st"](oracle(question, media), ParseContext("stvg", media, num_frames=num_frames))
     assert said.tubelet.keys() == question.truth.tubelet.keys()
 
 
 def test_boxes_go_to_the_nearest_seen_frame_and_the_nearest_stays():
-    media = Media("video", 10, 10, fps=1.0, last_frame=100)  # seen: 0, 25, 50, 75, 100
+    media = MediaInfo("video", 10, 10, fps=1.0, last_frame=100)  # seen: 0, 25, 50, 75, 100
     a, b, c = (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3)
     assert at_nearest_seen([(0.2, a), (0.3, b), (0.26, c)], media, 5) == {25: c}
     assert at_nearest_seen([(0.1, a), (0.9, b)], media, 5) == {0: a, 100: b}
-    assert true_at_seen([(0.1, a), (0.9, b)], media, 5) == {25: a, 75: b}  # not before the first box or after the last
-    assert true_at_seen([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # none within: the middle one
-    assert true_at_seen([(0.4, a)], media, 5) == {50: a}
+    assert ground_truth_at_sampled_frames([(0.1, a), (0.9, b)], media, 5) == {25: a, 75: b}  # not before the first box or after the last
+    assert ground_truth_at_sampled_frames([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # none within: the middle one
+    assert ground_truth_at_sampled_frames([(0.4, a)], media, 5) == {50: a}
     assert at_nearest_seen([(0.7, a)], media, 1) == {0: a}
 
 
@@ -200,14 +209,17 @@ def test_boxes_go_to_the_nearest_seen_frame_and_the_nearest_stays():
     ],
 )
 def test_plain_words(text, plain):
-    assert plain_words(text) == plain
+    assert normalize_text(text) == plain
 
 
 @pytest.mark.filterwarnings("ignore:Captions")
 def test_exact_match_by_hand():
     true = "The large red circle moves left."
     said = ["the large red circle moves left", "A large red circle moves  left.", "the red circle moves left", None]
-    rows = [Prediction(str(n), "b", "tr", "?", Grounding(caption=true), prediction=Grounding(caption=text)) for n, text in enumerate(said)]
+    rows = [
+        Prediction(str(n), "b", "tr", "?", GroundingResult(caption=true), prediction=GroundingResult(caption=text))
+        for n, text in enumerate(said)
+    ]
     figures = score("tr", rows)
     assert figures["exact_match"] == 50 and figures["unparsable"] == 1
     assert figures["exact_match_low"] < 50 < figures["exact_match_high"]
@@ -237,16 +249,16 @@ def test_objects_named_and_found_by_hand(said, true, ious):
 
 
 def test_dgc_figures_are_means_over_pictures():
-    media = Media("image", 100, 100)
+    media = MediaInfo("image", 100, 100)
     true = (("A dog", SQUARE), ("and a cat", FAR))
     token = {0: "000", 10: "010", 50: "050"}
     box = "[<WIDTH-{0}><HEIGHT-{0}><WIDTH-{1}><HEIGHT-{1}>]".format(token[0], token[10])
-    said, notes = READERS["llava_st"](f"A dog {box}, a bird {box}.", Asked("dgc", media))
+    said, notes = ANSWER_PARSERS["llava_st"](f"A dog {box}, a bird {box}.", ParseContext("dgc", media))
     assert [phrase for phrase, _ in said.objects] == ["A dog", "a bird"] and not notes
-    rows = [Prediction("a", "b", "dgc", "?", Grounding(objects=true), media=media.to_dict(), prediction=said)]
-    rows.append(replace(rows[0], id="b", truth=Grounding(objects=true[:1])))
-    rows.append(replace(rows[0], id="c", skipped="no file", prediction=Grounding()))
-    rows.append(replace(rows[0], id="d", prediction=READERS["llava_st"]("A dog.", Asked("dgc", media))[0]))
+    rows = [Prediction("a", "b", "dgc", "?", GroundingResult(objects=true), media=media.to_dict(), prediction=said)]
+    rows.append(replace(rows[0], id="b", truth=GroundingResult(objects=true[:1])))
+    rows.append(replace(rows[0], id="c", skipped="no file", prediction=GroundingResult()))
+    rows.append(replace(rows[0], id="d", prediction=ANSWER_PARSERS["llava_st"]("A dog.", ParseContext("dgc", media))[0]))
     figures = score("dgc", rows)
     iou = (10 / 99 * 100 / 10) ** -2  # the box of the answer is a little larger
     assert figures["named@0.5"] == pytest.approx((50 + 100 + 0 + 0) / 4)
@@ -292,8 +304,8 @@ def test_questions_have_the_trained_wording_and_give_away_what_the_task_gives(sh
     for task in TASKS:
         for question in read(shapes[20], task):
             media = media_of(question)
-            done = placed(question, media, 20)
-            assert done.sample is None and placed(done, media, 20) is done
+            done = to_clip_coordinates(question, media, 20)
+            assert done.sample is None and to_clip_coordinates(done, media, 20) is done
             assert question.prompt.startswith(TASKS[task].prompt.partition("{")[0])
             given = {name for name, value in vars(done.given).items() if value is not None}
             assert given == {"svg": {"span"}, "tr": {"span"}, "elc": {"span", "box"}, "reg": {"box"}}.get(task, set())

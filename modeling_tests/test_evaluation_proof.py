@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.evaluation import BENCHMARKS, READERS, Asked, Prediction, read_benchmark, score
+from llava_st_hf.evaluation import ANSWER_PARSERS, BENCHMARKS, ParseContext, Prediction, read_benchmark, score
 from llava_st_hf.evaluation.captions import missing_caption_tools
 from llava_st_hf.evaluation.predictions import append_predictions, read_predictions
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
@@ -28,7 +28,7 @@ def answered(name: str, folder: Path, answer) -> list[Prediction]:
     predictions = []
     for question in read_benchmark(name, annotations, media):
         text, medium = answer(question), media_of(question)
-        said, notes = READERS["llava_st"](text, Asked(question.task, medium, question.given))
+        said, notes = ANSWER_PARSERS["llava_st"](text, ParseContext(question.task, medium, question.given))
         predictions.append(
             Prediction(
                 question.id,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_st_hf.evaluation.answers import READERS, Asked
+from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
 from llava_st_hf.evaluation.benchmarks import read_benchmark
 from llava_st_hf.evaluation.charts import Bar, bar_chart, histogram
 from llava_st_hf.evaluation.metrics import mean_iou
@@ -21,7 +21,7 @@ from llava_st_hf.evaluation.report import write_report
 from llava_st_hf.evaluation.report_page import Card, Heading, Page, Paragraph, Table, to_html, to_markdown
 from llava_st_hf.evaluation.report_rows import IOUS, read_samples
 from llava_st_hf.evaluation.report_samples import draw_sample, read_frames
-from llava_st_hf.evaluation.rows import Grounding, Prediction
+from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 from llava_st_hf.visualization import ANSWER_COLOUR, TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, one_above_another, side_by_side
 from modeling_tests.media import moving_frames, write_video
@@ -41,7 +41,7 @@ def predictions_for(name: str, folder: Path) -> list[Prediction]:
         question = questions[number % len(questions)]
         media = replace(media_of(question), last_frame=39) if name == "charades_sta" else media_of(question)
         answer = shifted_oracle(question, 3 * number) if number < 6 else ""
-        said, notes = READERS["llava_st"](answer, Asked(question.task, media, question.given))
+        said, notes = ANSWER_PARSERS["llava_st"](answer, ParseContext(question.task, media, question.given))
         predictions.append(
             Prediction(
                 f"sample{number}",
@@ -62,7 +62,7 @@ def predictions_for(name: str, folder: Path) -> list[Prediction]:
         )
     predictions[7] = replace(predictions[0], id="sample7", finished=False)
     reason = f"no such file: {predictions[8].path}"
-    predictions[8] = replace(predictions[8], media=None, answer=None, prediction=Grounding(), notes=[], skipped=reason)
+    predictions[8] = replace(predictions[8], media=None, answer=None, prediction=GroundingResult(), notes=[], skipped=reason)
     return predictions
 
 
@@ -130,9 +130,9 @@ def test_samples_have_the_ious_that_score_takes_the_mean_of(runs, task):
 
 
 def test_the_start_that_an_elc_question_gives_counts():
-    truth = Grounding(span=(0.2, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
-    said = Grounding(span=(None, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
-    row = Prediction("one", "b", "elc", "?", truth, Grounding(span=(0.2, 0.2)), answer="", prediction=said)
+    truth = GroundingResult(span=(0.2, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
+    said = GroundingResult(span=(None, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
+    row = Prediction("one", "b", "elc", "?", truth, GroundingResult(span=(0.2, 0.2)), answer="", prediction=said)
     assert {name: values.tolist() for name, values in read_samples("elc", [row]).ious.items()} == {"vIoU": [1], "sIoU": [1], "tIoU": [1]}
 
 
@@ -150,10 +150,10 @@ def test_best_and_worst_samples_are_in_order(runs, task):
 
 
 def test_few_samples_and_samples_with_nothing_right():
-    truth, media = Grounding(span=(0.0, 0.5)), {"kind": "video", "width": 9, "height": 9}
+    truth, media = GroundingResult(span=(0.0, 0.5)), {"kind": "video", "width": 9, "height": 9}
     right = Prediction("a", "b", "tvg", "?", truth, media=media, answer="", prediction=truth)
-    wrong = replace(right, prediction=Grounding(span=(0.8, 0.9)))
-    skipped, silent = replace(right, skipped="gone", prediction=Grounding()), replace(right, prediction=Grounding())
+    wrong = replace(right, prediction=GroundingResult(span=(0.8, 0.9)))
+    skipped, silent = replace(right, skipped="gone", prediction=GroundingResult()), replace(right, prediction=GroundingResult())
     only = read_samples("tvg", [right])
     assert (only.best(4), only.worst(4)) == ([0], [])
     several = read_samples("tvg", [skipped, silent, wrong])
@@ -273,7 +273,9 @@ def test_only_pictures_of_the_older_report_are_removed(runs, tmp_path):
 @pytest.mark.parametrize("task", ["tr", "reg"])
 @pytest.mark.filterwarnings("ignore:.*aptions")
 def test_reports_on_captions_have_no_empty_columns_and_nothing_to_draw(tmp_path, task):
-    row = Prediction("one", "mine", task, "What?", Grounding(caption="a cat"), answer="a cat", prediction=Grounding(caption="a cat"))
+    row = Prediction(
+        "one", "mine", task, "What?", GroundingResult(caption="a cat"), answer="a cat", prediction=GroundingResult(caption="a cat")
+    )
     page = write_report(write_run(tmp_path / "run", [row])).read_text()
     assert "released protocol</th>" not in page and "published: " not in page and "<svg" not in page
     assert "no means, and have no intervals" in page and "there is no IoU to draw" in page

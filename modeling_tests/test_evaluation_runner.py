@@ -17,7 +17,7 @@ from llava_st_hf.cli import main
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
 from llava_st_hf.evaluation.report_samples import draw_sample
-from llava_st_hf.evaluation.rows import Grounding, Prediction, Question
+from llava_st_hf.evaluation.rows import GroundingResult, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.model import image_processing_llava_st, video_processing_llava_st
 from modeling_tests.corpora import write_media
@@ -36,13 +36,13 @@ def questions_about(media: dict[str, str], count: int = 7) -> list[Question]:
         kind = ("video", "image")[number % 2]
         prompt = f"Where is thing {number} {'really ' * number}<h0.5>?"
         clip = (5, 15) if number == 2 else None
-        truth = Grounding(span=(0.1, 0.5)) if kind == "video" else Grounding(box=(1, 2, 3, 4))
+        truth = GroundingResult(span=(0.1, 0.5)) if kind == "video" else GroundingResult(box=(1, 2, 3, 4))
         questions.append(Question(str(number), "tvg" if kind == "video" else "rec", media[kind], kind, prompt, truth, clip=clip))
     return questions
 
 
 def read_answer(answer, question, media, processor):
-    return Grounding(caption=answer[:8]), [f"{media.kind} of {media.width}"]
+    return GroundingResult(caption=answer[:8]), [f"{media.kind} of {media.width}"]
 
 
 def run(folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, **options) -> list[Prediction]:
@@ -178,7 +178,7 @@ def shared(tmp_path_factory, media):
         name = list(media)[number % 3]
         kind, start = ("image", "<w32px>") if name == "c.png" else ("video", "<t0.4s>")
         prompt = f"Where is thing {number} {'really ' * number}{start}?"
-        questions.append(Question(str(number), "tvg", str(media[name]), kind, prompt, Grounding(span=(0.1, 0.5))))
+        questions.append(Question(str(number), "tvg", str(media[name]), kind, prompt, GroundingResult(span=(0.1, 0.5))))
     alone = [run(folder / question.id, {}, [question], batch_size=1)[0] for question in questions]
     return questions, alone
 
@@ -246,7 +246,7 @@ def test_the_command_line_on_two_processes(tmp_path):
 
 def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media, undisturbed):
     questions = questions_about(media)
-    broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", Grounding(span=(0, 1)))
+    broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", GroundingResult(span=(0, 1)))
     predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
     assert "gone.mp4" in predictions[2].skipped and predictions[2].answer is None and predictions[2].media is None
     assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in undisturbed if p.id != "2"]
@@ -263,7 +263,7 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
     with pytest.raises(ValueError, match="questions was 7 and is 6"):
         run(tmp_path, media, questions_about(media)[:6])
     others = questions_about(media)
-    others[0] = Question("other", "tvg", media["video"], "video", "When?", Grounding(span=(0, 1)))
+    others[0] = Question("other", "tvg", media["video"], "video", "When?", GroundingResult(span=(0, 1)))
     with pytest.raises(ValueError, match="answers to other questions, such as '0'"):
         run(tmp_path, media, others)
 
@@ -281,7 +281,7 @@ def test_settings_files_from_before_ways_to_read_are_gone_on_from(tmp_path, medi
 
 
 def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
-    cut = Question("0", "tvg", str(write_cut(tmp_path / "cut.mkv")), "video", "When?", Grounding(span=(0.1, 0.5)))
+    cut = Question("0", "tvg", str(write_cut(tmp_path / "cut.mkv")), "video", "When?", GroundingResult(span=(0.1, 0.5)))
     whole = replace(cut, id="1", path=media["video"])
     skipped, _ = run(tmp_path / "refused", media, [cut, whole], reader=read_own_answer)
     assert "cut short" in skipped.skipped
@@ -303,7 +303,7 @@ def test_an_unknown_backend_is_refused_before_anything_is_read():
 
 def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
     def halves(answer, question, media, processor):  # half of each span, and no box
-        return Grounding(span=(0.1, 0.3)), []
+        return GroundingResult(span=(0.1, 0.3)), []
 
     run(tmp_path, media, reader=halves, show_overlap=True)
     assert "overlap 0.286" in capsys.readouterr().err  # four spans of IoU 0.5 among seven questions
@@ -317,7 +317,7 @@ def test_settings_that_answer_nothing_are_refused(name):
 
 def test_a_line_that_is_no_prediction_is_named(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    append_predictions(path, [Prediction("1", "made", "tvg", "When?", Grounding(span=(0, 1)))])
+    append_predictions(path, [Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))])
     with path.open("a") as file:
         file.write('{"id": 3}\n')
     with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is no prediction"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llava_st_hf.evaluation.published import MODEL, PUBLISHED, PUBLISHED_OTHERS, SOURCE
 from llava_st_hf.evaluation.released_protocol import RELEASED_TASKS, released_prediction, released_row, score_released
-from llava_st_hf.evaluation.rows import PARTS, Grounding, Prediction
+from llava_st_hf.evaluation.rows import GROUNDING_FIELDS, GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 from modeling_tests.reference import REFERENCE, requires_reference
 
@@ -19,7 +19,7 @@ from modeling_tests.reference import REFERENCE, requires_reference
 METRICS = REFERENCE / "metrics"
 VIDEO = {"kind": "video", "width": 100, "height": 100, "last_frame": 99}
 PICTURE = {"kind": "image", "width": 1000, "height": 500}
-SPAN = Grounding(span=(20 / 99, 60 / 99))
+SPAN = GroundingResult(span=(20 / 99, 60 / 99))
 TUBELET = dict.fromkeys(range(20, 30), (10.0, 10.0, 50.0, 50.0))
 
 
@@ -27,9 +27,9 @@ def read(name: str):
     return json.loads((METRICS / f"{name}.json").read_text())
 
 
-def asked(task: str, truth: Grounding, answer: str = "", said: Grounding | None = None, **fields) -> Prediction:
+def asked(task: str, truth: GroundingResult, answer: str = "", said: GroundingResult | None = None, **fields) -> Prediction:
     media = PICTURE if task in ("rec", "reg") else VIDEO
-    return Prediction("one", "b", task, "?", truth, media=media, answer=answer, prediction=said or Grounding(), **fields)
+    return Prediction("one", "b", task, "?", truth, media=media, answer=answer, prediction=said or GroundingResult(), **fields)
 
 
 def both(*rows: Prediction) -> tuple[dict, dict]:
@@ -83,7 +83,7 @@ def test_rows_objects_and_dicts_have_the_same_figures(task, protocol):
 def test_answers_are_read_as_the_released_program_reads_them():
     for case in read("text_and_sampling")["parsing"]:
         media = {"kind": "video", "width": 99, "height": 99, "last_frame": 99}
-        truth = Grounding(span=(0.0, 1.0), tubelet={0: (0, 0, 1, 1)})
+        truth = GroundingResult(span=(0.0, 1.0), tubelet={0: (0, 0, 1, 1)})
         row = released_row(Prediction("one", "b", "stvg", "?", truth, media=media, answer=case["text"]))
         assert row["converted_outputs"] == case["normalized"]
         said = released_prediction("stvg", row, "x").prediction
@@ -117,16 +117,16 @@ def test_published_figures():
 
 
 def test_rec_answers_without_a_box():
-    truth = Grounding(box=(0, 0, 500, 500))
-    right = asked("rec", truth, "[<WIDTH-000><HEIGHT-000><WIDTH-050><HEIGHT-099>]", Grounding(box=(0, 0, 500, 500)))
+    truth = GroundingResult(box=(0, 0, 500, 500))
+    right = asked("rec", truth, "[<WIDTH-000><HEIGHT-000><WIDTH-050><HEIGHT-099>]", GroundingResult(box=(0, 0, 500, 500)))
     default, released = both(right, asked("rec", truth, "Sorry."))
     assert default["R1@0.5"] == 50.0 and released["R1@0.5"] == 100.0
     assert default["unparsable"] == released["unparsable"] == 1 and default["count"] == released["count"] == 2
 
 
 def test_tvg_at_the_threshold():
-    truth = Grounding(span=(0.0, 1.0))
-    row = asked("tvg", truth, "{0.0,0.5}", Grounding(span=(0.0, 0.5)))
+    truth = GroundingResult(span=(0.0, 1.0))
+    row = asked("tvg", truth, "{0.0,0.5}", GroundingResult(span=(0.0, 0.5)))
     default, released = both(row)
     assert default["miou"] == released["miou"] == 0.5
     assert default["R1@0.5"] == 100.0 and released["R1@0.5"] == 0.0
@@ -134,13 +134,13 @@ def test_tvg_at_the_threshold():
 
 def test_elc_with_an_end_alone():
     truth = replace(SPAN, tubelet=TUBELET)
-    given = Grounding(span=(20 / 99, 20 / 99))
+    given = GroundingResult(span=(20 / 99, 20 / 99))
     row = released_row(asked("stvg", truth, "Ends in <TEMP-060>, a dog."))
     row["gt"]["caption"] = "a dog"
     assert released_prediction("elc", row, "x").prediction.span == SPAN.span
     assert score_released("stvg", [row])["mtiou"] == 0.0
     # A prediction may leave the start open as well.
-    said = Grounding(span=(None, 60 / 99), tubelet=TUBELET, caption="a dog")
+    said = GroundingResult(span=(None, 60 / 99), tubelet=TUBELET, caption="a dog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llava_st_hf.evaluation.scoring.missing_caption_tools", lambda: "no captions here")
         with pytest.warns(UserWarning, match="no captions here"):
@@ -149,7 +149,7 @@ def test_elc_with_an_end_alone():
 
 
 def test_boxes_are_rounded_in_the_released_protocol_alone():
-    truth = Grounding(tubelet={0: (10.101, 10.101, 10.4, 10.4)})
+    truth = GroundingResult(tubelet={0: (10.101, 10.101, 10.4, 10.4)})
     answer = "<TEMP-000>:[<WIDTH-010><HEIGHT-010><WIDTH-010><HEIGHT-010>]"
     default, released = both(asked("svg", truth, answer, truth))
     assert default["msiou"] == 1.0 and released["msiou"] == 0.0
@@ -157,7 +157,7 @@ def test_boxes_are_rounded_in_the_released_protocol_alone():
 
 def test_true_spans_are_rounded_in_the_released_protocol_alone():
     media = VIDEO | {"last_frame": 999}
-    truth = Grounding(span=(100 / 999, 200 / 999), tubelet={101: (0, 0, 9, 9)})
+    truth = GroundingResult(span=(100 / 999, 200 / 999), tubelet={101: (0, 0, 9, 9)})
     row = asked("stvg", truth, "{0.1001001001001001,0.2002002002002002}", truth)
     row.media = media
     default, released = both(row)
@@ -165,20 +165,22 @@ def test_true_spans_are_rounded_in_the_released_protocol_alone():
 
 
 def test_svg_has_no_tiou_but_in_the_released_protocol():
-    default, released = both(asked("svg", Grounding(tubelet=TUBELET), "", Grounding(tubelet=TUBELET)))
+    default, released = both(asked("svg", GroundingResult(tubelet=TUBELET), "", GroundingResult(tubelet=TUBELET)))
     assert "mtiou" not in default and released["mtiou"] == released["tiou@0.3"] == 0.0
 
 
 def test_reversed_boxes_of_released_rows_are_put_in_order():
-    truth = Grounding(tubelet={10: (100 / 99 * 10, 100 / 99 * 10, 100 / 99 * 50, 100 / 99 * 50)})
+    truth = GroundingResult(tubelet={10: (100 / 99 * 10, 100 / 99 * 10, 100 / 99 * 50, 100 / 99 * 50)})
     row = released_row(asked("svg", truth, "<TEMP-010>:[<WIDTH-050><HEIGHT-050><WIDTH-010><HEIGHT-010>]"))
     assert score("svg", [row])["msiou"] == pytest.approx(1.0)
     assert score("svg", [row], "released")["msiou"] == 0.0
 
 
 def test_shared_frames_and_all_frames():
-    said = Grounding(tubelet={20: TUBELET[20]})
-    default, released = both(asked("svg", Grounding(tubelet=TUBELET), "<TEMP-020>:[<WIDTH-010><HEIGHT-010><WIDTH-050><HEIGHT-050>]", said))
+    said = GroundingResult(tubelet={20: TUBELET[20]})
+    default, released = both(
+        asked("svg", GroundingResult(tubelet=TUBELET), "<TEMP-020>:[<WIDTH-010><HEIGHT-010><WIDTH-050><HEIGHT-050>]", said)
+    )
     assert default["msiou"] == 1.0 and default["mstiou"] == pytest.approx(0.1)
     assert released["msiou"] > 0.9 and released["mstiou"] == pytest.approx(released["msiou"] / 10)
 
@@ -186,7 +188,7 @@ def test_shared_frames_and_all_frames():
 def test_skipped_and_cut_off_samples():
     truth = replace(SPAN, tubelet=TUBELET)
     right = asked("stvg", truth, "{0.20202,0.60606}", truth)
-    skipped = replace(right, media=None, answer=None, prediction=Grounding(), skipped="no such file")
+    skipped = replace(right, media=None, answer=None, prediction=GroundingResult(), skipped="no such file")
     cut_off = replace(right, finished=False)
     default, released = both(right, skipped, cut_off, right)
     assert default["mtiou"] == 0.75  # of a cut-off answer, what it says counts
@@ -197,7 +199,7 @@ def test_skipped_and_cut_off_samples():
 
 
 def test_what_is_said_last_of_a_frame_counts():
-    truth = Grounding(tubelet={0: (0, 0, 50, 50)})
+    truth = GroundingResult(tubelet={0: (0, 0, 50, 50)})
     boxes = "<TEMP-{}>:[<WIDTH-000><HEIGHT-000><WIDTH-{}><HEIGHT-{}>]"
     row = asked("svg", truth, boxes.format("000", "010", "010") + boxes.format("001", "050", "050"), truth)
     row.media = VIDEO | {"last_frame": 9}  # bins 0 and 1 are the same frame
@@ -206,7 +208,7 @@ def test_what_is_said_last_of_a_frame_counts():
 
 def test_frames_left_out_unevenly_are_counted_within_the_clip():
     frames = tuple(range(0, 50)) + tuple(range(100, 150))
-    truth = Grounding(tubelet={120: (10.0, 10.0, 50.0, 50.0)})
+    truth = GroundingResult(tubelet={120: (10.0, 10.0, 50.0, 50.0)})
     row = asked("svg", truth, "<TEMP-070>:[<WIDTH-010><HEIGHT-010><WIDTH-050><HEIGHT-050>]", truth)
     row.media = VIDEO | {"last_frame": 149, "frames": frames}
     assert score("svg", [row], "released")["mstiou"] > 0.9
@@ -216,7 +218,7 @@ def test_frames_left_out_unevenly_are_counted_within_the_clip():
 
 
 def test_names():
-    rec = score("rec", [asked("rec", Grounding(box=(0, 0, 1, 1)))])
+    rec = score("rec", [asked("rec", GroundingResult(box=(0, 0, 1, 1)))])
     assert set(rec) == {
         *("count", "skipped", "cut_off", "unparsable"),
         *(f"{name}{bound}" for name in ("miou", "R1@0.5") for bound in ("", "_low", "_high")),
@@ -229,7 +231,7 @@ def test_names():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)) | st.none(), min_size=1, max_size=20))
 def test_every_sample_counts_and_intervals_hold_the_figure(spans):
-    rows = [asked("tvg", SPAN, "…", Grounding(span=span)) for span in spans]
+    rows = [asked("tvg", SPAN, "…", GroundingResult(span=span)) for span in spans]
     figures = score("tvg", rows)
     assert figures["count"] == len(rows) and figures["unparsable"] == spans.count(None)
     for name in ("miou", "R1@0.3", "R1@0.5", "R1@0.7"):
@@ -237,7 +239,7 @@ def test_every_sample_counts_and_intervals_hold_the_figure(spans):
 
 
 @pytest.mark.parametrize(
-    "task, answer, truth", [("tvg", "{0.1,0.2}", SPAN), ("tvg", "{3,9}", SPAN), ("rec", "[0,0,0.5,1]", Grounding(box=(0, 0, 1, 1)))]
+    "task, answer, truth", [("tvg", "{0.1,0.2}", SPAN), ("tvg", "{3,9}", SPAN), ("rec", "[0,0,0.5,1]", GroundingResult(box=(0, 0, 1, 1)))]
 )
 def test_numbers_written_out_are_no_tokens(task, answer, truth):
     assert score(task, [released_row(asked(task, truth, answer))])["unparsable"] == 1
@@ -270,7 +272,7 @@ def test_unknown_tasks_and_protocols(task, protocol, message):
         score(task, [], protocol)
 
 
-@pytest.mark.parametrize("task", PARTS)
+@pytest.mark.parametrize("task", GROUNDING_FIELDS)
 def test_no_rows(task):
     with pytest.raises(ValueError, match="no rows"):
         score(task, [])
@@ -281,7 +283,7 @@ def test_no_rows(task):
     "row, message",
     [
         (asked("stvg", SPAN), "'one' cannot be scored for 'stvg': it has no true tubelet"),
-        (asked("stvg", Grounding(tubelet={})), "no true span and tubelet"),
+        (asked("stvg", GroundingResult(tubelet={})), "no true span and tubelet"),
         (asked("tvg", SPAN), "'one' is of the task 'tvg', not 'stvg'"),
         (3, "Row 1 is neither"),
         ({"id": "one"}, "Row 1 is no prediction"),
@@ -295,7 +297,9 @@ def test_rows_that_cannot_be_scored(row, message, protocol):
         score("stvg", [row], protocol)
 
 
-@pytest.mark.parametrize("said", [Grounding(span=(0.1, 0.2, 0.3)), Grounding(span=("a", "b")), Grounding(tubelet={0: (1, 2)})])
+@pytest.mark.parametrize(
+    "said", [GroundingResult(span=(0.1, 0.2, 0.3)), GroundingResult(span=("a", "b")), GroundingResult(tubelet={0: (1, 2)})]
+)
 def test_malformed_predictions_are_named(said):
     with pytest.raises(ValueError, match="'one' is malformed"):
         score("stvg", [asked("stvg", replace(SPAN, tubelet=TUBELET), "…", said)])

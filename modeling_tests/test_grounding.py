@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_st_hf import Media, parse_answer
+from llava_st_hf import MediaInfo, parse_answer
 from llava_st_hf.model.coordinates_llava_st import bin_to_position
 from modeling_tests.reference import REFERENCE, requires_reference
 
 
 # One bin is one frame, a tenth of a second, 10 pixels across and 5 down.
-VIDEO = Media("video", width=990, height=495, fps=10.0, first_frame=0, last_frame=99)
-IMAGE = Media("image", width=990, height=495)
+VIDEO = MediaInfo("video", width=990, height=495, fps=10.0, first_frame=0, last_frame=99)
+IMAGE = MediaInfo("image", width=990, height=495)
 BOX = "[<WIDTH-010><HEIGHT-020><WIDTH-030><HEIGHT-040>]"
 PIXELS = {"xmin": 100.0, "ymin": 100.0, "xmax": 300.0, "ymax": 200.0}
 NOWHERE = "The answer names no time or place that could be read."
@@ -160,7 +160,7 @@ def test_coordinates_without_media_are_noted():
 
 
 def test_without_a_frame_rate_times_are_left_out_and_frames_are_named():
-    answer = read(span(10, 20) + moment(10), Media("video", 990, 495, None, 100, 199))
+    answer = read(span(10, 20) + moment(10), MediaInfo("video", 990, 495, None, 100, 199))
     assert answer["events"] == [{"start": None, "end": None, "caption": None, "boxes": [{"time": None, "frame": 110, "box": PIXELS}]}]
     assert answer["notes"] == [
         "The frame rate of the video is unknown, so times are left out.",
@@ -192,7 +192,7 @@ def test_an_empty_answer_to_a_question_with_a_span_says_so():
 
 @pytest.mark.parametrize("first, last", [(0, 99), (50, 249), (7, 7), (0, 0)])
 def test_seconds_and_frames_count_from_the_start_of_the_file(first, last):
-    media = Media("video", 64, 48, fps=25.0, first_frame=first, last_frame=last)
+    media = MediaInfo("video", 64, 48, fps=25.0, first_frame=first, last_frame=last)
     assert media.frame(0.0) == first and media.frame(1.0) == last
     assert media.time(0.0) == round(first / 25, 3) and media.time(1.0) == round(last / 25, 3)
     assert media.time_position(first / 25, "t") == 0.0
@@ -203,7 +203,7 @@ def test_seconds_and_frames_count_from_the_start_of_the_file(first, last):
 
 @given(position=st.floats(0, 1), fps=st.floats(1, 120), first=st.integers(0, 10000), length=st.integers(1, 10000))
 def test_seconds_come_back_as_the_position_they_came_from(position, fps, first, length):
-    media = Media("video", 64, 48, fps, first, first + length)
+    media = MediaInfo("video", 64, 48, fps, first, first + length)
     seconds = (first + position * length) / fps
     assert abs(media.time_position(seconds, "t") - position) < 1e-6
 
@@ -212,9 +212,9 @@ def test_seconds_come_back_as_the_position_they_came_from(position, fps, first, 
     "media, seconds, message",
     [
         (IMAGE, 1.0, "'t' is a time, but the media before it is an image"),
-        (Media("video", 8, 8, None, 0, 9), 1.0, "frame rate of the video is unknown"),
+        (MediaInfo("video", 8, 8, None, 0, 9), 1.0, "frame rate of the video is unknown"),
         (VIDEO, 10.3, "lies outside the clip, which goes from 0 to 10 seconds"),
-        (Media("video", 8, 8, 10.0, 20, 40), 1.0, "lies outside the clip, which goes from 2 to 4.1 seconds"),
+        (MediaInfo("video", 8, 8, 10.0, 20, 40), 1.0, "lies outside the clip, which goes from 2 to 4.1 seconds"),
     ],
 )
 def test_a_time_outside_the_clip_is_refused(media, seconds, message):
@@ -222,8 +222,8 @@ def test_a_time_outside_the_clip_is_refused(media, seconds, message):
         media.time_position(seconds, "'t'")
 
 
-VARYING = Media("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0, 4.0), end_time=5.0)
-UNEVEN = Media("video", 8, 8, fps=10.0, first_frame=0, last_frame=90, frame_times=(0.0, 1.0, 2.0, 9.0), frames=(0, 10, 20, 90))
+VARYING = MediaInfo("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0, 4.0), end_time=5.0)
+UNEVEN = MediaInfo("video", 8, 8, fps=10.0, first_frame=0, last_frame=90, frame_times=(0.0, 1.0, 2.0, 9.0), frames=(0, 10, 20, 90))
 
 
 def test_at_a_varying_rate_times_are_those_of_the_frames():
@@ -233,9 +233,9 @@ def test_at_a_varying_rate_times_are_those_of_the_frames():
     for seconds in (1.6, 5.2):
         with pytest.raises(ValueError, match=r"t lies outside the clip, which goes from 1\.8 to 5 seconds"):
             VARYING.time_position(seconds, "t")
-    before_a_pause = Media("video", 8, 8, fps=2.8, first_frame=19, last_frame=20, frame_times=(1.9, 2.0), end_time=3.0)
+    before_a_pause = MediaInfo("video", 8, 8, fps=2.8, first_frame=19, last_frame=20, frame_times=(1.9, 2.0), end_time=3.0)
     assert before_a_pause.time_position(2.8, "t") == 1.0
-    single = Media("video", 8, 8, fps=2.0, first_frame=5, last_frame=5, frame_times=(2.5,))
+    single = MediaInfo("video", 8, 8, fps=2.0, first_frame=5, last_frame=5, frame_times=(2.5,))
     assert single.time(1.0) == 2.5 and single.time_position(2.9, "t") == 0.0
 
 
@@ -245,27 +245,27 @@ def test_unevenly_sampled_frames_keep_their_times():
     assert UNEVEN.time_position(2.0, "t") == pytest.approx(2 / 3) and UNEVEN.time_position(9.1, "t") == 1.0
     with pytest.raises(ValueError, match=r"from 0 to 9\.1 seconds"):
         UNEVEN.time_position(9.5, "t")
-    unknown = Media("video", 8, 8, None, 0, 90, frames=(0, 10, 20, 90))
+    unknown = MediaInfo("video", 8, 8, None, 0, 90, frames=(0, 10, 20, 90))
     assert unknown.time(0.5) is None and unknown.frame(2 / 3) == 20
-    twice = Media("video", 8, 8, 10.0, 7, 8, frame_times=(0.7, 0.7, 0.8, 0.8), frames=(7, 7, 8, 8))
+    twice = MediaInfo("video", 8, 8, 10.0, 7, 8, frame_times=(0.7, 0.7, 0.8, 0.8), frames=(7, 7, 8, 8))
     assert [twice.time_position(seconds, "t") for seconds in (0.7, 0.75, 0.8, 0.9)] == pytest.approx([0.0, 0.5, 2 / 3, 1.0])
 
 
 @pytest.mark.parametrize("media", [VARYING, UNEVEN])
 def test_media_with_times_survive_json(media):
-    again = Media(**json.loads(json.dumps(media.to_dict())))
+    again = MediaInfo(**json.loads(json.dumps(media.to_dict())))
     assert again == media and hash(again) == hash(media)
 
 
 def test_frame_times_are_one_for_each_frame():
     with pytest.raises(ValueError, match="one entry for each of 5 frames, got 4"):
-        Media("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0))
+        MediaInfo("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0))
 
 
 @given(position=st.floats(0, 1), gaps=st.lists(st.floats(0.02, 5), min_size=1, max_size=40))
 def test_seconds_come_back_as_their_position_at_any_rate(position, gaps):
     times = tuple(itertools.accumulate(gaps, initial=0.5))
-    media = Media("video", 64, 48, 1.0, 3, 3 + len(gaps), frame_times=times)
+    media = MediaInfo("video", 64, 48, 1.0, 3, 3 + len(gaps), frame_times=times)
     place = int(position * len(gaps))
     seconds = media.time(position)
     assert times[place] - 1e-3 <= seconds <= times[min(place + 1, len(gaps))] + 1e-3
@@ -309,7 +309,9 @@ def check(text, media, question):
             assert 0 <= box["xmin"] <= box["xmax"] <= media.width and 0 <= box["ymin"] <= box["ymax"] <= media.height
 
 
-@pytest.mark.parametrize("media", [IMAGE, Media("video", 97, 33, 23.976, 11, 405), Media("video", 97, 33, 25.0, 3, 3), VARYING, UNEVEN])
+@pytest.mark.parametrize(
+    "media", [IMAGE, MediaInfo("video", 97, 33, 23.976, 11, 405), MediaInfo("video", 97, 33, 25.0, 3, 3), VARYING, UNEVEN]
+)
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), asked=st.integers(0, 3))
 def test_no_answer_whatever_raises_or_leaves_the_picture(media, text, asked):
@@ -320,7 +322,7 @@ def test_no_answer_whatever_raises_or_leaves_the_picture(media, text, asked):
 @given(bins=st.lists(st.integers(0, 99), min_size=2, max_size=2), temporal=st.integers(2, 100))
 def test_a_span_reads_as_the_positions_of_its_bins(bins, temporal):
     bins = sorted(min(b, temporal - 1) for b in bins)
-    media = Media("video", 10, 10, fps=1.0, first_frame=0, last_frame=1000)
+    media = MediaInfo("video", 10, 10, fps=1.0, first_frame=0, last_frame=1000)
     (found,) = parse_answer("{{<TEMP-{:03d}><TEMP-{:03d}>}}".format(*bins), media, temporal, 100)["events"]
     assert [found["start"], found["end"]] == [round(1000 * bin_to_position(b, temporal), 3) for b in bins]
 
@@ -347,7 +349,7 @@ def test_time_grows_linearly_with_length(unit):
 def test_positions_equal_what_the_released_program_reads():
     cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["parsing"]
     # one pixel and one second are the whole, in steps finer than the rounding
-    media = Media("video", 1_000_000, 1_000_000, fps=1.0, first_frame=0, last_frame=1_000_000)
+    media = MediaInfo("video", 1_000_000, 1_000_000, fps=1.0, first_frame=0, last_frame=1_000_000)
     assert len(cases) == 6
     for case in cases:
         events = parse_answer(case["text"], media, 100, 100)["events"]
@@ -364,16 +366,16 @@ def test_positions_equal_what_the_released_program_reads():
 
 @pytest.mark.parametrize("answer", ["<TEMP-050> a dog runs", "Ends in <TEMP-050>, a dog runs."])
 def test_the_start_that_the_question_gave_stands_and_a_lone_time_is_the_end(answer):
-    [event] = parse_answer(answer, Media("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.25, box=(0, 0, 1, 1))["events"]
+    [event] = parse_answer(answer, MediaInfo("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.25, box=(0, 0, 1, 1))["events"]
     assert (event["start"], event["end"], event["caption"]) == (2.475, 5.0, "a dog runs")
 
 
 def test_an_end_before_the_start_that_the_question_gave_is_left_out_with_a_note():
-    answer = parse_answer("Ends in <TEMP-010>, x.", Media("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.5, box=(0, 0, 1, 1))
+    answer = parse_answer("Ends in <TEMP-010>, x.", MediaInfo("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.5, box=(0, 0, 1, 1))
     assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.95, None)
     assert any("before the start" in note for note in answer["notes"])
 
 
 def test_a_time_alone_is_no_event_of_a_picture():
-    answer = parse_answer("<TEMP-010>", Media("image", 64, 48), 100, 100)
+    answer = parse_answer("<TEMP-010>", MediaInfo("image", 64, 48), 100, 100)
     assert answer["events"] == [] and any("times" in note for note in answer["notes"])

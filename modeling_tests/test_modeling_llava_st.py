@@ -75,7 +75,7 @@ def test_positions_between_bins_blend_input_embeddings(model):
 
 @torch.no_grad()
 def test_plain_width_prompts_ignores_positions_at_the_width_input_placeholder_alone():
-    plain = tiny_model(plain_width_prompts=True)
+    plain = tiny_model(ignore_prompt_x_coordinates=True)
     config, rows = plain.config, plain.get_input_embeddings().weight
     ids = torch.tensor([[config.width_input_token_id, config.width_output_token_id, config.height_input_token_id]])
     embeds, _ = plain.model.embed_inputs(ids, torch.full(ids.shape, 0.4))
@@ -125,7 +125,7 @@ def test_downsampled_images_pass_the_spatial_packer():
 
 @torch.no_grad()
 def test_dropped_fast_features_are_the_plain_embeddings_of_the_tokens_there(model):
-    dropping = tiny_model(drop_fast_features=True)
+    dropping = tiny_model(disable_fast_stream=True)
     config, rows = dropping.config, dropping.get_input_embeddings().weight
     features = dropping.get_video_features(random_videos(1)).pooler_output[0]
     fast = [config.video_start_token_id, config.video_token_id, config.video_token_id, config.video_end_token_id]
@@ -186,7 +186,7 @@ def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, bat
         model(inputs_embeds=embeds, coordinates=batch["coordinates"])
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_lape": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
 def test_save_and_load_and_features_of_the_model_without_head(tmp_path, options):
     whole = tiny_model(**options)
     config = whole.config
@@ -214,7 +214,7 @@ def test_model_without_head_saves_all_that_the_whole_model_needs(model, batch, t
     assert torch.equal(logits_of(again, batch), logits_of(model, batch))
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_lape": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
 def test_every_parameter_trains(options):
     trained = tiny_model(**options).train()
     config = trained.config
@@ -228,7 +228,7 @@ def test_every_parameter_trains(options):
 def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reentrant):
     """Also to a packer whose input needs none, as in stage 1, where features are of frozen parts and nothing is added to them."""
     if frozen:
-        model = tiny_model(use_lape=False)
+        model = tiny_model(use_coordinate_tokens=False)
         batch = {**mixed_batch(tiny_config()), "coordinates": None}
         batch["input_ids"] = batch["input_ids"].clamp(max=model.config.text_config.vocab_size - 1)
     gradients = []
@@ -406,7 +406,7 @@ def test_pixels_of_another_shape_are_refused_with_the_shape_expected(name, shape
 
 
 def test_a_one_frame_video_without_fast_features_has_the_tokens_of_one_with():
-    models = (tiny_model(drop_fast_features=drop) for drop in (False, True))
+    models = (tiny_model(disable_fast_stream=drop) for drop in (False, True))
     with_fast, without = (model.get_video_features(random_videos(1, 1)).pooler_output for model in models)
     assert with_fast.shape == without.shape
 

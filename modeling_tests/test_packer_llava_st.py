@@ -72,7 +72,7 @@ def test_window_packer_equals_one_attention_per_window(window):
 
 @torch.no_grad()
 def test_streams_follow_the_published_shapes():
-    packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_scale=5)))
+    packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_stride=5)))
     states = torch.randn(1, 10, 9, 9, 32)
     fast, slow = packer(states)
     cells = packed_slowly(packer.spatial, states)
@@ -84,7 +84,7 @@ def test_streams_follow_the_published_shapes():
 @pytest.mark.parametrize("num_frames", [1, 3, 7])
 @torch.no_grad()
 def test_last_frame_is_held_to_fill_the_last_slow_window(num_frames):
-    packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_scale=5)))
+    packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_stride=5)))
     states = torch.randn(1, num_frames, 9, 9, 32)
     held = torch.cat((states, states[:, -1:].expand(-1, -num_frames % 5, -1, -1, -1)), dim=1)
     fast, slow = packer(states)

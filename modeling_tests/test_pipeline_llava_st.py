@@ -327,8 +327,8 @@ def test_a_model_and_a_processor_of_different_vocabularies_are_refused():
 @pytest.mark.parametrize(
     "setting",
     [
-        {"plain_width_prompts": True}, {"use_downsample_image": True}, {"packer_spatial_scale": 1}, {"packer_temporal_scale": 2},
-        {"packer_fast_scale": 1}, {"patch_size": 7},
+        {"ignore_prompt_x_coordinates": True}, {"use_downsample_image": True}, {"packer_spatial_stride": 1}, {"packer_temporal_stride": 2},
+        {"fast_spatial_stride": 1}, {"patch_size": 7},
     ],
 )  # fmt: skip
 def test_a_processor_with_another_setting_is_refused_by_its_name(setting):
@@ -479,6 +479,6 @@ def test_a_released_folder_serves_as_it_is(video):
     overrides = json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
     # `config=` would only pick the class: transformers loads a model named by its folder with the folder's own
     loaded = pipeline("video-grounding", model=str(folder), model_kwargs=overrides)
-    assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.plain_width_prompts
+    assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.ignore_prompt_x_coordinates
     answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")
     assert answer["events"] == [TASK_EVENTS["reg"]] and answer["notes"] == []

@@ -22,7 +22,7 @@ from llava_st_hf import (
     LlavaSTModel,
     LlavaSTProcessor,
     LlavaSTVideoProcessor,
-    Media,
+    MediaInfo,
 )
 from llava_st_hf.model.inline_coordinates_llava_st import INLINE_COORDINATE
 from modeling_tests.media import moving_frames, write_timed_video, write_video
@@ -63,7 +63,7 @@ def positions(inputs, row=0):
     return row[~row.isnan()].tolist()
 
 
-# Media
+# MediaInfo
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(proce
     if kind == "http":
         server.shutdown()
     is_file = kind in ("path", "Path", "file", "http")
-    assert inputs.media == [[Media("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
+    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
     expected = encode(processor, user(film(FRAMES), "When?"))
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     difference = (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs()
@@ -108,7 +108,7 @@ def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(proce
 )
 def test_a_clip_is_given_in_frames_or_seconds(processor, video, clip, first, last):
     inputs = encode(processor, user(film(video, **clip), "What <t0.0>?"))
-    assert inputs.media == [[Media("video", 64, 48, 10.0, first, last)]]
+    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0, first, last)]]
     expected = encode(processor, user(film(FRAMES[first : last + 1]), "What <t0.0>?"))
     assert (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs().mean() < 0.05
 
@@ -146,7 +146,7 @@ def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend
 @pytest.mark.parametrize("sampling", [{"num_frames": 1}, {"num_frames": 2}, {"fps": 0.3}, {"do_sample_frames": False}])
 def test_seconds_refer_to_the_clip_however_few_frames_of_it_are_seen(processor, video, sampling):
     inputs = encode(processor, user(film(video, clip=[5, 15]), {"type": "time", "time": 1.0}), processor_kwargs=sampling)
-    assert inputs.media == [[Media("video", 64, 48, 10.0, 5, 15)]]
+    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0, 5, 15)]]
     assert positions(inputs) == [pytest.approx(0.5)]
 
 
@@ -156,8 +156,8 @@ def test_frames_sampled_before_keep_their_times(processor):
         inputs = encode(processor, user(film(frames), "When?"), processor_kwargs={"video_metadata": [metadata]})
         return inputs.media[0][0]
 
-    assert media(FRAMES, list(range(50, 70)), total_num_frames=20) == Media("video", 64, 48, 10.0, 50, 69)
-    assert media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100) == Media("video", 64, 48, 10.0, 0, 90)
+    assert media(FRAMES, list(range(50, 70)), total_num_frames=20) == MediaInfo("video", 64, 48, 10.0, 50, 69)
+    assert media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100) == MediaInfo("video", 64, 48, 10.0, 0, 90)
     uneven = media(FRAMES[:4], [0, 10, 20, 90], total_num_frames=100)
     assert [uneven.time(i / 3) for i in range(4)] == [0.0, 1.0, 2.0, 9.0]
     assert [uneven.frame(i / 3) for i in range(4)] == [0, 10, 20, 90]
@@ -206,7 +206,7 @@ def test_image_sizes_are_those_a_person_sees(processor, folder):
     exif[0x0112] = 6
     sideways.save(folder / "sideways.jpg", exif=exif)
     inputs = encode(processor, user(photo(str(folder / "sideways.jpg")), photo(), "Where?"))
-    assert inputs.media == [[Media("image", 48, 64), Media("image", 64, 48)]]
+    assert inputs.media == [[MediaInfo("image", 48, 64), MediaInfo("image", 64, 48)]]
 
 
 def test_media_tokens_are_the_streams_with_their_markers(processor):
@@ -351,7 +351,7 @@ def test_a_stage_1_processor_has_no_coordinates():
 
 
 def test_released_models_read_prompt_widths_as_their_placeholder_and_answers_as_bins():
-    processor = tiny_processor(plain_width_prompts=True)
+    processor = tiny_processor(ignore_prompt_x_coordinates=True)
     inputs = encode(processor, user(photo(), "<w0.1><h0.2>; <WIDTH-025>"), answer("<WIDTH-025><w0.5>"), user("<w0.3>"))
     text = text_of(processor, inputs)
     assert "<WIDTH-INPUT><HEIGHT-020>; <WIDTH-INPUT><|im_end|>" in text
@@ -525,7 +525,7 @@ def test_decoding_keeps_coordinates_and_drops_other_special_tokens(processor):
 
 
 def test_round_trips_through_the_auto_classes(folder, video):
-    processor = tiny_processor(num_temporal_bins=50, num_spatial_bins=20, plain_width_prompts=True, use_downsample_image=True)
+    processor = tiny_processor(num_temporal_bins=50, num_spatial_bins=20, ignore_prompt_x_coordinates=True, use_downsample_image=True)
     processor.save_pretrained(folder / "saved")
     expected = encode(processor, user(photo(), film(video), "{<t0.5s><t1s>} <w0.3>"))
     for cls in (LlavaSTProcessor, AutoProcessor):

@@ -92,6 +92,6 @@ def test_logits_from_messages_equal_the_released_programs(released, case):
 @requires_reference
 def test_a_released_folder_loads_as_a_processor_and_saves_as_ours(released, tmp_path):
     processor = released[0]
-    assert type(processor) is LlavaSTProcessor and processor.plain_width_prompts and processor.num_temporal_bins == 100
+    assert type(processor) is LlavaSTProcessor and processor.ignore_prompt_x_coordinates and processor.num_temporal_bins == 100
     processor.save_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTModel
-from llava_st_hf.model.original_checkpoint_llava_st import PACKER_SPLITS, rename_released_key, translate_config
+from llava_st_hf.model.original_checkpoint_llava_st import PACKER_SPLITS, rename_original_key, translate_config
 from modeling_tests.factories import tiny_model
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, case_inputs, cases, config_overrides, expected, requires_reference
 
@@ -85,7 +85,7 @@ def released_gradient_norm(name: str, gradients: dict[str, torch.Tensor]) -> flo
         matrix = gradients["model.language_model.embed_tokens.weight" if use == "input" else "lm_head.weight"]
         first = 0 if number is None else BASE_ROWS + 100 * number
         return matrix[first : BASE_ROWS if number is None else first + 100].norm().item()
-    key = "model." + rename_released_key(name)
+    key = "model." + rename_original_key(name)
     for fused, parts in PACKER_SPLITS.items():
         if key.endswith(fused):
             names = [key.removesuffix(fused) + part for part in parts]
@@ -144,7 +144,7 @@ def test_saving_writes_our_layout_and_reads_back_equal(model, tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state_dict())
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["model_type"] == "llava_st" and saved["plain_width_prompts"] and saved["drop_fast_features"]
+    assert saved["model_type"] == "llava_st" and saved["ignore_prompt_x_coordinates"] and saved["disable_fast_stream"]
     again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
@@ -171,7 +171,7 @@ def test_auto_config_translates_a_released_folder():
     config = AutoConfig.from_pretrained(ORIGINAL_CHECKPOINT)
     assert type(config) is LlavaSTConfig
     assert config.text_config.vocab_size == BASE_ROWS + 300 and config.coordinate_start_token_id == BASE_ROWS
-    assert config.plain_width_prompts and config.drop_fast_features
+    assert config.ignore_prompt_x_coordinates and config.disable_fast_stream
 
 
 def test_translation_counts_the_coordinates_into_the_vocabulary():
@@ -183,7 +183,7 @@ def test_translation_counts_the_coordinates_into_the_vocabulary():
 def test_translation_of_a_stage_1_checkpoint_has_no_coordinates():
     released = {key: value for key, value in RELEASED.items() if not key.startswith("num_")}
     translated = translate_config(released)
-    assert translated["use_lape"] is False and translated["text_config"]["vocab_size"] == 600
+    assert translated["use_coordinate_tokens"] is False and translated["text_config"]["vocab_size"] == 600
 
 
 @pytest.mark.parametrize(

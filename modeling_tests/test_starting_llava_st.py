@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
-from llava_st_hf.checkpoints.conversion import add_coordinate_rows, processor_for
-from llava_st_hf.checkpoints.stage1_init import stage1_config, start_stage1
+from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor
+from llava_st_hf.checkpoints.stage1_init import create_stage1_model, stage1_config
 from llava_st_hf.cli import main
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from modeling_tests.processors import CHAT_TOKENS, encode, photo, user
@@ -156,10 +156,10 @@ WRITERS = {
 def test_all_but_the_packer_is_the_checkpoints(tmp_path, write, tied):
     source = source_model(text={"tie_word_embeddings": tied})
     overrides = write(tmp_path / "source", source)
-    model, processor = start_stage1(tmp_path / "source", dtype="float32", config_overrides=overrides)
+    model, processor = create_stage1_model(tmp_path / "source", dtype="float32", config_overrides=overrides)
     first = len(processor.tokenizer) - len(SPECIAL_TOKENS)
     assert first in (NUM_TOKENS, NUM_TOKENS + 2)
-    assert not (model.config.use_lape or model.config.plain_width_prompts or model.config.drop_fast_features)
+    assert not (model.config.use_coordinate_tokens or model.config.ignore_prompt_x_coordinates or model.config.disable_fast_stream)
     assert model.config.tie_word_embeddings == tied == (model.lm_head.weight is model.get_input_embeddings().weight)
     ids = [getattr(model.config, field) for field in SPECIAL_TOKENS]
     assert ids == processor.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values())) == list(range(first, first + 14))
@@ -189,7 +189,7 @@ def test_all_but_the_packer_is_the_checkpoints(tmp_path, write, tied):
 def test_the_command_writes_a_folder_that_auto_classes_load_and_that_answers(tmp_path, layout):
     source, output = tmp_path / "source", tmp_path / "output"
     (tmp_path / "overrides.json").write_text(json.dumps(WRITERS[layout](source, source_model())))
-    assert main(["start-stage1", str(source), str(output), "--config-overrides", str(tmp_path / "overrides.json")]) == 0
+    assert main(["create-stage1", str(source), str(output), "--config-overrides", str(tmp_path / "overrides.json")]) == 0
     assert all(key.startswith("model.") or key == "lm_head.weight" for key in load_file(output / "model.safetensors"))
     model, report = AutoModelForImageTextToText.from_pretrained(output, output_loading_info=True)
     assert not any(report.values())
@@ -205,12 +205,12 @@ def test_the_command_writes_a_folder_that_auto_classes_load_and_that_answers(tmp
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_what_was_saved_grows_to_stage_2(tmp_path, tied):
     overrides = write_released(tmp_path / "source", source_model(text={"tie_word_embeddings": tied}))
-    model, processor = start_stage1(tmp_path / "source", config_overrides=overrides)
+    model, processor = create_stage1_model(tmp_path / "source", config_overrides=overrides)
     model.save_pretrained(tmp_path / "stage1")
     processor.save_pretrained(tmp_path / "stage1")
     model = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "stage1", dtype="float32")
-    add_coordinate_rows(model, num_temporal_bins=6, num_spatial_bins=5)
-    processor = processor_for(model, AutoProcessor.from_pretrained(tmp_path / "stage1"))
+    add_coordinate_tokens(model, num_temporal_bins=6, num_spatial_bins=5)
+    processor = add_coordinate_tokens_to_processor(model, AutoProcessor.from_pretrained(tmp_path / "stage1"))
     assert processor.num_temporal_bins == 6 and processor.num_spatial_bins == 5
     assert model.config.coordinate_start_token_id == NUM_TOKENS + 14
     inputs = encode(processor, user(photo(), "What is at [<w0.1><h0.1><w0.5><h0.5>]?"), add_generation_prompt=True)
@@ -223,7 +223,8 @@ def test_the_packer_is_fresh_and_the_seeds_alone(tmp_path):
     overrides = {**write_released(tmp_path / "source", source_model()), "packer_hidden_size": 64}
     state = torch.get_rng_state()
     packers = [
-        start_stage1(tmp_path / "source", dtype="float32", seed=seed, config_overrides=overrides)[0].model.packer for seed in (0, 0, 1)
+        create_stage1_model(tmp_path / "source", dtype="float32", seed=seed, config_overrides=overrides)[0].model.packer
+        for seed in (0, 0, 1)
     ]
     assert torch.equal(torch.get_rng_state(), state)
     first, again, other = (packer.state_dict() for packer in packers)
@@ -261,7 +262,7 @@ def test_the_full_sizes_need_no_overrides(tmp_path):
 
 def test_an_unpadded_vocabulary_grows(tmp_path):
     overrides = write_released(tmp_path / "source", source_model(text={"vocab_size": NUM_TOKENS}), vocab_size=NUM_TOKENS)
-    model, _ = start_stage1(tmp_path / "source", config_overrides=overrides)
+    model, _ = create_stage1_model(tmp_path / "source", config_overrides=overrides)
     assert len(model.lm_head.weight) == len(model.get_input_embeddings().weight) == NUM_TOKENS + 14
 
 
@@ -269,7 +270,7 @@ def test_an_unpadded_vocabulary_grows(tmp_path):
 def test_a_tower_that_has_its_last_layer_loses_it(tmp_path, layout):
     source = source_model(vision={"num_hidden_layers": DEPTH + 1}, vision_feature_layer=-2)
     overrides = WRITERS[layout](tmp_path / "source", source)
-    model, _ = start_stage1(tmp_path / "source", dtype="float32", config_overrides=overrides)
+    model, _ = create_stage1_model(tmp_path / "source", dtype="float32", config_overrides=overrides)
     assert len(model.model.vision_tower.encoder.layers) == DEPTH
     pixels = torch.randn(1, 3, 126, 126)
     with torch.no_grad():
@@ -297,7 +298,7 @@ def test_a_setting_of_another_llava_onevision_is_named(tmp_path, settings, messa
     vision, text = settings.pop("vision", {}), settings.pop("text", {})
     source_model(vision=vision, text=text, **settings).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
-        start_stage1(tmp_path, config_overrides=OVERRIDES)
+        create_stage1_model(tmp_path, config_overrides=OVERRIDES)
 
 
 @pytest.mark.parametrize(
@@ -317,20 +318,20 @@ def test_a_setting_of_another_released_model_is_named(tmp_path, settings, messag
     tokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**released_config(), **settings}))
     with pytest.raises(ValueError, match=message):
-        start_stage1(tmp_path, config_overrides={**OVERRIDES, "vision_config": VISION})
+        create_stage1_model(tmp_path, config_overrides={**OVERRIDES, "vision_config": VISION})
 
 
 def test_a_configuration_without_vocabulary_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_qwen"}))
     with pytest.raises(ValueError, match="no vocab_size"):
-        start_stage1(tmp_path)
+        create_stage1_model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["use_lape", "plain_width_prompts", "drop_fast_features"])
+@pytest.mark.parametrize("name", ["use_coordinate_tokens", "ignore_prompt_x_coordinates", "disable_fast_stream"])
 def test_a_starting_model_has_no_slips_and_no_coordinates(tmp_path, name):
     overrides = write_released(tmp_path / "source", source_model())
     with pytest.raises(ValueError, match=name):
-        start_stage1(tmp_path / "source", config_overrides={**overrides, name: True})
+        create_stage1_model(tmp_path / "source", config_overrides={**overrides, name: True})
 
 
 @pytest.fixture
@@ -343,7 +344,7 @@ def refusal(folder, capsys) -> str:
     """What the command says, which writes nothing."""
     overrides = folder.parent / "overrides.json"
     overrides.write_text(json.dumps({**OVERRIDES, "vision_config": VISION}))
-    assert main(["start-stage1", str(folder), str(folder.parent / "output"), "--config-overrides", str(overrides)]) == 1
+    assert main(["create-stage1", str(folder), str(folder.parent / "output"), "--config-overrides", str(overrides)]) == 1
     assert not (folder.parent / "output").exists()
     return capsys.readouterr().err.splitlines()[-1]
 
@@ -406,5 +407,5 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, capsys, change, message):
 
 
 def test_the_source_is_not_overwritten(folder, capsys):
-    assert main(["start-stage1", str(folder), str(folder)]) == 1
+    assert main(["create-stage1", str(folder), str(folder)]) == 1
     assert "is the checkpoint itself" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(pro
 
 
 def test_the_released_scheme_adds_headers_and_the_marks_of_all_turns(processor, rows):
-    batch = LlavaSTDataCollator(processor, label_scheme="released")([rows[2]])
+    batch = LlavaSTDataCollator(processor, loss_on="released")([rows[2]])
     turns = ["<|im_start|>\n<|im_end|>\n"] * 2 + ["<|im_start|>assistant\nSomething.Something.Something.<|im_end|>\n"]
     assert learned_text(processor, batch["labels"][0]) == "".join(turns)
 
@@ -134,7 +134,7 @@ def test_a_sample_longer_than_the_limit_is_not_cut(processor, rows):
         LlavaSTDataCollator(processor, max_length=50)(rows[:1])
 
 
-@pytest.mark.parametrize("option, message", [({"on_error": "ignore"}, "ignore"), ({"label_scheme": "all"}, "all")])
+@pytest.mark.parametrize("option, message", [({"on_error": "ignore"}, "ignore"), ({"loss_on": "all"}, "all")])
 def test_unknown_settings_are_refused_at_once(processor, option, message):
     with pytest.raises(ValueError, match=message):
         LlavaSTDataCollator(processor, **option)
@@ -150,7 +150,7 @@ def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_
     processor = LlavaSTProcessor.from_pretrained(ORIGINAL_CHECKPOINT)
     model = LlavaSTForConditionalGeneration.from_pretrained(ORIGINAL_CHECKPOINT, **config_overrides()).train()
     model.model.vision_tower.requires_grad_(False)
-    batch = LlavaSTDataCollator(processor, label_scheme="released")([sample])
+    batch = LlavaSTDataCollator(processor, loss_on="released")([sample])
 
     key, config = case["key"], model.config
     recorded = case_inputs(case, config)

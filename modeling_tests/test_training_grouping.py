@@ -18,9 +18,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from trl import ModelConfig
 
 from llava_st_hf import LlavaSTVideoProcessor
-from llava_st_hf.data import group_by_medium
+from llava_st_hf.data import pack_by_video
 from llava_st_hf.model.batch_feature_llava_st import PADDING, SHARED
-from llava_st_hf.training import LlavaSTDataCollator, LlavaSTTrainer, LlavaSTTrainingConfig, check_run, make_trainable
+from llava_st_hf.training import (
+    LlavaSTDataCollator,
+    LlavaSTTrainer,
+    LlavaSTTrainingConfig,
+    check_resume_compatibility,
+    prepare_model_for_training,
+)
 from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs, mask_of_segments
 from llava_st_hf.training.shared_medium import block_mask
 from modeling_tests.corpora import row, write_media
@@ -68,7 +74,7 @@ def rows(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def grouped(rows):
-    return list(group_by_medium(Dataset.from_list(rows), 8))
+    return list(pack_by_video(Dataset.from_list(rows), 8))
 
 
 def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -182,7 +188,9 @@ def trainer_of(folder, rows, attention="sdpa", **options) -> LlavaSTTrainer:
     model = model_for(processor)
     model.set_attn_implementation(attention)
     torch.manual_seed(0)
-    return LlavaSTTrainer(make_trainable(model, args.train, lora_r=2, lora_dropout=0.0), args, Dataset.from_list(rows), processor)
+    return LlavaSTTrainer(
+        prepare_model_for_training(model, args.train, lora_r=2, lora_dropout=0.0), args, Dataset.from_list(rows), processor
+    )
 
 
 # Sequences
@@ -212,7 +220,7 @@ def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(
 
 def test_batches_without_groups_are_what_they_were(processor, rows):
     collate = LlavaSTDataCollator(processor)
-    single = list(group_by_medium(Dataset.from_list(rows), 1))
+    single = list(pack_by_video(Dataset.from_list(rows), 1))
     batch, before = collate(single), collate(rows)
     assert batch.keys() == before.keys() and "segments" not in batch
     for name, value in before.items():
@@ -282,16 +290,16 @@ def test_a_broken_medium_or_a_sequence_too_long_leaves_out_the_group_once(proces
 
 
 def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor, grouped):
-    with pytest.raises(ValueError, match="label_scheme"):
-        trainer_of(tmp_path, grouped, label_scheme="released")
-    with pytest.raises(ValueError, match="label_scheme"):
-        LlavaSTDataCollator(processor, label_scheme="released")(grouped)
+    with pytest.raises(ValueError, match="loss_on"):
+        trainer_of(tmp_path, grouped, loss_on="released")
+    with pytest.raises(ValueError, match="loss_on"):
+        LlavaSTDataCollator(processor, loss_on="released")(grouped)
     with pytest.raises(ValueError, match="attn_implementation=flex_attention"):
         trainer_of(tmp_path, grouped, "flex_attention")
     with pytest.raises(ValueError, match="streaming"):
-        sft.DataArguments("mixture.yaml", streaming=True, questions_per_medium=2)
+        sft.DataArguments("mixture.yaml", streaming=True, max_conversations_per_sequence=2)
     with pytest.raises(ValueError, match="at least 1"):
-        sft.DataArguments("mixture.yaml", questions_per_medium=0)
+        sft.DataArguments("mixture.yaml", max_conversations_per_sequence=0)
 
 
 # Whole runs
@@ -300,11 +308,11 @@ def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor,
 def test_a_record_from_before_groups_is_of_a_run_without_them(tmp_path):
     (tmp_path / "mixture.yaml").touch()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False)
-    check_run(args, "model", tmp_path / "mixture.yaml", 8)
+    check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8)
     (tmp_path / "run/checkpoint-1").mkdir()
-    check_run(args, "model", tmp_path / "mixture.yaml", 8, questions_per_medium=1)
-    with pytest.raises(ValueError, match="questions_per_medium was 1 and is 4"):
-        check_run(args, "model", tmp_path / "mixture.yaml", 8, questions_per_medium=4)
+    check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8, max_conversations_per_sequence=1)
+    with pytest.raises(ValueError, match="max_conversations_per_sequence was 1 and is 4"):
+        check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8, max_conversations_per_sequence=4)
 
 
 def test_a_grouped_run_goes_on_exactly_and_not_with_another_grouping(tmp_path):
@@ -323,7 +331,7 @@ def test_a_grouped_run_goes_on_exactly_and_not_with_another_grouping(tmp_path):
         options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
         options["train_sampling_strategy"] = "group_by_length"
         args = LlavaSTTrainingConfig(output_dir=str(tmp_path / folder), **{**OPTIONS, **options})
-        data = sft.DataArguments(str(tmp_path / "mixture.yaml"), questions_per_medium=grouping)
+        data = sft.DataArguments(str(tmp_path / "mixture.yaml"), max_conversations_per_sequence=grouping)
         sft.main(data, args, ModelConfig(str(model), dtype="float32", lora_r=2, lora_dropout=0.3))
         state = json.loads((tmp_path / folder / "trainer_state.json").read_text())
         return [{name: value for name, value in entry.items() if "second" not in name} for entry in state["log_history"] if "loss" in entry]
@@ -340,5 +348,5 @@ def test_a_grouped_run_goes_on_exactly_and_not_with_another_grouping(tmp_path):
     assert run("again") == log
     weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("whole", "again")]
     assert weights[0] == weights[1]
-    with pytest.raises(ValueError, match="questions_per_medium was 3 and is 2"):
+    with pytest.raises(ValueError, match="max_conversations_per_sequence was 3 and is 2"):
         run("again", grouping=2)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, MuonAdamW, make_trainable, muon
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, MuonAdamW, muon, prepare_model_for_training
 from llava_st_hf.training.muon import orthogonal
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.corpora import mixed_rows
@@ -116,7 +116,7 @@ def trainer_with_muon(folder, **options) -> LlavaSTTrainer:
     options = {**OPTIONS, "train": parts, "max_steps": 1, "optim": "adamw_torch", "muon": True, **options}
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
     processor = tiny_processor()
-    model = make_trainable(model_for(processor), args.train)
+    model = prepare_model_for_training(model_for(processor), args.train)
     return LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from llava_st_hf.training import last_checkpoint, saving
-from llava_st_hf.training.saving import whole_folder
+from llava_st_hf.training import get_last_checkpoint, saving
+from llava_st_hf.training.saving import atomic_folder
 from modeling_tests.one_training import make_trainer
 
 
@@ -23,7 +23,7 @@ def test_checkpoints_appear_whole_and_nothing_is_left_beside_them(tmp_path):
     trainer = make_trainer(tmp_path, save_total_limit=1, **SAVING)
     trainer.train()
     assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-4"]
-    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-4")
+    assert get_last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-4")
     files = set(os.listdir(tmp_path / "run/checkpoint-4"))
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= files
     trainer.save_model()
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_says_so(tmp_path, monk
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be saved .*No space left.*GiB are free"):
         trainer.train()
-    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-2")
+    assert get_last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-2")
     assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-2"]
 
 
@@ -62,38 +62,38 @@ def test_a_write_that_the_system_cuts_off_leaves_no_model(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert last_checkpoint(tmp_path / "run") is None
+    assert get_last_checkpoint(tmp_path / "run") is None
     assert not (tmp_path / "run/adapter_config.json").exists()
 
 
 def test_a_folder_written_anew_has_no_key_file_until_all_others_are_there(tmp_path):
     target = tmp_path / "model"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "config.json").write_text("old")
         (folder / "weights").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
         (folder / "weights").write_text("half")
         raise KeyboardInterrupt
     assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "old", "weights": "old"}
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "weights").write_text("new")
         (folder / "config.json").write_text("new")
     assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "new", "weights": "new"}
 
 
 def test_a_run_without_checkpoints_has_no_last_one(tmp_path):
-    assert last_checkpoint(tmp_path / "none") is None
+    assert get_last_checkpoint(tmp_path / "none") is None
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial/checkpoint-3").mkdir()
-    assert last_checkpoint(tmp_path) is None
+    assert get_last_checkpoint(tmp_path) is None
 
 
 def test_weights_in_fewer_files_take_the_place_of_those_in_more(tmp_path):
-    with whole_folder(tmp_path / "model") as folder:
+    with atomic_folder(tmp_path / "model") as folder:
         (folder / "model.safetensors").write_text("old")
         (folder / "config.json").write_text("old")
     (tmp_path / "model/checkpoint-1").mkdir()
-    with whole_folder(tmp_path / "model") as folder:
+    with atomic_folder(tmp_path / "model") as folder:
         for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"):
             (folder / name).write_text("new")
     files = {path.name for path in (tmp_path / "model").iterdir()}

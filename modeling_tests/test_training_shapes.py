@@ -157,6 +157,6 @@ def test_the_projector_learns_to_tell_what_is_at_a_patch(stage2, frames):
     torch.manual_seed(0)
     model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32)
     others = {name: weight.clone() for name, weight in model.named_parameters() if "multi_modal_projector" not in name}
-    assert beginning.teach_projector(model, frames, steps=2, batch=256) > 0.9
-    assert beginning.teach_projector(model, frames, steps=60, batch=256) < 0.6
+    assert beginning.pretrain_projector(model, frames, steps=2, batch=256) > 0.9
+    assert beginning.pretrain_projector(model, frames, steps=60, batch=256) < 0.6
     assert all(torch.equal(weight, others[name]) for name, weight in model.named_parameters() if name in others)

@@ -17,13 +17,13 @@ from trl import ModelConfig, TrlParser
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.adapters import merge_adapter
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.training import LlavaSTTrainingConfig, check_run, make_trainable, starting_folder
+from llava_st_hf.training import LlavaSTTrainingConfig, check_resume_compatibility, prepare_base_model, prepare_model_for_training
 from modeling_tests.processors import model_for, tiny_processor
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "training/recipes").glob("*.yaml"))
-ALL_PARTS = ["packer", "input_embeddings", "coordinate_rows", "lora"]
+ALL_PARTS = ["packer", "input_embeddings", "coordinate_embeddings", "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_each_stage_begins_where_the_one_before_it_ended(three_stages):
     folder, _ = three_stages
     load = LlavaSTForConditionalGeneration.from_pretrained
     stage1, base2 = load(folder / "stage1"), load(folder / "stage2/base")
-    assert not stage1.config.use_lape and base2.config.use_lape
+    assert not stage1.config.use_coordinate_tokens and base2.config.use_coordinate_tokens
     grown = base2.state_dict()
     for name, weight in stage1.state_dict().items():
         torch.testing.assert_close(grown[name][: len(weight)] if weight.ndim else grown[name], weight, atol=0, rtol=0)
@@ -91,44 +91,44 @@ def test_the_starting_folder_is_the_model_itself_where_nothing_is_to_be_added(tm
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    assert starting_folder(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32) == str(tmp_path / "model")
+    assert prepare_base_model(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32) == str(tmp_path / "model")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_released_adapter_of_unknown_base_is_refused(tmp_path):
-    model = make_trainable(model_for(tiny_processor()), ["lora"], lora_r=2)
+    model = prepare_model_for_training(model_for(tiny_processor()), ["lora"], lora_r=2)
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not name the model"):
-        starting_folder(str(tmp_path), tmp_path / "run", ["lora"], torch.float32)
+        prepare_base_model(str(tmp_path), tmp_path / "run", ["lora"], torch.float32)
     assert not (tmp_path / "run").exists()
 
 
 def test_coordinates_are_added_once_and_found_again(tmp_path):
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
-    model_for(processor, use_lape=False).save_pretrained(tmp_path / "model")
+    model_for(processor, use_coordinate_tokens=False).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    base = starting_folder(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32)
+    base = prepare_base_model(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32)
     before = {path.name: path.stat().st_mtime_ns for path in Path(base).iterdir()}
-    assert starting_folder(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32) == base
+    assert prepare_base_model(str(tmp_path / "model"), tmp_path / "run", ALL_PARTS, torch.float32) == base
     assert {path.name: path.stat().st_mtime_ns for path in Path(base).iterdir()} == before
     assert LlavaSTProcessor.from_pretrained(base).num_temporal_bins == 100
-    assert starting_folder(str(tmp_path / "model"), tmp_path / "other", ["packer"], torch.float32) == str(tmp_path / "model")
+    assert prepare_base_model(str(tmp_path / "model"), tmp_path / "other", ["packer"], torch.float32) == str(tmp_path / "model")
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
     (tmp_path / "run/checkpoint-4").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"neither a model nor an adapter.*has not ended.*checkpoint-4"):
-        starting_folder(str(tmp_path / "run"), tmp_path / "out", ["packer"], torch.float32)
+        prepare_base_model(str(tmp_path / "run"), tmp_path / "out", ["packer"], torch.float32)
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
-        starting_folder(str(tmp_path / "gone"), tmp_path / "out", ["packer"], torch.float32)
+        prepare_base_model(str(tmp_path / "gone"), tmp_path / "out", ["packer"], torch.float32)
 
 
 def record(tmp_path, model: str = "model", num_samples: int = 8, lora_r: int = 4, **options) -> None:
     mixture = tmp_path / "mixture.yaml"
     mixture.touch()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options)
-    check_run(args, model, mixture, num_samples, lora_r=lora_r)
+    check_resume_compatibility(args, model, mixture, num_samples, lora_r=lora_r)
 
 
 @pytest.mark.parametrize("begun", ["checkpoint-2", "base"])
@@ -144,7 +144,7 @@ def test_no_other_run_goes_on_from_a_folders_checkpoints(tmp_path, begun):
             record(tmp_path, **{"seed": 2, **change})
     (tmp_path / "mixture.yaml").write_text("changed")
     with pytest.raises(ValueError, match="mixture was"):
-        check_run(
+        check_resume_compatibility(
             LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, seed=2),
             "model", tmp_path / "mixture.yaml", 8, lora_r=4,
         )  # fmt: skip

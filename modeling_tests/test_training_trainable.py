@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from llava_st_hf.checkpoints.adapters import merge_adapter
-from llava_st_hf.training import PARTS, make_trainable
+from llava_st_hf.training import TRAINABLE_MODULES, prepare_model_for_training
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.factories import mixed_batch, tiny_config, tiny_model
 
@@ -34,16 +34,16 @@ def step(model, rate: float = 0.5) -> None:
         ["packer", "input_embeddings"],
         ["packer"],
         ["vision_tower", "projector", "packer", "input_embeddings", "output_embeddings", "language_model"],
-        ["packer", "input_embeddings", "coordinate_rows", "lora"],
-        ["packer", "coordinate_rows", "lora"],
+        ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
+        ["packer", "coordinate_embeddings", "lora"],
         ["lora"],
-        ["coordinate_rows"],
+        ["coordinate_embeddings"],
         ["projector", "vision_tower", "lora"],
     ],
     ids="+".join,
 )
 def test_what_is_named_is_trained_and_nothing_else_changes(parts):
-    model = make_trainable(tiny_model(), parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
+    model = prepare_model_for_training(tiny_model(), parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
     expected = set(parts)
     assert trained_parts(model) == expected
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -54,13 +54,13 @@ def test_what_is_named_is_trained_and_nothing_else_changes(parts):
 
 def test_every_parameter_of_the_model_belongs_to_a_part():
     parts = {part_of(name) for name, _ in tiny_model().named_parameters()}
-    assert parts == set(PARTS) - {"lora", "coordinate_rows"}
+    assert parts == set(TRAINABLE_MODULES) - {"lora", "coordinate_embeddings"}
     with pytest.raises(ValueError, match=r"stranger\.weight is no parameter"):
         part_of("stranger.weight")
 
 
 def test_rows_of_coordinates_alone_change_in_frozen_embeddings():
-    model = make_trainable(tiny_model(), ["coordinate_rows"])
+    model = prepare_model_for_training(tiny_model(), ["coordinate_embeddings"])
     base = {name: getattr(tiny_model(), name)().weight for name in ("get_input_embeddings", "get_output_embeddings")}
     step(model)
     merged = model.merge_and_unload()
@@ -71,19 +71,21 @@ def test_rows_of_coordinates_alone_change_in_frozen_embeddings():
 
 
 def test_lora_is_in_the_decoder_alone():
-    model = make_trainable(tiny_model(), ["lora"], lora_r=2)
+    model = prepare_model_for_training(tiny_model(), ["lora"], lora_r=2)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     layers = model.config.text_config.num_hidden_layers
     assert len(adapted) == 7 * layers and all(".language_model.layers." in name for name in adapted)
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["two matrices", "one matrix"])
-@pytest.mark.parametrize("parts", [["packer", "input_embeddings", "coordinate_rows", "lora"], ["packer", "coordinate_rows", "lora"]])
+@pytest.mark.parametrize(
+    "parts", [["packer", "input_embeddings", "coordinate_embeddings", "lora"], ["packer", "coordinate_embeddings", "lora"]]
+)
 def test_an_adapter_folder_holds_all_that_was_trained_loads_with_peft_and_merges(tmp_path, parts, tie):
     make = lambda: tiny_model(tiny_config(tie_word_embeddings=tie))  # noqa: E731
     make().save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
-    model = make_trainable(base, parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
+    model = prepare_model_for_training(base, parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
     step(model, 0.05)
     step(model, 0.05)  # the other half of a LoRA moves in the second step
     model.save_pretrained(tmp_path / "adapter")
@@ -102,7 +104,7 @@ def test_an_adapter_folder_holds_all_that_was_trained_loads_with_peft_and_merges
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
-    model = make_trainable(tiny_model(), ["packer", "coordinate_rows", "lora"], lora_r=2)
+    model = prepare_model_for_training(tiny_model(), ["packer", "coordinate_embeddings", "lora"], lora_r=2)
     model.save_pretrained(tmp_path / "adapter")
     tiny_model(tiny_config(packer_hidden_size=8)).save_pretrained(tmp_path / "narrow")
     with pytest.raises(ValueError, match="is not for"):
@@ -119,7 +121,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
 
 def test_the_fast_packer_of_a_model_that_drops_its_stream_stays_frozen():
     for parts in (["packer"], ["packer", "lora"]):
-        model = make_trainable(tiny_model(tiny_config(drop_fast_features=True)), parts, lora_r=2)
+        model = prepare_model_for_training(tiny_model(tiny_config(disable_fast_stream=True)), parts, lora_r=2)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert trained and not any(".fast." in name for name in trained)
 
@@ -130,14 +132,14 @@ def test_the_fast_packer_of_a_model_that_drops_its_stream_stays_frozen():
         (["packer", "vision"], "'vision'"),
         ([], "names nothing"),
         (["lora", "language_model"], 'both "lora" and "language_model"'),
-        (["coordinate_rows", "language_model"], "in place of coordinate_rows"),
+        (["coordinate_embeddings", "language_model"], "in place of coordinate_embeddings"),
     ],
 )
 def test_parts_that_are_not_to_be_had_are_refused(parts, message):
     with pytest.raises(ValueError, match=message):
-        make_trainable(tiny_model(), parts)
+        prepare_model_for_training(tiny_model(), parts)
 
 
 def test_coordinate_rows_of_a_stage_1_model_are_refused():
     with pytest.raises(ValueError, match="no coordinate tokens yet"):
-        make_trainable(tiny_model(tiny_config(use_lape=False)), ["coordinate_rows"])
+        prepare_model_for_training(tiny_model(tiny_config(use_coordinate_tokens=False)), ["coordinate_embeddings"])

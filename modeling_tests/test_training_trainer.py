@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainingArguments
 
-from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, make_trainable
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, prepare_model_for_training
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.corpora import mixed_rows, row, write_media
 from modeling_tests.one_training import OPTIONS, make_trainer
@@ -20,7 +20,7 @@ from modeling_tests.processors import model_for, tiny_processor
 def trainer_of(folder, rows, eval_rows=None, parts=("packer", "lora"), **options):
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **{**OPTIONS, "train": list(parts), "max_steps": 1, **options})
     processor = tiny_processor()
-    model = make_trainable(model_for(processor), args.train, lora_r=2, lora_dropout=0.0)
+    model = prepare_model_for_training(model_for(processor), args.train, lora_r=2, lora_dropout=0.0)
     evaluated = Dataset.from_list(eval_rows) if eval_rows else None
     return LlavaSTTrainer(model, args, Dataset.from_list(rows), processor, evaluated)
 
@@ -69,7 +69,7 @@ def bin_errors_by_hand(trainer, batch) -> tuple[float, float]:
 def test_each_part_has_its_learning_rate_and_weights_alone_decay(tmp_path):
     rates = {"lora": 3e-3, "packer": "4e-3"}  # YAML reads 4e-3 as text
     trainer = trainer_of(
-        tmp_path, mixed_rows({}, 3)[2:], parts=("packer", "coordinate_rows", "lora"), learning_rates=rates, weight_decay=0.1
+        tmp_path, mixed_rows({}, 3)[2:], parts=("packer", "coordinate_embeddings", "lora"), learning_rates=rates, weight_decay=0.1
     )
     optimizer = trainer.create_optimizer()
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -77,7 +77,7 @@ def test_each_part_has_its_learning_rate_and_weights_alone_decay(tmp_path):
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             part = part_of(names[id(parameter)])
-            assert group["lr"] == {"lora": 3e-3, "packer": 4e-3, "coordinate_rows": 0.05}[part]
+            assert group["lr"] == {"lora": 3e-3, "packer": 4e-3, "coordinate_embeddings": 0.05}[part]
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
             seen.append(part)
     assert len(seen) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
@@ -181,8 +181,8 @@ def test_only_its_own_arguments_are_taken(tmp_path):
         ({"remove_unused_columns": True}, "remove_unused_columns=True must be False"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         ({"loss_type": "dft"}, "loss_type='dft' must be 'nll'"),
-        ({"assistant_only_loss": True}, "label_scheme says"),
-        ({"label_scheme": "all"}, "label_scheme='all' must be one of assistant, released"),
+        ({"assistant_only_loss": True}, "loss_on says"),
+        ({"loss_on": "all"}, "loss_on='all' must be one of assistant, released"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"max_errors": -1}, "max_errors=-1"),
         ({"learning_rates": {"lora": "fast"}}, "learning rate of lora must be a number.*'fast'"),
@@ -200,7 +200,7 @@ def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "train": ["packer", "input_embeddings"], "max_steps": 1})
-    model = make_trainable(model_for(processor, use_lape=False), args.train)
+    model = prepare_model_for_training(model_for(processor, use_coordinate_tokens=False), args.train)
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(rows), processor)
     trainer.train()
     assert "loss_rec" in trainer.state.log_history[0]
@@ -250,7 +250,7 @@ def test_streamed_data_trains_and_saves(tmp_path):
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "max_steps": 2, "save_strategy": "steps", "save_steps": 1})
     processor = tiny_processor()
     stream = IterableDataset.from_generator(lambda: iter(rows))
-    trainer = LlavaSTTrainer(make_trainable(model_for(processor), args.train, lora_r=2), args, stream, processor)
+    trainer = LlavaSTTrainer(prepare_model_for_training(model_for(processor), args.train, lora_r=2), args, stream, processor)
     trainer.train()
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2]
     assert (tmp_path / "run/checkpoint-2/adapter_model.safetensors").is_file()
@@ -267,7 +267,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
 def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
-    model = make_trainable(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
     with pytest.raises(ValueError, match="bf16: true"):
         LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
@@ -275,7 +275,7 @@ def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_p
 def test_trained_weights_are_kept_in_single_precision(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True, "max_steps": 1})
-    model = make_trainable(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows(write_media(tmp_path), 3)), processor)
     for parameter in trainer.model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)

@@ -37,7 +37,7 @@ class Verdict:
 @cache
 def video_processor():
     """The bundled model's video processor."""
-    return AutoProcessor.from_pretrained(llava_st_hf.BUNDLED_MODEL).video_processor
+    return AutoProcessor.from_pretrained(llava_st_hf.DEMO_MODEL_PATH).video_processor
 
 
 def read_raw(processor, path, **kwargs) -> tuple[np.ndarray, object]:

@@ -17,15 +17,15 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data import group_by_medium, load_mixture
+from llava_st_hf.data import load_mixture, pack_by_video
 from llava_st_hf.training import (
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
-    check_run,
+    check_resume_compatibility,
     describe_mixture,
-    last_checkpoint,
-    make_trainable,
-    starting_folder,
+    get_last_checkpoint,
+    prepare_base_model,
+    prepare_model_for_training,
 )
 
 
@@ -41,22 +41,24 @@ class DataArguments:
         mixture: YAML file that lists the annotation files: see docs/data.md.
         eval_mixture: the same, for evaluation (with `eval_strategy`).
         streaming: read annotations as they are needed, in the order of the files; needs `max_steps`.
-        questions_per_medium: train so many conversations about the same video or image behind one copy of its tokens, at most; a row
-            of a batch is then such a group. The numbers are those of separate conversations. Not for `eval_mixture`.
+        max_conversations_per_sequence: pack at most so many conversations about the same video or image into one sequence, behind one copy
+            of its tokens. Losses and gradients are those of separate conversations. Not for `eval_mixture`.
     """
 
     mixture: str = field(metadata={"help": "YAML file that lists the annotation files."})
     eval_mixture: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
     streaming: bool = field(default=False, metadata={"help": "Read annotations as they are needed."})
-    questions_per_medium: int = field(default=1, metadata={"help": "Conversations about one medium that share its tokens, at most."})
+    max_conversations_per_sequence: int = field(
+        default=1, metadata={"help": "Conversations about one medium that share its tokens, at most."}
+    )
 
     def __post_init__(self):
-        if self.questions_per_medium < 1:
-            raise ValueError(f"questions_per_medium={self.questions_per_medium} must be at least 1.")
-        if self.streaming and self.questions_per_medium > 1:
+        if self.max_conversations_per_sequence < 1:
+            raise ValueError(f"max_conversations_per_sequence={self.max_conversations_per_sequence} must be at least 1.")
+        if self.streaming and self.max_conversations_per_sequence > 1:
             raise ValueError(
-                "questions_per_medium brings together questions from all over the data, and streaming sees one after the other: set "
-                "streaming: false, or questions_per_medium: 1."
+                "max_conversations_per_sequence packs questions from all over the data, and streaming sees one after the other: set "
+                "streaming: false, or max_conversations_per_sequence: 1."
             )
 
 
@@ -87,19 +89,19 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
     on_error = {"on_error": training_args.on_error, "max_errors": training_args.max_errors}
     with state.main_process_first():  # the others find what it has cached
         mixture = train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **on_error)
-        if data_args.questions_per_medium > 1:
-            train_dataset = group_by_medium(mixture, data_args.questions_per_medium)
+        if data_args.max_conversations_per_sequence > 1:
+            train_dataset = pack_by_video(mixture, data_args.max_conversations_per_sequence)
         eval_dataset = load_mixture(data_args.eval_mixture, **on_error) if data_args.eval_mixture else None
 
     # ============================================================ Model
     lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
     with state.main_process_first():
         num_samples = None if data_args.streaming else len(train_dataset)
-        settings = {"questions_per_medium": data_args.questions_per_medium, **lora}
-        check_run(training_args, model_args.model_name_or_path, data_args.mixture, num_samples, **settings)
+        settings = {"max_conversations_per_sequence": data_args.max_conversations_per_sequence, **lora}
+        check_resume_compatibility(training_args, model_args.model_name_or_path, data_args.mixture, num_samples, **settings)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
     with state.main_process_first():  # the others find what it has merged
-        folder = starting_folder(model_args.model_name_or_path, training_args.output_dir, training_args.train, dtype)
+        folder = prepare_base_model(model_args.model_name_or_path, training_args.output_dir, training_args.train, dtype)
     quantization = quantization_config(model_args)
     model = LlavaSTForConditionalGeneration.from_pretrained(
         folder,
@@ -110,7 +112,7 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
     )
     processor = LlavaSTProcessor.from_pretrained(folder)
     torch.manual_seed(training_args.seed)  # an adapter begins with random numbers
-    model = make_trainable(model, training_args.train, **lora)
+    model = prepare_model_for_training(model, training_args.train, **lora)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(
@@ -123,7 +125,7 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
         card_data=describe_mixture(data_args.mixture, mixture),
         card_recipe={"dtype": model_args.dtype, **lora} if "lora" in training_args.train else {"dtype": model_args.dtype},
     )
-    checkpoint = training_args.resume_from_checkpoint or last_checkpoint(training_args.output_dir)
+    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
     if checkpoint:
         logger.warning("Going on from %s.", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)

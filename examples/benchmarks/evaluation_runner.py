@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
-from llava_st_hf.evaluation import EvaluationSettings, Grounding, Question, run_benchmark
+from llava_st_hf.evaluation import EvaluationSettings, GroundingResult, Question, run_benchmark
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.model.batch_feature_llava_st import join_samples
 
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         for number in range(args.questions):
             path = Path(folder, f"{number}.mp4")
             write_video(path, number)
-            questions.append(Question(str(number), "tvg", str(path), "video", "When does it happen?", Grounding(span=(0.1, 0.5))))
+            questions.append(Question(str(number), "tvg", str(path), "video", "When does it happen?", GroundingResult(span=(0.1, 0.5))))
         settings = EvaluationSettings("made", "small", batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
         batches = [questions[start : start + args.batch_size] for start in range(0, len(questions), args.batch_size)]
         ready = [ready_inputs(batch, processor) for batch in batches]

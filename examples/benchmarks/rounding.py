@@ -12,27 +12,27 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 
-from llava_st_hf.evaluation.answers import READERS, Asked
-from llava_st_hf.evaluation.rows import OWN_READER, Box, Grounding, Prediction
+from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
+from llava_st_hf.evaluation.rows import OWN_PARSER, Box, GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
-from llava_st_hf.evaluation.seen_frames import at_seen_frames
+from llava_st_hf.evaluation.seen_frames import at_sampled_frames
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
-from llava_st_hf.model.grounding_llava_st import Media
+from llava_st_hf.model.grounding_llava_st import MediaInfo
 
 
 # Sizes from … to, the last of all.
 SIDES = ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.6), (0.05, 0.6))  # fractions of the picture's
 LENGTHS = ((1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 30.0), (1.0, 30.0))  # seconds
-PICTURE = Media("image", 640, 480)
-CLIP_30_S = Media("video", 640, 360, fps=30.0, last_frame=899)
-CLIP_20_S = Media("video", 640, 360, fps=30.0, last_frame=599)
+PICTURE = MediaInfo("image", 640, 480)
+CLIP_30_S = MediaInfo("video", 640, 360, fps=30.0, last_frame=899)
+CLIP_20_S = MediaInfo("video", 640, 360, fps=30.0, last_frame=599)
 
 
 def token(axis: str, position: float) -> str:
     return coordinate_token(axis, position_to_bin(min(max(position, 0.0), 1.0), DEFAULT_NUM_BINS))
 
 
-def box_text(box: Box, media: Media) -> str:
+def box_text(box: Box, media: MediaInfo) -> str:
     x1, y1, x2, y2 = box
     (left, right), (top, bottom) = (
         [token("width", x / media.width) for x in (x1, x2)],
@@ -41,28 +41,28 @@ def box_text(box: Box, media: Media) -> str:
     return f"[{left}{top}{right}{bottom}]"
 
 
-def box_in(draw: random.Random, sides: tuple[float, float], media: Media) -> Box:
+def box_in(draw: random.Random, sides: tuple[float, float], media: MediaInfo) -> Box:
     """A box anywhere in the picture, in pixels, each of its sides drawn from between two fractions."""
     width, height = draw.uniform(*sides), draw.uniform(*sides)
     x, y = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
     return x * media.width, y * media.height, (x + width) * media.width, (y + height) * media.height
 
 
-def rec(draw: random.Random, sides: tuple[float, float]) -> tuple[Media, Grounding, str]:
+def rec(draw: random.Random, sides: tuple[float, float]) -> tuple[MediaInfo, GroundingResult, str]:
     box = box_in(draw, sides, PICTURE)
-    return PICTURE, Grounding(box=box), box_text(box, PICTURE)
+    return PICTURE, GroundingResult(box=box), box_text(box, PICTURE)
 
 
-def tvg(draw: random.Random, lengths: tuple[float, float]) -> tuple[Media, Grounding, str]:
+def tvg(draw: random.Random, lengths: tuple[float, float]) -> tuple[MediaInfo, GroundingResult, str]:
     length = 0.0
     while not lengths[0] <= length < lengths[1]:
         length = draw.gammavariate(4.0, 2.0)  # 8 s in the mean
     start = draw.uniform(0, 30 - length)
     span = start / 30, (start + length) / 30
-    return CLIP_30_S, Grounding(span=span), "{" + "".join(token("temporal", position) for position in span) + "}"
+    return CLIP_30_S, GroundingResult(span=span), "{" + "".join(token("temporal", position) for position in span) + "}"
 
 
-def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[Media, Grounding, str]:
+def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[MediaInfo, GroundingResult, str]:
     """A thing that goes from one place to another within 3 to 12 seconds, with a box in every frame of the annotation."""
     last = CLIP_20_S.last_frame
     length = draw.randint(90, 360)
@@ -73,17 +73,17 @@ def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[Media, Ground
         share = (frame - first) / length
         x1, y1, x2, y2 = (a + share * (b - a) for a, b in zip(begin, end, strict=True))
         boxes[frame] = (x1, y1, x2, y2)
-    tubelet, span = at_seen_frames(boxes, 0, last), (first / last, (first + length) / last)
+    tubelet, span = at_sampled_frames(boxes, 0, last), (first / last, (first + length) / last)
     moments = "".join(f"{token('temporal', frame / last)}:{box_text(box, CLIP_20_S)}" for frame, box in tubelet.items())
     times = "".join(token("temporal", position) for position in span)
-    return CLIP_20_S, Grounding(span=span, tubelet=tubelet), f"During {{{times}}}. Object bounding box: {moments}."
+    return CLIP_20_S, GroundingResult(span=span, tubelet=tubelet), f"During {{{times}}}. Object bounding box: {moments}."
 
 
 def figures(task: str, sample: Callable, size: tuple[float, float], count: int) -> dict[str, float]:
     draw, rows = random.Random(f"{task} {size}"), []
     for number in range(count):
         media, truth, answer = sample(draw, size)
-        said, _ = READERS[OWN_READER](answer, Asked(task, media))
+        said, _ = ANSWER_PARSERS[OWN_PARSER](answer, ParseContext(task, media))
         rows.append(Prediction(str(number), "made up", task, "", truth, media=media.to_dict(), answer=answer, prediction=said))
     return score(task, rows)
 

@@ -15,7 +15,7 @@ import resource
 import time
 from collections.abc import Iterator
 
-from llava_st_hf.evaluation.rows import Grounding, Prediction
+from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 
 
@@ -29,11 +29,11 @@ def prediction(number: int) -> Prediction:
     draw = random.Random(number)
     first, length = draw.randrange(60), draw.randint(10, 40)
 
-    def grounding(shift: int) -> Grounding:
+    def grounding(shift: int) -> GroundingResult:
         bins = range(first + shift, min(first + shift + length, 100))
         corner = [draw.uniform(0, 200) for _ in range(2)]
         boxes = {10 * bin: (corner[0] + bin, corner[1], corner[0] + bin + 120.5, corner[1] + 90.25) for bin in bins}
-        return Grounding(span=(bins[0] / 99, bins[-1] / 99), tubelet=boxes)
+        return GroundingResult(span=(bins[0] / 99, bins[-1] / 99), tubelet=boxes)
 
     media = {"kind": "video", "width": WIDTH, "height": HEIGHT, "last_frame": LAST_FRAME}
     return Prediction(str(number), "made up", "stvg", "", grounding(0), media=media, answer="", prediction=grounding(draw.randint(0, 8)))

@@ -29,10 +29,10 @@ from torch.utils._pytree import tree_leaves
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 from llava_st_hf.model import vision_llava_st
-from llava_st_hf.training import make_trainable
+from llava_st_hf.training import prepare_model_for_training
 
 
-PARTS = ["vision", "packer", "LLM forward", "loss", "backward", "optimizer", "rest"]
+TRAINABLE_MODULES = ["vision", "packer", "LLM forward", "loss", "backward", "optimizer", "rest"]
 TEXT_TOKENS, SUPERVISED_TOKENS = 200, 150
 PIXELS = {"image_size": 384, "patch_size": 14}
 NARROW = {
@@ -56,7 +56,7 @@ def build(device: str, narrow: bool):
     half = torch.float32 if narrow else torch.bfloat16
     with torch.device(device):
         base = LlavaSTForConditionalGeneration._from_config(LlavaSTConfig(**NARROW) if narrow else LlavaSTConfig(), dtype=half)
-        model = make_trainable(base, ["packer", "input_embeddings", "coordinate_rows", "lora"], lora_r=128)
+        model = prepare_model_for_training(base, ["packer", "input_embeddings", "coordinate_embeddings", "lora"], lora_r=128)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # as LlavaSTTrainer does it
@@ -70,7 +70,7 @@ def build_optimizer(model) -> torch.optim.Optimizer:
 
 def make_batch(config: LlavaSTConfig, videos: int, frames: int, device: str, dtype: torch.dtype) -> dict:
     """Samples of one video: 25 tokens, the video, 25 tokens, and an answer of which every fourth token is an exact position."""
-    fast, slow = frames * config.fast_grid_size**2, -(-frames // config.packer_temporal_scale) * config.packed_grid_size**2
+    fast, slow = frames * config.fast_grid_size**2, -(-frames // config.packer_temporal_stride) * config.packed_grid_size**2
     patch, bare = config.video_token_id, TEXT_TOKENS - SUPERVISED_TOKENS
     video = [config.video_start_token_id, *[patch] * (fast - 2), config.video_end_token_id]
     video += [config.slow_video_start_token_id, *[patch] * (slow - 2), config.slow_video_end_token_id]
@@ -198,7 +198,7 @@ def measure_steps(model, optimizer, clock: Clock, videos: int, frames: int, repe
         sizes = {name: sum(tensor.nbytes for tensor in tensors) for name, tensors in parameter_groups(model, optimizer).items()}
         update(model, optimizer, clock)
         runs.append(clock.take())
-    times = {part: min(run[part] for run in runs[1:]) for part in PARTS}
+    times = {part: min(run[part] for run in runs[1:]) for part in TRAINABLE_MODULES}
     return times, peak_bytes(device), sizes
 
 
@@ -216,19 +216,23 @@ def measure(repeats: int) -> None:
     times, peak, sizes = measure_steps(model, optimizer, clock, 2, 100, repeats)
     total = sum(times.values())
     print(f"\nTwo videos of 100 frames: {total:.3f} s")
-    for part in PARTS:
+    for part in TRAINABLE_MODULES:
         print(f"  {part:28s} {times[part]:8.3f} s {times[part] / total:7.1%}")
     print(f"Peak: {peak / 2**20:,.0f} MiB{'' if device == 'cuda' else ' resident, libraries included'}")
     for name, nbytes in {**sizes, "activations and the rest": peak - sum(sizes.values())}.items():
         print(f"  {name:28s} {nbytes / 2**20:8,.0f} MiB {nbytes / peak:6.1%}")
 
     print("\nSeconds, and their ratio to one video of 100 frames")
-    print(f"{'frames':>6s} {'batch':>5s} {'tokens':>7s} " + " ".join(f"{part:>16s}" for part in PARTS[:-1]) + f"{'step':>17s}   peak")
+    print(
+        f"{'frames':>6s} {'batch':>5s} {'tokens':>7s} "
+        + " ".join(f"{part:>16s}" for part in TRAINABLE_MODULES[:-1])
+        + f"{'step':>17s}   peak"
+    )
     results = {}
     for videos, frames in ((1, 100), (1, 25), (1, 50), (1, 200), (2, 100), (4, 100)):  # what the others are compared with first
         results[videos, frames], peak, _ = measure_steps(model, optimizer, clock, videos, frames, repeats)
         base, times = results[1, 100], results[videos, frames]
-        cells = [f"{times[part]:9.3f} ({times[part] / base[part]:4.2f})" for part in PARTS[:-1]]
+        cells = [f"{times[part]:9.3f} ({times[part] / base[part]:4.2f})" for part in TRAINABLE_MODULES[:-1]]
         step = f"{sum(times.values()):9.3f} ({sum(times.values()) / sum(base.values()):4.2f})"
         tokens = videos * (frames * model.config.fast_grid_size**2 + -(-frames // 5) * model.config.packed_grid_size**2 + TEXT_TOKENS)
         print(f"{frames:6d} {videos:5d} {tokens:7d} {' '.join(cells)} {step} {peak / 2**20:6,.0f} MiB", flush=True)

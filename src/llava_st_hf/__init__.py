@@ -4,6 +4,8 @@
 Importing the package registers its classes with transformers' Auto classes and `pipeline("video-grounding")`.
 """
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -15,39 +17,42 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model.configuration_llava_st import LlavaSTConfig, LlavaSTReleasedConfig
+from .deprecation import accept_moved_modules, renamed_attributes
+from .model.configuration_llava_st import LlavaSTConfig, LlavaSTOriginalConfig
 from .model.downloads_llava_st import DownloadLimits
-from .model.grounding_llava_st import Media, parse_answer
+from .model.grounding_llava_st import MediaInfo, parse_answer
 from .model.image_processing_llava_st import LlavaSTImageProcessor, load_image, original_size
 from .model.modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTPreTrainedModel
-from .model.original_checkpoint_llava_st import register_released_layout
+from .model.original_checkpoint_llava_st import register_original_checkpoint
 from .model.pipeline_llava_st import VideoGroundingPipeline
 from .model.processing_llava_st import LlavaSTProcessor
 from .model.video_processing_llava_st import LlavaSTVideoProcessor
 from .model.video_reading_llava_st import read_video_metadata
-from .shapes.demo_model import BUNDLED_MODEL
+from .shapes.demo_model import DEMO_MODEL_PATH
 from .version import __version__ as __version__
 
 
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
-AutoConfig.register(LlavaSTReleasedConfig.model_type, LlavaSTReleasedConfig)
+AutoConfig.register(LlavaSTOriginalConfig.model_type, LlavaSTOriginalConfig)
 AutoModel.register(LlavaSTConfig, LlavaSTModel)
 AutoModelForImageTextToText.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
 AutoModelForMultimodalLM.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
 AutoImageProcessor.register(LlavaSTConfig, fast_image_processor_class=LlavaSTImageProcessor)
 AutoVideoProcessor.register(LlavaSTConfig, LlavaSTVideoProcessor)
 AutoProcessor.register(LlavaSTConfig, LlavaSTProcessor)
-register_released_layout()
+register_original_checkpoint()
+accept_moved_modules()
+__getattr__ = renamed_attributes(sys.modules[__name__])
 PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
     pipeline_class=VideoGroundingPipeline,
     pt_model=AutoModelForImageTextToText,
-    default={"model": (BUNDLED_MODEL, "main")},
+    default={"model": (DEMO_MODEL_PATH, "main")},
     type="multimodal",
 )
 
 __all__ = [
-    "BUNDLED_MODEL",
+    "DEMO_MODEL_PATH",
     "DownloadLimits",
     "LlavaSTConfig",
     "LlavaSTForConditionalGeneration",
@@ -56,7 +61,7 @@ __all__ = [
     "LlavaSTPreTrainedModel",
     "LlavaSTProcessor",
     "LlavaSTVideoProcessor",
-    "Media",
+    "MediaInfo",
     "VideoGroundingPipeline",
     "load_image",
     "original_size",

@@ -44,12 +44,12 @@ def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_adapter(args.base)
     from . import LlavaSTProcessor
     from .checkpoints.adapters import merge_adapter
-    from .checkpoints.conversion import processor_for
+    from .checkpoints.conversion import add_coordinate_tokens_to_processor
 
     overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
     model = merge_adapter(args.adapter, args.base, **overrides)
-    processor = processor_for(model, processor)
+    processor = add_coordinate_tokens_to_processor(model, processor)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
 
@@ -59,10 +59,10 @@ def _start_stage1(args: argparse.Namespace) -> None:
     if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
         raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
     _refuse_adapter(args.checkpoint)
-    from .checkpoints.stage1_init import stage1_config, start_stage1
+    from .checkpoints.stage1_init import create_stage1_model, stage1_config
 
     overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
-    model, processor = start_stage1(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
+    model, processor = create_stage1_model(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
 
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
     merge.set_defaults(run=_merge_lora)
 
-    start = commands.add_parser("start-stage1", help="make the model that stage 1 trains of a LLaVA-OneVision-Qwen2 checkpoint")
+    start = commands.add_parser("create-stage1", help="make the model that stage 1 trains of a LLaVA-OneVision-Qwen2 checkpoint")
     start.add_argument("checkpoint", help="folder or hub id, in transformers' layout or as released")
     start.add_argument("output", help="folder to write")
     start.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights written")

@@ -40,11 +40,11 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 
 import measure  # noqa: E402
 import sft  # noqa: E402
-from beginning import give_rows  # noqa: E402
+from beginning import init_coordinate_embeddings  # noqa: E402
 from train import CORES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
-from llava_st_hf.data import group_by_medium, load_mixture  # noqa: E402
+from llava_st_hf.data import load_mixture, pack_by_video  # noqa: E402
 from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 from llava_st_hf.training.muon import TILES  # noqa: E402
@@ -100,14 +100,14 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
     """Trains a variant in this process; returns the folder of the model."""
     change(variant)
     if variant == "one_stage":
-        give_rows(runs / "start", output / "rows")
+        init_coordinate_embeddings(runs / "start", output / "rows")
         steps = write_joint_mixture(runs / "data", output / "joint.yaml")
         train_stage("stage3", output / "rows", output / "joint", output / "joint.yaml", steps, seed)
         return output / "joint"
     before = runs / "start"
     for name, steps in PARTS.items():
         if STAGES[name] == "stage1_rows":
-            give_rows(before, output / "stage1_rows")
+            init_coordinate_embeddings(before, output / "stage1_rows")
             before = output / "stage1_rows"
         train_stage(name, before, output / name, runs / f"data/{name}.yaml", steps, seed)
         before = output / name
@@ -152,7 +152,7 @@ def _recipe(name: str) -> dict:
 
 def _num_groups(mixture: Path, name: str) -> int:
     """Rows of batches that a recipe makes of a mixture."""
-    return len(group_by_medium(load_mixture(mixture), _recipe(name).get("questions_per_medium", 1)))
+    return len(pack_by_video(load_mixture(mixture), _recipe(name).get("max_conversations_per_sequence", 1)))
 
 
 def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:

@@ -17,7 +17,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 import llava_st_hf
-from llava_st_hf.checkpoints.conversion import add_coordinate_rows, processor_for
+from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
 from llava_st_hf.shapes.scenes import COLOURS, SHAPES, SIZES
 
@@ -73,7 +73,7 @@ def directions() -> Directions:
 
 
 @torch.no_grad()
-def give_words(model: llava_st_hf.LlavaSTForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
+def init_word_embeddings(model: llava_st_hf.LlavaSTForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
     """Has words for what is seen begin as directions of their own, other words at random; output rows as input rows made small."""
     known = directions()
     rows = model.get_input_embeddings().weight
@@ -84,7 +84,7 @@ def give_words(model: llava_st_hf.LlavaSTForConditionalGeneration, tokenizer: Qw
 
 
 @torch.no_grad()
-def let_attention_look_up(model: llava_st_hf.LlavaSTForConditionalGeneration) -> None:
+def init_attention_heads(model: llava_st_hf.LlavaSTForConditionalGeneration) -> None:
     """
     Has heads begin with what those of a pretrained decoder do, beside what they read at random.
 
@@ -137,7 +137,7 @@ def _make_head(attention: Qwen2Attention, head: int, matched: torch.Tensor | Non
 
 
 @torch.no_grad()
-def give_rows(before: Path, after: Path) -> None:
+def init_coordinate_embeddings(before: Path, after: Path) -> None:
     """
     Writes the model of stage 1 with coordinate tokens, as stage 2 begins with.
 
@@ -146,7 +146,7 @@ def give_rows(before: Path, after: Path) -> None:
     """
     torch.manual_seed(0)
     model = llava_st_hf.LlavaSTForConditionalGeneration.from_pretrained(before, dtype=torch.float32)
-    add_coordinate_rows(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
+    add_coordinate_tokens(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     phases = torch.linspace(0, 1, DEFAULT_NUM_BINS)[:, None] * math.pi * torch.arange(WAVES)  # (bins, waves)
     codes = torch.cat((phases.cos(), phases[:, 1:].sin()), dim=1)
@@ -158,7 +158,7 @@ def give_rows(before: Path, after: Path) -> None:
         rows /= rows.std()
         inputs[start : start + DEFAULT_NUM_BINS] = rows
         outputs[start : start + DEFAULT_NUM_BINS] = rows * WIDTH**-0.5
-    processor = processor_for(model, llava_st_hf.LlavaSTProcessor.from_pretrained(before))
+    processor = add_coordinate_tokens_to_processor(model, llava_st_hf.LlavaSTProcessor.from_pretrained(before))
     model.save_pretrained(after)
     processor.save_pretrained(after)
 
@@ -193,7 +193,7 @@ def told(truth: torch.Tensor) -> torch.Tensor:
     return TOLD_WORDS * seen @ known.words + TOLD_SIDES * codes @ known.sides + of_picture * known.picture
 
 
-def teach_projector(
+def pretrain_projector(
     model: llava_st_hf.LlavaSTForConditionalGeneration, frames: tuple[torch.Tensor, torch.Tensor], steps: int = 1500, batch: int = 1024
 ) -> float:
     """

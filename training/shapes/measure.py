@@ -21,7 +21,7 @@ from sight import NUM_FRAMES
 from train import QUESTIONS_PER_TASK
 from transformers.utils import logging
 
-from llava_st_hf import BUNDLED_MODEL, LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf import DEMO_MODEL_PATH, LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.evaluation import EvaluationSettings, read_benchmark, run_benchmark, score
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.model.tasks_llava_st import TASKS
@@ -76,7 +76,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("split", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or hub id; by default the model that comes with the package")
+    parser.add_argument("--model", default=DEMO_MODEL_PATH, help="folder or hub id; by default the model that comes with the package")
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--limit", type=int, help="questions of each task; by default all")
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import torch
-from beginning import WIDTH, give_words, let_attention_look_up, teach_projector
+from beginning import WIDTH, init_attention_heads, init_word_embeddings, pretrain_projector
 from safetensors.torch import load_file, save_file
 from sight import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, read_frames, train_vision
 from transformers import Qwen2Tokenizer
@@ -50,7 +50,7 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaST
     """A stage-1 model of 3 million weights: no coordinate tokens yet."""
     torch.manual_seed(seed)
     config = llava_st_hf.LlavaSTConfig(
-        use_lape=False,
+        use_coordinate_tokens=False,
         vision_config={
             "hidden_size": 96,
             "intermediate_size": 288,
@@ -76,14 +76,14 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int = 0) -> llava_st_hf.LlavaST
         packer_hidden_size=128,
         initializer_range=WIDTH**-0.5,
         packer_num_attention_heads=4,
-        packer_spatial_scale=SPATIAL_SCALE,
-        packer_temporal_scale=TEMPORAL_SCALE,
-        packer_fast_scale=FAST_SCALE,
+        packer_spatial_stride=SPATIAL_SCALE,
+        packer_temporal_stride=TEMPORAL_SCALE,
+        fast_spatial_stride=FAST_SCALE,
         use_downsample_image=True,
     )
     model = llava_st_hf.LlavaSTForConditionalGeneration(config)
-    give_words(model, tokenizer)
-    let_attention_look_up(model)
+    init_word_embeddings(model, tokenizer)
+    init_attention_heads(model)
     return model
 
 
@@ -94,9 +94,9 @@ def build_processor(tokenizer: Qwen2Tokenizer) -> llava_st_hf.LlavaSTProcessor:
         tokenizer=tokenizer,
         video_processor=llava_st_hf.LlavaSTVideoProcessor(size=size, num_frames=NUM_FRAMES),
         patch_size=PATCH_SIZE,
-        packer_spatial_scale=SPATIAL_SCALE,
-        packer_temporal_scale=TEMPORAL_SCALE,
-        packer_fast_scale=FAST_SCALE,
+        packer_spatial_stride=SPATIAL_SCALE,
+        packer_temporal_stride=TEMPORAL_SCALE,
+        fast_spatial_stride=FAST_SCALE,
         use_downsample_image=True,
     )
 
@@ -120,7 +120,7 @@ if __name__ == "__main__":
         (arguments.output / "vision_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
         save_file(model.model.vision_tower.state_dict(), weights)
     model.model.vision_tower.load_state_dict(load_file(weights))
-    missing = teach_projector(model, read_frames(media, processor, 400))
+    missing = pretrain_projector(model, read_frames(media, processor, 400))
     print(f"The projector tells all but {missing:.1%} of what is seen.", flush=True)
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)

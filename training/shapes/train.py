@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from beginning import give_rows
+from beginning import init_coordinate_embeddings
 from safetensors.torch import load_file, save_file
 from sight import NUM_FRAMES
 
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     once(folder, "start", lambda: train_start(folder))
     for name, before in STAGES.items():
         if before == "stage1_rows":
-            once(folder, before, lambda: give_rows(folder / "stage1", folder / "stage1_rows"))
+            once(folder, before, lambda: init_coordinate_embeddings(folder / "stage1", folder / "stage1_rows"))
         once(folder, name, lambda name=name: train_stage(folder, name))
     for split, per_task in QUESTIONS_PER_TASK.items():
         once(folder, split, lambda split=split, per_task=per_task: write_questions(folder / split, split, per_task, NUM_FRAMES))

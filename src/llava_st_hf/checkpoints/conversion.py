@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ..model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
-from ..model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_released_key
+from ..model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_original_key
 from ..model.processing_llava_st import LlavaSTProcessor
 
 
@@ -37,8 +37,8 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
         kwargs: passed on to `from_pretrained` of the base, such as `dtype` or `device_map`.
 
     Returns:
-        The merged model. A base of stage 1 that meets coordinate tables grows its vocabulary by them; `processor_for` makes the
-        processor that goes with it.
+        The merged model. A base of stage 1 that meets coordinate tables grows its vocabulary by them;
+        `add_coordinate_tokens_to_processor` makes the processor that goes with it.
 
     Raises:
         FileNotFoundError: naming what the folder lacks.
@@ -46,8 +46,8 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
     """
     lora_config, lora, other = _read_stage_folder(adapter)
     model = LlavaSTForConditionalGeneration.from_pretrained(base, **kwargs)
-    if not model.config.use_lape and any(table in other for table in _COORDINATE_TABLES):
-        add_coordinate_rows(model, *_table_sizes(other, adapter))
+    if not model.config.use_coordinate_tokens and any(table in other for table in _COORDINATE_TABLES):
+        add_coordinate_tokens(model, *_table_sizes(other, adapter))
     with torch.no_grad():
         for key, tensor in other.items():
             for parameter, part in _targets(model, key, tensor):
@@ -59,19 +59,25 @@ def merge_lora(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) ->
     return model
 
 
-def processor_for(model: LlavaSTForConditionalGeneration, processor: LlavaSTProcessor) -> LlavaSTProcessor:
+def add_coordinate_tokens_to_processor(model: LlavaSTForConditionalGeneration, processor: LlavaSTProcessor) -> LlavaSTProcessor:
     """The processor that goes with a merged model: that of its base, with coordinate tokens where the model grew by them.
 
     Raises:
         ValueError: where the tokenizer's coordinate tokens are not the model's. The base's tokenizer may have grown by then.
     """
     config = model.config
-    if not config.use_lape:
+    if not config.use_coordinate_tokens:
         return processor
     tokenizer = processor.tokenizer
     if processor.num_temporal_bins == 0:
         tokenizer.add_tokens(coordinate_tokens(config.num_temporal_bins, config.num_spatial_bins), special_tokens=True)
-        options = ("packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale", "use_downsample_image", "plain_width_prompts")
+        options = (
+            "packer_spatial_stride",
+            "packer_temporal_stride",
+            "fast_spatial_stride",
+            "use_downsample_image",
+            "ignore_prompt_x_coordinates",
+        )
         processor = type(processor)(
             processor.image_processor,
             tokenizer,
@@ -108,16 +114,16 @@ def _table_sizes(other: dict[str, torch.Tensor], adapter: str | os.PathLike) -> 
     return len(other[_COORDINATE_TABLES[0]]), len(other[_COORDINATE_TABLES[1]])
 
 
-def add_coordinate_rows(model: LlavaSTForConditionalGeneration, num_temporal_bins: int, num_spatial_bins: int) -> None:
+def add_coordinate_tokens(model: LlavaSTForConditionalGeneration, num_temporal_bins: int, num_spatial_bins: int) -> None:
     """Turns a stage-1 model into one with LAPE: adds the coordinate tokens' rows at the end of both embeddings, freshly
     initialised, in place."""
     config = model.config
-    if config.use_lape:
+    if config.use_coordinate_tokens:
         raise ValueError("The model has coordinate tokens already.")
     first = config.text_config.vocab_size
     model.resize_token_embeddings(first + num_temporal_bins + 2 * num_spatial_bins, mean_resizing=False)
     config.num_temporal_bins, config.num_spatial_bins = num_temporal_bins, num_spatial_bins
-    config.coordinate_start_token_id, config.use_lape = first, True
+    config.coordinate_start_token_id, config.use_coordinate_tokens = first, True
     config.validate()
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
         embeddings.weight._is_hf_initialized = False  # where the matrix was loaded, its last rows were not
@@ -189,14 +195,14 @@ def _targets(model: LlavaSTForConditionalGeneration, key: str, tensor: torch.Ten
         if key in parts:
             parameter = _parameter(model, whole, key)
             if parts.index(key) == 0:
-                base_rows = model.config.coordinates.start_token_id if model.config.use_lape else len(parameter)
+                base_rows = model.config.coordinates.start_token_id if model.config.use_coordinate_tokens else len(parameter)
                 return [(parameter[:base_rows], tensor)]
-            if not model.config.use_lape:
+            if not model.config.use_coordinate_tokens:
                 raise ValueError(f"The stage folder holds {key}, but the base model has no coordinate tokens.")
             sizes = model.config.coordinates.sizes()
             start = model.config.coordinates.start_token_id + sum(sizes[: parts.index(key) - 1])
             return [(parameter[start : start + sizes[parts.index(key) - 1]], tensor)]
-    ours = rename_released_key(key)
+    ours = rename_original_key(key)
     for fused, names in PACKER_SPLITS.items():
         if ours.endswith(fused):
             parameters = [_parameter(model, ours.removesuffix(fused) + name, key) for name in names]

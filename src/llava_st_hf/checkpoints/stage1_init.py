@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..model.configuration_llava_st import SPECIAL_TOKENS, LlavaSTConfig
 from ..model.image_processing_llava_st import LlavaSTImageProcessor
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
-from ..model.original_checkpoint_llava_st import RELEASED_MODEL_TYPE, translate_config
+from ..model.original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.video_processing_llava_st import LlavaSTVideoProcessor
 
@@ -37,14 +37,14 @@ _VISION_LAYER = re.compile(r"(?:model\.)?vision_tower\.(?:.+\.)?layers\.(\d+)\..
 _NAMES_SHOWN = 5  # of tensors, in error messages
 
 
-def start_stage1(
+def create_stage1_model(
     checkpoint: str | os.PathLike, dtype: str | torch.dtype = "bfloat16", seed: int = 0, config_overrides: dict[str, Any] | None = None
 ) -> tuple[LlavaSTForConditionalGeneration, LlavaSTProcessor]:
     """
     The model that stage 1 trains, and its processor. Nothing is written.
 
     The vocabulary ends with the eight visual and six placeholder tokens; their rows start as the mean of the rows of all
-    tokens before them. There are no coordinate tokens yet: see `conversion_llava_st.add_coordinate_rows`.
+    tokens before them. There are no coordinate tokens yet: see `conversion_llava_st.add_coordinate_tokens`.
 
     Args:
         checkpoint: folder or hub id of a LLaVA-OneVision-Qwen2, in either layout, with its tokenizer.
@@ -64,9 +64,9 @@ def start_stage1(
         tokenizer,
         LlavaSTVideoProcessor(size=size),
         patch_size=config.vision_config.patch_size,
-        packer_spatial_scale=config.packer_spatial_scale,
-        packer_temporal_scale=config.packer_temporal_scale,
-        packer_fast_scale=config.packer_fast_scale,
+        packer_spatial_stride=config.packer_spatial_stride,
+        packer_temporal_stride=config.packer_temporal_stride,
+        fast_spatial_stride=config.fast_spatial_stride,
         use_downsample_image=config.use_downsample_image,
     )
     with torch.random.fork_rng(devices=[]):
@@ -91,19 +91,19 @@ def stage1_config(checkpoint: str | os.PathLike, config_overrides: dict[str, Any
     try:
         if model_type == LlavaOnevisionConfig.model_type:
             translated = _translate_onevision(raw, checkpoint, overrides)
-        elif model_type == RELEASED_MODEL_TYPE:
+        elif model_type == ORIGINAL_MODEL_TYPE:
             translated = _translate_qwen(raw, checkpoint)
         else:
             raise ValueError(
                 f"{checkpoint} holds a model of type {model_type!r}; stage 1 starts from a LLaVA-OneVision-Qwen2 "
-                f"({LlavaOnevisionConfig.model_type!r} or {RELEASED_MODEL_TYPE!r})."
+                f"({LlavaOnevisionConfig.model_type!r} or {ORIGINAL_MODEL_TYPE!r})."
             )
         # A model trained here has neither slip of the released program.
-        translated |= {"use_lape": False, "plain_width_prompts": False, "drop_fast_features": False}
+        translated |= {"use_coordinate_tokens": False, "ignore_prompt_x_coordinates": False, "disable_fast_stream": False}
         config = LlavaSTConfig.from_dict(translated, **overrides)
     except StrictDataclassError as error:
         raise ValueError(f"The configuration of {checkpoint} is not valid: {error}") from error
-    for name in ("use_lape", "plain_width_prompts", "drop_fast_features"):
+    for name in ("use_coordinate_tokens", "ignore_prompt_x_coordinates", "disable_fast_stream"):
         if getattr(config, name):
             raise ValueError(f"{name} cannot be set in a model that stage 1 starts from.")
     return config
@@ -254,4 +254,4 @@ def _add_special_rows(model: LlavaSTForConditionalGeneration, num_tokens: int) -
         matrix[num_tokens:] = matrix[:num_tokens].mean(dim=0, dtype=torch.float32)  # a sum in bf16 would be far off
 
 
-__all__ = ["stage1_config", "start_stage1"]
+__all__ = ["create_stage1_model", "stage1_config"]

@@ -4,8 +4,11 @@
 Needs `pip install 'llava-st-hf[data]'`. Importing `llava_st_hf` does not import this package.
 """
 
+import sys
+
+from ..deprecation import renamed_attributes
 from .charades_sta import read_charades_sta
-from .grouping import GROUPED_FEATURES, group_by_medium
+from .grouping import GROUPED_FEATURES, pack_by_video
 from .hc_stvg import read_hc_stvg
 from .json_rows import BrokenFileError
 from .jsonl import Chat, read_jsonl
@@ -20,6 +23,8 @@ from .validate import MediaChecks, Problem, validate_mixture
 from .vidstg import read_vidstg
 
 
+__getattr__ = renamed_attributes(sys.modules[__name__])
+
 __all__ = [
     "FEATURES",
     "GROUPED_FEATURES",
@@ -29,9 +34,9 @@ __all__ = [
     "GroundingSample",
     "MediaChecks",
     "Problem",
-    "group_by_medium",
     "join_path",
     "load_mixture",
+    "pack_by_video",
     "question_and_answer",
     "read_charades_sta",
     "read_hc_stvg",

@@ -27,7 +27,7 @@ _DIGEST_BYTES = 16
 _ROWS_AT_ONCE = 4096
 
 
-def group_by_medium(dataset: Dataset, max_questions: int) -> Dataset:
+def pack_by_video(dataset: Dataset, max_conversations: int) -> Dataset:
     """
     Merges rows whose conversations are about the same part of the same file, and are the same up to there.
 
@@ -36,16 +36,16 @@ def group_by_medium(dataset: Dataset, max_questions: int) -> Dataset:
 
     Args:
         dataset: with the columns of `rows.FEATURES`.
-        max_questions: how many conversations a row has at most; of a medium with more, several rows are made.
+        max_conversations: how many conversations a row has at most; of a medium with more, several rows are made.
 
     Returns:
         A dataset with the columns of `GROUPED_FEATURES`.
 
     Raises:
-        ValueError: for data that is streamed or lacks a column, and for a `max_questions` below 1.
+        ValueError: for data that is streamed or lacks a column, and for a `max_conversations` below 1.
     """
-    if max_questions < 1:
-        raise ValueError(f"max_questions={max_questions} must be at least 1.")
+    if max_conversations < 1:
+        raise ValueError(f"max_conversations={max_conversations} must be at least 1.")
     if isinstance(dataset, IterableDataset):
         raise ValueError("Questions about one medium are brought together from all over the data; this data is streamed.")
     missing = [name for name in FEATURES if name not in dataset.column_names]
@@ -53,7 +53,7 @@ def group_by_medium(dataset: Dataset, max_questions: int) -> Dataset:
         raise ValueError(f"Rows are grouped by their columns {', '.join(FEATURES)}; {', '.join(missing)} are not there.")
     columns = dataset.select_columns(list(FEATURES)).with_format(None)
     # The version is not read: it makes `datasets` see that this code may have changed.
-    kwargs = {"dataset": columns, "max_questions": max_questions, "version": __version__}
+    kwargs = {"dataset": columns, "max_conversations": max_conversations, "version": __version__}
     return Dataset.from_generator(_grouped_rows, features=GROUPED_FEATURES, gen_kwargs=kwargs)
 
 
@@ -80,8 +80,8 @@ def opening(messages: list[dict]) -> list[dict] | None:
     return found
 
 
-def _grouped_rows(dataset: Dataset, max_questions: int, version: str) -> Iterator[dict]:
-    order, sizes = _plan(_group_numbers(dataset), max_questions)
+def _grouped_rows(dataset: Dataset, max_conversations: int, version: str) -> Iterator[dict]:
+    order, sizes = _plan(_group_numbers(dataset), max_conversations)
     ends = sizes.cumsum()
     first = 0
     while first < len(sizes):
@@ -113,11 +113,11 @@ def _group_numbers(dataset: Dataset) -> np.ndarray:
     return column.dictionary_encode().indices.to_numpy()
 
 
-def _plan(groups: np.ndarray, max_questions: int) -> tuple[np.ndarray, np.ndarray]:
+def _plan(groups: np.ndarray, max_conversations: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Args:
         groups: (rows,) the group of each row.
-        max_questions: rows of a group that stay together.
+        max_conversations: rows of a group that stay together.
 
     Returns:
         `(order, sizes)`: (rows,) places of the rows, those of a grouped row one behind the other; and (grouped rows,) how many each has.
@@ -125,7 +125,7 @@ def _plan(groups: np.ndarray, max_questions: int) -> tuple[np.ndarray, np.ndarra
     order = groups.argsort(kind="stable")
     counts = np.bincount(groups)
     rank = np.arange(len(groups)) - np.repeat(counts.cumsum() - counts, counts)  # (rows,) number within the group
-    starts = np.flatnonzero(rank % max_questions == 0)  # (grouped rows,)
+    starts = np.flatnonzero(rank % max_conversations == 0)  # (grouped rows,)
     sizes = np.diff(starts, append=len(groups))
     by_first_row = order[starts].argsort()
     starts, sizes = starts[by_first_row], sizes[by_first_row]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from .checks import listing, mapping, member, whole, words
 from .json_rows import stream
-from .samples import GroundingSample, corners_of, within
+from .samples import GroundingSample, within, xywh_to_xyxy
 
 
 def read_hc_stvg(path: str) -> Iterator[tuple[int, GroundingSample | str]]:
@@ -46,7 +46,7 @@ def _sample(video: str, annotation: dict) -> GroundingSample:
     boxes = []
     for frame, values in enumerate(corners, start=first):
         what = f"The box of frame {frame + 1}"
-        box = within(corners_of(values, what), width, height, what, slack=float("inf"))
+        box = within(xywh_to_xyxy(values, what), width, height, what, slack=float("inf"))
         boxes.append((frame / max(num_frames - 1, 1), box))
     text = annotation.get("English") if annotation.get("caption") is None else annotation["caption"]
     return GroundingSample(

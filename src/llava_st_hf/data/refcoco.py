@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from .checks import mapping, member, name, whole, words
 from .json_rows import stream
-from .samples import GroundingSample, corners_of, within
+from .samples import GroundingSample, within, xywh_to_xyxy
 
 
 def read_refcoco(path: str) -> Iterator[tuple[int, GroundingSample | str]]:
@@ -37,7 +37,7 @@ def _sample(image: dict, annotation: dict) -> GroundingSample:
         raise ValueError(f"The image has the id {id}, the annotation beside it {other}.")
     width = whole(member(image, "width", "The image"), "The image's width", minimum=1)
     height = whole(member(image, "height", "The image"), "The image's height", minimum=1)
-    box = within(corners_of(member(annotation, "bbox", "The annotation"), "'bbox'"), width, height, "'bbox'")
+    box = within(xywh_to_xyxy(member(annotation, "bbox", "The annotation"), "'bbox'"), width, height, "'bbox'")
     return GroundingSample(
         id=id,
         kind="image",

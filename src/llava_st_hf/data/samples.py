@@ -54,7 +54,7 @@ class GroundingSample:
     task: str | None = None
 
 
-def corners_of(box, what: str) -> Box:
+def xywh_to_xyxy(box, what: str) -> Box:
     """`(x1, y1, x2, y2)` of `[x, y, width, height]` in pixels; `ValueError` where it is no such list or has no area."""
     values = listing(box, what)
     if len(values) != 4:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-from ..model.grounding_llava_st import Media
+from ..model.grounding_llava_st import MediaInfo
 from ..model.image_files_llava_st import check_image_file
 from ..model.image_processing_llava_st import original_size
 from ..model.video_decoding_llava_st import check_backend
@@ -192,17 +192,17 @@ class _Media:
         self.checks = checks
         self.read = lru_cache(maxsize=REMEMBERED_MEDIA)(self._read)
 
-    def of(self, item: dict) -> Media:
+    def of(self, item: dict) -> MediaInfo:
         """The medium of an item; `ValueError` or `OSError` where it cannot be had."""
         part = (None if item["clip"] is None else tuple(item["clip"]), item["start"], item["end"])
         found = self.read(item["type"], item["path"], None if self.checks.decode else part)
         if isinstance(found, Exception):
             raise found
-        if isinstance(found, Media):
+        if isinstance(found, MediaInfo):
             return found
         return found.media(*_frames_of(part, found))
 
-    def _read(self, kind: str, path: str, part: Part | None) -> Media | LlavaSTVideoMetadata | Exception:
+    def _read(self, kind: str, path: str, part: Part | None) -> MediaInfo | LlavaSTVideoMetadata | Exception:
         """An image; or the metadata of a video after the frames of a part were decoded, or all for None; or the error of either."""
 
         def decode(reader) -> LlavaSTVideoMetadata:
@@ -221,7 +221,7 @@ class _Media:
                 raise OSError(f"{path} is empty.")
             if kind == "image":
                 width, height = _image_size(path)
-                return Media("image", width=width, height=height)
+                return MediaInfo("image", width=width, height=height)
             return read_video(path, decode, self.checks.video_backend, self.checks.allow_truncated)
         except (ValueError, OSError) as error:
             return error

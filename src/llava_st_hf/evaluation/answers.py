@@ -26,13 +26,13 @@ from functools import partial
 
 from ..data.questions import SAMPLED_FRAMES
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
-from ..model.grounding_llava_st import Media, parse_answer
-from .rows import OWN_READER, PARTS, Box, Grounding, Span
+from ..model.grounding_llava_st import MediaInfo, parse_answer
+from .rows import GROUNDING_FIELDS, OWN_PARSER, Box, GroundingResult, Span
 from .seen_frames import at_nearest_seen
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParseContext:
     """
     What an answer is about.
 
@@ -47,15 +47,15 @@ class Asked:
     """
 
     task: str
-    media: Media | None
-    given: Grounding = field(default_factory=Grounding)
+    media: MediaInfo | None
+    given: GroundingResult = field(default_factory=GroundingResult)
     num_temporal_bins: int = DEFAULT_NUM_BINS
     num_spatial_bins: int = DEFAULT_NUM_BINS
     num_frames: int = SAMPLED_FRAMES
     seen_size: tuple[int, int] | None = None
 
 
-Reader = Callable[[str, Asked], tuple[Grounding, list[str]]]
+Reader = Callable[[str, ParseContext], tuple[GroundingResult, list[str]]]
 
 _CAPTION_KEYS = ("caption", "event", "description", "sentence")
 _START_KEYS, _END_KEYS = ("start", "start_time"), ("end", "end_time")
@@ -94,13 +94,13 @@ class _Found:
     captions: list[str] = field(default_factory=list)
 
 
-def read_llava_st(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
+def read_llava_st(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
     """An answer in coordinate tokens. The start that the question of "elc" gave stands, whatever the answer says of it."""
     media, num_bins = asked.media, asked.num_temporal_bins
     if media is None:
         return _nothing(asked, ["What the model saw is not known."])
     # On a clip of a million frames, one a second, seconds and frames are positions; `media` would round them.
-    clip = Media(media.kind, media.width, media.height, fps=1.0 if media.kind == "video" else None, last_frame=_TICKS)
+    clip = MediaInfo(media.kind, media.width, media.height, fps=1.0 if media.kind == "video" else None, last_frame=_TICKS)
     whole: dict = {}
     if _parts(asked) == ("caption",):  # words alone are an answer, where the question gives time or place
         whole = {"span": (0.0, 1.0)} if media.kind == "video" else {"box": (0.0, 0.0, 1.0, 1.0)}
@@ -127,10 +127,10 @@ def read_llava_st(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
     caption = next((event["caption"] for event in events if event["caption"]), None)
     box = boxes[0][1] if boxes and media.kind == "image" else None
     objects = tuple((event["caption"] or "", tuple(moment["box"].values())) for event in events for moment in event["boxes"])
-    return _kept(Grounding(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), asked, notes)
+    return _kept(GroundingResult(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), asked, notes)
 
 
-def read_json(text: str, asked: Asked, scale: tuple[int, int] | None) -> tuple[Grounding, list[str]]:
+def read_json(text: str, asked: ParseContext, scale: tuple[int, int] | None) -> tuple[GroundingResult, list[str]]:
     """
     An answer in JSON, or in words where it holds no JSON with what was asked for.
 
@@ -152,7 +152,7 @@ def read_json(text: str, asked: Asked, scale: tuple[int, int] | None) -> tuple[G
     return _to_units(found, asked, scale or asked.seen_size, notes)
 
 
-def read_molmo2(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
+def read_molmo2(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
     """An answer in tracks or points. Of several objects, the first is read."""
     notes: list[str] = []
     points: dict[str, list[tuple[float | None, tuple[float, ...]]]] = {}
@@ -176,13 +176,13 @@ def read_molmo2(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
     return _to_units(_Found(boxes=next(iter(points.values()), [])), asked, _THOUSANDTHS, notes)
 
 
-def read_seconds(text: str, asked: Asked) -> tuple[Grounding, list[str]]:
+def read_seconds(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
     """A span in words."""
     return _to_units(_Found(spans=_spans_in_words(text)), asked, None, [])
 
 
-READERS: dict[str, Reader] = {
-    OWN_READER: read_llava_st,
+ANSWER_PARSERS: dict[str, Reader] = {
+    OWN_PARSER: read_llava_st,
     "qwen2_5_vl": partial(read_json, scale=None),
     "qwen3_vl": partial(read_json, scale=_THOUSANDTHS),
     "molmo2": read_molmo2,
@@ -190,15 +190,15 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _parts(asked: Asked) -> tuple[str, ...]:
-    return PARTS.get(asked.task, ("caption",))
+def _parts(asked: ParseContext) -> tuple[str, ...]:
+    return GROUNDING_FIELDS.get(asked.task, ("caption",))
 
 
-def _nothing(asked: Asked, notes: list[str]) -> tuple[Grounding, list[str]]:
-    return _kept(Grounding(), asked, notes)
+def _nothing(asked: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
+    return _kept(GroundingResult(), asked, notes)
 
 
-def _kept(said: Grounding, asked: Asked, notes: list[str]) -> tuple[Grounding, list[str]]:
+def _kept(said: GroundingResult, asked: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
     """What was asked for of what was said, and notes of the medium, of the answer, and of what is missing."""
     parts = _parts(asked)
     missing = [part for part in parts if getattr(said, part) is None]
@@ -330,7 +330,7 @@ def _collect_named(values: dict, found: _Found) -> None:
         found.captions.append(caption.strip())
 
 
-def _to_units(found: _Found, asked: Asked, scale: tuple[int, int] | None, notes: list[str]) -> tuple[Grounding, list[str]]:
+def _to_units(found: _Found, asked: ParseContext, scale: tuple[int, int] | None, notes: list[str]) -> tuple[GroundingResult, list[str]]:
     """
     What was found as fractions of the clip, pixels of the original and frames of the file.
 
@@ -352,10 +352,12 @@ def _to_units(found: _Found, asked: Asked, scale: tuple[int, int] | None, notes:
     if media.kind == "image":
         if len(boxes) > 1 and "box" in _parts(asked):
             notes.append(f"The answer gives {len(boxes)} boxes; the first was read.")
-        return _kept(Grounding(box=boxes[0][1] if boxes else None, caption=caption), asked, notes)
+        return _kept(GroundingResult(box=boxes[0][1] if boxes else None, caption=caption), asked, notes)
     origin, end = media.time(0.0), media.time(1.0)
     if origin is None or end is None:
-        return _kept(Grounding(caption=caption), asked, [*notes, "The frame rate of the video is unknown, so seconds cannot be placed."])
+        return _kept(
+            GroundingResult(caption=caption), asked, [*notes, "The frame rate of the video is unknown, so seconds cannot be placed."]
+        )
 
     def fraction(seconds: float) -> float:
         try:
@@ -378,10 +380,10 @@ def _to_units(found: _Found, asked: Asked, scale: tuple[int, int] | None, notes:
         notes.append("The span is reversed; its ends were put in order.")
         span = (span[1], span[0])
     tubelet = at_nearest_seen(moments, media, asked.num_frames)
-    return _kept(Grounding(span=span, tubelet=tubelet or None, caption=caption), asked, notes)
+    return _kept(GroundingResult(span=span, tubelet=tubelet or None, caption=caption), asked, notes)
 
 
-def _in_pixels(corners: tuple[float, ...], media: Media, width: int, height: int, notes: list[str]) -> Box | None:
+def _in_pixels(corners: tuple[float, ...], media: MediaInfo, width: int, height: int, notes: list[str]) -> Box | None:
     """A box in pixels of the original, cut at its edges; None where it lies beside the picture."""
     x1, y1, x2, y2 = (
         value * side / whole for value, side, whole in zip(corners, (media.width, media.height) * 2, (width, height) * 2, strict=True)

@@ -7,7 +7,7 @@ from ..data.charades_sta import read_charades_sta
 from ..data.paths import join_path
 from ..data.samples import GroundingSample
 from .questions import as_questions
-from .rows import Grounding, Question
+from .rows import GroundingResult, Question
 
 
 PROMPT = (
@@ -44,5 +44,5 @@ def _question(sample: GroundingSample, media: str) -> Question:
         path=join_path(media, sample.path),
         kind="video",
         prompt=PROMPT.replace("<event>", sentence),
-        truth=Grounding(span=sample.span),
+        truth=GroundingResult(span=sample.span),
     )

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .answers import READERS, Asked
+from .answers import ANSWER_PARSERS, ParseContext
 from .benchmarks import BENCHMARKS, read_benchmark
 from .predictions import append_predictions, read_predictions
 from .released_protocol import is_released
-from .rows import OWN_READER, Grounding, Prediction
+from .rows import OWN_PARSER, GroundingResult, Prediction
 from .runner import PREDICTIONS, EvaluationSettings, run_benchmark, this_process
 from .scoring import PROTOCOLS, score
 
 
 def read_own_answer(answer: str, question, media, processor) -> tuple:
     """What an answer of LLaVA-ST says; see `run_benchmark`."""
-    asked = Asked(question.task, media, question.given, processor.num_temporal_bins, processor.num_spatial_bins, question.num_frames)
-    return READERS[OWN_READER](answer, asked)
+    asked = ParseContext(question.task, media, question.given, processor.num_temporal_bins, processor.num_spatial_bins, question.num_frames)
+    return ANSWER_PARSERS[OWN_PARSER](answer, asked)
 
 
 def run_eval(args: argparse.Namespace) -> None:
@@ -55,8 +55,8 @@ def _write_scores(folder: str, scores: dict[str, dict[str, float]]) -> None:
 
 
 def run_score(args: argparse.Namespace) -> None:
-    if args.reader is not None and args.reader not in READERS:
-        raise ValueError(f"--reader {args.reader} is unknown; there are {', '.join(READERS)}.")
+    if args.reader is not None and args.reader not in ANSWER_PARSERS:
+        raise ValueError(f"--reader {args.reader} is unknown; there are {', '.join(ANSWER_PARSERS)}.")
     if args.output is not None and os.path.exists(os.path.join(args.output, PREDICTIONS)):
         raise ValueError(f"{args.output} holds predictions already. Give another output folder.")
     path = os.path.join(args.predictions, PREDICTIONS) if os.path.isdir(args.predictions) else args.predictions
@@ -110,7 +110,7 @@ def _joined(answers: str, rows: str, reader: str) -> Iterator[Prediction]:
                 raise ValueError(f"{answers}, line {number} is no object with id and answer: {error!r}") from error
     for row in read_predictions(rows):
         # Who answered and how is not told by `answers`.
-        row = replace(row, prediction=Grounding(), notes=[], reader=reader, model=None, seed=None, versions={})
+        row = replace(row, prediction=GroundingResult(), notes=[], reader=reader, model=None, seed=None, versions={})
         answer, finished, seen_size = found.pop(row.id, (None, True, None))
         # Where the medium could not be opened, no answer can be placed in it.
         skipped = row.skipped if answer is not None else f"{os.path.basename(answers)} has no answer to it."
@@ -122,8 +122,8 @@ def _joined(answers: str, rows: str, reader: str) -> Iterator[Prediction]:
 def _read_again(prediction: Prediction, reader: str, seen_size: tuple[int, int] | None = None) -> Prediction:
     if prediction.answer is None:
         return prediction
-    asked = Asked(prediction.task, prediction.medium(), prediction.given, num_frames=prediction.num_frames, seen_size=seen_size)
-    grounding, notes = READERS[reader](prediction.answer, asked)
+    asked = ParseContext(prediction.task, prediction.medium(), prediction.given, num_frames=prediction.num_frames, seen_size=seen_size)
+    grounding, notes = ANSWER_PARSERS[reader](prediction.answer, asked)
     return replace(prediction, prediction=grounding, notes=notes, reader=reader)
 
 

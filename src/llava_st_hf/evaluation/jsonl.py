@@ -8,7 +8,7 @@ from ..data.paths import join_path
 from ..data.questions import question_and_answer
 from ..data.samples import GroundingSample
 from .questions import as_questions
-from .rows import PARTS, Grounding, Question
+from .rows import GROUNDING_FIELDS, GroundingResult, Question
 
 
 def jsonl_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
@@ -43,7 +43,7 @@ def _question(sample: object, media: str) -> Question:
         path=join_path(media, sample.path),
         kind=sample.kind,
         prompt=prompt,
-        truth=Grounding(caption=sample.text if "caption" in PARTS[sample.task] else None),
+        truth=GroundingResult(caption=sample.text if "caption" in GROUNDING_FIELDS[sample.task] else None),
         clip=sample.clip,
         start=sample.start,
         end=sample.end,

@@ -15,7 +15,7 @@ _ENDS = " \t\r\n,.;:()[]{}"
 _FIRST_WORDS = re.compile(r"^(?:(?:and|then) )?(?:(?:a|an|the) )?")
 
 
-def plain_words(text: str) -> str:
+def normalize_text(text: str) -> str:
     """
     A phrase or sentence as far as it matters for saying the same: in lower case, without blanks, commas, full stops and brackets at
     either end, without a leading "and" or "then" and without an article behind it, with single blanks in between.
@@ -23,10 +23,10 @@ def plain_words(text: str) -> str:
     return _FIRST_WORDS.sub("", " ".join(text.lower().strip(_ENDS).split()))
 
 
-def say_the_same(said: str | None, true: str | None) -> bool:
+def is_exact_match(said: str | None, true: str | None) -> bool:
     """Whether both are the same plain words; nothing says the same as none."""
-    words = plain_words(said or "")
-    return bool(words) and words == plain_words(true or "")
+    words = normalize_text(said or "")
+    return bool(words) and words == normalize_text(true or "")
 
 
 def named_ious(said: Sequence[tuple[str, Box]], true: Sequence[tuple[str, Box]]) -> np.ndarray:
@@ -42,7 +42,7 @@ def named_ious(said: Sequence[tuple[str, Box]], true: Sequence[tuple[str, Box]])
         (N,) IoU of each true object, 0 where no object of the answer is left that says the same.
     """
     ious = np.zeros(len(true))
-    names = [plain_words(phrase) for phrase, _ in said], [plain_words(phrase) for phrase, _ in true]
+    names = [normalize_text(phrase) for phrase, _ in said], [normalize_text(phrase) for phrase, _ in true]
     alike = [(i, j) for i, name in enumerate(names[0]) for j, other in enumerate(names[1]) if name and name == other]
     if not alike:
         return ious

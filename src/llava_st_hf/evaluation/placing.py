@@ -4,12 +4,12 @@
 from dataclasses import replace
 
 from ..data.samples import Box, GroundingSample, within
-from ..model.grounding_llava_st import Media
-from .rows import PARTS, Grounding, Question, Span
-from .seen_frames import true_at_seen
+from ..model.grounding_llava_st import MediaInfo
+from .rows import GROUNDING_FIELDS, GroundingResult, Question, Span
+from .seen_frames import ground_truth_at_sampled_frames
 
 
-def placed(question: Question, media: Media, num_frames: int) -> Question:
+def to_clip_coordinates(question: Question, media: MediaInfo, num_frames: int) -> Question:
     """
     A question with truth and given times in fractions and frames; unchanged where they are already.
 
@@ -24,30 +24,30 @@ def placed(question: Question, media: Media, num_frames: int) -> Question:
     if sample is None:
         return question
     boxes = [within(box, media.width, media.height, "The annotated box") for _, box in sample.boxes]
-    truth, asked = question.truth, PARTS[question.task]
+    truth, asked = question.truth, GROUNDING_FIELDS[question.task]
     if "objects" in asked:
         truth = replace(truth, objects=tuple(zip(sample.phrases, boxes, strict=True)))
     if media.kind == "image":
         truth = replace(truth, box=boxes[0] if "box" in asked else None)
-        given = Grounding(box=boxes[0]) if question.task == "reg" else Grounding()
+        given = GroundingResult(box=boxes[0]) if question.task == "reg" else GroundingResult()
         return replace(question, truth=truth, given=given, sample=None)
     span = _fractions(sample, media)
     truth = replace(truth, span=span if "span" in asked else None)
     if "tubelet" in asked:
         truth = replace(truth, tubelet=_tubelet(sample, boxes, media, num_frames))
-    given = Grounding() if question.task in ("tvg", "stvg") else Grounding(span=span)
+    given = GroundingResult() if question.task in ("tvg", "stvg") else GroundingResult(span=span)
     if question.task == "elc":
-        given = Grounding(span=(span[0], span[0]), box=boxes[0])
+        given = GroundingResult(span=(span[0], span[0]), box=boxes[0])
     return replace(question, truth=truth, given=given, num_frames=num_frames, sample=None)
 
 
-def _fractions(sample: GroundingSample, media: Media) -> Span:
+def _fractions(sample: GroundingSample, media: MediaInfo) -> Span:
     assert sample.span is not None  # the reader saw to it
     start, end = (media.time_position(seconds, f"The annotated time {seconds:g} s") for seconds in sample.span)
     return start, end
 
 
-def _tubelet(sample: GroundingSample, boxes: list[Box], media: Media, num_frames: int) -> dict[int, Box]:
+def _tubelet(sample: GroundingSample, boxes: list[Box], media: MediaInfo, num_frames: int) -> dict[int, Box]:
     times = [time for time, _ in sample.boxes if time is not None]
     moments = [media.time_position(time, f"The annotated box at {time:g} s") for time in times]
-    return true_at_seen(list(zip(moments, boxes, strict=True)), media, num_frames)
+    return ground_truth_at_sampled_frames(list(zip(moments, boxes, strict=True)), media, num_frames)

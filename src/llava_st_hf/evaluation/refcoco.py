@@ -7,7 +7,7 @@ from ..data.paths import join_path
 from ..data.refcoco import read_refcoco
 from ..data.samples import GroundingSample
 from .questions import as_questions, chosen
-from .rows import Grounding, Question
+from .rows import GroundingResult, Question
 
 
 PROMPTS = (
@@ -44,6 +44,6 @@ def _question(sample: GroundingSample, media: str, seed: int) -> Question:
         path=join_path(media, sample.path),
         kind="image",
         prompt=chosen(PROMPTS, seed, sample.id).replace("<event>", sample.text),
-        truth=Grounding(box=sample.boxes[0][1]),
+        truth=GroundingResult(box=sample.boxes[0][1]),
         size=(sample.width, sample.height),
     )

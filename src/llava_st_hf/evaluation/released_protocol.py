@@ -27,10 +27,10 @@ import numpy as np
 
 from ..data.questions import SAMPLED_FRAMES
 from ..model.coordinates_llava_st import AXES, DEFAULT_NUM_BINS, TOKEN_NAMES, bin_to_position
-from ..model.grounding_llava_st import Media, parse_answer
+from ..model.grounding_llava_st import MediaInfo, parse_answer
 from .captions import missing_caption_tools, score_captions
 from .metrics import Tubelets, box_iou, mean_iou, recall_at, spatial_iou, temporal_iou, tubelet_iou
-from .rows import OWN_READER, PARTS, Box, Grounding, Prediction, Span
+from .rows import GROUNDING_FIELDS, OWN_PARSER, Box, GroundingResult, Prediction, Span
 
 
 RELEASED_TASKS = ("rec", "tvg", "stvg", "svg", "elc")
@@ -190,8 +190,8 @@ def _converted(text: str, as_text: Callable[[int], str]) -> str:
 
 def is_released(prediction: Prediction) -> bool:
     """Whether the released program could have written it: answers in coordinate tokens, tubelets at as many frames as it samples."""
-    of_its_frames = "tubelet" not in PARTS[prediction.task] or prediction.num_frames == SAMPLED_FRAMES
-    return prediction.task in RELEASED_TASKS and prediction.reader == OWN_READER and of_its_frames
+    of_its_frames = "tubelet" not in GROUNDING_FIELDS[prediction.task] or prediction.num_frames == SAMPLED_FRAMES
+    return prediction.task in RELEASED_TASKS and prediction.reader == OWN_PARSER and of_its_frames
 
 
 def released_row(prediction: Prediction) -> dict:
@@ -210,7 +210,7 @@ def released_row(prediction: Prediction) -> dict:
         raise ValueError(f"The released program scores {', '.join(RELEASED_TASKS)}, not {task!r}, the task of sample {prediction.id!r}.")
     if media is None:
         raise ValueError(f"Sample {prediction.id!r} was skipped, and the released program has no row for it: {prediction.skipped}")
-    if prediction.reader != OWN_READER:
+    if prediction.reader != OWN_PARSER:
         raise ValueError(
             f"Sample {prediction.id!r} was read by {prediction.reader!r}, and the released program reads coordinate tokens alone: such "
             "answers have figures under the default protocol."
@@ -220,7 +220,7 @@ def released_row(prediction: Prediction) -> dict:
             f"Sample {prediction.id!r} is about {prediction.num_frames} frames of a clip, and the released program about {SAMPLED_FRAMES}: "
             "such answers have figures under the default protocol."
         )
-    check_truth(prediction, PARTS[task])
+    check_truth(prediction, GROUNDING_FIELDS[task])
     answer = prediction.answer or ""
     row = {"outputs": answer, "converted_outputs": _converted(answer, _fraction_text)}
     if task == "rec":
@@ -276,30 +276,30 @@ def _read_row(task: str, row: dict, id: str) -> Prediction:
     if found := _TOKEN_SPAN.search(answer):
         start, end = sorted(_position(int(bin)) for bin in found.groups())
         span = (start, end)
-    given = Grounding()
+    given = GroundingResult()
     if task == "rec":
         box = None if (found := _TOKEN_BOX.search(answer)) is None else _in_order(_position(int(bin)) for bin in found.groups())
-        media, truth, said = Media("image", 1, 1), Grounding(box=_floats(row["gt_bbox"])), Grounding(box=box)
+        media, truth, said = MediaInfo("image", 1, 1), GroundingResult(box=_floats(row["gt_bbox"])), GroundingResult(box=box)
     elif task == "tvg":
-        media, truth, said = Media("video", 1, 1), Grounding(span=_floats(row["gt"])), Grounding(span=span)
+        media, truth, said = MediaInfo("video", 1, 1), GroundingResult(span=_floats(row["gt"])), GroundingResult(span=span)
     else:
         first, last = row["split"]
-        media = Media("video", row["width"], row["height"], first_frame=first, last_frame=last)
+        media = MediaInfo("video", row["width"], row["height"], first_frame=first, last_frame=last)
         tubelet = {frame: _in_order(box) for frame, box in _tubelet_of(row).items()}
         if span is None and tubelet:
             span = (_fraction(min(tubelet), first, last), _fraction(max(tubelet), first, last))
-        truth = Grounding(tubelet=_true_tubelet(row))
+        truth = GroundingResult(tubelet=_true_tubelet(row))
         caption = None
         if task != "svg":
             start, end = (_fraction(frame, first, last) for frame in row["gt"]["tvg"])
             truth = replace(truth, span=(start, end))
         if task == "elc":
-            truth, given = replace(truth, caption=row["gt"]["caption"]), Grounding(span=(start, start))
+            truth, given = replace(truth, caption=row["gt"]["caption"]), GroundingResult(span=(start, start))
             if found := _END.search(answer):
                 span = (start, _position(int(found[1])))
             events = parse_answer(answer, media, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS, start=start)["events"]
             caption = events[0]["caption"] if events else None
-        said = Grounding(span=None if task == "svg" else span, tubelet=tubelet or None, caption=caption)
+        said = GroundingResult(span=None if task == "svg" else span, tubelet=tubelet or None, caption=caption)
     return Prediction(id, "released", task, prompt="", truth=truth, given=given, media=media.to_dict(), answer=answer, prediction=said)
 
 

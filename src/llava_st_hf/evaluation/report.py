@@ -25,7 +25,7 @@ from .released_protocol import is_released
 from .report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from .report_rows import CONDITIONS, IOUS, Samples, read_samples
 from .report_samples import draw_sample
-from .rows import PARTS, Prediction
+from .rows import GROUNDING_FIELDS, Prediction
 from .runner import PREDICTIONS, SETTINGS
 from .scoring import score
 
@@ -211,7 +211,7 @@ def _figures(run: _Run) -> list:
     comparable = [place for place, column in enumerate(kept) if header[column] in (_THREE[-1], _PUBLISHED_HEADER)]
     table = Table([header[column] for column in kept], [[row[column] for column in kept] for row in rows], marked=comparable)
     words = [f"{_SCALES} Intervals are bootstrapped over the samples."]
-    if "caption" in PARTS[run.task]:
+    if "caption" in GROUNDING_FIELDS[run.task]:
         words.append("BLEU and METEOR count matches over all samples at once: they are no means, and have no intervals.")
     notes = [_comparison() if published and run.released else Paragraph(_not_comparable(run, bool(published)))]
     notes += [Paragraph(_without_paths(problem, None)) for problem in run.problems]

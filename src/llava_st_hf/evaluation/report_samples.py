@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 import PIL.Image
 
-from ..model.grounding_llava_st import Media
+from ..model.grounding_llava_st import MediaInfo
 from ..model.image_processing_llava_st import load_image
 from ..model.video_decoding_llava_st import read_video_file
 from ..visualization import (
@@ -20,7 +20,7 @@ from ..visualization import (
     one_above_another,
     side_by_side,
 )
-from .rows import Box, Grounding, Prediction, Span
+from .rows import Box, GroundingResult, Prediction, Span
 
 
 FRAMES = 4
@@ -54,12 +54,12 @@ def _picture(prediction: Prediction, path: str) -> PIL.Image.Image:
     return _with_boxes(image, _labelled(prediction.truth, "truth"), _labelled(prediction.prediction, "answer"), _PICTURE_SIZE)
 
 
-def _labelled(grounding: Grounding, label: str) -> list[Labelled]:
+def _labelled(grounding: GroundingResult, label: str) -> list[Labelled]:
     """The boxes of a picture: those of a caption each with its phrase, else the one box with `label`."""
     return [*([] if grounding.box is None else [(grounding.box, label)]), *((box, phrase) for phrase, box in grounding.objects or ())]
 
 
-def _strip(prediction: Prediction, path: str, media: Media) -> PIL.Image.Image:
+def _strip(prediction: Prediction, path: str, media: MediaInfo) -> PIL.Image.Image:
     truth, said = prediction.truth, prediction.prediction
     span = truth.span or prediction.given.span
     frames = _frames(truth.tubelet, span, media)
@@ -87,7 +87,7 @@ def _with_boxes(image: PIL.Image.Image, truth: list[Labelled], said: list[Labell
     return draw_boxes(scaled, [([corner * scale for corner in box], colour, label) for boxes, colour in both for box, label in boxes])
 
 
-def _frames(tubelet: dict[int, Box] | None, span: Span | None, media: Media) -> list[int]:
+def _frames(tubelet: dict[int, Box] | None, span: Span | None, media: MediaInfo) -> list[int]:
     """Frames to show: of those with a true box, or else of the true span, or else of the clip."""
     if tubelet:
         known = sorted(tubelet)
@@ -118,14 +118,14 @@ def read_frames(path: str, frames: Sequence[int], allow_truncated: bool = False)
     return read_video_file(path, read, allow_truncated=allow_truncated)
 
 
-def _position(frame: int, media: Media) -> float | None:
+def _position(frame: int, media: MediaInfo) -> float | None:
     """Of a frame, as a fraction of the clip; None where the clip leaves frames out unevenly."""
     if media.frames is not None or media.last_frame <= media.first_frame:
         return None
     return (frame - media.first_frame) / (media.last_frame - media.first_frame)
 
 
-def _when(frame: int, media: Media) -> str:
+def _when(frame: int, media: MediaInfo) -> str:
     position = _position(frame, media)
     seconds = None if position is None else media.time(position)
     return f"frame {frame}" + ("" if seconds is None else f", {seconds:.2f} s")

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
-from ..model.grounding_llava_st import Media
+from ..model.grounding_llava_st import MediaInfo
 
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 Span = tuple[float, float]
 
-# What each task asks for, by the names of `Grounding`.
-PARTS = {
+# What each task asks for, by the names of `GroundingResult`.
+GROUNDING_FIELDS = {
     "rec": ("box",),
     "tvg": ("span",),
     "stvg": ("span", "tubelet"),
@@ -27,11 +27,11 @@ PARTS = {
     "reg": ("caption",),
     "dgc": ("objects",),
 }
-OWN_READER = "llava_st"  # of `answers.READERS`: of answers in coordinate tokens
+OWN_PARSER = "llava_st"  # of `answers.ANSWER_PARSERS`: of answers in coordinate tokens
 
 
 @dataclass(frozen=True)
-class Grounding:
+class GroundingResult:
     """
     What is true of a sample, or what an answer says of it. What a task does not ask for is None.
 
@@ -56,7 +56,7 @@ class Grounding:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Grounding":
+    def from_dict(cls, values: dict) -> "GroundingResult":
         tubelet, objects = values.get("tubelet"), values.get("objects")
         return cls(
             span=None if values.get("span") is None else tuple(values["span"]),
@@ -93,9 +93,9 @@ class Question:
     path: str
     kind: str
     prompt: str
-    truth: Grounding
+    truth: GroundingResult
     clip: tuple[int, int] | None = None
-    given: Grounding = field(default_factory=Grounding)
+    given: GroundingResult = field(default_factory=GroundingResult)
     size: tuple[int, int] | None = None
     frames: tuple[int, int] | None = None
     start: float | None = None
@@ -112,13 +112,13 @@ class Prediction:
     Args:
         id, benchmark, task, prompt, truth, given, num_frames: of the question.
         path: of the medium.
-        media: what the model saw, as `Media.to_dict` has it; None where it could not be opened.
+        media: what the model saw, as `MediaInfo.to_dict` has it; None where it could not be opened.
         answer: the model's words, coordinate tokens kept; None where there is none.
         finished: whether the answer ended by itself, and was not cut off.
         prediction: what the answer says.
         notes: what to know of the medium and what could not be read in the answer, in plain words.
         skipped: why there is no answer; None where there is one.
-        reader: what read the answer, a key of `answers.READERS`.
+        reader: what read the answer, a key of `answers.ANSWER_PARSERS`.
         model, seed, versions: what it takes to do it again.
     """
 
@@ -126,16 +126,16 @@ class Prediction:
     benchmark: str
     task: str
     prompt: str
-    truth: Grounding
-    given: Grounding = field(default_factory=Grounding)
+    truth: GroundingResult
+    given: GroundingResult = field(default_factory=GroundingResult)
     path: str | None = None
     media: dict | None = None
     answer: str | None = None
     finished: bool = True
-    prediction: Grounding = field(default_factory=Grounding)
+    prediction: GroundingResult = field(default_factory=GroundingResult)
     notes: list[str] = field(default_factory=list)
     skipped: str | None = None
-    reader: str = OWN_READER
+    reader: str = OWN_PARSER
     num_frames: int = SAMPLED_FRAMES
     model: str | None = None
     seed: int | None = None
@@ -147,8 +147,8 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Prediction":
-        groundings = {name: Grounding.from_dict(values.get(name) or {}) for name in ("truth", "given", "prediction")}
+        groundings = {name: GroundingResult.from_dict(values.get(name) or {}) for name in ("truth", "given", "prediction")}
         return cls(**{**values, **groundings})
 
-    def medium(self) -> Media | None:
-        return None if self.media is None else Media(**self.media)
+    def medium(self) -> MediaInfo | None:
+        return None if self.media is None else MediaInfo(**self.media)

@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..model.batch_feature_llava_st import join_samples
-from ..model.cached_media_llava_st import KnownMediumProcessor
-from ..model.grounding_llava_st import Media
+from ..model.cached_media_llava_st import CachedMediaProcessor
+from ..model.grounding_llava_st import MediaInfo
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
-from .placing import placed
+from .placing import to_clip_coordinates
 from .predictions import append_predictions, drop_broken_end, read_predictions
 from .rows import Prediction, Question
 
@@ -98,7 +98,7 @@ class _Read:
     `texts` are lists and no tensors, of which each would take a file descriptor on the way from the worker.
     """
 
-    media: Media | None
+    media: MediaInfo | None
     pixels: dict[str, torch.Tensor]
     questions: list[Question]
     texts: list[dict[str, list]]
@@ -134,13 +134,13 @@ class _MediaReader(torch.utils.data.Dataset):
         pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
         media, processor = alone.media[0][-1], self.processor
         tokens = processor.replace_image_token({}, 0) if media.kind == "image" else processor.replace_video_token(pixels, 0)
-        known = KnownMediumProcessor.after(processor, media, tokens)
+        known = CachedMediaProcessor.after(processor, media, tokens)
         read = _Read(media, pixels, [], [], [])
         for question in group:
             text: dict[str, list] = {}
             problem = None
             try:
-                question = placed(question, media, processor.video_processor.num_frames)
+                question = to_clip_coordinates(question, media, processor.video_processor.num_frames)
                 text = _text(question, item, known)
             except MEDIA_ERRORS as error:
                 problem = str(error)
@@ -150,7 +150,7 @@ class _MediaReader(torch.utils.data.Dataset):
         return read
 
 
-def _text(question: Question, item: dict, processor: KnownMediumProcessor) -> dict[str, list]:
+def _text(question: Question, item: dict, processor: CachedMediaProcessor) -> dict[str, list]:
     """What the processor makes of the words of a question behind the content item of its medium."""
     message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
     encoded = processor.apply_chat_template([message], tokenize=True, return_dict=True, add_generation_prompt=True)
@@ -162,7 +162,7 @@ class _Asked:
     """A question with its inputs; or with the problem with it."""
 
     question: Question
-    media: Media | None
+    media: MediaInfo | None
     text: dict[str, torch.Tensor]
     pixels: dict[str, torch.Tensor]
     problem: str | None
@@ -192,7 +192,7 @@ def run_benchmark(
     processor: LlavaSTProcessor,
     output: str | os.PathLike,
     settings: EvaluationSettings,
-    read_answer: Callable[[str, Question, Media, LlavaSTProcessor], tuple],
+    read_answer: Callable[[str, Question, MediaInfo, LlavaSTProcessor], tuple],
     num_workers: int = 2,
     show_overlap: bool = False,
 ) -> list[Prediction]:
@@ -204,7 +204,7 @@ def run_benchmark(
         model, processor: in evaluation mode, on its device. Under `accelerate launch` each process has one.
         output: folder for the predictions.
         settings: see there.
-        read_answer: makes `(Grounding, notes)` of an answer.
+        read_answer: makes `(GroundingResult, notes)` of an answer.
         num_workers: processes that decode the next batches while the model works; 0 for none.
         show_overlap: whether the progress bar tells the mean overlap of answers and truths so far.
 

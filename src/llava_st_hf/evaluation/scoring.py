@@ -24,14 +24,14 @@ import numpy as np
 
 from .captions import MEANS, missing_caption_tools, score_captions
 from .metrics import Tubelets, bootstrap_interval, box_iou, mean_iou, spatial_iou, temporal_iou, tubelet_iou
-from .phrases import NAMED_IOU, named_ious, say_the_same
+from .phrases import NAMED_IOU, is_exact_match, named_ious
 from .released_protocol import RELEASED_TASKS, THRESHOLDS, check_truth, released_prediction, released_row, score_released
-from .rows import PARTS, Grounding, Prediction
+from .rows import GROUNDING_FIELDS, GroundingResult, Prediction
 
 
 PROTOCOLS = ("default", "released")
 _REC_THRESHOLDS = (0.5,)
-_NOTHING = Grounding()
+_NOTHING = GroundingResult()
 
 
 def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default") -> dict[str, float]:
@@ -51,7 +51,7 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
         - `mtiou`, `tiou@…` (stvg, elc): the same of spans;
         - `msiou`, `siou@…` (stvg, svg, elc): of tubelets over the frames that prediction and truth share;
         - `mstiou`, `viou@…` (stvg, svg, elc): of tubelets over the frames that either has, which the literature calls vIoU;
-        - `exact_match` (elc, tr, reg): captions that say the same as the truth, see `phrases.plain_words`;
+        - `exact_match` (elc, tr, reg): captions that say the same as the truth, see `phrases.normalize_text`;
         - `named@0.5`, `miou` (dgc): true objects that the answer names and finds with at least that IoU, as a share of those of the
           picture; mean IoU over these, 0 for one that is not named;
         - `BLEU-1` … `BLEU-4`, `METEOR`, `ROUGE_L`, `CIDEr` (elc, tr, reg): of captions; left out, with a warning, where they cannot
@@ -69,7 +69,7 @@ def score(task: str, rows: Iterable[Prediction | dict], protocol: str = "default
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}.")
-    tasks = PARTS if protocol == "default" else RELEASED_TASKS
+    tasks = GROUNDING_FIELDS if protocol == "default" else RELEASED_TASKS
     if task not in tasks:
         raise ValueError(f"task={task!r} has no figures under the {protocol} protocol; those are for {', '.join(tasks)}.")
     counts = {"count": 0, "unparsable": 0, "cut_off": 0, "skipped": 0}
@@ -105,7 +105,7 @@ def _prediction(task: str, row: Prediction | dict, number: int) -> Prediction:
     if prediction.task != task:
         raise ValueError(f"Sample {prediction.id!r} is of the task {prediction.task!r}, not {task!r}.")
     if prediction.skipped is None:  # a medium that was not opened may leave open where the truth lies
-        check_truth(prediction, PARTS[task])
+        check_truth(prediction, GROUNDING_FIELDS[task])
     return prediction
 
 
@@ -115,11 +115,11 @@ def state_of(prediction: Prediction) -> str | None:
         return "skipped"
     if not prediction.finished:
         return "cut_off"
-    has_all = all(getattr(prediction.prediction, name) for name in PARTS[prediction.task])
+    has_all = all(getattr(prediction.prediction, name) for name in GROUNDING_FIELDS[prediction.task])
     return None if has_all else "unparsable"
 
 
-def said_in(prediction: Prediction) -> Grounding:
+def said_in(prediction: Prediction) -> GroundingResult:
     """What an answer says, as far as it goes: a cut-off one too, whose missing part costs what it is worth. Nothing where there is
     none. An end alone has the start that the question of "elc" gave."""
     said = prediction.prediction if prediction.skipped is None else _NOTHING
@@ -140,7 +140,7 @@ class _Columns:
     objects: tuple[array, array] = field(default_factory=lambda: (array("d"), array("d")))  # of each row: share named, mean IoU
 
     def append(self, prediction: Prediction) -> None:
-        asked, said, truth = PARTS[self.task], said_in(prediction), prediction.truth
+        asked, said, truth = GROUNDING_FIELDS[self.task], said_in(prediction), prediction.truth
         if "objects" in asked:
             try:
                 ious = named_ious(said.objects or (), truth.objects or ())
@@ -165,7 +165,7 @@ class _Columns:
         """The figures of the default protocol."""
         figures: dict[str, float] = {}
         means: dict[str, np.ndarray] = {}  # (N,) each: what the figures are means of
-        asked = PARTS[self.task]
+        asked = GROUNDING_FIELDS[self.task]
         if "box" in asked:
             means |= _with_recalls("miou", "R1", box_iou(*self._numbers(4)), _REC_THRESHOLDS)
         elif asked == ("span",):
@@ -178,7 +178,7 @@ class _Columns:
         if "objects" in asked:
             means |= {f"named@{NAMED_IOU}": np.array(self.objects[0]), "miou": np.array(self.objects[1])}
         if "caption" in asked:
-            means["exact_match"] = 100.0 * np.array([say_the_same(*pair) for pair in zip(*self.captions, strict=True)])
+            means["exact_match"] = 100.0 * np.array([is_exact_match(*pair) for pair in zip(*self.captions, strict=True)])
         figures |= {name: mean_iou(values) for name, values in means.items()}
         if "caption" in asked:
             if problem := missing_caption_tools():

@@ -7,13 +7,13 @@ from ..data.paths import join_path
 from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
 from ..model.coordinates_llava_st import bin_to_position
-from ..model.grounding_llava_st import Media
+from ..model.grounding_llava_st import MediaInfo
 from ..model.tasks_llava_st import task_content
 from ..model.video_sampling_llava_st import sample_frame_indices
-from .rows import Box, Grounding, Question
+from .rows import Box, GroundingResult, Question
 
 
-def at_seen_frames(boxes: dict[int, Box], first: int, last: int) -> dict[int, Box]:
+def at_sampled_frames(boxes: dict[int, Box], first: int, last: int) -> dict[int, Box]:
     """
     The boxes at those frames that are sampled from a clip, in order.
 
@@ -32,7 +32,7 @@ def at_seen_frames(boxes: dict[int, Box], first: int, last: int) -> dict[int, Bo
     return {min(seen, key=lambda frame: (abs(frame - middle), frame)): boxes[middle]}
 
 
-def at_nearest_seen(moments: Iterable[tuple[float, Box]], media: Media, num_frames: int) -> dict[int, Box]:
+def at_nearest_seen(moments: Iterable[tuple[float, Box]], media: MediaInfo, num_frames: int) -> dict[int, Box]:
     """
     Boxes of an answer, each at the nearest of the frames that are sampled; of several that go to one, the nearest stays.
 
@@ -44,10 +44,10 @@ def at_nearest_seen(moments: Iterable[tuple[float, Box]], media: Media, num_fram
     return _at_nearest(moments, _positions(num_frames), media)
 
 
-def true_at_seen(moments: Sequence[tuple[float, Box]], media: Media, num_frames: int) -> dict[int, Box]:
+def ground_truth_at_sampled_frames(moments: Sequence[tuple[float, Box]], media: MediaInfo, num_frames: int) -> dict[int, Box]:
     """
     The same of a truth whose boxes are at any times: none goes to a frame before the first of them or after the last, where the thing
-    may not be. An event between two sampled frames keeps the box in its middle, as in `at_seen_frames`.
+    may not be. An event between two sampled frames keeps the box in its middle, as in `at_sampled_frames`.
 
     Args:
         moments: `(position, box)` in time order, at least one.
@@ -65,7 +65,7 @@ def _positions(num_frames: int) -> list[float]:
     return [0.0] if num_frames == 1 else [bin_to_position(number, num_frames) for number in range(num_frames)]
 
 
-def _at_nearest(moments: Iterable[tuple[float, Box]], positions: list[float], media: Media) -> dict[int, Box]:
+def _at_nearest(moments: Iterable[tuple[float, Box]], positions: list[float], media: MediaInfo) -> dict[int, Box]:
     nearest: dict[float, tuple[float, Box]] = {}
     for position, box in moments:
         place = min(positions, key=lambda seen: abs(seen - position))
@@ -78,7 +78,7 @@ def _at_nearest(moments: Iterable[tuple[float, Box]], positions: list[float], me
 def sample_tubelet(sample: GroundingSample, first: int, last: int) -> dict[int, Box]:
     """The same of a sample whose every frame is annotated, with times in fractions of the clip from frame `first` to `last`."""
     boxes = {first + round(time * (last - first)): box for time, box in sample.boxes if time is not None}
-    return at_seen_frames(boxes, first, last)
+    return at_sampled_frames(boxes, first, last)
 
 
 def stvg_question(sample: GroundingSample, media: str, first: int, last: int) -> Question:
@@ -99,7 +99,7 @@ def stvg_question(sample: GroundingSample, media: str, first: int, last: int) ->
         path=join_path(media, sample.path),
         kind="video",
         prompt="".join(item["text"] for item in task_content("stvg", text=sample.text)),
-        truth=Grounding(span=sample.span, tubelet=sample_tubelet(sample, first, last)),
+        truth=GroundingResult(span=sample.span, tubelet=sample_tubelet(sample, first, last)),
         clip=sample.clip,
         size=(sample.width, sample.height),
         frames=(first, last),

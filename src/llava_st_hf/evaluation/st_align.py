@@ -26,10 +26,10 @@ from ..data.checks import frames, listing, mapping, member, number, whole, words
 from ..data.inline import fraction_text
 from ..data.json_rows import read_rows
 from ..data.paths import join_path
-from ..data.samples import Box, corners_of, within
+from ..data.samples import Box, within, xywh_to_xyxy
 from .questions import as_questions, chosen
-from .rows import Grounding, Question
-from .seen_frames import at_seen_frames
+from .rows import GroundingResult, Question
+from .seen_frames import at_sampled_frames
 
 
 TIME_PREFIXES = (
@@ -95,21 +95,21 @@ def _question(sample: dict, row: int, media: str, seed: int, task: str) -> Quest
     clipped = {frame: box for frame, box in boxes.items() if first <= frame <= last}
     if not clipped:
         raise ValueError(f"'<bboxes>' has no box within the clip, frames {first} to {last}.")
-    filled, given = {"<s>": fraction_text("t", start), "<e>": fraction_text("t", end)}, Grounding()
+    filled, given = {"<s>": fraction_text("t", start), "<e>": fraction_text("t", end)}, GroundingResult()
     if task == "svg":
-        given = Grounding(span=(start, end))
+        given = GroundingResult(span=(start, end))
     if task == "elc":
         box = _box(member(tokens, "<bbox>", "'spatial_token'"), width, height, "'<bbox>'")
-        given = Grounding(span=(start, start), box=box)
+        given = GroundingResult(span=(start, start), box=box)
         filled["<bbox>"] = _box_text(box, width, height)
-    tubelet = at_seen_frames(clipped, first, last)
+    tubelet = at_sampled_frames(clipped, first, last)
     return Question(
         id=id,
         task=task,
         path=path,
         kind="video",
         prompt=f"{_filled(asked, filled, chosen(TIME_PREFIXES, seed, id))}{SUFFIXES[task]}",
-        truth=Grounding(
+        truth=GroundingResult(
             span=None if task == "svg" else (start, end),
             tubelet=tubelet,
             caption=_caption(answered) if task == "elc" else None,
@@ -159,7 +159,7 @@ def _boxes(values, width: int, height: int) -> dict[int, Box]:
 
 def _box(value, width: int, height: int, what: str) -> Box:
     # Boxes come from trackers and may reach over the picture's edge, where they are cut.
-    return within(corners_of(value, what), width, height, what, slack=float("inf"))
+    return within(xywh_to_xyxy(value, what), width, height, what, slack=float("inf"))
 
 
 def _box_text(box: Box, width: int, height: int) -> str:

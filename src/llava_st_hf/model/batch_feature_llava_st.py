@@ -4,7 +4,7 @@
 import torch
 from transformers import BatchFeature
 
-from .grounding_llava_st import Media
+from .grounding_llava_st import MediaInfo
 
 
 # Which conversation of its sequence a token belongs to is a number from 0 on, its segment; or one of these.
@@ -14,11 +14,11 @@ SHARED, PADDING = -1, -2
 class LlavaSTBatchFeature(BatchFeature):
     """Model inputs, with what it takes to read the answer beside them.
 
-    `media[i]` lists sample i's media in order as [`Media`]: size, frame rate and clip of the original files. It is no key, so
+    `media[i]` lists sample i's media in order as [`MediaInfo`]: size, frame rate and clip of the original files. It is no key, so
     `model.generate(**inputs)` takes the inputs as they are.
     """
 
-    def __init__(self, data=None, *args, media: list[list[Media]] | None = None, **kwargs):
+    def __init__(self, data=None, *args, media: list[list[MediaInfo]] | None = None, **kwargs):
         super().__init__(data, *args, **kwargs)
         self.media = media if media is not None else []
 
@@ -92,11 +92,11 @@ def _join(tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 class MediaText(str):
-    """The tokens that stand for one image or video, and the [`Media`] that coordinates in seconds or pixels refer to."""
+    """The tokens that stand for one image or video, and the [`MediaInfo`] that coordinates in seconds or pixels refer to."""
 
-    media: Media
+    media: MediaInfo
 
-    def __new__(cls, text: str, media: Media):
+    def __new__(cls, text: str, media: MediaInfo):
         self = super().__new__(cls, text)
         self.media = media
         return self

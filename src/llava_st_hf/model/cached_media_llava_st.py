@@ -2,17 +2,17 @@
 """Conversations about a medium that is at hand already, as model inputs: many questions, one decoding."""
 
 from .batch_feature_llava_st import MediaText
-from .grounding_llava_st import Media
+from .grounding_llava_st import MediaInfo
 from .processing_llava_st import LlavaSTProcessor
 
 
-class KnownMediumProcessor(LlavaSTProcessor):
+class CachedMediaProcessor(LlavaSTProcessor):
     """A processor for conversations about one medium that was processed before: it opens no file, and gives no pixels."""
 
     medium: MediaText
 
     @classmethod
-    def after(cls, processor: LlavaSTProcessor, media: Media, tokens: str) -> "KnownMediumProcessor":
+    def after(cls, processor: LlavaSTProcessor, media: MediaInfo, tokens: str) -> "CachedMediaProcessor":
         """
         Args:
             processor: whose tokenizer, template and coordinates are to be used.

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-ST model configuration."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
-from .original_checkpoint_llava_st import RELEASED_MODEL_TYPE, translate_config
+from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
 
 
 # The tokens that a picture or a video occupies, in the order in which the released tokenizer holds them.
@@ -53,25 +55,25 @@ class LlavaSTConfig(PreTrainedConfig):
             Width of the attention in the Spatial-Temporal Packer.
         packer_num_attention_heads (`int`, *optional*, defaults to 8):
             Attention heads in each packer.
-        packer_spatial_scale (`int`, *optional*, defaults to 3):
+        packer_spatial_stride (`int`, *optional*, defaults to 3):
             Patches per side of the window that the spatial packer turns into one cell (27×27 patches → 9×9 cells).
-        packer_temporal_scale (`int`, *optional*, defaults to 5):
+        packer_temporal_stride (`int`, *optional*, defaults to 5):
             Frames that the slow packer turns into one (100 frames → 20).
-        packer_fast_scale (`int`, *optional*, defaults to 3):
+        fast_spatial_stride (`int`, *optional*, defaults to 3):
             Cells per side that the fast packer turns into one (9×9 → 3×3 per frame).
         num_temporal_bins (`int`, *optional*, defaults to 100):
             Coordinate tokens of the time axis.
         num_spatial_bins (`int`, *optional*, defaults to 100):
             Coordinate tokens of the height axis, and of the width axis.
-        use_lape (`bool`, *optional*, defaults to `True`):
+        use_coordinate_tokens (`bool`, *optional*, defaults to `True`):
             Whether the model has coordinate tokens and adds their embeddings to visual features (Language-Aligned
             Positional Embedding). A stage-1 model has none.
         use_downsample_image (`bool`, *optional*, defaults to `False`):
             Whether an image, too, goes through the spatial packer (81 tokens in place of 729).
-        plain_width_prompts (`bool`, *optional*, defaults to `False`):
+        ignore_prompt_x_coordinates (`bool`, *optional*, defaults to `False`):
             Compatibility with the released weights: the exact position beside a `<WIDTH-INPUT>` token is ignored and the
             token keeps its own embedding. Set by the conversion of released checkpoints; leave it off in new models.
-        drop_fast_features (`bool`, *optional*, defaults to `False`):
+        disable_fast_stream (`bool`, *optional*, defaults to `False`):
             Compatibility with the released weights: at the positions of the fast stream stand the plain embeddings of the
             tokens there, and the fast packer is not run. Set by the conversion; leave it off in new models.
         image_token_id, image_start_token_id, image_end_token_id (`int`, *optional*):
@@ -132,20 +134,30 @@ class LlavaSTConfig(PreTrainedConfig):
         ),
     }
 
+    # Names of version 0.1, in the config.json of folders that were saved then.
+    attribute_map: ClassVar[dict[str, str]] = {
+        "use_lape": "use_coordinate_tokens",
+        "plain_width_prompts": "ignore_prompt_x_coordinates",
+        "drop_fast_features": "disable_fast_stream",
+        "packer_spatial_scale": "packer_spatial_stride",
+        "packer_temporal_scale": "packer_temporal_stride",
+        "packer_fast_scale": "fast_spatial_stride",
+    }
+
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projector_hidden_act: str = "gelu"
     packer_hidden_size: int = 1024
     packer_num_attention_heads: int = 8
-    packer_spatial_scale: int = 3
-    packer_temporal_scale: int = 5
-    packer_fast_scale: int = 3
+    packer_spatial_stride: int = 3
+    packer_temporal_stride: int = 5
+    fast_spatial_stride: int = 3
     num_temporal_bins: int = DEFAULT_NUM_BINS
     num_spatial_bins: int = DEFAULT_NUM_BINS
-    use_lape: bool = True
+    use_coordinate_tokens: bool = True
     use_downsample_image: bool = False
-    plain_width_prompts: bool = False
-    drop_fast_features: bool = False
+    ignore_prompt_x_coordinates: bool = False
+    disable_fast_stream: bool = False
     image_start_token_id: int | None = None
     image_end_token_id: int | None = None
     image_token_id: int | None = None
@@ -167,14 +179,14 @@ class LlavaSTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.vision_config.vision_use_head = False  # nothing reads the pooled output
-        num_coordinates = self.num_temporal_bins + 2 * self.num_spatial_bins if self.use_lape else 0
+        num_coordinates = self.num_temporal_bins + 2 * self.num_spatial_bins if self.use_coordinate_tokens else 0
         # Layout: … base tokens, the special tokens, the coordinates. The end of it is the end of the vocabulary, except
         # in a configuration whose embeddings were resized, which has all ids written down.
-        if self.use_lape and self.coordinate_start_token_id is None:
+        if self.use_coordinate_tokens and self.coordinate_start_token_id is None:
             self.coordinate_start_token_id = self.text_config.vocab_size - num_coordinates
-        if not self.use_lape:
+        if not self.use_coordinate_tokens:
             self.coordinate_start_token_id = None
-        first = self.coordinate_start_token_id if self.use_lape else self.text_config.vocab_size
+        first = self.coordinate_start_token_id if self.use_coordinate_tokens else self.text_config.vocab_size
         for token_id, field in enumerate(SPECIAL_TOKENS, start=first - len(SPECIAL_TOKENS)):
             if getattr(self, field) is None:
                 setattr(self, field, token_id)
@@ -191,12 +203,12 @@ class LlavaSTConfig(PreTrainedConfig):
     def _read(config_dict: dict, name_or_path: str) -> dict:
         """A parsed config.json in our words: translated where it is a released one, refused where it is another model's."""
         model_type = config_dict.get("model_type", LlavaSTConfig.model_type)
-        if model_type == RELEASED_MODEL_TYPE:
+        if model_type == ORIGINAL_MODEL_TYPE:
             return translate_config(config_dict, name_or_path=name_or_path)
         if model_type != LlavaSTConfig.model_type:
             raise ValueError(
                 f"{name_or_path or 'The configuration'} holds a model of type {model_type!r}, not a LLaVA-ST model "
-                f"({LlavaSTConfig.model_type!r}, or {RELEASED_MODEL_TYPE!r} as released)."
+                f"({LlavaSTConfig.model_type!r}, or {ORIGINAL_MODEL_TYPE!r} as released)."
             )
         return config_dict
 
@@ -220,9 +232,15 @@ class LlavaSTConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_config must describe square images and patches, got image_size={image_size}, patch_size={patch_size}."
             )
-        for name in ("hidden_size", "num_attention_heads", "spatial_scale", "temporal_scale", "fast_scale"):
-            if getattr(self, f"packer_{name}") < 1:
-                raise ValueError(f"packer_{name} must be at least 1, got {getattr(self, f'packer_{name}')}.")
+        for name in (
+            "packer_hidden_size",
+            "packer_num_attention_heads",
+            "packer_spatial_stride",
+            "packer_temporal_stride",
+            "fast_spatial_stride",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.packer_hidden_size % self.packer_num_attention_heads:
             raise ValueError(
                 f"packer_hidden_size={self.packer_hidden_size} is no multiple of "
@@ -230,14 +248,14 @@ class LlavaSTConfig(PreTrainedConfig):
             )
         if not 1 <= patch_size <= image_size:
             raise ValueError(f"vision_config has patches of {patch_size} pixels in images of {image_size}.")
-        if self.grid_size % self.packer_spatial_scale:
+        if self.grid_size % self.packer_spatial_stride:
             raise ValueError(
-                f"packer_spatial_scale={self.packer_spatial_scale} does not divide the vision grid of {self.grid_size}×{self.grid_size} "
+                f"packer_spatial_stride={self.packer_spatial_stride} does not divide the vision grid of {self.grid_size}×{self.grid_size} "
                 f"patches (image_size={image_size}, patch_size={patch_size})."
             )
-        if self.packed_grid_size % self.packer_fast_scale:
+        if self.packed_grid_size % self.fast_spatial_stride:
             raise ValueError(
-                f"packer_fast_scale={self.packer_fast_scale} does not divide the packed grid of "
+                f"fast_spatial_stride={self.fast_spatial_stride} does not divide the packed grid of "
                 f"{self.packed_grid_size}×{self.packed_grid_size} cells."
             )
         for name in ("num_temporal_bins", "num_spatial_bins"):
@@ -247,12 +265,12 @@ class LlavaSTConfig(PreTrainedConfig):
     def validate_token_ids(self):
         """Refuses token ids that overlap one another or do not fit below the coordinates. Part of `@strict` validation."""
         super().validate_token_ids()
-        ids = {"coordinate_start_token_id": self.coordinate_start_token_id} if self.use_lape else {}
+        ids = {"coordinate_start_token_id": self.coordinate_start_token_id} if self.use_coordinate_tokens else {}
         ids |= {field: getattr(self, field) for field in SPECIAL_TOKENS}
         for field, token_id in ids.items():
             if token_id < 0:
                 needed = f"{len(SPECIAL_TOKENS)} special tokens"
-                if self.use_lape:
+                if self.use_coordinate_tokens:
                     needed += f" and {self.num_temporal_bins} + 2·{self.num_spatial_bins} coordinate tokens"
                 raise ValueError(
                     f"{field}={token_id} lies outside the vocabulary of {self.text_config.vocab_size} tokens, which must hold {needed}."
@@ -262,7 +280,7 @@ class LlavaSTConfig(PreTrainedConfig):
             owner = owners.setdefault(ids[field], field)
             if owner != field:
                 raise ValueError(f"{field} and {owner} are both {ids[field]}; every special token needs an id of its own.")
-            if self.use_lape and self.coordinates.start_token_id <= ids[field] < self.coordinates.end_token_id:
+            if self.use_coordinate_tokens and self.coordinates.start_token_id <= ids[field] < self.coordinates.end_token_id:
                 raise ValueError(
                     f"{field}={ids[field]} overlaps the coordinate tokens "
                     f"{self.coordinates.start_token_id}…{self.coordinates.end_token_id - 1}."
@@ -279,7 +297,7 @@ class LlavaSTConfig(PreTrainedConfig):
             ValueError: naming the first id beyond the vocabulary.
         """
         vocab_size = self.text_config.vocab_size if vocab_size is None else vocab_size
-        if self.use_lape and self.coordinates.end_token_id > vocab_size:
+        if self.use_coordinate_tokens and self.coordinates.end_token_id > vocab_size:
             raise ValueError(
                 f"The coordinate tokens {self.coordinates.start_token_id}…{self.coordinates.end_token_id - 1} "
                 f"lie outside the vocabulary of {vocab_size} tokens."
@@ -296,16 +314,16 @@ class LlavaSTConfig(PreTrainedConfig):
     @property
     def packed_grid_size(self) -> int:
         """Cells per side after the spatial packer (9); the slow stream's grid."""
-        return self.grid_size // self.packer_spatial_scale
+        return self.grid_size // self.packer_spatial_stride
 
     @property
     def fast_grid_size(self) -> int:
         """Cells per side of the fast stream (3)."""
-        return self.packed_grid_size // self.packer_fast_scale
+        return self.packed_grid_size // self.fast_spatial_stride
 
     @property
     def coordinates(self) -> CoordinateVocabulary:
-        """The coordinate vocabulary; only where `use_lape`."""
+        """The coordinate vocabulary; only where `use_coordinate_tokens`."""
         return CoordinateVocabulary(
             start_token_id=self.coordinate_start_token_id,
             num_temporal_bins=self.num_temporal_bins,
@@ -322,10 +340,10 @@ class LlavaSTConfig(PreTrainedConfig):
         return openings, (self.video_token_id,), closings
 
 
-class LlavaSTReleasedConfig(LlavaSTConfig):
+class LlavaSTOriginalConfig(LlavaSTConfig):
     """What `AutoConfig` finds for a released folder. Reads to a [`LlavaSTConfig`]; there are no instances of this class."""
 
-    model_type = RELEASED_MODEL_TYPE
+    model_type = ORIGINAL_MODEL_TYPE
 
 
 __all__ = ["LlavaSTConfig"]

@@ -17,7 +17,7 @@ START_SLACK = 0.5
 
 
 @dataclass(frozen=True)
-class Media:
+class MediaInfo:
     """A picture or (a clip of) a video, as far as it takes to turn positions into seconds and pixels and back.
 
     Args:
@@ -310,7 +310,7 @@ class _Reader:
 
 def parse_answer(
     text: str,
-    media: Media | None,
+    media: MediaInfo | None,
     num_temporal_bins: int,
     num_spatial_bins: int,
     span: tuple[float, float] | None = None,
@@ -377,7 +377,7 @@ def parse_answer(
     return result
 
 
-def _to_units(event: _Event, media: Media, is_video: bool) -> dict:
+def _to_units(event: _Event, media: MediaInfo, is_video: bool) -> dict:
     caption = event.caption()
     if not is_video:
         return {"caption": caption, "boxes": [{"box": media.box(corners)} for _, corners in event.moments]}

@@ -62,7 +62,7 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
         for module in fresh:
             if isinstance(module, LlavaSTWindowPacker):
                 module.initialize_weights(self.config.initializer_range)
-            elif self.config.use_lape:
+            elif self.config.use_coordinate_tokens:
                 self._init_coordinate_rows(module)
 
     def _init_coordinate_rows(self, module: "LlavaSTPreTrainedModel"):
@@ -110,7 +110,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         # followed, as they would not be by a second reference to the head itself.
         self.__dict__["_head_owner"] = head_owner
         self.lm_head = None
-        if head_owner is None and config.use_lape and not config.tie_word_embeddings:
+        if head_owner is None and config.use_coordinate_tokens and not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
@@ -135,14 +135,12 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         """Tokens whose embeddings build visual features: coordinates, then the markers of the fast stream."""
         markers = [self.config.video_start_token_id, self.config.video_token_id, self.config.video_end_token_id]
         markers = torch.tensor(markers, device=device)
-        if not self.config.use_lape:
+        if not self.config.use_coordinate_tokens:
             return markers
         coordinates = self.config.coordinates
         return torch.cat((torch.arange(coordinates.start_token_id, coordinates.end_token_id, device=device), markers))
 
-    def embed_inputs(
-        self, input_ids: torch.LongTensor, coordinates: torch.FloatTensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_inputs(self, input_ids: torch.LongTensor, coordinates: torch.FloatTensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Embeds tokens, blending neighbouring bins where an exact position is given.
 
@@ -157,13 +155,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         ids = torch.cat((input_ids.flatten(), self._table_ids(input_ids.device)))
         embeds, table = self.get_input_embeddings()(ids).split([input_ids.numel(), len(ids) - input_ids.numel()])
         embeds = embeds.view(*input_ids.shape, -1)  # (batch, sequence, hidden)
-        if not self.config.use_lape or (coordinates is None and not self._trains()):
+        if not self.config.use_coordinate_tokens or (coordinates is None and not self._trains()):
             return embeds, table
         vocabulary = self.config.coordinates
         rows = table[: len(vocabulary)]
         if self._trains():
             rows = propagate(rows, vocabulary.sizes())
-        if coordinates is not None and self.config.plain_width_prompts:
+        if coordinates is not None and self.config.ignore_prompt_x_coordinates:
             coordinates = coordinates.masked_fill(input_ids == self.config.width_input_token_id, float("nan"))
         return blend_coordinates(input_ids, embeds, coordinates, rows, vocabulary), table
 
@@ -175,7 +173,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             features: (videos, frames, rows, columns, hidden_size)
             token_table: rows of `_table_ids`, where already looked up.
         """
-        if not self.config.use_lape:
+        if not self.config.use_coordinate_tokens:
             return features
         if token_table is None:
             token_table = self.get_input_embeddings()(self._table_ids(features.device))
@@ -248,7 +246,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling` whose `pooler_output` is `(num_videos, num_video_tokens, hidden_size)`: of each video
             the fast stream, frame by frame, then the slow one (900 + 1620 tokens for 100 frames). With
-            `drop_fast_features` the plain embeddings of the tokens there stand in place of the fast stream.
+            `disable_fast_stream` the plain embeddings of the tokens there stand in place of the fast stream.
             `last_hidden_state` is the encoder's, `(num_videos, num_frames, num_patches, vision_hidden_size)`.
         """
         self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
@@ -263,7 +261,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         """(videos, frames, rows, columns, hidden_size) patch features → (videos, tokens, hidden_size), the fast stream first"""
         videos, frames = features.shape[:2]
         features = self._add_positions(features, token_table)
-        fast, slow = self.packer(features, use_fast=not self.config.drop_fast_features)
+        fast, slow = self.packer(features, use_fast=not self.config.disable_fast_stream)
         slow = slow.flatten(1, 3)  # (videos, ⌈frames/5⌉·81, hidden)
         if fast is None:
             if token_table is None:
@@ -296,7 +294,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         size = self.config.vision_config.image_size
         blank = pixel_values_videos is None
         if blank:
-            shape = (1, self.config.packer_temporal_scale, 3, size, size)
+            shape = (1, self.config.packer_temporal_stride, 3, size, size)
             pixel_values_videos = inputs_embeds.new_zeros(shape)
         self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
         videos, num_images = pixel_values_videos.shape[:2], 0
@@ -413,9 +411,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         media_features = {"image": None, "video": None}
         for kind in media_features:
             if mm_encoder_outputs.get(kind) is not None:
-                inputs_embeds, media_features[kind] = self._insert(
-                    kind, mm_encoder_outputs[kind].pooler_output, input_ids, inputs_embeds
-                )
+                inputs_embeds, media_features[kind] = self._insert(kind, mm_encoder_outputs[kind].pooler_output, input_ids, inputs_embeds)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -480,7 +476,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             self.config.text_config.vocab_size,
             shift_labels,
             shift_coordinates,
-            vocabulary=self.config.coordinates if self.config.use_lape else None,
+            vocabulary=self.config.coordinates if self.config.use_coordinate_tokens else None,
             propagate=self.model._trains(),
         )
         if num_items_in_batch is None:

@@ -2,7 +2,7 @@
 """The layout of released LLaVA-ST checkpoints (`model_type: llava_qwen`) as plain data: what their configuration says in our
 words, and which of our parameters each of their tensors is.
 
-The tables at the top are the facts. `register_released_layout()` hands them to transformers, whose `from_pretrained` then
+The tables at the top are the facts. `register_original_checkpoint()` hands them to transformers, whose `from_pretrained` then
 reads a released folder, sharded or not, as if it were ours.
 """
 
@@ -14,7 +14,7 @@ from transformers.core_model_loading import Chunk, Concatenate, WeightConverter,
 from .coordinates_llava_st import DEFAULT_NUM_BINS
 
 
-RELEASED_MODEL_TYPE = "llava_qwen"
+ORIGINAL_MODEL_TYPE = "llava_qwen"
 
 # Released key → ours, first to last, as regular expressions with plain replacements. Ours are un-prefixed, so that the
 # model without head reads the same files.
@@ -42,9 +42,7 @@ PACKER_RENAMES = {
     r"\.to_out\.": ".output_proj.",
 }
 # One fused tensor of theirs → three of ours.
-PACKER_SPLITS = {
-    f".attn.in_proj_{kind}": [f".{name}_proj.{kind}" for name in ("q", "k", "v")] for kind in ("weight", "bias")
-}
+PACKER_SPLITS = {f".attn.in_proj_{kind}": [f".{name}_proj.{kind}" for name in ("q", "k", "v")] for kind in ("weight", "bias")}
 # Several tables of theirs, in vocabulary order → one matrix of ours.
 VOCABULARY_PARTS = {
     "language_model.embed_tokens.weight": [
@@ -94,21 +92,21 @@ def translate_config(released: dict, name_or_path: str = "") -> dict:
     if released.get("rope_scaling"):
         raise ValueError(f"The configuration{where} has rope_scaling {released['rope_scaling']!r}, which no released LLaVA-ST has.")
     # A stage-1 checkpoint has no coordinate tables, and says nothing of their sizes.
-    use_lape = "num_temporal_tokens" in released
+    use_coordinate_tokens = "num_temporal_tokens" in released
     temporal = released.get("num_temporal_tokens", DEFAULT_NUM_BINS)
     spatial = released.get("num_spatial_tokens", DEFAULT_NUM_BINS)
     text_config = {key: released[key] for key in _TEXT_KEYS if key in released}
-    text_config["vocab_size"] += temporal + 2 * spatial if use_lape else 0
+    text_config["vocab_size"] += temporal + 2 * spatial if use_coordinate_tokens else 0
     translated = {
         "model_type": "llava_st",
         "architectures": ["LlavaSTForConditionalGeneration"],
         "text_config": text_config,
         "num_temporal_bins": temporal,
         "num_spatial_bins": spatial,
-        "use_lape": use_lape,
+        "use_coordinate_tokens": use_coordinate_tokens,
         "use_downsample_image": bool(released.get("use_downsample_image", False)),
-        "plain_width_prompts": True,
-        "drop_fast_features": True,
+        "ignore_prompt_x_coordinates": True,
+        "disable_fast_stream": True,
         "tie_word_embeddings": released.get("tie_word_embeddings", False),
     }
     if (dtype := released.get("dtype", released.get("torch_dtype"))) is not None:
@@ -116,7 +114,7 @@ def translate_config(released: dict, name_or_path: str = "") -> dict:
     return translated
 
 
-def rename_released_key(key: str) -> str:
+def rename_original_key(key: str) -> str:
     """Our name of a released tensor that is neither split nor joined, relative to the model without head."""
     for renames in (KEY_RENAMES, PACKER_RENAMES):
         for pattern, replacement in renames.items():
@@ -142,7 +140,7 @@ class _LoadOnlyConverter(WeightConverter):
         return WeightRenaming(r"^(?!)", r"^(?!)")
 
 
-def released_layout_transforms() -> list:
+def original_checkpoint_transforms() -> list:
     """The tables above as transformers' weight transforms, in the order in which they apply. No-ops on our own layout."""
     transforms = [_LoadOnlyRenaming(pattern, replacement) for pattern, replacement in KEY_RENAMES.items()]
     transforms += [_LoadOnlyRenaming(pattern, replacement) for pattern, replacement in PACKER_RENAMES.items()]
@@ -154,6 +152,6 @@ def released_layout_transforms() -> list:
     return transforms
 
 
-def register_released_layout() -> None:
+def register_original_checkpoint() -> None:
     """Makes `from_pretrained` of both model classes read released folders. Called on import of the package."""
-    register_checkpoint_conversion_mapping("llava_st", released_layout_transforms(), overwrite=True)
+    register_checkpoint_conversion_mapping("llava_st", original_checkpoint_transforms(), overwrite=True)

@@ -96,7 +96,7 @@ class LlavaSTSpatialTemporalPacker(nn.Module):
 
     def __init__(self, config: LlavaSTConfig):
         super().__init__()
-        spatial, temporal, fast = config.packer_spatial_scale, config.packer_temporal_scale, config.packer_fast_scale
+        spatial, temporal, fast = config.packer_spatial_stride, config.packer_temporal_stride, config.fast_spatial_stride
         self.spatial = LlavaSTWindowPacker(config, (1, spatial, spatial))
         self.slow = LlavaSTWindowPacker(config, (temporal, 1, 1))
         self.fast = LlavaSTWindowPacker(config, (1, fast, fast))

@@ -18,11 +18,11 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
-from ..shapes.demo_model import BUNDLED_NOTICE, is_bundled
+from ..shapes.demo_model import DEMO_MODEL_NOTICE, is_demo_model
 from .batch_feature_llava_st import join_samples
 from .coordinates_llava_st import coordinate_token
 from .downloads_llava_st import DownloadLimits
-from .grounding_llava_st import Media, parse_answer
+from .grounding_llava_st import MediaInfo, parse_answer
 from .inline_coordinates_llava_st import INLINE_COORDINATE
 from .media_files_llava_st import is_file_content, is_url
 from .messages_llava_st import read_box, read_span, read_time
@@ -96,13 +96,19 @@ def _check_match(config, processor) -> None:
     square = (config.vision_config.image_size,) * 2
     pairs = {
         "id of <TEMP-000>": (config.coordinate_start_token_id, tokenizer_start),
-        "temporal bins": (config.num_temporal_bins if config.use_lape else 0, processor.num_temporal_bins),
-        "spatial bins": (config.num_spatial_bins if config.use_lape else 0, processor.num_spatial_bins),
+        "temporal bins": (config.num_temporal_bins if config.use_coordinate_tokens else 0, processor.num_temporal_bins),
+        "spatial bins": (config.num_spatial_bins if config.use_coordinate_tokens else 0, processor.num_spatial_bins),
         "patch_size": (config.vision_config.patch_size, processor.patch_size),
         "image size": (square, _sides(processor.image_processor.size)),
         "video size": (square, _sides(processor.video_processor.size)),
     }
-    names = ("packer_spatial_scale", "packer_temporal_scale", "packer_fast_scale", "use_downsample_image", "plain_width_prompts")
+    names = (
+        "packer_spatial_stride",
+        "packer_temporal_stride",
+        "fast_spatial_stride",
+        "use_downsample_image",
+        "ignore_prompt_x_coordinates",
+    )
     pairs |= {name: (getattr(config, name), getattr(processor, name)) for name in names}
     differing = [f"{name} {ours} in the model and {theirs} in the processor" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if differing:
@@ -160,8 +166,8 @@ class VideoGroundingPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _check_match(self.model.config, self.processor)
-        if is_bundled(self.model.name_or_path):
-            logger.warning_once(BUNDLED_NOTICE)
+        if is_demo_model(self.model.name_or_path):
+            logger.warning_once(DEMO_MODEL_NOTICE)
 
     def __call__(self, inputs, **kwargs):
         """
@@ -305,7 +311,7 @@ class VideoGroundingPipeline(Pipeline):
         return task_content(task, text=text, span=question.get("span"), time=question.get("time"), box=question.get("box"))
 
     @staticmethod
-    def _given(media: Media | None, question: dict) -> dict[str, Any]:
+    def _given(media: MediaInfo | None, question: dict) -> dict[str, Any]:
         """What the question already gave, as the fractions that fill in what the answer leaves out."""
         given: dict[str, Any] = {}
         if media is None or "task" not in question:
@@ -383,7 +389,7 @@ class VideoGroundingPipeline(Pipeline):
         rows = zip(outputs["answers"], outputs["cut_off"], outputs["contexts"], strict=True)
         return [self._answer(ids, cut_off, media, given) for ids, cut_off, (media, given) in rows]
 
-    def _answer(self, ids: torch.Tensor, cut_off: bool, media: Media | None, given: dict) -> dict:
+    def _answer(self, ids: torch.Tensor, cut_off: bool, media: MediaInfo | None, given: dict) -> dict:
         processor = self.processor
         answer = parse_answer(processor.decode_answer(ids), media, processor.num_temporal_bins, processor.num_spatial_bins, **given)
         if cut_off:

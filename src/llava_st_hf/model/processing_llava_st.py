@@ -24,12 +24,12 @@ from .coordinates_llava_st import (
     coordinate_token,
     position_to_bin,
 )
-from .grounding_llava_st import Media, parse_answer
+from .grounding_llava_st import MediaInfo, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor, LlavaSTImageProcessorKwargs, original_size
 from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
 from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
-from .original_checkpoint_llava_st import RELEASED_MODEL_TYPE
+from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 
@@ -59,11 +59,11 @@ class LlavaSTProcessor(ProcessorMixin):
             The three parts. Coordinate bins are those that the tokenizer has.
         patch_size (`int`, *optional*, defaults to 14):
             Patch size of the vision encoder, in pixels.
-        packer_spatial_scale, packer_temporal_scale, packer_fast_scale (`int`, *optional*, defaults to 3, 5, 3):
+        packer_spatial_stride, packer_temporal_stride, fast_spatial_stride (`int`, *optional*, defaults to 3, 5, 3):
             As in [`LlavaSTConfig`].
         use_downsample_image (`bool`, *optional*, defaults to `False`):
             As in [`LlavaSTConfig`].
-        plain_width_prompts (`bool`, *optional*, defaults to `False`):
+        ignore_prompt_x_coordinates (`bool`, *optional*, defaults to `False`):
             As in [`LlavaSTConfig`]: outside assistant messages, a width is written as `<WIDTH-INPUT>`.
         chat_template (`str`, *optional*):
             Jinja template; ChatML with `{% generation %}` marks by default.
@@ -77,20 +77,20 @@ class LlavaSTProcessor(ProcessorMixin):
         tokenizer=None,
         video_processor=None,
         patch_size: int = 14,
-        packer_spatial_scale: int = 3,
-        packer_temporal_scale: int = 5,
-        packer_fast_scale: int = 3,
+        packer_spatial_stride: int = 3,
+        packer_temporal_stride: int = 5,
+        fast_spatial_stride: int = 3,
         use_downsample_image: bool = False,
-        plain_width_prompts: bool = False,
+        ignore_prompt_x_coordinates: bool = False,
         chat_template=None,
         **kwargs,
     ):
         self.patch_size = patch_size
-        self.packer_spatial_scale = packer_spatial_scale
-        self.packer_temporal_scale = packer_temporal_scale
-        self.packer_fast_scale = packer_fast_scale
+        self.packer_spatial_stride = packer_spatial_stride
+        self.packer_temporal_stride = packer_temporal_stride
+        self.fast_spatial_stride = fast_spatial_stride
         self.use_downsample_image = use_downsample_image
-        self.plain_width_prompts = plain_width_prompts
+        self.ignore_prompt_x_coordinates = ignore_prompt_x_coordinates
         self.image_token, self.video_token = "<image>", "<video>"
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
 
@@ -121,7 +121,7 @@ class LlavaSTProcessor(ProcessorMixin):
         processor_dict, unused_kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         released = cls._released_config(pretrained_model_name_or_path, **kwargs)
         if released is not None:
-            processor_dict["plain_width_prompts"] = released.plain_width_prompts
+            processor_dict["ignore_prompt_x_coordinates"] = released.ignore_prompt_x_coordinates
             processor_dict["use_downsample_image"] = released.use_downsample_image
             processor_dict["chat_template"] = CHAT_TEMPLATE
         return processor_dict, unused_kwargs
@@ -143,21 +143,21 @@ class LlavaSTProcessor(ProcessorMixin):
             raw, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         except OSError:
             return None  # no config.json, as in a folder that a processor was saved to
-        if raw.get("model_type") != RELEASED_MODEL_TYPE:
+        if raw.get("model_type") != ORIGINAL_MODEL_TYPE:
             return None
         return LlavaSTConfig.from_pretrained(pretrained_model_name_or_path, **hub)
 
-    # Media
+    # MediaInfo
 
     def _num_stream_tokens(self, num_frames: int) -> tuple[int, int]:
         """Tokens of the fast and of the slow stream of a video."""
         size = self.video_processor.size
-        rows, columns = (size[side] // self.patch_size // self.packer_spatial_scale for side in ("height", "width"))
-        fast = num_frames * (rows // self.packer_fast_scale) * (columns // self.packer_fast_scale)
-        return fast, math.ceil(num_frames / self.packer_temporal_scale) * rows * columns
+        rows, columns = (size[side] // self.patch_size // self.packer_spatial_stride for side in ("height", "width"))
+        fast = num_frames * (rows // self.fast_spatial_stride) * (columns // self.fast_spatial_stride)
+        return fast, math.ceil(num_frames / self.packer_temporal_stride) * rows * columns
 
     def _num_image_tokens(self) -> int:
-        scale = self.patch_size * (self.packer_spatial_scale if self.use_downsample_image else 1)
+        scale = self.patch_size * (self.packer_spatial_stride if self.use_downsample_image else 1)
         return (self.image_processor.size["height"] // scale) * (self.image_processor.size["width"] // scale)
 
     @staticmethod
@@ -220,7 +220,7 @@ class LlavaSTProcessor(ProcessorMixin):
         sizes = [original_size(image) for image in make_flat_list_of_images(images)]
         processed, replacements = super()._process_images(images, **kwargs)
         self._check_pixels("image", processed["pixel_values"], self.image_processor.size)
-        media = [Media("image", width=width, height=height) for height, width in sizes]
+        media = [MediaInfo("image", width=width, height=height) for height, width in sizes]
         return processed, [MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
 
     def _process_videos(self, videos, **kwargs):
@@ -292,7 +292,7 @@ class LlavaSTProcessor(ProcessorMixin):
             offsets.append(sample_offsets)
         return texts, offsets
 
-    def _read(self, match: re.Match, sample_media: list[Media]) -> tuple[str, float]:
+    def _read(self, match: re.Match, sample_media: list[MediaInfo]) -> tuple[str, float]:
         """Axis and position of a coordinate, inline or as a token."""
         if not self.num_temporal_bins:
             raise ValueError(f"The text holds the coordinate {match[0]!r}, but this tokenizer has no coordinate tokens (a stage-1 model).")
@@ -317,7 +317,7 @@ class LlavaSTProcessor(ProcessorMixin):
         return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins
 
     def _coordinate_text(self, axis: str, position: float, in_answer: bool) -> str:
-        if axis == "width" and self.plain_width_prompts and not in_answer:
+        if axis == "width" and self.ignore_prompt_x_coordinates and not in_answer:
             return WIDTH_INPUT_TOKEN
         return coordinate_token(axis, position_to_bin(position, self._num_bins(axis)))
 
@@ -425,7 +425,7 @@ class LlavaSTProcessor(ProcessorMixin):
                 Output of `generate`; with `inputs`, the prompt is cut off.
             inputs ([`LlavaSTBatchFeature`], *optional*):
                 What the processor made of the questions.
-            media (`list[list[Media]]`, *optional*):
+            media (`list[list[MediaInfo]]`, *optional*):
                 In place of `inputs`, where ids are answers only.
             question:
                 `span`, `start`, `box` that the question gave, as fractions; see `parse_answer`.

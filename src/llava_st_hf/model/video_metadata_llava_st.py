@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .grounding_llava_st import Media
+from .grounding_llava_st import MediaInfo
 
 
 # How far frames may be from where a constant rate has them, as a fraction of a frame and in seconds (containers that count
@@ -56,7 +56,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
             return self.start_time
         return self.start_time + frame / self.fps if self.fps else None
 
-    def media(self, first: int, last: int) -> Media:
+    def media(self, first: int, last: int) -> MediaInfo:
         """What it takes to turn positions in the clip from frame `first` to `last`, both included, into seconds and pixels."""
         frames = self.given_frames  # where they are uneven, times are needed one by one
         times: tuple | None = None
@@ -64,7 +64,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
         if self.frame_times is not None or (frames is not None and self.fps):
             times = tuple(self.seconds(frame) for frame in frames or range(first, last + 1))
             end_time = self.seconds(last + 1)
-        return Media(
+        return MediaInfo(
             "video",
             width=int(self.width),
             height=int(self.height),

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on TRL: `pip install llava-st-hf[train]`."""
 
+import sys
+
 from ..checkpoints.model_card import describe_mixture
+from ..deprecation import renamed_attributes
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
 from .muon import MuonAdamW
-from .record import check_run
-from .saving import last_checkpoint
-from .stages import starting_folder
-from .trainable import PARTS, make_trainable
+from .record import check_resume_compatibility
+from .saving import get_last_checkpoint
+from .stages import prepare_base_model
+from .trainable import TRAINABLE_MODULES, prepare_model_for_training
 from .trainer import LlavaSTTrainer
 
 
+__getattr__ = renamed_attributes(sys.modules[__name__])
+
 __all__ = [
-    "PARTS",
+    "TRAINABLE_MODULES",
     "LlavaSTDataCollator",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
     "MuonAdamW",
-    "check_run",
+    "check_resume_compatibility",
     "describe_mixture",
-    "last_checkpoint",
+    "get_last_checkpoint",
     "make_labels",
-    "make_trainable",
-    "starting_folder",
+    "prepare_base_model",
+    "prepare_model_for_training",
 ]

@@ -11,8 +11,8 @@ from trl import SFTConfig
 
 from ..model.video_decoding_llava_st import check_backend
 from .collator import OnError
-from .labels import LabelScheme
-from .trainable import check_parts
+from .labels import LossOn
+from .trainable import check_trainable_modules
 
 
 _BY_COLLATOR = "samples with media are prepared by the collator"
@@ -22,8 +22,8 @@ _FIXED = {
     "remove_unused_columns": (False, _BY_COLLATOR),
     "packing": (False, _BY_COLLATOR),
     "padding_free": (False, _BY_COLLATOR),
-    "assistant_only_loss": (False, "label_scheme says what is learned"),
-    "completion_only_loss": (None, "label_scheme says what is learned"),
+    "assistant_only_loss": (False, "loss_on says what is learned"),
+    "completion_only_loss": (None, "loss_on says what is learned"),
     "loss_type": ("nll", _OWN_LOSS),
     "label_smoothing_factor": (0.0, _OWN_LOSS),
 }
@@ -35,14 +35,14 @@ class LlavaSTTrainingConfig(SFTConfig):
     Arguments of [`LlavaSTTrainer`]. All of [`~trl.SFTConfig`], and:
 
     Args:
-        train (`list[str]`, *optional*, defaults to `["packer", "input_embeddings", "coordinate_rows", "lora"]`):
-            Parts of the model that are trained: see `llava_st_hf.training.PARTS`. All others are frozen.
+        train (`list[str]`, *optional*, defaults to `["packer", "input_embeddings", "coordinate_embeddings", "lora"]`):
+            Parts of the model that are trained: see `llava_st_hf.training.TRAINABLE_MODULES`. All others are frozen.
         learning_rates (`dict[str, float]`, *optional*):
             Learning rate of parts that do not have `learning_rate`.
         muon (`bool`, *optional*, defaults to `False`):
             Update the weight matrices of projector, packer and language model by Muon, in place of AdamW: see
             `llava_st_hf.training.MuonAdamW`. For training from random weights.
-        label_scheme (`str`, *optional*, defaults to `"assistant"`):
+        loss_on (`str`, *optional*, defaults to `"assistant"`):
             Which tokens are learned: `"assistant"`, or `"released"` for the scheme of the released program.
         on_error (`str`, *optional*, defaults to `"raise"`):
             What a sample does that cannot be used: `"raise"` stops the run, `"skip"` leaves it out and logs why.
@@ -61,14 +61,14 @@ class LlavaSTTrainingConfig(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "learning_rates"]
 
     train: list[str] = field(
-        default_factory=lambda: ["packer", "input_embeddings", "coordinate_rows", "lora"],
+        default_factory=lambda: ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
         metadata={"help": "Parts of the model that are trained."},
     )
     learning_rates: dict | str | None = field(
         default=None, metadata={"help": "Learning rate of parts that do not have `learning_rate`, as {part: rate}."}
     )
     muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon, in place of AdamW."})
-    label_scheme: LabelScheme = field(default="assistant", metadata={"help": "Which tokens are learned."})
+    loss_on: LossOn = field(default="assistant", metadata={"help": "Which tokens are learned."})
     on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
     max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
     video_backend: str = field(default="pyav", metadata={"help": "What reads video files: pyav or decord."})
@@ -81,9 +81,9 @@ class LlavaSTTrainingConfig(SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.train = check_parts(self.train, "train")
+        self.train = check_trainable_modules(self.train, "train")
         self.learning_rates = self._checked_rates()
-        for name, choices in (("label_scheme", get_args(LabelScheme)), ("on_error", get_args(OnError))):
+        for name, choices in (("loss_on", get_args(LossOn)), ("on_error", get_args(OnError))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
         check_backend(self.video_backend)
@@ -107,7 +107,7 @@ class LlavaSTTrainingConfig(SFTConfig):
             raise ValueError(f"learning_rates={self.learning_rates!r} must be a dictionary like {{'lora': 2.0e-4}}.")
         rates = {}
         for part, rate in self.learning_rates.items():
-            check_parts([part], "learning_rates")
+            check_trainable_modules([part], "learning_rates")
             if part not in self.train:
                 raise ValueError(f"learning_rates names {part}, which is not trained: train is {', '.join(self.train)}.")
             try:

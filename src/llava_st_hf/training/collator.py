@@ -8,11 +8,11 @@ import torch
 
 from ..data.grouping import opening
 from ..model.batch_feature_llava_st import LlavaSTBatchFeature, join_samples
-from ..model.cached_media_llava_st import KnownMediumProcessor
+from ..model.cached_media_llava_st import CachedMediaProcessor
 from ..model.configuration_llava_st import VISUAL_TOKENS
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.processing_llava_st import LlavaSTProcessor
-from .labels import IGNORED, LabelScheme, make_labels
+from .labels import IGNORED, LossOn, make_labels
 from .shared_medium import join_conversations, medium_mask, number_segments, remainder
 
 
@@ -26,7 +26,7 @@ class LlavaSTDataCollator:
 
     Args:
         processor: of the model to be trained.
-        label_scheme: which tokens are learned: see `make_labels`.
+        loss_on: which tokens are learned: see `make_labels`.
         on_error: what a sample that cannot be used does: "raise" stops the run; "skip" leaves it out of its batch, and the batch
             tells of it.
         max_length: longest sequence in tokens, media included. A longer one cannot be used: cutting it would cut its media or its
@@ -36,7 +36,7 @@ class LlavaSTDataCollator:
     """
 
     processor: LlavaSTProcessor
-    label_scheme: LabelScheme = "assistant"
+    loss_on: LossOn = "assistant"
     on_error: OnError = "raise"
     max_length: int | None = None
     pixel_dtype: torch.dtype = torch.float32
@@ -45,13 +45,13 @@ class LlavaSTDataCollator:
     def __post_init__(self):
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f'on_error={self.on_error!r} must be "raise" or "skip".')
-        make_labels(torch.zeros(1, dtype=torch.long), torch.zeros(1), self.processor.tokenizer, self.label_scheme)  # refuses other schemes
+        make_labels(torch.zeros(1, dtype=torch.long), torch.zeros(1), self.processor.tokenizer, self.loss_on)  # refuses other schemes
 
     def __call__(self, rows: list[dict]) -> dict:
         """
         Args:
             rows: with `messages`, and `id`, `source` and `task` as far as known; or with `conversations`, `ids`, `tasks` and `source`,
-                as `group_by_medium` makes them. See `llava_st_hf.data`.
+                as `pack_by_video` makes them. See `llava_st_hf.data`.
 
         Returns:
             Model inputs with `labels`, padded on the right; `coordinates` where there are any; and for the trainer `tasks`, one
@@ -134,10 +134,10 @@ class LlavaSTDataCollator:
             return None, []
         return sample, names
 
-    def _encode_shared(self, messages: list[dict]) -> tuple[dict[str, torch.Tensor], KnownMediumProcessor]:
+    def _encode_shared(self, messages: list[dict]) -> tuple[dict[str, torch.Tensor], CachedMediaProcessor]:
         """What conversations about one medium share, up to and including it; and a processor for what is behind it."""
-        if self.label_scheme != "assistant":
-            raise ValueError(f"conversations are grouped, which label_scheme={self.label_scheme} does not allow.")
+        if self.loss_on != "assistant":
+            raise ValueError(f"conversations are grouped, which loss_on={self.loss_on} does not allow.")
         start = opening(messages)
         if start is None:
             raise ValueError("conversations are grouped that have no medium to share.")
@@ -147,7 +147,7 @@ class LlavaSTDataCollator:
             if name in shared:
                 shared[name] = shared[name][:length]
         media = encoded.media[0][0]
-        return shared, KnownMediumProcessor.after(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
+        return shared, CachedMediaProcessor.after(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
 
     def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:
         """Model inputs of one conversation, without a batch dimension at the text; and what the processor said."""
@@ -173,7 +173,7 @@ class LlavaSTDataCollator:
         """Text of conversation `number` with what is learned of it, each (length,)."""
         sample = {"input_ids": torch.tensor(encoded["input_ids"][number])}
         mask = torch.tensor(encoded["assistant_masks"][number])
-        sample["labels"] = make_labels(sample["input_ids"], mask, self.processor.tokenizer, self.label_scheme)
+        sample["labels"] = make_labels(sample["input_ids"], mask, self.processor.tokenizer, self.loss_on)
         if "coordinates" in encoded:
             sample["coordinates"] = torch.tensor(encoded["coordinates"][number])
         return sample

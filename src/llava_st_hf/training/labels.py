@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 
 
-LabelScheme = Literal["assistant", "released"]
+LossOn = Literal["assistant", "released"]
 IGNORED = -100
 _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
 
 
-def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LabelScheme = "assistant") -> torch.Tensor:
+def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LossOn = "assistant") -> torch.Tensor:
     """
     Labels of one conversation.
 
@@ -39,5 +39,5 @@ def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, s
         is_answer[turn[learned]] = True
         learned = is_answer[turn] | torch.isin(input_ids, always)
     elif scheme != "assistant":
-        raise ValueError(f'label_scheme={scheme!r} must be "assistant" or "released".')
+        raise ValueError(f'loss_on={scheme!r} must be "assistant" or "released".')
     return input_ids.masked_fill(~learned, IGNORED)

@@ -8,21 +8,23 @@ from pathlib import Path
 
 from ..checkpoints.adapters import BASE_FOLDER
 from .arguments import LlavaSTTrainingConfig
-from .saving import last_checkpoint
+from .saving import get_last_checkpoint
 
 
 RECORD = "run.json"
 # Arguments that decide what a step computes. Others, such as max_steps or logging, may change when a run goes on.
 _ARGUMENTS = (
-    "train", "learning_rate", "learning_rates", "label_scheme", "max_length", "seed", "data_seed", "per_device_train_batch_size",
+    "train", "learning_rate", "learning_rates", "loss_on", "max_length", "seed", "data_seed", "per_device_train_batch_size",
     "gradient_accumulation_steps", "world_size", "train_sampling_strategy", "weight_decay", "max_grad_norm", "bf16", "fp16", "muon",
     "video_backend", "allow_truncated",
 )  # fmt: skip
 # What records that do not tell of a setting were made with.
-_BEFORE = {"questions_per_medium": 1, "muon": False, "video_backend": "pyav", "allow_truncated": False}
+_BEFORE = {"max_conversations_per_sequence": 1, "muon": False, "video_backend": "pyav", "allow_truncated": False}
 
 
-def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLike, num_samples: int | None, **settings) -> None:
+def check_resume_compatibility(
+    args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLike, num_samples: int | None, **settings
+) -> None:
     """
     Records what a run is made of in its output folder, or compares it where there is something to go on from.
 
@@ -45,7 +47,7 @@ def check_run(args: LlavaSTTrainingConfig, model: str, mixture: str | os.PathLik
     record["mixture"] = hashlib.sha256(Path(mixture).read_bytes()).hexdigest()
     record = json.loads(json.dumps(record))
     path = folder / RECORD
-    begun = last_checkpoint(folder) is not None or (folder / BASE_FOLDER).is_dir()
+    begun = get_last_checkpoint(folder) is not None or (folder / BASE_FOLDER).is_dir()
     if not begun:
         if args.should_save:
             folder.mkdir(parents=True, exist_ok=True)

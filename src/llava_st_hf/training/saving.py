@@ -9,8 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import upload_folder
 from safetensors import SafetensorError
+from transformers import trainer_utils
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..checkpoints.adapters import BASE_FOLDER
 
@@ -21,9 +22,9 @@ _KEY_FILES = ("config.json", "adapter_config.json")
 _WEIGHT_FILES = ("model*.safetensors*", "adapter_model*", "pytorch_model*")
 
 
-def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+def get_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """The newest checkpoint folder of a run, None where there is none."""
-    return get_last_checkpoint(str(output_dir)) if os.path.isdir(output_dir) else None
+    return trainer_utils.get_last_checkpoint(str(output_dir)) if os.path.isdir(output_dir) else None
 
 
 def _flush(folder: Path) -> None:
@@ -52,7 +53,7 @@ def _move_files(staging: Path, target: Path) -> None:
 
 
 @contextmanager
-def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(target: str | os.PathLike) -> Iterator[Path]:
     """A folder to write a model to. Its files become those of `target` when the block ends well; else they are deleted."""
     target = Path(target)
     staging = target / PARTIAL
@@ -79,7 +80,7 @@ def _all_or_nothing(what: str, staging: Path) -> Iterator[None]:
         ) from error
 
 
-class WholeCheckpoints:
+class AtomicCheckpointMixin:
     """
     For a trainer: checkpoints and models are there whole or not at all.
 

@@ -10,15 +10,15 @@ import torch
 from transformers.integrations import deepspeed
 
 from ..checkpoints.adapters import BASE_FOLDER, merge_adapter
-from ..checkpoints.conversion import ADAPTER_CONFIG, add_coordinate_rows, processor_for
+from ..checkpoints.conversion import ADAPTER_CONFIG, add_coordinate_tokens, add_coordinate_tokens_to_processor
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
-from .saving import last_checkpoint, whole_folder
+from .saving import atomic_folder, get_last_checkpoint
 
 
-def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str) -> str:
+def prepare_base_model(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str) -> str:
     """
     The folder with the whole model that a run starts from.
 
@@ -29,7 +29,7 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
     Args:
         model_name_or_path: folder or hub id of a model, or folder of an adapter.
         output_dir: of the run.
-        parts: what is trained: see `make_trainable`.
+        parts: what is trained: see `prepare_model_for_training`.
         dtype: of the weights written.
 
     Raises:
@@ -37,13 +37,13 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
     """
     base = Path(output_dir) / BASE_FOLDER
     if (base / "config.json").is_file():
-        return str(base)  # made when the run was first started; `check_run` sees to it that this is the same
+        return str(base)  # made when the run was first started; `check_resume_compatibility` sees to it that this is the same
     _check_folder(model_name_or_path)
     is_adapter = os.path.isfile(os.path.join(model_name_or_path, ADAPTER_CONFIG))
-    needs_rows = "coordinate_rows" in parts
+    needs_rows = "coordinate_embeddings" in parts
     if not is_adapter:
         config = LlavaSTConfig.from_pretrained(model_name_or_path)
-        if config.use_lape or not needs_rows:
+        if config.use_coordinate_tokens or not needs_rows:
             return model_name_or_path
         with _whole_weights():
             model = LlavaSTForConditionalGeneration.from_pretrained(model_name_or_path, dtype=dtype)
@@ -51,10 +51,10 @@ def starting_folder(model_name_or_path: str, output_dir: str | os.PathLike, part
         with _whole_weights():
             model = merge_adapter(model_name_or_path, dtype=dtype)
     processor = LlavaSTProcessor.from_pretrained(model_name_or_path)
-    if needs_rows and not model.config.use_lape:
-        add_coordinate_rows(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
-    processor = processor_for(model, processor)
-    with whole_folder(base) as folder:
+    if needs_rows and not model.config.use_coordinate_tokens:
+        add_coordinate_tokens(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
+    processor = add_coordinate_tokens_to_processor(model, processor)
+    with atomic_folder(base) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return str(base)
@@ -68,7 +68,7 @@ def _check_folder(model_name_or_path: str) -> None:
             raise FileNotFoundError(f"model_name_or_path={model_name_or_path} does not exist.")
         return
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        checkpoint = last_checkpoint(folder)
+        checkpoint = get_last_checkpoint(folder)
         unfinished = f" It is of a run that has not ended: finish that, or start from {checkpoint}." if checkpoint else ""
         raise FileNotFoundError(f"model_name_or_path={model_name_or_path} holds neither a model nor an adapter.{unfinished}")
 

@@ -17,7 +17,7 @@ from .collator import LlavaSTDataCollator
 from .metrics import TrainingMetrics
 from .muon import MuonAdamW
 from .sampler import BucketSampler, EpochSampler
-from .saving import WholeCheckpoints
+from .saving import AtomicCheckpointMixin
 from .shared_attention import RUN_ATTENTION, mask_of_segments
 from .trainable import part_of
 
@@ -29,15 +29,15 @@ _MUON_PARTS = ("projector", "packer", "language_model")  # whose matrices map fe
 _SKIPPED = "LeftOutSamples"  # in a checkpoint's state
 
 
-class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
+class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
     """
     [`~trl.SFTTrainer`] with LLaVA-ST's soft-target loss on supervised positions only, a learning rate per part of the model, and
     per-task losses and bin errors in the logs.
 
     Args:
-        model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `make_trainable` returns it.
+        model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `prepare_model_for_training` returns it.
         args ([`LlavaSTTrainingConfig`]): what a recipe says.
-        train_dataset, eval_dataset: rows of chat messages, one by one or as `group_by_medium` makes them: see `llava_st_hf.data`.
+        train_dataset, eval_dataset: rows of chat messages, one by one or as `pack_by_video` makes them: see `llava_st_hf.data`.
         processing_class ([`LlavaSTProcessor`]): the model's processor.
         data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default.
         base_model_name, card_data, card_recipe: what the model card says of where the run started, of its data (Markdown) and of its
@@ -77,7 +77,7 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
         if data_collator is None:
             reading = {"video_backend": args.video_backend, "allow_truncated": args.allow_truncated}
             data_collator = LlavaSTDataCollator(
-                processing_class, args.label_scheme, args.on_error, max_length=args.max_length, pixel_dtype=half, processor_kwargs=reading
+                processing_class, args.loss_on, args.on_error, max_length=args.max_length, pixel_dtype=half, processor_kwargs=reading
             )
         super().__init__(
             model,
@@ -94,7 +94,7 @@ class LlavaSTTrainer(WholeCheckpoints, SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         config = self.model.config
-        vocabulary = config.coordinates if config.use_lape else None
+        vocabulary = config.coordinates if config.use_coordinate_tokens else None
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
         self._skipped: set[str] = set()
         self._sampler: EpochSampler | None = None
@@ -271,15 +271,15 @@ def _attention(model) -> str:
 
 def _check_groups(args: LlavaSTTrainingConfig, model) -> None:
     """Refuses what would not give the numbers of separate conversations."""
-    if args.label_scheme != "assistant":
+    if args.loss_on != "assistant":
         raise ValueError(
-            f'label_scheme="{args.label_scheme}" learns tokens that several questions about one medium share, once for each of them: '
-            'take label_scheme="assistant", or questions_per_medium=1.'
+            f'loss_on="{args.loss_on}" learns tokens that several questions about one medium share, once for each of them: '
+            'take loss_on="assistant", or max_conversations_per_sequence=1.'
         )
     if _attention(model) not in ("sdpa", "eager"):
         raise ValueError(
             f"Several questions about one medium need a mask that attn_implementation={_attention(model)} does not take: take sdpa or "
-            "eager, or questions_per_medium=1."
+            "eager, or max_conversations_per_sequence=1."
         )
 
 

@@ -17,12 +17,12 @@ from functools import lru_cache, partial
 
 from datasets import Dataset
 
-from ....evaluation.answers import READERS, Asked
+from ....evaluation.answers import ANSWER_PARSERS, ParseContext
 from ....evaluation.benchmarks import read_benchmark
 from ....evaluation.captions import FIGURES, missing_caption_tools, score_captions
-from ....evaluation.rows import OWN_READER, Grounding, Prediction, Question
+from ....evaluation.rows import OWN_PARSER, GroundingResult, Prediction, Question
 from ....evaluation.scoring import score
-from ....model.grounding_llava_st import Media
+from ....model.grounding_llava_st import MediaInfo
 from ..plugin import CUT_OFF
 
 
@@ -68,7 +68,7 @@ st_align_elc = partial(_questions, "st_align_elc")
 
 def _doc(question: Question) -> dict[str, str]:
     """A row. What is not text is JSON: as columns, tubelets would have one for each frame of any of them."""
-    rest = asdict(replace(question, truth=Grounding(), given=Grounding()))
+    rest = asdict(replace(question, truth=GroundingResult(), given=GroundingResult()))
     rest = {name: value for name, value in rest.items() if name not in ("id", "prompt", "path", "truth")}
     return {
         "id": question.id,
@@ -82,7 +82,7 @@ def _doc(question: Question) -> dict[str, str]:
 def _question(doc: dict) -> Question:
     rest = json.loads(doc["question"])
     pairs = {name: None if rest[name] is None else tuple(rest[name]) for name in ("clip", "size", "frames")}
-    groundings = {"truth": Grounding.from_dict(json.loads(doc["target"])), "given": Grounding.from_dict(rest["given"])}
+    groundings = {"truth": GroundingResult.from_dict(json.loads(doc["target"])), "given": GroundingResult.from_dict(rest["given"])}
     return Question(**{**rest, **pairs, **groundings, "id": doc["id"], "prompt": doc["prompt"], "path": doc["path"]})
 
 
@@ -133,8 +133,8 @@ def _prediction(question: Question, text: str) -> Prediction:
     assert question.size is not None and question.frames is not None  # all benchmarks of `DATA` tell
     (width, height), (first, last) = question.size, question.frames
     answer = text.removesuffix(CUT_OFF)
-    asked = Asked(question.task, Media(question.kind, width, height, first_frame=first, last_frame=last), question.given)
-    said, notes = READERS[OWN_READER](answer, asked)
+    asked = ParseContext(question.task, MediaInfo(question.kind, width, height, first_frame=first, last_frame=last), question.given)
+    said, notes = ANSWER_PARSERS[OWN_PARSER](answer, asked)
     return Prediction(
         id=question.id,
         benchmark="",
