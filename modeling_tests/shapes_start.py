@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
-import beginning
+import initialization
 import start
 
 
@@ -16,5 +16,5 @@ def write_stage2(folder: Path) -> Path:
     tokenizer = start.build_tokenizer([])
     start.build_model(tokenizer).save_pretrained(folder / "start")
     start.build_processor(tokenizer).save_pretrained(folder / "start")
-    beginning.init_coordinate_embeddings(folder / "start", folder / "rows")
+    initialization.init_coordinate_embeddings(folder / "start", folder / "rows")
     return folder / "rows"

@@ -162,7 +162,7 @@ def test_it_says_in_one_line_what_it_is():
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    [line] = [line for line in told.stderr.splitlines() if "comes with llava-st-hf" in line]
+    [line] = [line for line in told.stderr.splitlines() if "the demo model of llava-st-hf" in line]
     assert "nothing of the real world" in line
 
 

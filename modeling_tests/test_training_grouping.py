@@ -27,8 +27,8 @@ from llava_st_hf.training import (
     check_resume_compatibility,
     prepare_model_for_training,
 )
+from llava_st_hf.training.prefix_packing import block_mask
 from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs, mask_of_segments
-from llava_st_hf.training.shared_medium import block_mask
 from modeling_tests.corpora import row, write_media
 from modeling_tests.one_training import OPTIONS
 from modeling_tests.processors import model_for, tiny_processor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the small model of shapes begins with: training/shapes/start.py, beginning.py and sight.py."""
+"""What the small model of shapes begins with: training/shapes/start.py, initialization.py and vision_pretraining.py."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
-import beginning
-import sight
+import initialization
+import vision_pretraining
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.shapes.files import write_training_data
@@ -39,20 +39,20 @@ def seen_patches(*things: tuple[str, str, str, str, tuple[float, ...]]) -> torch
     for row, (shape, colour, size, deed, box) in zip(truth[1:], things, strict=True):
         number = 1 + list(COLOURS).index(colour)
         deed, direction = ("moves", deed.removeprefix("moves ")) if deed.startswith("moves ") else (deed, "")
-        row[:5] = torch.tensor([1 + SHAPES.index(shape), number, 1 + list(SIZES).index(size), number, sight.DEEDS.index(deed)])
+        row[:5] = torch.tensor([1 + SHAPES.index(shape), number, 1 + list(SIZES).index(size), number, vision_pretraining.DEEDS.index(deed)])
         row[9:13] = torch.tensor(box)
         row[13:] = torch.tensor({"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "": (0, 0)}[direction])
-    return beginning.told(truth)
+    return initialization.told(truth)
 
 
 def test_features_begin_with_the_words_for_what_is_seen_and_ground_has_none():
-    words = beginning.directions().words
+    words = initialization.directions().words
     ground, circle, cross = seen_patches(
         ("circle", "red", "large", "moves up", (0.1, 0.2, 0.5, 0.6)), ("cross", "white", "small", "", (0.7, 0.7, 0.9, 0.9))
     )
 
     def named(features: torch.Tensor) -> set[str]:
-        return {word for word, share in zip(beginning.SEEN, features @ words.T / beginning.WIDTH, strict=True) if share > 0.5}
+        return {word for word, share in zip(initialization.SEEN, features @ words.T / initialization.WIDTH, strict=True) if share > 0.5}
 
     assert named(ground) == set()
     assert named(circle) == {"circle", "red", "large", "moves", "up"}
@@ -70,8 +70,8 @@ def test_attention_begins_by_finding_what_words_mean(stage2, question, place):
     pieces = question.removesuffix("?").split()
     rows = model.get_input_embeddings().weight
     others = rows[tokenizer("?").input_ids]
-    known = beginning.directions().words
-    asked = torch.cat([known[[beginning.SEEN.index(word)]] if word in beginning.SEEN else others for word in pieces])
+    known = initialization.directions().words
+    asked = torch.cat([known[[initialization.SEEN.index(word)]] if word in initialization.SEEN else others for word in pieces])
     picture = seen_patches(
         ("circle", "red", "large", "", (0.1, 0.2, 0.5, 0.6)),
         ("cross", "white", "small", "shakes", (0.7, 0.7, 0.9, 0.9)),
@@ -86,9 +86,9 @@ def test_attention_begins_by_finding_what_words_mean(stage2, question, place):
 
 def test_attention_begins_by_copying_words_and_edges(stage2):
     model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32)
-    known = beginning.directions()
+    known = initialization.directions()
     attention = model.model.language_model.layers[1].self_attn
-    for head, copied in ((1, known.words), (2, known.sides), (3, known.slow(beginning.COPIED_WAVES))):
+    for head, copied in ((1, known.words), (2, known.sides), (3, known.slow(initialization.COPIED_WAVES))):
         part = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
         there_and_back = copied @ attention.v_proj.weight[part].T @ attention.o_proj.weight[:, part].T
         assert (torch.cosine_similarity(there_and_back, copied) > 0.8).all()
@@ -96,10 +96,10 @@ def test_attention_begins_by_copying_words_and_edges(stage2):
 
 def test_the_slow_stream_begins_as_less_of_a_picture(stage2):
     packer = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32).model.packer
-    picture = beginning.directions().picture[0]
+    picture = initialization.directions().picture[0]
     with torch.no_grad():
-        told = packer.slow.output_proj(packer.slow.out_proj.bias) @ picture / beginning.WIDTH
-    assert -beginning.SLOW_STREAM < told < -0.6 * beginning.SLOW_STREAM  # output_proj reaches 128 of 160 directions
+        told = packer.slow.output_proj(packer.slow.out_proj.bias) @ picture / initialization.WIDTH
+    assert -initialization.SLOW_STREAM < told < -0.6 * initialization.SLOW_STREAM  # output_proj reaches 128 of 160 directions
 
 
 def test_tokenizer_model_and_processor_fit(stage2):
@@ -125,12 +125,12 @@ def test_tokenizer_model_and_processor_fit(stage2):
 def test_the_encoder_is_told_what_is_at_each_patch(event, named, direction):
     things = (Thing("square", "red", "small", 24, 48, 20), Thing("circle", "green", "large", 72, 48, 32))
     scene = Scene(96, 96, 10, 41, things, (event,), (0.0, 0.0), 0)
-    truth = sight.patch_truth(scene, 2.0)  # (patches, 15)
-    assert truth.shape == (sight.GRID**2, 15)
-    here = truth.unflatten(0, (sight.GRID, sight.GRID))[6, 2]  # its middle is at (20, 52)
+    truth = vision_pretraining.patch_truth(scene, 2.0)  # (patches, 15)
+    assert truth.shape == (vision_pretraining.GRID**2, 15)
+    here = truth.unflatten(0, (vision_pretraining.GRID, vision_pretraining.GRID))[6, 2]  # its middle is at (20, 52)
     colours = ["", *COLOURS]
     deed, now = named
-    expected = [2, colours.index("red"), 1, colours.index(now), sight.DEEDS.index(deed)]
+    expected = [2, colours.index("red"), 1, colours.index(now), vision_pretraining.DEEDS.index(deed)]
     assert here[:5].tolist() == expected
     assert torch.allclose(here[5:13] * 96, torch.tensor([20 - 14.0, 52 - 38, 34 - 20, 58 - 52, 14, 38, 34, 58]), atol=0.01)
     assert here[13:].tolist() == list(direction)
@@ -141,22 +141,25 @@ def test_the_encoder_is_told_what_is_at_each_patch(event, named, direction):
 def frames(stage2, tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the first video and picture of three."""
     folder = tmp_path_factory.mktemp("frames")
-    write_training_data(folder, num_videos=2, num_images=2, num_easy_videos=1, num_easy_images=1, num_frames=sight.NUM_FRAMES)
-    return sight.read_frames(folder / "media", LlavaSTProcessor.from_pretrained(stage2), count=1)
+    write_training_data(folder, num_videos=2, num_images=2, num_easy_videos=1, num_easy_images=1, num_frames=vision_pretraining.NUM_FRAMES)
+    return vision_pretraining.read_frames(folder / "media", LlavaSTProcessor.from_pretrained(stage2), count=1)
 
 
 def test_frames_come_with_what_is_at_each_patch(frames):
     pixels, truth = frames
-    assert pixels.shape == (sight.FRAMES_PER_VIDEO + 1, 3, sight.IMAGE_SIZE, sight.IMAGE_SIZE) and pixels.dtype == torch.uint8
-    assert truth.shape == (sight.FRAMES_PER_VIDEO + 1, sight.GRID**2, 15)
+    assert (
+        pixels.shape == (vision_pretraining.FRAMES_PER_VIDEO + 1, 3, vision_pretraining.IMAGE_SIZE, vision_pretraining.IMAGE_SIZE)
+        and pixels.dtype == torch.uint8
+    )
+    assert truth.shape == (vision_pretraining.FRAMES_PER_VIDEO + 1, vision_pretraining.GRID**2, 15)
     picture = make_scene(scene_seed("train", 0), is_video=False)
-    torch.testing.assert_close(truth[-1].float(), sight.patch_truth(picture, 0.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(truth[-1].float(), vision_pretraining.patch_truth(picture, 0.0), atol=1e-3, rtol=0)
 
 
 def test_the_projector_learns_to_tell_what_is_at_a_patch(stage2, frames):
     torch.manual_seed(0)
     model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32)
     others = {name: weight.clone() for name, weight in model.named_parameters() if "multi_modal_projector" not in name}
-    assert beginning.pretrain_projector(model, frames, steps=2, batch=256) > 0.9
-    assert beginning.pretrain_projector(model, frames, steps=60, batch=256) < 0.6
+    assert initialization.pretrain_projector(model, frames, steps=2, batch=256) > 0.9
+    assert initialization.pretrain_projector(model, frames, steps=60, batch=256) < 0.6
     assert all(torch.equal(weight, others[name]) for name, weight in model.named_parameters() if name in others)

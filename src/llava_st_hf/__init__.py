@@ -28,7 +28,7 @@ from .model.pipeline_llava_st import VideoGroundingPipeline
 from .model.processing_llava_st import LlavaSTProcessor
 from .model.video_processing_llava_st import LlavaSTVideoProcessor
 from .model.video_reading_llava_st import read_video_metadata
-from .shapes.demo_model import DEMO_MODEL_PATH
+from .shapes.demo_model import DEMO_MODEL_NOTICE, DEMO_MODEL_PATH
 from .version import __version__ as __version__
 
 
@@ -43,6 +43,7 @@ AutoProcessor.register(LlavaSTConfig, LlavaSTProcessor)
 register_original_checkpoint()
 accept_moved_modules()
 __getattr__ = renamed_attributes(sys.modules[__name__])
+VideoGroundingPipeline.model_notices[DEMO_MODEL_PATH] = DEMO_MODEL_NOTICE
 PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
     pipeline_class=VideoGroundingPipeline,

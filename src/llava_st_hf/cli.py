@@ -29,7 +29,8 @@ def _ground(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.model)
-    from . import LlavaSTForConditionalGeneration, LlavaSTProcessor
+    from .model.modeling_llava_st import LlavaSTForConditionalGeneration
+    from .model.processing_llava_st import LlavaSTProcessor
 
     overrides = _overrides(args.config_overrides, args.model)
     # The processor first: it takes seconds, and a folder that lacks one is refused before the weights are read.
@@ -42,9 +43,9 @@ def _convert(args: argparse.Namespace) -> None:
 def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.base)
-    from . import LlavaSTProcessor
     from .checkpoints.adapters import merge_adapter
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
+    from .model.processing_llava_st import LlavaSTProcessor
 
     overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
@@ -106,7 +107,7 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
         return {}
     from huggingface_hub.errors import StrictDataclassError
 
-    from . import LlavaSTConfig
+    from .model.configuration_llava_st import LlavaSTConfig
 
     try:
         with open(path, encoding="utf-8") as file:

@@ -30,7 +30,6 @@ MOVED_MODULES = {
     "released_layout_llava_st": "model.original_checkpoint_llava_st",
     "starting_llava_st": "checkpoints.stage1_init",
     "tasks": "model.tasks_llava_st",
-    "training.model_card": "checkpoints.model_card",
     **{
         name: f"model.{name}"
         for name in (

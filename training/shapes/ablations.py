@@ -40,7 +40,7 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 
 import measure  # noqa: E402
 import sft  # noqa: E402
-from beginning import init_coordinate_embeddings  # noqa: E402
+from initialization import init_coordinate_embeddings  # noqa: E402
 from train import CORES, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402

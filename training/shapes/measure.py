@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from sight import NUM_FRAMES
 from train import QUESTIONS_PER_TASK
 from transformers.utils import logging
+from vision_pretraining import NUM_FRAMES
 
 from llava_st_hf import DEMO_MODEL_PATH, LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.evaluation import EvaluationSettings, read_benchmark, run_benchmark, score

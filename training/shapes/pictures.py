@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 from PIL import Image
-from sight import WORDS
 from train import STAGES
+from vision_pretraining import WORDS
 
 from llava_st_hf.shapes.questions import happening
 from llava_st_hf.shapes.scenes import Painter, make_scene, scene_seed

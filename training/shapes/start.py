@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 What the small model of shapes's stage 1 begins with: a tokenizer of the world's words, a vision encoder that has been taught to see
-(sight.py), and a decoder that can look words up (beginning.py).
+(vision_pretraining.py), and a decoder that can look words up (initialization.py).
 
     python training/shapes/start.py runs/shapes/data runs/shapes/start
 """
@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 import torch
-from beginning import WIDTH, init_attention_heads, init_word_embeddings, pretrain_projector
+from initialization import WIDTH, init_attention_heads, init_word_embeddings, pretrain_projector
 from safetensors.torch import load_file, save_file
-from sight import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, read_frames, train_vision
 from transformers import Qwen2Tokenizer
+from vision_pretraining import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, read_frames, train_vision
 
 import llava_st_hf
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS

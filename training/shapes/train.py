@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from beginning import init_coordinate_embeddings
+from initialization import init_coordinate_embeddings
 from safetensors.torch import load_file, save_file
-from sight import NUM_FRAMES
+from vision_pretraining import NUM_FRAMES
 
 import llava_st_hf
 from llava_st_hf.shapes.files import write_questions, write_training_data

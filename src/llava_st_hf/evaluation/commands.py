@@ -34,7 +34,8 @@ def run_eval(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit} leaves no question.")
     questions = questions[: args.limit]
 
-    from .. import LlavaSTForConditionalGeneration, LlavaSTProcessor
+    from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+    from ..model.processing_llava_st import LlavaSTProcessor
 
     state = this_process()
     processor = LlavaSTProcessor.from_pretrained(args.model)

@@ -6,7 +6,7 @@ import mimetypes
 import os
 from collections.abc import Sized
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,7 +18,6 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
-from ..shapes.demo_model import DEMO_MODEL_NOTICE, is_demo_model
 from .batch_feature_llava_st import join_samples
 from .coordinates_llava_st import coordinate_token
 from .downloads_llava_st import DownloadLimits
@@ -154,6 +153,9 @@ class VideoGroundingPipeline(Pipeline):
     ```
     """
 
+    #: Real path of a checkpoint folder → text that is logged once when a pipeline is made of it.
+    model_notices: ClassVar[dict[str, str]] = {}
+
     _load_processor = True
     _load_image_processor = False
     _load_feature_extractor = False
@@ -166,8 +168,8 @@ class VideoGroundingPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _check_match(self.model.config, self.processor)
-        if is_demo_model(self.model.name_or_path):
-            logger.warning_once(DEMO_MODEL_NOTICE)
+        if notice := self.model_notices.get(os.path.realpath(self.model.name_or_path)):
+            logger.warning_once(notice)
 
     def __call__(self, inputs, **kwargs):
         """

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small model that comes with the package, and what to know of it."""
+"""The folder of the demo model, and the notice that its users see."""
 
 import os
-from pathlib import Path
 
 
-#: Folder of the bundled model, for `from_pretrained`. docs/shapes.md tells how it was made and what it reaches.
-DEMO_MODEL_PATH = str(Path(__file__).resolve().parent / "weights")
+#: Checkpoint folder of the demo model, for `from_pretrained`. docs/shapes.md: how it was trained, and its metrics.
+DEMO_MODEL_PATH = os.path.join(os.path.dirname(os.path.realpath(__file__)), "weights")
 DEMO_MODEL_NOTICE = (
-    "This is the small model that comes with llava-st-hf: it knows moving circles, squares, triangles and crosses and nothing of the "
-    "real world; give model= a LLaVA-ST checkpoint for real videos."
+    "This is the demo model of llava-st-hf, trained on synthetic videos of moving circles, squares, triangles and crosses only. Its "
+    "results on real videos are meaningless; pass model= a LLaVA-ST checkpoint for those."
 )
-
-
-def is_demo_model(folder: str | os.PathLike) -> bool:
-    """Whether a model was loaded from the folder of the bundled one."""
-    return os.path.realpath(folder) == os.path.realpath(DEMO_MODEL_PATH)

@@ -3,13 +3,13 @@
 
 import sys
 
-from ..checkpoints.model_card import describe_mixture
 from ..deprecation import renamed_attributes
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import make_labels
+from .model_card import describe_mixture
 from .muon import MuonAdamW
-from .record import check_resume_compatibility
+from .run_metadata import check_resume_compatibility
 from .saving import get_last_checkpoint
 from .stages import prepare_base_model
 from .trainable import TRAINABLE_MODULES, prepare_model_for_training

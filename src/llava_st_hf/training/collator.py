@@ -13,7 +13,7 @@ from ..model.configuration_llava_st import VISUAL_TOKENS
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LossOn, make_labels
-from .shared_medium import join_conversations, medium_mask, number_segments, remainder
+from .prefix_packing import join_conversations, medium_mask, number_segments, remainder
 
 
 OnError = Literal["raise", "skip"]

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..model.batch_feature_llava_st import PADDING, SHARED
-from .shared_medium import block_mask
+from .prefix_packing import block_mask
 
 
 # As `attn_implementation`: that of SDPA, and of `Runs` where they stand in place of a mask.

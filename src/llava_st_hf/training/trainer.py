@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
-from ..checkpoints.model_card import write_model_card
 from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .metrics import TrainingMetrics
+from .model_card import write_model_card
 from .muon import MuonAdamW
 from .sampler import BucketSampler, EpochSampler
 from .saving import AtomicCheckpointMixin

@@ -20,7 +20,7 @@ from ..version import __version__
 
 
 if TYPE_CHECKING:
-    from ..training.trainer import LlavaSTTrainer
+    from .trainer import LlavaSTTrainer
 
 # Logged values that say nothing of the model.
 _NOT_METRICS = ("epoch", "step", "grad_norm", "learning_rate", "total_flos", "num_tokens")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sight import DEEDS, WORDS
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+from vision_pretraining import DEEDS, WORDS
 
 import llava_st_hf
 from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor
@@ -172,7 +172,7 @@ def told(truth: torch.Tensor) -> torch.Tensor:
     waves along directions of their own, and that it is of a picture.
 
     Args:
-        truth: (patches, 15) as `sight.patch_truth` gives it.
+        truth: (patches, 15) as `vision_pretraining.patch_truth` gives it.
     """
     known, columns = directions(), dict(zip(WORDS, truth.T.long(), strict=False))
     thing, deed, moves = columns["shape"] > 0, columns["deed"], truth[:, -2:]
@@ -200,7 +200,7 @@ def pretrain_projector(
     Has the projector begin by telling in the decoder's own words what the encoder sees, as SigLIP has learned to from texts.
 
     Args:
-        frames: as `sight.read_frames` gives them.
+        frames: as `vision_pretraining.read_frames` gives them.
         steps: each on `batch` patches.
 
     Returns:
