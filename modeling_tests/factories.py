@@ -99,7 +99,7 @@ def mixed_prompts(config: LlavaSTConfig) -> list[tuple[list[int], int, int]]:
 def mixed_batch(config: LlavaSTConfig) -> dict[str, torch.Tensor]:
     """The four prompts as one left-padded batch."""
     batch = left_padded([tokens for tokens, _, _ in mixed_prompts(config)])
-    batch["coordinates"] = random_positions(config, batch["input_ids"])
+    batch["coordinate_values"] = random_positions(config, batch["input_ids"])
     return {**batch, "pixel_values": random_images(3), "pixel_values_videos": random_videos(1)}
 
 
@@ -107,7 +107,7 @@ def single_prompts(config: LlavaSTConfig) -> list[dict[str, torch.Tensor]]:
     """The rows of `mixed_batch`, each as a batch of its own without padding."""
     batch, singles, image = mixed_batch(config), [], 0
     for row, (tokens, images, videos) in enumerate(mixed_prompts(config)):
-        single = {key: batch[key][row : row + 1, -len(tokens) :] for key in ("input_ids", "attention_mask", "coordinates")}
+        single = {key: batch[key][row : row + 1, -len(tokens) :] for key in ("input_ids", "attention_mask", "coordinate_values")}
         if images:
             single["pixel_values"] = batch["pixel_values"][image : image + images]
             image += images

@@ -58,7 +58,7 @@ def case_inputs(case: dict, config) -> dict[str, torch.Tensor]:
             is_placeholder = input_ids == getattr(config, f"{axis}_{use}_token_id")
             assert int(is_placeholder.sum()) == len(values)
             coordinates[is_placeholder] = torch.tensor(values, dtype=coordinates.dtype)
-    inputs = {"input_ids": input_ids[None], "attention_mask": torch.ones_like(input_ids)[None], "coordinates": coordinates[None]}
+    inputs = {"input_ids": input_ids[None], "attention_mask": torch.ones_like(input_ids)[None], "coordinate_values": coordinates[None]}
     if case["modality"] == "video":
         inputs["pixel_values_videos"] = analytic_pixels(case["seed"], 100)[None]
     else:

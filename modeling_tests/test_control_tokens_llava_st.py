@@ -185,7 +185,7 @@ def test_sanitized_control_tokens_are_plain_text(processor):
     ids = inputs["input_ids"][0].tolist()
     end, patch = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<im_patch>"])
     assert ids.count(end) == 2 and ids.count(patch) == 79
-    assert inputs["coordinates"][~inputs["coordinates"].isnan()].tolist() == [0.5]
+    assert inputs["coordinate_values"][~inputs["coordinate_values"].isnan()].tolist() == [0.5]
 
 
 @can_sanitize

@@ -298,7 +298,7 @@ def test_the_processor_takes_the_messages(tmp_path, load):
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (row,) = load(mixture(tmp_path, {"json_path": "a.json", "format": "jsonl", "data_folder": "."}))
     inputs = tiny_processor().apply_chat_template(row["messages"], tokenize=True, return_dict=True, return_tensors="pt")
-    found = inputs["coordinates"][~inputs["coordinates"].isnan()]
+    found = inputs["coordinate_values"][~inputs["coordinate_values"].isnan()]
     assert found.tolist() == pytest.approx([5 / 19, 10 / 19])  # frames of a clip of 20 at 10 frames per second
 
 

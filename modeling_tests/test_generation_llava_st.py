@@ -23,9 +23,9 @@ def greedy(model):
 
 @torch.no_grad()
 def test_greedy_decoding_follows_full_forward_passes(model, batch, greedy):
-    ids, mask, positions = (batch.pop(key) for key in ("input_ids", "attention_mask", "coordinates"))
+    ids, mask, positions = (batch.pop(key) for key in ("input_ids", "attention_mask", "coordinate_values"))
     for step in range(NEW):
-        logits = model(input_ids=ids, attention_mask=mask, coordinates=positions, **batch).logits[:, -1]
+        logits = model(input_ids=ids, attention_mask=mask, coordinate_values=positions, **batch).logits[:, -1]
         torch.testing.assert_close(greedy.logits[step], logits, atol=2e-5, rtol=1e-4)
         ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
         mask, positions = F.pad(mask, (0, 1), value=1), F.pad(positions, (0, 1), value=NAN)
@@ -80,7 +80,7 @@ def test_assisted_decoding_equals_greedy_decoding(model, greedy, row):
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_prompts_may_be_embeddings(model, batch, num_beams):
     wanted = model.generate(**batch, **GREEDY, num_beams=num_beams)[:, -NEW:]
-    embeds = model.model.embed_inputs(batch.pop("input_ids"), batch.pop("coordinates"))[0].detach()
+    embeds = model.model.embed_inputs(batch.pop("input_ids"), batch.pop("coordinate_values"))[0].detach()
     assert torch.equal(model.generate(inputs_embeds=embeds, **batch, **GREEDY, num_beams=num_beams)[:, -NEW:], wanted)
 
 
@@ -91,13 +91,13 @@ def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
     turn_positions = torch.tensor([[NAN, 0.3, 0.77, NAN]]).expand(rows, -1)
     batch["input_ids"] = torch.cat((greedy.sequences, turn), dim=1)
     batch["attention_mask"] = F.pad(batch["attention_mask"], (0, NEW + 4), value=1)
-    batch["coordinates"] = torch.cat((F.pad(batch["coordinates"], (0, NEW), value=NAN), turn_positions), dim=1)
+    batch["coordinate_values"] = torch.cat((F.pad(batch["coordinate_values"], (0, NEW), value=NAN), turn_positions), dim=1)
     wanted = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
     del batch["pixel_values"], batch["pixel_values_videos"]
     if given != "whole":
         batch["input_ids"] = batch["input_ids"][:, -5:]  # the cache holds all but the last generated token
     if given == "new tokens":
-        batch["coordinates"] = batch["coordinates"][:, -5:]
+        batch["coordinate_values"] = batch["coordinate_values"][:, -5:]
     cache = copy.deepcopy(greedy.past_key_values)
     ours = model.generate(**batch, **GREEDY, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
     torch.testing.assert_close(ours.logits[0], wanted.logits[0], atol=2e-5, rtol=1e-4)
@@ -106,11 +106,11 @@ def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
 
 def test_exact_positions_matter_and_do_not_leak_into_decode_steps(model, batch, greedy):
     seen = []
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("coordinates")), with_kwargs=True)
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("coordinate_values")), with_kwargs=True)
     model.generate(**batch, **GREEDY)
     hook.remove()
-    assert torch.equal(seen[0].isnan(), batch["coordinates"].isnan()) and all(positions is None for positions in seen[1:])
-    del batch["coordinates"]
+    assert torch.equal(seen[0].isnan(), batch["coordinate_values"].isnan()) and all(positions is None for positions in seen[1:])
+    del batch["coordinate_values"]
     at_bins = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
     assert not torch.allclose(at_bins.logits[0], greedy.logits[0], atol=1e-4)
 
@@ -121,7 +121,7 @@ def test_markers_that_the_model_wrote_itself_are_text(model, batch):
     batch["input_ids"] = F.pad(batch["input_ids"], (0, 4))
     batch["input_ids"][:, -4:] = torch.tensor(stray)
     batch["attention_mask"] = F.pad(batch["attention_mask"], (0, 4), value=1)
-    batch["coordinates"] = F.pad(batch["coordinates"], (0, 4), value=NAN)
+    batch["coordinate_values"] = F.pad(batch["coordinate_values"], (0, 4), value=NAN)
     cached, whole = (model.generate(**batch, **GREEDY, use_cache=use_cache) for use_cache in (True, False))
     assert torch.equal(cached, whole)
 

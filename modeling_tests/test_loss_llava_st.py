@@ -158,7 +158,7 @@ def test_model_loss_averages_supervised_tokens_or_divides_by_the_number_given():
 def test_model_loss_is_the_dense_loss_of_its_own_logits():
     model = tiny_model()
     batch = mixed_batch(model.config)
-    batch["coordinates"][:] = NAN
+    batch["coordinate_values"][:] = NAN
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with torch.no_grad():
         outputs = model(**batch, labels=labels)
@@ -171,7 +171,7 @@ def test_shift_labels_replace_labels():
     batch = mixed_batch(model.config)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-    positions = torch.nn.functional.pad(batch["coordinates"], (0, 1), value=NAN)[:, 1:]
+    positions = torch.nn.functional.pad(batch["coordinate_values"], (0, 1), value=NAN)[:, 1:]
     with torch.no_grad():
         wanted = model(**batch, labels=labels).loss
         ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinates=positions).loss
@@ -215,13 +215,13 @@ def test_the_loss_goes_through_an_adapted_head(target_modules):
     input_ids = torch.tensor([[1, 2, 3, coordinate, coordinate + 1, 5]])
     coordinates = torch.full(input_ids.shape, NAN)
     coordinates[0, 3] = 0.3
-    output = wrapped(input_ids=input_ids, coordinates=coordinates, labels=input_ids)
+    output = wrapped(input_ids=input_ids, coordinate_values=coordinates, labels=input_ids)
     lower, upper, share = config.coordinates.between_tokens(input_ids[0, 1:], coordinates[0, 1:])
     log_probabilities = output.logits[0, :-1].log_softmax(-1)
     rows = torch.arange(5)
     expected = -((1 - share) * log_probabilities[rows, lower] + share * log_probabilities[rows, upper]).mean()
     torch.testing.assert_close(output.loss, expected)
-    wrapped.train()(input_ids=input_ids, coordinates=coordinates, labels=input_ids).loss.backward()
+    wrapped.train()(input_ids=input_ids, coordinate_values=coordinates, labels=input_ids).loss.backward()
     gradients = {name: p.grad for name, p in wrapped.named_parameters() if "lm_head" in name and "lora" in name}
     assert len(gradients) == 2 and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
 
@@ -244,7 +244,7 @@ def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
         start = model.config.coordinates.start_token_id
         input_ids = torch.tensor([[1, 2, start, start + 7, start + 12, 4]])
         coordinates = torch.tensor([[NAN, NAN, 0.13, 0.4, 0.77, NAN]])
-        output = model(input_ids=input_ids, coordinates=coordinates, labels=input_ids)
+        output = model(input_ids=input_ids, coordinate_values=coordinates, labels=input_ids)
         output.loss.backward()
         results.append((output.loss, model.lm_head.weight.grad, model.get_input_embeddings().weight.grad, output.token_losses))
     for plain, wrapped in zip(*results, strict=True):

@@ -183,7 +183,7 @@ def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, bat
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(input_ids=batch["input_ids"], inputs_embeds=embeds)
     with pytest.raises(ValueError, match="coordinates go with input_ids"):
-        model(inputs_embeds=embeds, coordinates=batch["coordinates"])
+        model(inputs_embeds=embeds, coordinate_values=batch["coordinate_values"])
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
@@ -229,7 +229,7 @@ def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reen
     """Also to a packer whose input needs none, as in stage 1, where features are of frozen parts and nothing is added to them."""
     if frozen:
         model = tiny_model(use_coordinate_tokens=False)
-        batch = {**mixed_batch(tiny_config()), "coordinates": None}
+        batch = {**mixed_batch(tiny_config()), "coordinate_values": None}
         batch["input_ids"] = batch["input_ids"].clamp(max=model.config.text_config.vocab_size - 1)
     gradients = []
     for checkpointing in (False, True):
@@ -413,4 +413,4 @@ def test_a_one_frame_video_without_fast_features_has_the_tokens_of_one_with():
 
 def test_coordinates_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 3\), and input_ids \(1, 2\)"):
-        tiny_model()(input_ids=torch.tensor([[1, 2]]), coordinates=torch.full((1, 3), float("nan")))
+        tiny_model()(input_ids=torch.tensor([[1, 2]]), coordinate_values=torch.full((1, 3), float("nan")))

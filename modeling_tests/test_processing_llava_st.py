@@ -59,7 +59,7 @@ def text_of(processor, inputs, row=0):
 
 
 def positions(inputs, row=0):
-    row = inputs["coordinates"][row]
+    row = inputs["coordinate_values"][row]
     return row[~row.isnan()].tolist()
 
 
@@ -243,13 +243,13 @@ def test_inline_coordinates_become_the_nearest_token_and_the_exact_position(proc
 
 def test_positions_stand_at_their_tokens_and_nan_elsewhere(processor):
     inputs = encode(processor, user(film(FRAMES), "a <t0.1> <TEMP-007> b <h0.3>"))
-    given = ~inputs["coordinates"][0].isnan()
+    given = ~inputs["coordinate_values"][0].isnan()
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0][given].tolist())
     assert tokens == ["<TEMP-010>", "<HEIGHT-030>"]  # a token written out means its bin exactly
 
 
 def test_text_without_exact_positions_has_no_coordinates(processor):
-    assert "coordinates" not in encode(processor, user(photo(), "the dog at <TEMP-007>"))
+    assert "coordinate_values" not in encode(processor, user(photo(), "the dog at <TEMP-007>"))
 
 
 def test_seconds_and_pixels_refer_to_the_medium_before_them(processor, video):
@@ -420,9 +420,9 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
         length = single["input_ids"].shape[1]
         assert torch.equal(batch["input_ids"][row, -length:], single["input_ids"][0])
         assert batch["attention_mask"][row].sum() == length and batch["attention_mask"][row, -length:].all()
-        expected = single.get("coordinates", torch.full((1, length), math.nan))
-        assert torch.equal(batch["coordinates"][row, -length:].nan_to_num(-1), expected[0].nan_to_num(-1))
-        assert batch["coordinates"][row, :-length].isnan().all()
+        expected = single.get("coordinate_values", torch.full((1, length), math.nan))
+        assert torch.equal(batch["coordinate_values"][row, -length:].nan_to_num(-1), expected[0].nan_to_num(-1))
+        assert batch["coordinate_values"][row, :-length].isnan().all()
         assert batch.media[row] == single.media[0]
         images += [single[key] for key in ("pixel_values",) if key in single]
         videos += [single[key] for key in ("pixel_values_videos",) if key in single]
@@ -441,8 +441,8 @@ def test_truncation_drops_positions_with_their_tokens(processor):
     for length in range(40, whole["input_ids"].shape[1]):
         cut = encode(processor, *chat, processor_kwargs={"truncation": True, "max_length": length})
         assert cut["input_ids"].shape[1] == length
-        if "coordinates" in cut:
-            assert torch.equal(cut["coordinates"].nan_to_num(-1), whole["coordinates"][:, :length].nan_to_num(-1))
+        if "coordinate_values" in cut:
+            assert torch.equal(cut["coordinate_values"].nan_to_num(-1), whole["coordinate_values"][:, :length].nan_to_num(-1))
 
 
 def test_truncation_from_the_left_keeps_the_last_positions(processor):
@@ -588,4 +588,4 @@ def test_inline_syntax_of_the_demo_is_what_is_read():
 
 def test_a_cast_to_bfloat16_leaves_exact_positions_exact():
     inputs = tiny_processor()(text="<t0.409>", return_tensors="pt").to(torch.bfloat16)
-    assert inputs["coordinates"].dtype == torch.float32 and inputs["coordinates"].nan_to_num().max() == torch.tensor(0.409)
+    assert inputs["coordinate_values"].dtype == torch.float32 and inputs["coordinate_values"].nan_to_num().max() == torch.tensor(0.409)

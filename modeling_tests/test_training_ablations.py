@@ -85,7 +85,7 @@ def test_hard_targets_tell_nothing_to_neighbours(model, change):
 
     def loss(places: torch.Tensor | None) -> float:
         with torch.no_grad():
-            return model(input_ids=ids, labels=labels, coordinates=places).loss.item()
+            return model(input_ids=ids, labels=labels, coordinate_values=places).loss.item()
 
     model.train()
     try:

@@ -33,13 +33,13 @@ def test_videos_images_and_text_share_a_batch_padded_on_the_right(processor, row
     assert batch["pixel_values_videos"].shape == (2, 10, 3, 126, 126)
     assert batch["tasks"] == ["tvg", "rec", "conversation"] * 2
     assert batch["skipped"] == []
-    for name in ("input_ids", "labels", "attention_mask", "coordinates"):
+    for name in ("input_ids", "labels", "attention_mask", "coordinate_values"):
         assert batch[name].shape == batch["input_ids"].shape
     padding = batch["attention_mask"] == 0
     assert padding.any()
     assert (batch["attention_mask"].diff(dim=1) <= 0).all()
     assert (batch["labels"][padding] == -100).all()
-    assert batch["coordinates"][padding].isnan().all()
+    assert batch["coordinate_values"][padding].isnan().all()
 
 
 def test_each_row_of_a_batch_is_the_sample_by_itself(processor, rows):
@@ -47,7 +47,7 @@ def test_each_row_of_a_batch_is_the_sample_by_itself(processor, rows):
     batch = collate(rows)
     for number, sample in enumerate(rows):
         alone, length = collate([sample]), int(batch["attention_mask"][number].sum())
-        for name in ("input_ids", "labels", "coordinates"):
+        for name in ("input_ids", "labels", "coordinate_values"):
             if name in alone:
                 torch.testing.assert_close(batch[name][number, :length], alone[name][0], equal_nan=True)
 
@@ -57,7 +57,7 @@ def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(pro
     assert learned_text(processor, batch["labels"][0]) == "Something." * 3 + "<|im_end|>"
     answer = learned_text(processor, batch["labels"][1])
     assert answer == "[<WIDTH-008><HEIGHT-025><WIDTH-016><HEIGHT-077>]<|im_end|>"
-    positions = batch["coordinates"][1][batch["labels"][1] != -100]
+    positions = batch["coordinate_values"][1][batch["labels"][1] != -100]
     torch.testing.assert_close(positions[1:5], torch.tensor([1 / 12, 0.25, 1 / 6, 0.7777]))
 
 
@@ -78,7 +78,7 @@ def test_half_precision_pixels_are_rounded_in_the_worker(processor, rows):
     batch = LlavaSTDataCollator(processor, pixel_dtype=torch.bfloat16)(rows[:2])
     exact = LlavaSTDataCollator(processor)(rows[:2])
     assert batch["pixel_values_videos"].dtype == batch["pixel_values"].dtype == torch.bfloat16
-    assert batch["coordinates"].dtype == torch.float32
+    assert batch["coordinate_values"].dtype == torch.float32
     torch.testing.assert_close(batch["pixel_values"], exact["pixel_values"].bfloat16())
 
 
@@ -156,11 +156,11 @@ def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_
     recorded = case_inputs(case, config)
     labels = expected()[f"{key}.labels"].long()
     torch.testing.assert_close(batch["labels"][0] == -100, labels == -100)
-    ordinary = recorded["coordinates"][0].isnan()  # where the reference has a placeholder, ours has the nearest bin
+    ordinary = recorded["coordinate_values"][0].isnan()  # where the reference has a placeholder, ours has the nearest bin
     torch.testing.assert_close(batch["input_ids"][0][ordinary], recorded["input_ids"][0][ordinary])
     torch.testing.assert_close(batch["labels"][0][ordinary], labels[ordinary])
-    positions = batch.get("coordinates", torch.full(ordinary.shape, float("nan"))[None])
-    torch.testing.assert_close(positions, recorded["coordinates"], equal_nan=True)
+    positions = batch.get("coordinate_values", torch.full(ordinary.shape, float("nan"))[None])
+    torch.testing.assert_close(positions, recorded["coordinate_values"], equal_nan=True)
 
     for name in ("pixel_values", "pixel_values_videos"):
         if name in batch:

@@ -82,9 +82,9 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segments")}
-        if "segments" in batch:
-            inputs["attention_mask"] = mask_of_segments(batch["segments"], model.config.get_text_config(), torch.float32)
+        inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segment_ids")}
+        if "segment_ids" in batch:
+            inputs["attention_mask"] = mask_of_segments(batch["segment_ids"], model.config.get_text_config(), torch.float32)
         loss = model(**inputs, num_items_in_batch=1).loss
         loss.backward()
         total += loss.item()
@@ -155,8 +155,8 @@ def test_dropout_of_attention_reaches_runs(processor, grouped):
     batch, model = LlavaSTDataCollator(processor)(grouped), model_for(processor).train()
     model.set_attn_implementation({"text_config": RUN_ATTENTION})
     config = model.config.get_text_config()
-    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segments")}
-    inputs["attention_mask"] = mask_of_segments(batch["segments"], config, torch.float32)
+    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segment_ids")}
+    inputs["attention_mask"] = mask_of_segments(batch["segment_ids"], config, torch.float32)
     with torch.no_grad():
         without = model(**inputs).loss
         for layer in model.model.language_model.layers:
@@ -204,15 +204,15 @@ def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(
     order = [int(id) for group in grouped for id in group["ids"]]
     for segment, number in enumerate(order):
         alone = collate([rows[number]])
-        [own] = (batch["segments"] == segment).any(1).nonzero().flatten().tolist()
-        segments = batch["segments"][own]
+        [own] = (batch["segment_ids"] == segment).any(1).nonzero().flatten().tolist()
+        segments = batch["segment_ids"][own]
         places = (segments == segment) | (segments == SHARED)
         assert batch["position_ids"][own][places].tolist() == list(range(int(places.sum())))
-        for name in ("input_ids", "labels", "coordinates"):
+        for name in ("input_ids", "labels", "coordinate_values"):
             if name in alone:
                 torch.testing.assert_close(batch[name][own][places], alone[name][0], equal_nan=True)
-    visible = block_mask(batch["segments"])[:, 0]
-    for row_segments, seen in zip(batch["segments"].tolist(), visible, strict=True):
+    visible = block_mask(batch["segment_ids"])[:, 0]
+    for row_segments, seen in zip(batch["segment_ids"].tolist(), visible, strict=True):
         for query in range(0, len(row_segments), 7):
             kinds = (row_segments[query],) if row_segments[query] == PADDING else (row_segments[query], SHARED)
             assert seen[query].tolist() == [key <= query and row_segments[key] in kinds for key in range(len(row_segments))]
@@ -222,7 +222,7 @@ def test_batches_without_groups_are_what_they_were(processor, rows):
     collate = LlavaSTDataCollator(processor)
     single = list(pack_by_video(Dataset.from_list(rows), 1))
     batch, before = collate(single), collate(rows)
-    assert batch.keys() == before.keys() and "segments" not in batch
+    assert batch.keys() == before.keys() and "segment_ids" not in batch
     for name, value in before.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(batch[name], value, equal_nan=True)
@@ -263,7 +263,7 @@ def test_a_broken_conversation_leaves_out_itself_alone(processor, rows, grouped)
     assert len(batch["skipped"]) == 1 and batch["skipped"][0].startswith("Sample '0' of made: ")
     without = collate([{**grouped[0], **{name: grouped[0][name][1:] for name in ("conversations", "ids", "tasks")}}])
     assert batch["tasks"] == without["tasks"] == ["chat", "tvg"]
-    for name in ("input_ids", "labels", "position_ids", "segments", "attention_mask"):
+    for name in ("input_ids", "labels", "position_ids", "segment_ids", "attention_mask"):
         assert torch.equal(batch[name], without[name])
 
 

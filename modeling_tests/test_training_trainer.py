@@ -55,7 +55,7 @@ def bin_errors_by_hand(trainer, batch) -> tuple[float, float]:
     vocabulary = model.config.coordinates
     with torch.no_grad():
         logits = fresh(**batch).logits[:, :-1]
-    targets, positions = batch["labels"][:, 1:], batch["coordinates"][:, 1:]
+    targets, positions = batch["labels"][:, 1:], batch["coordinate_values"][:, 1:]
     errors = {"time": [], "box": []}
     for axis in ("temporal", "height", "width"):
         ids = vocabulary.token_ids(axis)

@@ -80,7 +80,7 @@ def make_batch(config: LlavaSTConfig, videos: int, frames: int, device: str, dty
     positions[-SUPERVISED_TOKENS::4] = 0.0753
     labels = torch.full_like(row, -100)
     labels[-SUPERVISED_TOKENS:] = row[-SUPERVISED_TOKENS:]
-    batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": labels, "coordinates": positions}
+    batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": labels, "coordinate_values": positions}
     batch = {name: value.to(device).repeat(videos, 1) for name, value in batch.items()}
     size = config.vision_config.image_size
     batch["pixel_values_videos"] = torch.zeros(videos, frames, 3, size, size, device=device, dtype=dtype)

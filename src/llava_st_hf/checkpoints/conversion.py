@@ -128,8 +128,8 @@ def add_coordinate_tokens(model: LlavaSTForConditionalGeneration, num_temporal_b
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
         embeddings.weight._is_hf_initialized = False  # where the matrix was loaded, its last rows were not
     with torch.no_grad():
-        model._init_coordinate_rows(model.model)
-        model._init_coordinate_rows(model)
+        model._init_coordinate_embeddings(model.model)
+        model._init_coordinate_embeddings(model)
 
 
 def _read_stage_folder(adapter: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -134,7 +134,7 @@ class _MediaReader(torch.utils.data.Dataset):
         pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
         media, processor = alone.media[0][-1], self.processor
         tokens = processor.replace_image_token({}, 0) if media.kind == "image" else processor.replace_video_token(pixels, 0)
-        known = CachedMediaProcessor.after(processor, media, tokens)
+        known = CachedMediaProcessor.from_processor(processor, media, tokens)
         read = _Read(media, pixels, [], [], [])
         for question in group:
             text: dict[str, list] = {}
@@ -154,7 +154,7 @@ def _text(question: Question, item: dict, processor: CachedMediaProcessor) -> di
     """What the processor makes of the words of a question behind the content item of its medium."""
     message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
     encoded = processor.apply_chat_template([message], tokenize=True, return_dict=True, add_generation_prompt=True)
-    return {name: encoded[name][0] for name in ("input_ids", "coordinates") if name in encoded}
+    return {name: encoded[name][0] for name in ("input_ids", "coordinate_values") if name in encoded}
 
 
 @dataclass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels with model inputs, so that answers come back in seconds and pixels."""
+"""`BatchFeature` subclass that stores the metadata of each sample's media, needed to convert answers to seconds and pixels."""
 
 import torch
 from transformers import BatchFeature
@@ -7,15 +7,19 @@ from transformers import BatchFeature
 from .grounding_llava_st import MediaInfo
 
 
-# Which conversation of its sequence a token belongs to is a number from 0 on, its segment; or one of these.
+# Segment ids that are no conversation's number: tokens that several conversations share, and padding.
 SHARED, PADDING = -1, -2
 
 
 class LlavaSTBatchFeature(BatchFeature):
-    """Model inputs, with what it takes to read the answer beside them.
+    """Model inputs with the metadata of their images and videos.
 
-    `media[i]` lists sample i's media in order as [`MediaInfo`]: size, frame rate and clip of the original files. It is no key, so
-    `model.generate(**inputs)` takes the inputs as they are.
+    Args:
+        data (`dict`, *optional*):
+            Model inputs.
+        media (`list[list[MediaInfo]]`, *optional*):
+            For each sample its images and videos in order: size, frame rate and clip of the original files. Stored as the attribute
+            `media`, which `model.generate(**inputs)` does not get.
     """
 
     def __init__(self, data=None, *args, media: list[list[MediaInfo]] | None = None, **kwargs):
@@ -23,11 +27,11 @@ class LlavaSTBatchFeature(BatchFeature):
         self.media = media if media is not None else []
 
     def to(self, *args, **kwargs):
-        """As in transformers, but a cast leaves `coordinates` in float32: bf16 would move them by a fifth of a bin."""
-        coordinates = self.data.get("coordinates")
+        """Same as in transformers, but a cast keeps `coordinate_values` in float32: bfloat16 would round them by up to a fifth of a bin."""
+        values = self.data.get("coordinate_values")
         super().to(*args, **kwargs)
-        if isinstance(coordinates, torch.Tensor):
-            self.data["coordinates"] = coordinates.to(self.data["coordinates"].device)
+        if isinstance(values, torch.Tensor):
+            self.data["coordinate_values"] = values.to(self.data["coordinate_values"].device)
         return self
 
     def __getstate__(self):
@@ -42,26 +46,30 @@ def join_samples(
     samples: list[dict[str, torch.Tensor]], pad_token_id: int, padding_side: str, pixel_dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    A batch of samples, with media in the order of the samples.
+    Pads samples to a batch, with media in the order of the samples.
 
     Args:
-        samples: `input_ids` and, as far as they have such, `labels`, `coordinates`, `position_ids`, `segments`, `pixel_values` and
-            `pixel_values_videos`. Text is of shape (length,) or (1, length).
-        pad_token_id: fills shorter `input_ids`.
-        padding_side: "left" for generation, "right" for training.
-        pixel_dtype: of the pixels; by default as they are.
+        samples (`list[dict[str, torch.Tensor]]`):
+            `input_ids` and, where a sample has them, `labels`, `coordinate_values`, `position_ids`, `segment_ids`, each of shape
+            `(length,)` or `(1, length)`, and `pixel_values`, `pixel_values_videos`.
+        pad_token_id (`int`):
+            Fills shorter `input_ids`.
+        padding_side (`str`):
+            `"left"` for generation, `"right"` for training.
+        pixel_dtype (`torch.dtype`, *optional*):
+            Type of the pixels; by default they keep theirs.
 
     Returns:
-        The same names and `attention_mask`; text of shape (batch_size, longest).
+        `dict[str, torch.Tensor]`: the same names and `attention_mask`; text of shape `(batch_size, longest)`.
 
     Raises:
-        ValueError: where videos have unlike numbers of frames.
+        ValueError: If videos have different numbers of frames.
     """
     length = max(sample["input_ids"].shape[-1] for sample in samples)
     batch = {"attention_mask": torch.zeros(len(samples), length, dtype=torch.long)}
-    fills = {"input_ids": pad_token_id, "labels": -100, "coordinates": float("nan"), "position_ids": 0, "segments": PADDING}
+    fills = {"input_ids": pad_token_id, "labels": -100, "coordinate_values": float("nan"), "position_ids": 0, "segment_ids": PADDING}
     for name, fill in fills.items():
-        dtype = torch.float32 if name == "coordinates" else torch.long
+        dtype = torch.float32 if name == "coordinate_values" else torch.long
         if any(name in sample for sample in samples):
             batch[name] = torch.full((len(samples), length), fill, dtype=dtype)
     for number, sample in enumerate(samples):
@@ -82,7 +90,7 @@ def join_samples(
 
 
 def _join(tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Concatenates along the first dimension and casts, in one copy; a single tensor of the right type in none."""
+    """Concatenates along the first dimension and casts, in one copy; a single tensor of the type `dtype` is not copied."""
     if len(tensors) == 1:
         return tensors[0].to(dtype)
     joined = torch.empty((sum(map(len, tensors)), *tensors[0].shape[1:]), dtype=dtype)
@@ -92,7 +100,14 @@ def _join(tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 class MediaText(str):
-    """The tokens that stand for one image or video, and the [`MediaInfo`] that coordinates in seconds or pixels refer to."""
+    """Tokens of one image or video, with the [`MediaInfo`] that converts its coordinates from seconds and pixels.
+
+    Args:
+        text (`str`):
+            The tokens.
+        media ([`MediaInfo`]):
+            Size, frame rate and clip of the original file.
+    """
 
     media: MediaInfo
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations about a medium that is at hand already, as model inputs: many questions, one decoding."""
+"""Processor for several prompts about one image or video that has been processed already."""
 
 from .batch_feature_llava_st import MediaText
 from .grounding_llava_st import MediaInfo
@@ -7,28 +7,34 @@ from .processing_llava_st import LlavaSTProcessor
 
 
 class CachedMediaProcessor(LlavaSTProcessor):
-    """A processor for conversations about one medium that was processed before: it opens no file, and gives no pixels."""
+    """Processor for conversations about one image or video that has been processed already. It reuses the tokens, opens no file and
+    returns no pixel values."""
 
     medium: MediaText
 
     @classmethod
-    def after(cls, processor: LlavaSTProcessor, media: MediaInfo, tokens: str) -> "CachedMediaProcessor":
+    def from_processor(cls, processor: LlavaSTProcessor, media: MediaInfo, tokens: str) -> "CachedMediaProcessor":
         """
+        Makes such a processor from the one that processed the image or video.
+
         Args:
-            processor: whose tokenizer, template and coordinates are to be used.
-            media: what it said of the medium.
-            tokens: to be written for the medium: all that the processor writes, or one where the rest is at hand already.
+            processor ([`LlavaSTProcessor`]):
+                Its tokenizer, chat template and coordinate tokens are used, not copied.
+            media ([`MediaInfo`]):
+                Metadata that `processor` returned for the image or video.
+            tokens (`str`):
+                Tokens to write for it: all that `processor` writes, or a single one as a placeholder.
         """
-        known = cls.__new__(cls)
-        known.__dict__.update(processor.__dict__)  # parts are shared: nothing is loaded or copied
-        known.medium = MediaText(tokens, media)
-        return known
+        cached = cls.__new__(cls)
+        cached.__dict__.update(processor.__dict__)
+        cached.medium = MediaText(tokens, media)
+        return cached
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         return images, [text] if isinstance(text, str) else text, videos, audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Media are as many as were counted before; `get_text_with_replacements` refuses a text that names more."""
+        """Does nothing: `get_text_with_replacements` refuses a text with more media than there are."""
 
     def _process_images(self, images, **kwargs):
         return {}, self._once_each(images)
@@ -37,5 +43,5 @@ class CachedMediaProcessor(LlavaSTProcessor):
         return {}, self._once_each(videos)
 
     def _once_each(self, media: list) -> list[MediaText]:
-        """The medium once for each conversation; those of several come as a list of lists."""
+        """Returns the tokens once per conversation; media of several conversations are a list of lists."""
         return [self.medium] * (len(media) if isinstance(media[0], list) else 1)

@@ -11,7 +11,7 @@ from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOL
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
 
 
-# The tokens that a picture or a video occupies, in the order in which the released tokenizer holds them.
+# Tokens at the positions of an image or a video, in the order of the original tokenizer.
 VISUAL_TOKENS = {
     "image_start_token_id": "<im_start>",
     "image_end_token_id": "<im_end>",
@@ -32,6 +32,11 @@ PLACEHOLDER_FIELDS = (
 )
 # All special tokens of the model in vocabulary order: configuration field → token.
 SPECIAL_TOKENS = {**VISUAL_TOKENS, **dict(zip(PLACEHOLDER_FIELDS, PLACEHOLDER_TOKENS, strict=True))}
+# Fields that must be at least 1.
+_SIZES = ("packer_hidden_size", "packer_num_attention_heads", "packer_spatial_stride", "packer_temporal_stride", "fast_spatial_stride")
+_LAYER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_TEXT_SIZES = ("vocab_size", *_LAYER_SIZES, "num_key_value_heads", "max_position_embeddings")
+_VISION_SIZES = (*_LAYER_SIZES, "image_size", "patch_size")
 
 
 @strict
@@ -40,9 +45,9 @@ class LlavaSTConfig(PreTrainedConfig):
     Configuration of [`LlavaSTModel`] and [`LlavaSTForConditionalGeneration`]. The defaults are those of the released
     LLaVA-ST-Qwen2-7B (arXiv:2501.08282).
 
-    The vocabulary is one: `text_config.vocab_size` counts the base tokens, the eight visual and six placeholder tokens and
-    the coordinate tokens, which are the last rows of both embedding matrices. Token ids that are not given are derived from
-    that layout, and stay what they are when the embeddings are resized later.
+    Text, special and coordinate tokens share one vocabulary of size `text_config.vocab_size`: the base tokens, eight visual and six
+    placeholder tokens, and the coordinate tokens, which are the last rows of both embedding matrices. Token ids that are not given are
+    derived from this layout, and do not change when the embeddings are resized later.
 
     Args:
         vision_config (`dict` or `SiglipVisionConfig`, *optional*):
@@ -56,11 +61,11 @@ class LlavaSTConfig(PreTrainedConfig):
         packer_num_attention_heads (`int`, *optional*, defaults to 8):
             Attention heads in each packer.
         packer_spatial_stride (`int`, *optional*, defaults to 3):
-            Patches per side of the window that the spatial packer turns into one cell (27×27 patches → 9×9 cells).
+            Patches per side of a window of the spatial packer (27×27 patches per frame → 9×9 features).
         packer_temporal_stride (`int`, *optional*, defaults to 5):
-            Frames that the slow packer turns into one (100 frames → 20).
+            Frames of a window of the slow packer (100 frames → 20).
         fast_spatial_stride (`int`, *optional*, defaults to 3):
-            Cells per side that the fast packer turns into one (9×9 → 3×3 per frame).
+            Features per side of a window of the fast packer (9×9 per frame → 3×3).
         num_temporal_bins (`int`, *optional*, defaults to 100):
             Coordinate tokens of the time axis.
         num_spatial_bins (`int`, *optional*, defaults to 100):
@@ -69,31 +74,35 @@ class LlavaSTConfig(PreTrainedConfig):
             Whether the model has coordinate tokens and adds their embeddings to visual features (Language-Aligned
             Positional Embedding). A stage-1 model has none.
         use_downsample_image (`bool`, *optional*, defaults to `False`):
-            Whether an image, too, goes through the spatial packer (81 tokens in place of 729).
+            Whether the spatial packer is applied to images as well (81 tokens instead of 729).
+        vision_chunk_size (`int`, *optional*, defaults to 100):
+            Largest number of frames per pass of the vision encoder, None for all at once. It bounds the temporary memory of the pass (of
+            so400m about 26 MB per frame in bfloat16) and does not change the result.
         ignore_prompt_x_coordinates (`bool`, *optional*, defaults to `False`):
-            Compatibility with the released weights: the exact position beside a `<WIDTH-INPUT>` token is ignored and the
-            token keeps its own embedding. Set by the conversion of released checkpoints; leave it off in new models.
+            Compatibility with the released weights: the exact value of a `<WIDTH-INPUT>` token is ignored, so that the model cannot
+            see x-coordinates in the prompt. Set by the conversion of original checkpoints; leave it off in new models.
         disable_fast_stream (`bool`, *optional*, defaults to `False`):
-            Compatibility with the released weights: at the positions of the fast stream stand the plain embeddings of the
-            tokens there, and the fast packer is not run. Set by the conversion; leave it off in new models.
+            Compatibility with the released weights: the fast packer is not run, and its tokens keep their own embeddings. Set by the
+            conversion of original checkpoints; leave it off in new models.
         image_token_id, image_start_token_id, image_end_token_id (`int`, *optional*):
-            `<im_patch>` and the two markers around an image's patches. Features stand at the markers as well.
+            `<im_patch>` and the two markers around an image's patches. Features replace the embeddings at the markers as well (as in the
+            original code).
         video_token_id, video_start_token_id, video_end_token_id, slow_video_start_token_id, slow_video_end_token_id (`int`, *optional*):
-            `<vid_patch>` and the markers around a video's fast and slow stream. Features stand at the markers as well.
+            `<vid_patch>` and the markers around a video's fast and slow stream. Features replace the embeddings at the markers as well.
         temporal_input_token_id, height_input_token_id, width_input_token_id (`int`, *optional*):
-            The released program's placeholders for coordinates in prompts.
+            Placeholders of the original code for coordinates in prompts.
         temporal_output_token_id, height_output_token_id, width_output_token_id (`int`, *optional*):
             The same for coordinates in answers.
         coordinate_start_token_id (`int`, *optional*):
             Id of `<TEMP-000>`; time, height and width bins follow one another from there.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of fresh packer and projector weights.
+            Standard deviation for the initialization of packer and projector weights.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether logit rows are the input embeddings.
+            Whether input and output embeddings are one matrix.
 
     Raises:
-        ValueError: at construction, where sizes or ids contradict one another. Ids beyond the vocabulary are refused when
-            a model is built (`check_vocabulary`).
+        ValueError: At construction, if a size or id is not valid or sizes do not fit each other. Ids outside the vocabulary are refused
+            when a model is built (`check_vocabulary`).
     """
 
     model_type = "llava_st"
@@ -134,7 +143,7 @@ class LlavaSTConfig(PreTrainedConfig):
         ),
     }
 
-    # Names of version 0.1, in the config.json of folders that were saved then.
+    # Names of version 0.1, in the config.json of checkpoints saved by it.
     attribute_map: ClassVar[dict[str, str]] = {
         "use_lape": "use_coordinate_tokens",
         "plain_width_prompts": "ignore_prompt_x_coordinates",
@@ -156,6 +165,7 @@ class LlavaSTConfig(PreTrainedConfig):
     num_spatial_bins: int = DEFAULT_NUM_BINS
     use_coordinate_tokens: bool = True
     use_downsample_image: bool = False
+    vision_chunk_size: int | None = 100
     ignore_prompt_x_coordinates: bool = False
     disable_fast_stream: bool = False
     image_start_token_id: int | None = None
@@ -177,11 +187,12 @@ class LlavaSTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        self._check_model_types()  # before transformers makes a Qwen2 or SigLIP configuration of any dictionary
         super().__post_init__(**kwargs)
-        self.vision_config.vision_use_head = False  # nothing reads the pooled output
+        self.vision_config.vision_use_head = False  # the pooled output is not used
         num_coordinates = self.num_temporal_bins + 2 * self.num_spatial_bins if self.use_coordinate_tokens else 0
-        # Layout: … base tokens, the special tokens, the coordinates. The end of it is the end of the vocabulary, except
-        # in a configuration whose embeddings were resized, which has all ids written down.
+        # Layout: base tokens, special tokens, coordinate tokens. The coordinate tokens are the last of the vocabulary, except in a
+        # configuration whose embeddings have been resized, which contains all ids.
         if self.use_coordinate_tokens and self.coordinate_start_token_id is None:
             self.coordinate_start_token_id = self.text_config.vocab_size - num_coordinates
         if not self.use_coordinate_tokens:
@@ -190,7 +201,7 @@ class LlavaSTConfig(PreTrainedConfig):
         for token_id, field in enumerate(SPECIAL_TOKENS, start=first - len(SPECIAL_TOKENS)):
             if getattr(self, field) is None:
                 setattr(self, field, token_id)
-        # `@strict` calls these as well, after __init__, but raises an error of its own that is no ValueError.
+        # `@strict` calls these as well, after __init__, but raises an error that is not a ValueError.
         self.validate_architecture()
         self.validate_token_ids()
 
@@ -201,23 +212,27 @@ class LlavaSTConfig(PreTrainedConfig):
 
     @staticmethod
     def _read(config_dict: dict, name_or_path: str) -> dict:
-        """A parsed config.json in our words: translated where it is a released one, refused where it is another model's."""
+        """Returns a parsed config.json, translated if it is that of an original checkpoint.
+
+        Raises:
+            ValueError: If it is the configuration of another model.
+        """
         model_type = config_dict.get("model_type", LlavaSTConfig.model_type)
         if model_type == ORIGINAL_MODEL_TYPE:
             return translate_config(config_dict, name_or_path=name_or_path)
         if model_type != LlavaSTConfig.model_type:
             raise ValueError(
                 f"{name_or_path or 'The configuration'} holds a model of type {model_type!r}, not a LLaVA-ST model "
-                f"({LlavaSTConfig.model_type!r}, or {ORIGINAL_MODEL_TYPE!r} as released)."
+                f"({LlavaSTConfig.model_type!r}, or {ORIGINAL_MODEL_TYPE!r} for original checkpoints)."
             )
         return config_dict
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; a released LLaVA-ST configuration is translated, and keyword arguments take part in validation.
+        """Same as in transformers, but a configuration of the original code is translated, and keyword arguments are validated.
 
         Raises:
-            ValueError: where the dictionary describes another kind of model.
+            ValueError: If the dictionary is the configuration of another model.
         """
         config_dict = dict(cls._read(config_dict, str(kwargs.get("name_or_path") or "")))
         for name in cls.__dataclass_fields__.keys() & kwargs.keys() - {"dtype"}:
@@ -225,29 +240,48 @@ class LlavaSTConfig(PreTrainedConfig):
             config_dict[name] = {**current, **value} if isinstance(current, dict) and isinstance(value, dict) else value
         return super(LlavaSTConfig, LlavaSTConfig).from_dict(config_dict, **kwargs)
 
+    def _check_model_types(self):
+        for name, expected in (("text_config", Qwen2Config), ("vision_config", SiglipVisionConfig)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, (dict, PreTrainedConfig)):
+                raise ValueError(f"{name} must be a dictionary or a configuration, got {value!r}.")
+            model_type = value.get("model_type", expected.model_type) if isinstance(value, dict) else value.model_type
+            if model_type != expected.model_type:
+                raise ValueError(f"{name} must have the model_type {expected.model_type!r}, got {model_type!r}.")
+
+    def _check_sizes(self):
+        owners = (("", self, _SIZES), ("text_config.", self.text_config, _TEXT_SIZES), ("vision_config.", self.vision_config, _VISION_SIZES))
+        for prefix, config, names in owners:
+            for name in names:
+                if getattr(config, name) < 1:
+                    raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(config, name)}.")
+        if self.vision_chunk_size is not None and self.vision_chunk_size < 1:
+            raise ValueError(f"vision_chunk_size must be at least 1, or None for all frames at once, got {self.vision_chunk_size}.")
+        if self.vision_config.num_channels != 3:
+            raise ValueError(f"vision_config.num_channels must be 3 (RGB), got {self.vision_config.num_channels}.")
+        if self.text_config.num_attention_heads % self.text_config.num_key_value_heads:
+            raise ValueError(
+                f"text_config.num_attention_heads={self.text_config.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.text_config.num_key_value_heads}."
+            )
+        for prefix, config in (("packer_", self), ("", self.vision_config)):
+            width, heads = getattr(config, f"{prefix}hidden_size"), getattr(config, f"{prefix}num_attention_heads")
+            if width % heads:
+                where = "" if config is self else "vision_config."
+                raise ValueError(f"{where}{prefix}hidden_size={width} must be a multiple of {prefix}num_attention_heads={heads}.")
+
     def validate_architecture(self):
-        """Refuses sizes that do not fit one another. Part of `@strict` validation."""
+        """Refuses sizes that are not valid or do not fit each other. Part of `@strict` validation."""
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
         if not isinstance(image_size, int) or not isinstance(patch_size, int):
             raise ValueError(
                 f"vision_config must describe square images and patches, got image_size={image_size}, patch_size={patch_size}."
             )
-        for name in (
-            "packer_hidden_size",
-            "packer_num_attention_heads",
-            "packer_spatial_stride",
-            "packer_temporal_stride",
-            "fast_spatial_stride",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.packer_hidden_size % self.packer_num_attention_heads:
-            raise ValueError(
-                f"packer_hidden_size={self.packer_hidden_size} is no multiple of "
-                f"packer_num_attention_heads={self.packer_num_attention_heads}."
-            )
-        if not 1 <= patch_size <= image_size:
-            raise ValueError(f"vision_config has patches of {patch_size} pixels in images of {image_size}.")
+        self._check_sizes()
+        if patch_size > image_size:
+            raise ValueError(f"vision_config.patch_size={patch_size} must not be larger than image_size={image_size}.")
         if self.grid_size % self.packer_spatial_stride:
             raise ValueError(
                 f"packer_spatial_stride={self.packer_spatial_stride} does not divide the vision grid of {self.grid_size}×{self.grid_size} "
@@ -255,15 +289,15 @@ class LlavaSTConfig(PreTrainedConfig):
             )
         if self.packed_grid_size % self.fast_spatial_stride:
             raise ValueError(
-                f"fast_spatial_stride={self.fast_spatial_stride} does not divide the packed grid of "
-                f"{self.packed_grid_size}×{self.packed_grid_size} cells."
+                f"fast_spatial_stride={self.fast_spatial_stride} does not divide the spatial packer's grid of "
+                f"{self.packed_grid_size}×{self.packed_grid_size} features."
             )
         for name in ("num_temporal_bins", "num_spatial_bins"):
             if not MIN_BINS <= getattr(self, name) <= MAX_BINS:
                 raise ValueError(f"{name} must be from {MIN_BINS} to {MAX_BINS}, got {getattr(self, name)}.")
 
     def validate_token_ids(self):
-        """Refuses token ids that overlap one another or do not fit below the coordinates. Part of `@strict` validation."""
+        """Refuses token ids that are equal, negative or among the coordinate tokens. Part of `@strict` validation."""
         super().validate_token_ids()
         ids = {"coordinate_start_token_id": self.coordinate_start_token_id} if self.use_coordinate_tokens else {}
         ids |= {field: getattr(self, field) for field in SPECIAL_TOKENS}
@@ -287,14 +321,16 @@ class LlavaSTConfig(PreTrainedConfig):
                 )
 
     def check_vocabulary(self, vocab_size: int | None = None):
-        """Checks that a vocabulary holds every token that the model reads by id. Models check it when they are built: a
-        configuration by itself may be on its way to other sizes.
+        """
+        Checks that a vocabulary contains all special and coordinate tokens. Models check it when they are built, since a configuration
+        may be changed after its construction.
 
         Args:
-            vocab_size: rows of the embedding matrices, by default those of `text_config`.
+            vocab_size (`int`, *optional*, defaults to `text_config.vocab_size`):
+                Rows of the embedding matrices.
 
         Raises:
-            ValueError: naming the first id beyond the vocabulary.
+            ValueError: If an id lies outside the vocabulary, naming the first one.
         """
         vocab_size = self.text_config.vocab_size if vocab_size is None else vocab_size
         if self.use_coordinate_tokens and self.coordinates.end_token_id > vocab_size:
@@ -308,22 +344,22 @@ class LlavaSTConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches per side that the vision encoder sees (27)."""
+        """Patches per side of an image (27)."""
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
     def packed_grid_size(self) -> int:
-        """Cells per side after the spatial packer (9); the slow stream's grid."""
+        """Features per side after the spatial packer (9), and in the slow stream."""
         return self.grid_size // self.packer_spatial_stride
 
     @property
     def fast_grid_size(self) -> int:
-        """Cells per side of the fast stream (3)."""
+        """Features per side in the fast stream (3)."""
         return self.packed_grid_size // self.fast_spatial_stride
 
     @property
     def coordinates(self) -> CoordinateVocabulary:
-        """The coordinate vocabulary; only where `use_coordinate_tokens`."""
+        """Coordinate vocabulary. Valid only with `use_coordinate_tokens`."""
         return CoordinateVocabulary(
             start_token_id=self.coordinate_start_token_id,
             num_temporal_bins=self.num_temporal_bins,
@@ -332,7 +368,16 @@ class LlavaSTConfig(PreTrainedConfig):
         )
 
     def media_token_ids(self, kind: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """`(openings, patches, closings)`: ids at whose positions features of `kind` ("image" or "video") stand."""
+        """
+        Lists the ids of the tokens that visual features replace.
+
+        Args:
+            kind (`str`):
+                `"image"` or `"video"`.
+
+        Returns:
+            `tuple(tuple(int), tuple(int), tuple(int))`: ids of opening markers, of the patch token, and of closing markers.
+        """
         if kind == "image":
             return (self.image_start_token_id,), (self.image_token_id,), (self.image_end_token_id,)
         openings = (self.video_start_token_id, self.slow_video_start_token_id)
@@ -341,7 +386,8 @@ class LlavaSTConfig(PreTrainedConfig):
 
 
 class LlavaSTOriginalConfig(LlavaSTConfig):
-    """What `AutoConfig` finds for a released folder. Reads to a [`LlavaSTConfig`]; there are no instances of this class."""
+    """Class that `AutoConfig` finds for an original checkpoint. Its `from_pretrained` returns a [`LlavaSTConfig`]; the class has no
+    instances."""
 
     model_type = ORIGINAL_MODEL_TYPE
 

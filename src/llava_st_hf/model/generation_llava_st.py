@@ -1,17 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `generate` must know about LLaVA-ST: exact positions belong to the prompt, and features stand at marker tokens too."""
+"""`generate` for LLaVA-ST: exact coordinate values belong to prompt tokens only, and features replace marker tokens too."""
 
 import torch
 from transformers import GenerationMixin
+from transformers import __version__ as transformers_version
 from transformers.generation import utils as generation_utils
+
+from .renamed_arguments_llava_st import accept_renamed_arguments
 
 
 class LlavaSTGenerationMixin(GenerationMixin):
-    def _patch_token_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """`input_ids` with patch tokens in place of the markers around media.
+    """Adapts [`~transformers.GenerationMixin`] to LLaVA-ST's inputs."""
 
-        transformers counts and slices features by `config.image_token_id` and `config.video_token_id`; ours stand at the
-        markers as well. Which of these ids stands there makes no difference to the model: features replace them all.
+    @accept_renamed_arguments
+    def generate(self, *args, **kwargs):
+        """See [`~transformers.GenerationMixin.generate`]."""
+        return super().generate(*args, **kwargs)
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
+        # transformers calls the feature methods of the base model, which does not have the head.
+        model_kwargs["coordinate_output_embeddings"] = None
+        if any(model_kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+            model_kwargs["coordinate_output_embeddings"] = self.get_coordinate_output_embeddings()
+        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+
+    def _patch_token_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """
+        Replaces the markers around images and videos by patch tokens.
+
+        transformers counts and slices features by `config.image_token_id` and `config.video_token_id`; here features replace the markers
+        as well. The model gives equal outputs for both ids.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Token ids.
+
+        Returns:
+            `torch.LongTensor` of the same shape.
         """
         for kind in ("image", "video"):
             patch = self.config.media_token_ids(kind)[1][0]
@@ -20,7 +45,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         if input_ids is None or input_ids.numel() == 0:
-            # Prompts given as embeddings: ids that have media tokens at the right places serve the count.
+            # For prompts given as embeddings: ids with media tokens at the positions of features are enough to count them.
             input_ids = torch.full(inputs_embeds.shape[:-1], -1, device=inputs_embeds.device)
             for kind in ("image", "video"):
                 patch = self.config.media_token_ids(kind)[1][0]
@@ -35,15 +60,18 @@ class LlavaSTGenerationMixin(GenerationMixin):
             and any((model_kwargs.get("mm_encoder_outputs") or {}).values())
             and not hasattr(generation_utils, "_slice_mm_encoder_output")
         ):
-            # transformers 5.20 would leave the media out without a word.
-            raise ValueError("prefill_chunk_size with images or videos needs a newer transformers, which cuts their features too.")
-        coordinates, cache = model_kwargs.get("coordinates"), model_kwargs.get("past_key_values")
-        if coordinates is not None and cache is not None and is_first_iteration:
-            # Where a kept cache goes on, prompt and coordinates may be those of the new tokens alone.
+            # transformers 5.20 would ignore the media without an error.
+            raise ValueError(
+                "prefill_chunk_size with images or videos needs transformers>=5.21; installed is "
+                f"{transformers_version}. Upgrade transformers, or do not set prefill_chunk_size."
+            )
+        coordinate_values, cache = model_kwargs.get("coordinate_values"), model_kwargs.get("past_key_values")
+        if coordinate_values is not None and cache is not None and is_first_iteration:
+            # With a cache from an earlier turn, ids and coordinate values may be those of the new tokens alone.
             attention_mask = model_kwargs.get("attention_mask")
             length = cache.get_seq_length() + input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
-            seen = max(0, length - coordinates.shape[1])
-            model_kwargs["coordinates"] = torch.nn.functional.pad(coordinates, (seen, 0), value=float("nan"))
+            seen = max(0, length - coordinate_values.shape[1])
+            model_kwargs["coordinate_values"] = torch.nn.functional.pad(coordinate_values, (seen, 0), value=float("nan"))
         return super()._prefill(self._patch_token_ids(input_ids), generation_config, model_kwargs, is_first_iteration)
 
     def prepare_inputs_for_generation(
@@ -51,8 +79,8 @@ class LlavaSTGenerationMixin(GenerationMixin):
         input_ids,
         attention_mask=None,
         past_key_values=None,
-        inputs_embeds=None,  # `generate` takes embeddings only where this argument is spelled out
-        coordinates=None,
+        inputs_embeds=None,  # `generate` accepts embeddings only if this signature names them
+        coordinate_values=None,
         **kwargs,
     ):
         model_inputs = super().prepare_inputs_for_generation(
@@ -63,20 +91,20 @@ class LlavaSTGenerationMixin(GenerationMixin):
             **kwargs,
         )
         token_ids = model_inputs.get("input_ids")
-        if coordinates is None:
+        if coordinate_values is None:
             return model_inputs
         if token_ids is None:
-            raise ValueError("coordinates go with input_ids: embeddings given as inputs_embeds already say where things are.")
-        # Positions belong to prompt tokens. These inputs are the tokens [end - length, end) of the sequence: all of it,
-        # a chunk of a long prompt, what a cache has not seen yet, or the one token of a decode step, which has none.
+            raise ValueError("coordinate_values go with input_ids: inputs_embeds contain the coordinates already. Leave one of them out.")
+        # Only prompt tokens have exact values. These inputs are the tokens [end - length, end) of the sequence: all of it, a chunk of a
+        # long prompt, tokens that are not in the cache yet, or the one token of a decode step, which has no exact value.
         length = token_ids.shape[1]
         if attention_mask is not None and attention_mask.ndim == 2:
             end = attention_mask.shape[1]
         else:
             end = length + (past_key_values.get_seq_length() if past_key_values is not None else 0)
-        if end - length >= coordinates.shape[1]:
+        if end - length >= coordinate_values.shape[1]:
             return model_inputs
-        missing = max(0, end - coordinates.shape[1])
-        coordinates = torch.nn.functional.pad(coordinates, (0, missing), value=float("nan"))
-        model_inputs["coordinates"] = coordinates[:, end - length : end]
+        missing = max(0, end - coordinate_values.shape[1])
+        coordinate_values = torch.nn.functional.pad(coordinate_values, (0, missing), value=float("nan"))
+        model_inputs["coordinate_values"] = coordinate_values[:, end - length : end]
         return model_inputs

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft two-hot cross-entropy over a large vocabulary, in the memory of a few hundred logit rows.
+"""Soft two-hot cross-entropy over a large vocabulary, computed for a few hundred positions at a time.
 
 A target is a pair of tokens (lower, upper) with weights (1 - r, r): an exact position between two coordinate bins, or an
 ordinary token with r = 0. The loss of one position is logsumexp(logits) - (1 - r)·logit[lower] - r·logit[upper], so no
-target over the vocabulary is ever built. Logits are made for a chunk of positions at a time; their gradient is folded
-into those of the hidden states and of the head at once, and the chunk is dropped.
+dense target over the vocabulary is built. Logits are computed for a chunk of positions at a time; the gradients of hidden states and
+head are computed from them in the forward pass, and the logits are freed.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .coordinates_llava_st import CoordinateVocabulary, propagation_matrix
 
 
-# Logits alive at one time: 2^25 fp32 values, 128 MiB. Larger chunks were not faster on CPU, and only a little on GPU.
+# Largest number of logits in memory: 2^25 float32 values, 128 MiB. Larger chunks were not faster on CPU, and a little on GPU.
 _MAX_CHUNK_LOGITS = 2**25
 
 
@@ -50,7 +50,7 @@ class _CoordinateCrossEntropy(torch.autograd.Function):
                     grad_hidden[chunk] = (grad_logits @ head).to(grad_hidden.dtype)
                 if needs_weight:
                     if propagation is not None:
-                        # Rows share their gradient with their neighbours; hidden states see the plain one (above).
+                        # Neighbouring bins share the gradient of the weight; that of hidden states (above) is without propagation.
                         columns = grad_logits[:, first_coordinate : first_coordinate + propagation.shape[0]]
                         columns.add_(columns @ propagation.to(dtype))
                     if grad_weight.dtype == dtype:
@@ -65,7 +65,7 @@ class _CoordinateCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_sum, _):
         grad_hidden, grad_weight = ctx.saved_tensors
-        # Scaled out of place: the graph may be walked again (retain_graph).
+        # Scaled out of place: backward may be called again (retain_graph).
         return (
             None if grad_hidden is None else grad_hidden * grad_sum,
             None if grad_weight is None else grad_weight * grad_sum,
@@ -86,19 +86,26 @@ def coordinate_cross_entropy(
     propagation: torch.Tensor | None = None,
     first_coordinate: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed soft cross-entropy of two-hot targets (LLaVA-ST, section 3.2).
+    """
+    Computes the summed soft cross-entropy of two-hot targets (LLaVA-ST, section 3.2).
 
     Args:
-        hidden_states: (num_positions, hidden_size), the decoder's output at each supervised position.
-        weight: (vocab_size, hidden_size), the output embeddings.
-        lower, upper: (num_positions,) ids of the two target tokens; the same id where the target is one token.
-        upper_weight: (num_positions,) share r of `upper`; `lower` has 1 - r.
-        propagation: (num_coordinates, num_coordinates) matrix of Neighbouring Token Propagation; the gradient of the
-            coordinate rows of `weight` becomes (I + M)·g. None leaves it as it is.
-        first_coordinate: row of `weight` at which the coordinate tokens begin.
+        hidden_states (`torch.FloatTensor` of shape `(num_positions, hidden_size)`):
+            The decoder's output at each supervised position.
+        weight (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`):
+            Output embeddings.
+        lower, upper (`torch.LongTensor` of shape `(num_positions,)`):
+            Ids of the two target tokens; equal where the target is one token.
+        upper_weight (`torch.FloatTensor` of shape `(num_positions,)`):
+            Weight r of `upper`; that of `lower` is 1 - r.
+        propagation (`torch.FloatTensor` of shape `(num_coordinates, num_coordinates)`, *optional*):
+            Matrix M of Neighbouring Token Propagation: the gradient g of the coordinate tokens' rows of `weight` becomes (I + M)·g.
+        first_coordinate (`int`, *optional*, defaults to 0):
+            Row of `weight` of the first coordinate token.
 
     Returns:
-        `(loss_sum, losses)`: the differentiable sum (float32 scalar) and, for logging only, each position's loss.
+        `tuple(torch.FloatTensor, torch.FloatTensor)`: the differentiable sum (float32 scalar) and, for logging only, the loss of each
+        position, of shape `(num_positions,)`.
     """
     return _CoordinateCrossEntropy.apply(hidden_states, weight, lower, upper, upper_weight, propagation, first_coordinate)
 
@@ -113,8 +120,8 @@ def _wrapped_head_cross_entropy(
     propagation: torch.Tensor | None,
     first_coordinate: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`coordinate_cross_entropy` through a head that is more than its weight (an adapter, quantised or offloaded): the head is
-    called, chunk by chunk, and once more in backward in place of keeping its logits."""
+    """`coordinate_cross_entropy` for a wrapped head (an adapter, quantized or offloaded). Calls the head for one chunk of positions at a
+    time, and again in the backward pass, so that at most `_MAX_CHUNK_LOGITS` logits are in memory."""
     mixed, weight = None, torch.as_tensor(head.weight)
     if propagation is not None and weight.requires_grad:
         rows = weight[first_coordinate : first_coordinate + len(propagation)]
@@ -122,7 +129,7 @@ def _wrapped_head_cross_entropy(
 
     def chunk_losses(states, targets, shares):
         logits = head(states).float()  # (chunk, vocab)
-        if mixed is not None:  # adds nothing but the neighbours' part of the rows' gradient
+        if mixed is not None:  # adds zero, with the gradient of the neighbouring bins
             extra = F.linear(states.detach(), mixed).float()
             coordinates = slice(first_coordinate, first_coordinate + len(mixed))
             logits[:, coordinates] = logits[:, coordinates] + (extra - extra.detach())
@@ -141,24 +148,33 @@ def supervised_cross_entropy(
     head: nn.Module,
     vocab_size: int,
     targets: torch.LongTensor,
-    positions: torch.FloatTensor | None,
+    target_values: torch.FloatTensor | None,
     vocabulary: CoordinateVocabulary | None,
     propagate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """`coordinate_cross_entropy` of the supervised positions of a batch.
+    """
+    Computes `coordinate_cross_entropy` of the supervised positions of a batch.
 
     Args:
-        hidden_states: (batch_size, sequence_length, hidden_size), the decoder's output.
-        head: the output embeddings, a linear layer or what an adapter, a quantiser or offloading made of it.
-        vocab_size: logits of the head.
-        targets: (batch_size, sequence_length), for each position the id to predict *there*, -100 where none is.
-        positions: same shape, the exact position (fraction in [0, 1]) of each target, NaN where it has none; or None.
-        vocabulary: where the coordinate tokens stand, None in a model that has none.
-        propagate: whether the coordinate rows of `head` take part in Neighbouring Token Propagation.
+        hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The decoder's output.
+        head (`nn.Module`):
+            Output embeddings: a linear layer, or one wrapped by an adapter, quantization or offloading.
+        vocab_size (`int`):
+            Number of logits of the head.
+        targets (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            For each position the id to predict at it, -100 where nothing is supervised.
+        target_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Exact value (fraction in [0, 1]) of each target, NaN where it has none.
+        vocabulary ([`CoordinateVocabulary`], *optional*):
+            Ids and bins of the coordinate tokens, None in a model without them.
+        propagate (`bool`):
+            Whether Neighbouring Token Propagation is applied to the gradient of the coordinate tokens' rows of `head`.
 
     Returns:
-        `(loss_sum, losses, bin_errors)`: the first two as of `coordinate_cross_entropy`, the last of `_bin_errors`; None without
-        coordinate tokens, and through a head that is more than its weight. One entry per supervised position, batch-major.
+        `tuple(torch.FloatTensor, torch.FloatTensor, torch.FloatTensor | None)`: `loss_sum`, `losses` and `bin_errors`. The first two are
+        those of `coordinate_cross_entropy`, the last that of `_bin_errors`, None without coordinate tokens and with a wrapped head. One
+        entry per supervised position, batch-major.
     """
     targets = targets.to(hidden_states.device)
     supervised = targets != -100
@@ -167,12 +183,12 @@ def supervised_cross_entropy(
     matrix, first_coordinate = None, 0
     if vocabulary is not None:
         first_coordinate = vocabulary.start_token_id
-        if positions is not None:
-            positions = positions.to(hidden_states.device)[supervised].float()
-            lower, upper, upper_weight = vocabulary.between_tokens(lower, positions)
+        if target_values is not None:
+            target_values = target_values.to(hidden_states.device)[supervised].float()
+            lower, upper, upper_weight = vocabulary.between_tokens(lower, target_values)
         if propagate:
             matrix = propagation_matrix(vocabulary.sizes(), device=hidden_states.device)
-    weight: torch.Tensor = head.weight  # read once: an adapter may put it together at each reading
+    weight: torch.Tensor = head.weight  # read once: an adapter may compute it at each access
     if not _is_matrix(head, weight):
         loss_sum, losses = _wrapped_head_cross_entropy(
             hidden_states, head, vocab_size, lower, upper, upper_weight, matrix, first_coordinate
@@ -184,8 +200,8 @@ def supervised_cross_entropy(
 
 
 def _is_matrix(head: nn.Module, weight) -> bool:
-    """Whether the head is its weight and nothing more. A subclass of Linear may be more: a quantised weight holds packed integers,
-    an offloaded one nothing. A weight that is computed, as from frozen and trained rows, is all of its head."""
+    """Whether the head is a product with its weight only. A subclass of Linear may have a quantized weight (packed integers) or an
+    offloaded one (no data). A computed weight, as that of PEFT's trainable tokens, is the whole of its head."""
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
         return False
     return isinstance(head, nn.Linear) or not weight.is_leaf
@@ -199,15 +215,23 @@ def _bin_errors(
     upper_weight: torch.Tensor,
     vocabulary: CoordinateVocabulary,
 ) -> torch.Tensor:
-    """How far the likeliest bin on a target's axis lies from the target.
+    """
+    Computes the absolute difference between the most probable bin on the target's axis and the target.
 
     Args:
-        hidden_states: (num_positions, hidden_size)
-        weight: (vocab_size, hidden_size), the output embeddings.
-        lower, upper_weight: (num_positions,), the targets as `coordinate_cross_entropy` takes them.
+        hidden_states (`torch.FloatTensor` of shape `(num_positions, hidden_size)`):
+            The decoder's output at each supervised position.
+        weight (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`):
+            Output embeddings.
+        lower (`torch.LongTensor` of shape `(num_positions,)`):
+            Targets, as in `coordinate_cross_entropy`.
+        upper_weight (`torch.FloatTensor` of shape `(num_positions,)`):
+            The same.
+        vocabulary ([`CoordinateVocabulary`]):
+            Ids and bins of the coordinate tokens.
 
     Returns:
-        (num_positions,) in bins, NaN where the target is no coordinate token.
+        `torch.FloatTensor` of shape `(num_positions,)`, in bins; NaN where the target is not a coordinate token.
     """
     first = vocabulary.start_token_id
     sizes = torch.tensor(vocabulary.sizes(), device=lower.device)

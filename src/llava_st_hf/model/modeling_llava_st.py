@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a Qwen2 decoder whose
-vocabulary holds the coordinates (LLaVA-ST, arXiv:2501.08282)."""
+"""PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a Qwen2 decoder with coordinate tokens in
+its vocabulary (LLaVA-ST, arXiv:2501.08282)."""
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
-from .lape_llava_st import add_positions, blend_coordinates, propagate
+from .lape_llava_st import add_positions, interpolate_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
-from .vision_llava_st import encode_frames, world_size
+from .renamed_arguments_llava_st import accept_renamed_arguments
+from .vision_llava_st import encode_frames
 
 
 class LlavaSTMultiModalProjector(nn.Module):
@@ -46,13 +47,13 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # SigLIP's post-norm, pooling head and 27th layer, where a checkpoint brings them: features are taken before.
+    # Features are taken before SigLIP's post-norm and pooling head, which some checkpoints contain.
     _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*(post_layernorm|head)\.", r"vision_tower\..*position_ids"]
 
     @torch.no_grad()
     def initialize_weights(self):
-        # `_init_weights` is no place for it: outside transformers itself it is called only for modules that have
-        # parameters of their own, so neither for a packer nor for a model.
+        # Not in `_init_weights`, which transformers calls only for modules with parameters of their own where the class is not one of
+        # its own; a packer and a model have none.
         fresh = [
             module
             for module in self.modules()
@@ -63,26 +64,27 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
             if isinstance(module, LlavaSTWindowPacker):
                 module.initialize_weights(self.config.initializer_range)
             elif self.config.use_coordinate_tokens:
-                self._init_coordinate_rows(module)
+                self._init_coordinate_embeddings(module)
 
-    def _init_coordinate_rows(self, module: "LlavaSTPreTrainedModel"):
-        """Large beside an ordinary row, so that LAPE is heard from the first step. Leaves loaded matrices alone."""
+    def _init_coordinate_embeddings(self, module: "LlavaSTPreTrainedModel"):
+        """Initializes the coordinate embeddings with a larger standard deviation than ordinary tokens, so that LAPE has an effect from
+        the first step. Skips matrices loaded from a checkpoint."""
         coordinates = self.config.coordinates
         rows = slice(coordinates.start_token_id, coordinates.end_token_id)
-        head, embeddings = module.lm_head, module.get_input_embeddings()
+        embeddings, head = module.get_input_embeddings(), module.get_output_embeddings()
         if isinstance(module, LlavaSTModel) and not getattr(embeddings.weight, "_is_hf_initialized", False):
             init.normal_(embeddings.weight[rows])
         if self.config.tie_word_embeddings:
-            head = embeddings  # a tied matrix serves as logit rows above all
+            head = embeddings  # the range of output embeddings suits both uses of a tied matrix
         if head is not None and not getattr(head.weight, "_is_hf_initialized", False):
             bound = head.weight.shape[1] ** -0.5
             init.uniform_(head.weight[rows], -bound, bound)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As in transformers. Coordinate and special tokens keep their ids, so the matrices never end before them.
+        """Same as in transformers. Coordinate and special tokens keep their ids, so the matrices must include them.
 
         Raises:
-            ValueError: where `new_num_tokens` would cut one of them off.
+            ValueError: If a vocabulary of `new_num_tokens` does not include one of these tokens.
         """
         if new_num_tokens is not None:
             self.config.check_vocabulary(new_num_tokens)
@@ -91,48 +93,37 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
 
 class LlavaSTModel(LlavaSTPreTrainedModel):
     """
-    SigLIP, projector, LAPE, packer and decoder, without language modeling head.
+    LLaVA-ST without language modeling head: SigLIP, projector, LAPE, packer and decoder.
 
-    LAPE reads the input *and* the output rows of the coordinate tokens. Inside [`LlavaSTForConditionalGeneration`] the
-    latter are those of its `lm_head`; a model of this class by itself holds an `lm_head` of its own for them, loaded from
-    the same key of a checkpoint.
+    LAPE adds the mean of the input and the output embeddings of the coordinate tokens. With untied embeddings the latter are rows of the
+    language modeling head, which this model does not have: every call with images or videos takes them as the argument
+    `coordinate_output_embeddings`. [`LlavaSTForConditionalGeneration`] passes those of its head. Other owners of a head (a server, for
+    example) pass `lm_head.weight[coordinates.start_token_id : coordinates.end_token_id]`, where `coordinates` is `config.coordinates`.
+
+    Args:
+        config ([`LlavaSTConfig`]):
+            Configuration of the model.
     """
 
-    def __init__(self, config: LlavaSTConfig, head_owner: "LlavaSTForConditionalGeneration | None" = None):
+    # A checkpoint of the whole model contains the head.
+    _keys_to_ignore_on_load_unexpected = [*LlavaSTPreTrainedModel._keys_to_ignore_on_load_unexpected, r"^lm_head\."]
+
+    def __init__(self, config: LlavaSTConfig):
         super().__init__(config)
         config.check_vocabulary()
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.vision_tower.post_layernorm = nn.Identity()  # the projector was trained on un-normalised features
+        self.vision_tower.post_layernorm = nn.Identity()  # the projector was trained on features without this norm
         self.multi_modal_projector = LlavaSTMultiModalProjector(config)
         self.packer = LlavaSTSpatialTemporalPacker(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        # Kept out of nn.Module's registry: a reference, not a child. Deep copies and PEFT's replacing of `lm_head` are
-        # followed, as they would not be by a second reference to the head itself.
-        self.__dict__["_head_owner"] = head_owner
-        self.lm_head = None
-        if head_owner is None and config.use_coordinate_tokens and not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def _output_rows(self) -> torch.Tensor:
-        """(num_coordinates, hidden_size), the logit rows of the coordinate tokens."""
-        head = self.lm_head if self._head_owner is None else self._head_owner.get_output_embeddings()
-        coordinates = self.config.coordinates
-        rows = slice(coordinates.start_token_id, coordinates.end_token_id)
-        weight = head.weight  # read once: an adapter may put it together at each reading
-        if weight.is_meta:  # offloaded by a device_map: only the hooks can bring it
-            from accelerate.utils import align_module_device
-
-            with align_module_device(head):
-                return head.weight[rows].clone()
-        return weight[rows]
-
     def _trains(self) -> bool:
-        """Whether Neighbouring Token Propagation is on: it alters gradients alone."""
+        """Whether Neighbouring Token Propagation is on: it changes gradients only."""
         return self.training and torch.is_grad_enabled()
 
     def _table_ids(self, device: torch.device) -> torch.Tensor:
-        """Tokens whose embeddings build visual features: coordinates, then the markers of the fast stream."""
+        """Ids of the tokens whose embeddings are parts of visual features: coordinate tokens, then the markers of the fast stream."""
         markers = [self.config.video_start_token_id, self.config.video_token_id, self.config.video_end_token_id]
         markers = torch.tensor(markers, device=device)
         if not self.config.use_coordinate_tokens:
@@ -140,50 +131,73 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         coordinates = self.config.coordinates
         return torch.cat((torch.arange(coordinates.start_token_id, coordinates.end_token_id, device=device), markers))
 
-    def embed_inputs(self, input_ids: torch.LongTensor, coordinates: torch.FloatTensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_inputs(
+        self, input_ids: torch.LongTensor, coordinate_values: torch.FloatTensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Embeds tokens, blending neighbouring bins where an exact position is given.
+        Embeds tokens; a coordinate with an exact value is interpolated between the embeddings of the two nearest bins.
 
         Args:
-            input_ids: (batch_size, sequence_length)
-            coordinates: same shape, fractions in [0, 1] or NaN, or None.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Token ids.
+            coordinate_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Fractions in [0, 1], NaN where a token has no exact value.
 
         Returns:
-            `(inputs_embeds, token_table)`: (batch_size, sequence_length, hidden_size), and the rows of `_table_ids`.
+            `tuple(torch.FloatTensor, torch.FloatTensor)`: `inputs_embeds` of shape `(batch_size, sequence_length, hidden_size)`, and the
+            `token_table` that `get_image_features` and `get_video_features` take.
         """
-        # One lookup for tokens and table: each lookup costs a gradient of the size of the whole matrix.
+        # One lookup for tokens and table: the gradient of each lookup has the size of the whole matrix.
         ids = torch.cat((input_ids.flatten(), self._table_ids(input_ids.device)))
         embeds, table = self.get_input_embeddings()(ids).split([input_ids.numel(), len(ids) - input_ids.numel()])
         embeds = embeds.view(*input_ids.shape, -1)  # (batch, sequence, hidden)
-        if not self.config.use_coordinate_tokens or (coordinates is None and not self._trains()):
+        if not self.config.use_coordinate_tokens or (coordinate_values is None and not self._trains()):
             return embeds, table
         vocabulary = self.config.coordinates
-        rows = table[: len(vocabulary)]
+        coordinate_embeddings = table[: len(vocabulary)]  # (coordinates, hidden)
         if self._trains():
-            rows = propagate(rows, vocabulary.sizes())
-        if coordinates is not None and self.config.ignore_prompt_x_coordinates:
-            coordinates = coordinates.masked_fill(input_ids == self.config.width_input_token_id, float("nan"))
-        return blend_coordinates(input_ids, embeds, coordinates, rows, vocabulary), table
+            coordinate_embeddings = propagate(coordinate_embeddings, vocabulary.sizes())
+        if coordinate_values is not None and self.config.ignore_prompt_x_coordinates:
+            coordinate_values = coordinate_values.masked_fill(input_ids == self.config.width_input_token_id, float("nan"))
+        return interpolate_coordinates(input_ids, embeds, coordinate_values, coordinate_embeddings, vocabulary), table
 
-    def _add_positions(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
+    def _add_positions(
+        self, features: torch.Tensor, token_table: torch.Tensor | None, coordinate_output_embeddings: torch.Tensor | None
+    ) -> torch.Tensor:
         """
-        Language-Aligned Positional Embedding (LLaVA-ST, section 3.2).
+        Adds the Language-Aligned Positional Embedding (LLaVA-ST, section 3.2).
 
         Args:
-            features: (videos, frames, rows, columns, hidden_size)
-            token_table: rows of `_table_ids`, where already looked up.
+            features (`torch.FloatTensor` of shape `(num_videos, num_frames, num_rows, num_columns, hidden_size)`):
+                Patch features.
+            token_table (`torch.FloatTensor` of shape `(num_table_tokens, hidden_size)`, *optional*):
+                Embeddings of `_table_ids`, if they have been computed.
+            coordinate_output_embeddings (`torch.FloatTensor` of shape `(num_coordinates, hidden_size)`, *optional*):
+                See [`LlavaSTModel.get_image_features`].
         """
         if not self.config.use_coordinate_tokens:
             return features
         if token_table is None:
             token_table = self.get_input_embeddings()(self._table_ids(features.device))
         vocabulary = self.config.coordinates
-        rows = token_table[: len(vocabulary)]
+        embeddings = token_table[: len(vocabulary)]  # (coordinates, hidden)
         if not self.config.tie_word_embeddings:
-            rows = (rows + self._output_rows().to(rows.device)) / 2
+            if coordinate_output_embeddings is None:
+                raise ValueError(
+                    "coordinate_output_embeddings is missing: visual features contain the output embeddings of the coordinate tokens, and "
+                    "the model without head does not have them. Pass "
+                    f"lm_head.weight[{vocabulary.start_token_id}:{vocabulary.end_token_id}] of the head, or call "
+                    "LlavaSTForConditionalGeneration, which passes those of its own."
+                )
+            if coordinate_output_embeddings.shape != embeddings.shape:
+                raise ValueError(
+                    f"coordinate_output_embeddings must have the shape {tuple(embeddings.shape)} (num_coordinates, hidden_size), got "
+                    f"{tuple(coordinate_output_embeddings.shape)}."
+                )
+            embeddings = (embeddings + coordinate_output_embeddings.to(embeddings.device)) / 2
         if self._trains():
-            rows = propagate(rows, vocabulary.sizes())
-        return add_positions(features, rows, vocabulary.sizes())
+            embeddings = propagate(embeddings, vocabulary.sizes())
+        return add_positions(features, embeddings, vocabulary.sizes())
 
     def _check_pixels(self, name: str, pixels: torch.Tensor, ndim: int):
         size = self.config.vision_config.image_size
@@ -192,75 +206,106 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             raise ValueError(f"{name} has shape {tuple(pixels.shape)}, but this model takes ({expected}).")
 
     def _patch_features(
-        self, pixel_values: torch.Tensor, in_step: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, vision_chunk_size: int | None = None, **kwargs
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """(frames, 3, height, width) pixels → the encoder's output and (frames, rows, columns, hidden_size) features"""
+        if vision_chunk_size is None:
+            vision_chunk_size = self.config.vision_chunk_size
+        elif vision_chunk_size < 1:
+            raise ValueError(f"vision_chunk_size must be at least 1, got {vision_chunk_size}.")
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = getattr(self.config, name)
         grid = self.config.grid_size
-        vision_outputs, features = encode_frames(self.vision_tower, self.multi_modal_projector, pixel_values, in_step, **kwargs)
+        vision_outputs, features = encode_frames(
+            self.vision_tower, self.multi_modal_projector, pixel_values, vision_chunk_size, **kwargs
+        )
         return vision_outputs, features.view(-1, grid, grid, features.shape[-1])
 
     @merge_with_config_defaults
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.FloatTensor, token_table: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.FloatTensor,
+        token_table: torch.Tensor | None = None,
+        coordinate_output_embeddings: torch.FloatTensor | None = None,
+        vision_chunk_size: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         r"""
-        Features of images as they enter the decoder.
+        Computes the features of images that replace their tokens in the decoder's input.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`):
-                Normalised pixels.
+                Normalized pixels.
             token_table (`torch.FloatTensor`, *optional*):
-                Second output of `embed_inputs`, to save a lookup.
+                Second output of `embed_inputs`, which saves a lookup.
+            coordinate_output_embeddings (`torch.FloatTensor` of shape `(num_coordinates, hidden_size)`, *optional*):
+                Output embeddings of the coordinate tokens. Required unless `tie_word_embeddings` is set or the model has no coordinate
+                tokens; not read then.
+            vision_chunk_size (`int`, *optional*, defaults to `config.vision_chunk_size`):
+                Images per pass of the vision encoder.
 
         Returns:
-            `BaseModelOutputWithPooling` whose `pooler_output` is `(num_images, num_image_tokens, hidden_size)`: 729 tokens,
-            or 81 with `use_downsample_image`.
+            `BaseModelOutputWithPooling` whose `pooler_output` is of shape `(num_images, num_image_tokens, hidden_size)`: 729 tokens per
+            image, or 81 with `use_downsample_image`. `last_hidden_state` is the encoder's.
+
+        Raises:
+            ValueError: If pixels or `coordinate_output_embeddings` do not have these shapes, or the latter are missing.
         """
         self._check_pixels("pixel_values", pixel_values, 4)
-        vision_outputs, features = self._patch_features(pixel_values, **kwargs)
-        vision_outputs.pooler_output = self._image_tokens(features, token_table)
-        return vision_outputs
-
-    def _image_tokens(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
-        """(images, rows, columns, hidden_size) patch features → (images, tokens, hidden_size)"""
-        features = self._add_positions(features[:, None], token_table)  # (images, 1, rows, columns, hidden)
+        vision_outputs, features = self._patch_features(pixel_values, vision_chunk_size, **kwargs)
+        features = self._add_positions(features[:, None], token_table, coordinate_output_embeddings)  # (images, 1, rows, columns, hidden)
         if self.config.use_downsample_image:
             features = self.packer.spatial(features)
-        return features.flatten(1, 3)
+        vision_outputs.pooler_output = features.flatten(1, 3)  # (images, tokens, hidden)
+        return vision_outputs
 
     @merge_with_config_defaults
     @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: torch.FloatTensor, token_table: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        token_table: torch.Tensor | None = None,
+        coordinate_output_embeddings: torch.FloatTensor | None = None,
+        vision_chunk_size: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         r"""
-        Features of videos as they enter the decoder.
+        Computes the features of videos that replace their tokens in the decoder's input.
 
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`):
-                Normalised pixels.
+                Normalized pixels.
             token_table (`torch.FloatTensor`, *optional*):
-                Second output of `embed_inputs`, to save a lookup.
+                Second output of `embed_inputs`, which saves a lookup.
+            coordinate_output_embeddings (`torch.FloatTensor` of shape `(num_coordinates, hidden_size)`, *optional*):
+                Output embeddings of the coordinate tokens. Required unless `tie_word_embeddings` is set or the model has no coordinate
+                tokens; not read then.
+            vision_chunk_size (`int`, *optional*, defaults to `config.vision_chunk_size`):
+                Frames per pass of the vision encoder, counted through all videos.
 
         Returns:
-            `BaseModelOutputWithPooling` whose `pooler_output` is `(num_videos, num_video_tokens, hidden_size)`: of each video
-            the fast stream, frame by frame, then the slow one (900 + 1620 tokens for 100 frames). With
-            `disable_fast_stream` the plain embeddings of the tokens there stand in place of the fast stream.
-            `last_hidden_state` is the encoder's, `(num_videos, num_frames, num_patches, vision_hidden_size)`.
+            `BaseModelOutputWithPooling` whose `pooler_output` is of shape `(num_videos, num_video_tokens, hidden_size)`: for each video
+            the fast stream, frame by frame, then the slow stream (900 + 1620 tokens for 100 frames). With `disable_fast_stream` the fast
+            stream consists of the embeddings of the tokens at its positions. `last_hidden_state` is the encoder's, of shape
+            `(num_videos, num_frames, num_patches, vision_hidden_size)`.
+
+        Raises:
+            ValueError: If pixels or `coordinate_output_embeddings` do not have these shapes, or the latter are missing.
         """
         self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
         videos, frames = pixel_values_videos.shape[:2]
-        vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), **kwargs)
+        vision_outputs, features = self._patch_features(pixel_values_videos.flatten(0, 1), vision_chunk_size, **kwargs)
         features = features.unflatten(0, (videos, frames))  # (videos, frames, rows, columns, hidden)
         vision_outputs.last_hidden_state = vision_outputs.last_hidden_state.unflatten(0, (videos, frames))
+        features = self._add_positions(features, token_table, coordinate_output_embeddings)
         vision_outputs.pooler_output = self._video_tokens(features, token_table)
         return vision_outputs
 
     def _video_tokens(self, features: torch.Tensor, token_table: torch.Tensor | None) -> torch.Tensor:
-        """(videos, frames, rows, columns, hidden_size) patch features → (videos, tokens, hidden_size), the fast stream first"""
+        """(videos, frames, rows, columns, hidden_size) features with positions → (videos, tokens, hidden_size), the fast stream first"""
         videos, frames = features.shape[:2]
-        features = self._add_positions(features, token_table)
         fast, slow = self.packer(features, use_fast=not self.config.disable_fast_stream)
         slow = slow.flatten(1, 3)  # (videos, ⌈frames/5⌉·81, hidden)
         if fast is None:
@@ -275,67 +320,31 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             fast = fast.flatten(1, 3)  # (videos, frames·9, hidden)
         return torch.cat((fast, slow), dim=1)  # (videos, tokens, hidden)
 
-    def _encode_in_step(
-        self,
-        pixel_values: torch.FloatTensor | None,
-        pixel_values_videos: torch.FloatTensor | None,
-        inputs_embeds: torch.Tensor,
-        token_table: torch.Tensor | None,
-    ) -> tuple[dict[str, BaseModelOutputWithPooling], torch.Tensor]:
-        """
-        Features of a batch in a training step that several processes make together, each with media of its own kinds.
-
-        Every process runs every part of the model once, those without a video on a short blank one that adds nothing: so each
-        weight has a gradient everywhere, and weights sharded over processes are gathered by all at the same time.
-
-        Returns:
-            `(mm_encoder_outputs, inputs_embeds)`
-        """
-        size = self.config.vision_config.image_size
-        blank = pixel_values_videos is None
-        if blank:
-            shape = (1, self.config.packer_temporal_stride, 3, size, size)
-            pixel_values_videos = inputs_embeds.new_zeros(shape)
-        self._check_pixels("pixel_values_videos", pixel_values_videos, 5)
-        videos, num_images = pixel_values_videos.shape[:2], 0
-        frames = pixel_values_videos.flatten(0, 1)
-        if pixel_values is not None:
-            self._check_pixels("pixel_values", pixel_values, 4)
-            num_images = len(pixel_values)
-            frames = torch.cat((pixel_values, frames.to(pixel_values.dtype)))  # (images + videos·frames, 3, height, width)
-        _, features = self._patch_features(frames, in_step=True)  # (images + videos·frames, rows, columns, hidden)
-        encoded = {}
-        if num_images:
-            encoded["image"] = BaseModelOutputWithPooling(pooler_output=self._image_tokens(features[:num_images], token_table))
-        video_tokens = self._video_tokens(features[num_images:].unflatten(0, videos), token_table)
-        if blank:
-            inputs_embeds = inputs_embeds + 0 * video_tokens.sum().to(inputs_embeds.dtype)
-        else:
-            encoded["video"] = BaseModelOutputWithPooling(pooler_output=video_tokens)
-        return encoded, inputs_embeds
-
     def get_placeholder_mask(
         self, kind: str, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None = None
     ) -> torch.BoolTensor:
         """
-        Where features stand: at the patch tokens and at the markers around them. A marker without patches beside it is
-        text, such as one that the model itself wrote.
+        Finds the positions that visual features replace: patch tokens and the markers around them. A marker without a patch token or
+        another marker beside it is text, such as one that the model has generated.
 
         Args:
-            kind: "image" or "video".
-            input_ids: (batch_size, sequence_length), or None: then tokens are found by their embeddings.
-            inputs_embeds: (batch_size, sequence_length, hidden_size); read only without `input_ids`.
+            kind (`str`):
+                `"image"` or `"video"`.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token ids. If None, tokens are found by their embeddings.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Read only without `input_ids`.
 
         Returns:
-            (batch_size, sequence_length), True at the positions of features.
+            `torch.BoolTensor` of shape `(batch_size, sequence_length)`, True at these positions.
         """
 
         def positions_of(token_ids: tuple[int, ...]) -> torch.BoolTensor:
             if input_ids is not None:
                 masks = [input_ids == token_id for token_id in token_ids]
             else:
-                rows = self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device))
-                masks = [(inputs_embeds == row).all(-1) for row in rows.to(inputs_embeds.device)]
+                embeddings = self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device))
+                masks = [(inputs_embeds == embedding).all(-1) for embedding in embeddings.to(inputs_embeds.device)]
             return torch.stack(masks).any(0)
 
         openings, patches, closings = map(positions_of, self.config.media_token_ids(kind))
@@ -343,10 +352,25 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         after_content = nn.functional.pad(patches | openings, (1, 0))[:, :-1]
         return patches | (openings & before_content) | (closings & after_content)
 
-    def _insert(self, kind, features, input_ids, inputs_embeds):
-        """Puts features where their tokens stand; returns the embeddings and the flat features."""
-        features = torch.cat([item.flatten(0, -2) for item in features])  # (tokens, hidden)
-        features = features.to(inputs_embeds.device, inputs_embeds.dtype)
+    def _insert(
+        self,
+        kind: str,
+        features: torch.Tensor | list[torch.Tensor],
+        media_mask: torch.Tensor | None,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replaces the embeddings at the positions of images or videos by their features; returns the embeddings and the features as
+        (tokens, hidden_size)."""
+        if media_mask is not None:
+            if media_mask.shape != (len(features),):
+                raise ValueError(f"{kind}_mask must have the shape ({len(features)},), one entry per {kind}, got {tuple(media_mask.shape)}.")
+            # Indexing keeps the padding media in the graph: their features get a gradient of zero, and so do all weights behind them.
+            features = features[media_mask.to(features.device, torch.bool)]
+        if not isinstance(features, torch.Tensor):  # `generate` cuts and repeats features as lists
+            features = torch.cat([item.flatten(0, -2) for item in features])
+        features = features.flatten(0, -2)
+        features = features.to(inputs_embeds.device, inputs_embeds.dtype)  # (tokens, hidden)
         mask = self.get_placeholder_mask(kind, input_ids, inputs_embeds)
         torch_compilable_check(
             mask.sum() == features.shape[0],
@@ -354,6 +378,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         )
         return inputs_embeds.masked_scatter(mask[..., None], features), features
 
+    @accept_renamed_arguments
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -365,10 +390,13 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        coordinates: torch.FloatTensor | None = None,
+        coordinate_values: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        in_step: bool | None = None,
+        image_mask: torch.BoolTensor | None = None,
+        video_mask: torch.BoolTensor | None = None,
+        coordinate_output_embeddings: torch.FloatTensor | None = None,
+        vision_chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaSTModelOutputWithPast:
         r"""
@@ -377,47 +405,64 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 All images of the batch, in the order of their tokens.
             pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`, *optional*):
                 All videos of the batch, in the order of their tokens.
-            coordinates (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The exact position (fraction in [0, 1]) of each coordinate token, NaN at every other token. Goes with `input_ids`.
-            in_step (`bool`, *optional*):
-                Whether all processes of a run make this call at the same time, as in a training step. Each then runs every part of
-                the model, whatever media it has. By default so in training, where there are several processes.
+            coordinate_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Exact value (fraction in [0, 1]) of each coordinate token, NaN at every other token. Only with `input_ids`.
+            image_mask (`torch.BoolTensor` of shape `(num_images,)`, *optional*):
+                False for a padding image, which has no tokens in `input_ids`. Its features are computed and not used, so that processes
+                that train together run the same modules and have a gradient for the same weights. By default no image is padding.
+            video_mask (`torch.BoolTensor` of shape `(num_videos,)`, *optional*):
+                The same for videos.
+            coordinate_output_embeddings (`torch.FloatTensor` of shape `(num_coordinates, hidden_size)`, *optional*):
+                Output embeddings of the coordinate tokens. Required with images or videos, unless `tie_word_embeddings` is set or the
+                model has no coordinate tokens.
+            vision_chunk_size (`int`, *optional*, defaults to `config.vision_chunk_size`):
+                Frames per pass of the vision encoder.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if coordinates is not None and input_ids is None:
-            raise ValueError("coordinates go with input_ids: embeddings given as inputs_embeds already say where things are.")
-        if coordinates is not None and coordinates.shape != input_ids.shape:
-            raise ValueError(f"coordinates have shape {tuple(coordinates.shape)}, and input_ids {tuple(input_ids.shape)}.")
-        mm_encoder_outputs = dict(mm_encoder_outputs or {})
+        if coordinate_values is not None and input_ids is None:
+            raise ValueError("coordinate_values go with input_ids: inputs_embeds contain the coordinates already. Leave one of them out.")
+        if coordinate_values is not None and coordinate_values.shape != input_ids.shape:
+            raise ValueError(
+                f"coordinate_values and input_ids must have one shape, got {tuple(coordinate_values.shape)} and {tuple(input_ids.shape)}."
+            )
+        encoder_outputs = dict(mm_encoder_outputs or {})
         has_media = pixel_values is not None or pixel_values_videos is not None
 
         token_table = None
         if inputs_embeds is None:
-            if coordinates is None and not has_media and not self._trains():
-                inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: what stock Qwen2 does
+            if coordinate_values is None and not has_media and not self._trains():
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: the operations of Qwen2
             else:
-                inputs_embeds, token_table = self.embed_inputs(input_ids, coordinates)
+                inputs_embeds, token_table = self.embed_inputs(input_ids, coordinate_values)
 
-        if in_step is None:
-            in_step = self._trains() and world_size() > 1
-        if in_step and not mm_encoder_outputs:
-            mm_encoder_outputs, inputs_embeds = self._encode_in_step(pixel_values, pixel_values_videos, inputs_embeds, token_table)
-        else:
-            if pixel_values is not None:
-                mm_encoder_outputs["image"] = self.get_image_features(pixel_values, token_table=token_table, return_dict=True)
-            if pixel_values_videos is not None:
-                mm_encoder_outputs["video"] = self.get_video_features(pixel_values_videos, token_table=token_table, return_dict=True)
+        options = {
+            "token_table": token_table,
+            "coordinate_output_embeddings": coordinate_output_embeddings,
+            "vision_chunk_size": vision_chunk_size,
+            # The encoder's own are no output of this method.
+            "output_hidden_states": False,
+            "output_attentions": False,
+            "return_dict": True,
+        }
+        if pixel_values is not None:
+            encoder_outputs["image"] = self.get_image_features(pixel_values, **options)
+        if pixel_values_videos is not None:
+            encoder_outputs["video"] = self.get_video_features(pixel_values_videos, **options)
         media_features = {"image": None, "video": None}
-        for kind in media_features:
-            if mm_encoder_outputs.get(kind) is not None:
-                inputs_embeds, media_features[kind] = self._insert(kind, mm_encoder_outputs[kind].pooler_output, input_ids, inputs_embeds)
+        for kind, media_mask in (("image", image_mask), ("video", video_mask)):
+            if encoder_outputs.get(kind) is not None:
+                inputs_embeds, media_features[kind] = self._insert(
+                    kind, encoder_outputs[kind].pooler_output, media_mask, input_ids, inputs_embeds
+                )
+            elif media_mask is not None:
+                raise ValueError(f"{kind}_mask is given without {kind}s. Pass the pixels that it refers to.")
 
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            # Trained embeddings may be kept in float32 beside a decoder in half precision.
+            # Trained embeddings may be kept in float32 with a decoder in half precision.
             inputs_embeds=inputs_embeds.to(self.language_model.norm.weight.dtype),
             use_cache=use_cache,
             return_dict=True,
@@ -434,27 +479,64 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
 
 
 class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationMixin):
-    """LLaVA-ST: reads images, videos and text with coordinates, writes text with coordinates."""
+    """
+    LLaVA-ST with language modeling head: takes images, videos and text with coordinates, generates text with coordinates.
+
+    Args:
+        config ([`LlavaSTConfig`]):
+            Configuration of the model.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LlavaSTConfig):
         super().__init__(config)
-        self.model = LlavaSTModel(config, head_owner=self)
+        self.model = LlavaSTModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    def get_coordinate_output_embeddings(self) -> torch.Tensor | None:
+        """
+        Returns the rows of the language modeling head that belong to coordinate tokens, which the base model takes as
+        `coordinate_output_embeddings`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_coordinates, hidden_size)`, or None where the base model does not need them: with tied
+            embeddings and without coordinate tokens.
+
+        Raises:
+            ValueError: If the weight of the head is quantized to integers.
+        """
+        if self.config.tie_word_embeddings or not self.config.use_coordinate_tokens:
+            return None
+        head, coordinates = self.get_output_embeddings(), self.config.coordinates
+        rows = slice(coordinates.start_token_id, coordinates.end_token_id)
+        weight = head.weight  # read once: an adapter may compute it at each access
+        if weight.is_meta:  # offloaded by a device_map, whose hooks load it
+            from accelerate.utils import align_module_device
+
+            with align_module_device(head):
+                return head.weight[rows].clone()
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"lm_head has a weight of type {weight.dtype}: visual features contain rows of it, which a quantized weight does not have. "
+                "Exclude lm_head from quantization."
+            )
+        return weight[rows]
 
     def get_image_features(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
-        r"""Features of images as they enter the decoder: see [`LlavaSTModel.get_image_features`]."""
+        r"""Computes the features of images that replace their tokens in the decoder's input: see [`LlavaSTModel.get_image_features`]."""
+        kwargs.setdefault("coordinate_output_embeddings", self.get_coordinate_output_embeddings())
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def get_video_features(
         self, pixel_values_videos: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
-        r"""Features of videos as they enter the decoder: see [`LlavaSTModel.get_video_features`]."""
+        r"""Computes the features of videos that replace their tokens in the decoder's input: see [`LlavaSTModel.get_video_features`]."""
+        kwargs.setdefault("coordinate_output_embeddings", self.get_coordinate_output_embeddings())
         return self.model.get_video_features(pixel_values_videos, **kwargs)
 
     def _loss(
@@ -462,28 +544,29 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         hidden_states: torch.Tensor,
         labels: torch.LongTensor | None,
         shift_labels: torch.LongTensor | None,
-        coordinates: torch.FloatTensor | None,
-        shift_coordinates: torch.FloatTensor | None,
+        coordinate_values: torch.FloatTensor | None,
+        shift_coordinate_values: torch.FloatTensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(loss, token_losses, bin_errors)`; see `supervised_cross_entropy`."""
         if shift_labels is None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]  # each position predicts the next token
-            shift_coordinates = None if coordinates is None else coordinates[:, 1:]
+            shift_coordinate_values = None if coordinate_values is None else coordinate_values[:, 1:]
         loss, token_losses, bin_errors = supervised_cross_entropy(
             hidden_states,
             self.get_output_embeddings(),
             self.config.text_config.vocab_size,
             shift_labels,
-            shift_coordinates,
+            shift_coordinate_values,
             vocabulary=self.config.coordinates if self.config.use_coordinate_tokens else None,
             propagate=self.model._trains(),
         )
         if num_items_in_batch is None:
             num_items_in_batch = token_losses.numel()
-        # Nothing supervised is a loss of 0: a division by 0 would put NaN into every weight.
+        # A batch without supervised tokens has the loss 0: a division by 0 would make every weight NaN.
         return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1), token_losses, bin_errors
 
+    @accept_renamed_arguments
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -495,11 +578,14 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        coordinates: torch.FloatTensor | None = None,
+        coordinate_values: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_mask: torch.BoolTensor | None = None,
+        video_mask: torch.BoolTensor | None = None,
+        vision_chunk_size: int | None = None,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -510,22 +596,31 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
                 All images of the batch, in the order of their tokens.
             pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, 3, image_size, image_size)`, *optional*):
                 All videos of the batch, in the order of their tokens.
-            coordinates (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The exact position (fraction in [0, 1]) of each coordinate token, NaN at every other token. Where the token is
-                supervised too, its target is two-hot between the neighbouring bins.
+            coordinate_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Exact value (fraction in [0, 1]) of each coordinate token, NaN at every other token. Where the token is supervised too,
+                its target is two-hot between the neighbouring bins.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is supervised.
+            image_mask (`torch.BoolTensor` of shape `(num_images,)`, *optional*):
+                False for a padding image, which has no tokens in `input_ids`: see [`LlavaSTModel.forward`].
+            video_mask (`torch.BoolTensor` of shape `(num_videos,)`, *optional*):
+                The same for videos.
+            vision_chunk_size (`int`, *optional*, defaults to `config.vision_chunk_size`):
+                Frames per pass of the vision encoder.
             skip_logits (`bool`, *optional*):
-                Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are
-                left out in training mode.
-            shift_labels, shift_coordinates (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                For each position the id to predict there, and that target's exact position. They replace `labels`, and
-                `coordinates` as far as targets go, where a sequence is cut into shards that do not see their next token.
+                Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are left out in
+                training mode.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                For each position the id to predict at it, in place of `labels`: for sequences cut into shards that do not contain their
+                next token.
+            shift_coordinate_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Exact values of `shift_labels`, in place of `coordinate_values` as targets.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
         """
-        # Not in the signature: transformers' Trainer takes every argument called labels for one that a batch must have.
-        shift_labels, shift_coordinates = kwargs.pop("shift_labels", None), kwargs.pop("shift_coordinates", None)
+        # Not in the signature: transformers' Trainer requires every argument with "label" in its name in every batch.
+        shift_labels, shift_coordinate_values = kwargs.pop("shift_labels", None), kwargs.pop("shift_coordinate_values", None)
+        has_media = pixel_values is not None or pixel_values_videos is not None
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -534,9 +629,13 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            coordinates=coordinates,
+            coordinate_values=coordinate_values,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            image_mask=image_mask,
+            video_mask=video_mask,
+            coordinate_output_embeddings=self.get_coordinate_output_embeddings() if has_media else None,
+            vision_chunk_size=vision_chunk_size,
             return_dict=True,
             **kwargs,
         )
@@ -545,7 +644,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         loss = token_losses = bin_errors = logits = None
         if labels is not None or shift_labels is not None:
             loss, token_losses, bin_errors = self._loss(
-                hidden_states, labels, shift_labels, coordinates, shift_coordinates, num_items_in_batch
+                hidden_states, labels, shift_labels, coordinate_values, shift_coordinate_values, num_items_in_batch
             )
         if skip_logits is None:
             skip_logits = self.training and loss is not None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of released LLaVA-ST checkpoints (`model_type: llava_qwen`) as plain data: what their configuration says in our
-words, and which of our parameters each of their tensors is.
+"""Layout of the original LLaVA-ST checkpoints (`model_type: llava_qwen`): translation of their configuration to `LlavaSTConfig`, and of
+their tensor names to this package's.
 
-The tables at the top are the facts. `register_original_checkpoint()` hands them to transformers, whose `from_pretrained` then
-reads a released folder, sharded or not, as if it were ours.
+`register_original_checkpoint()` registers the tables below with transformers; `from_pretrained` then loads an original checkpoint,
+sharded or not.
 """
 
 import re
@@ -16,8 +16,8 @@ from .coordinates_llava_st import DEFAULT_NUM_BINS
 
 ORIGINAL_MODEL_TYPE = "llava_qwen"
 
-# Released key → ours, first to last, as regular expressions with plain replacements. Ours are un-prefixed, so that the
-# model without head reads the same files.
+# Original name → this package's, applied first to last, as regular expressions with plain replacements. The latter have no prefix, so
+# that the model without head loads the same files.
 KEY_RENAMES = {
     r"^model\.vision_tower\.vision_tower\.vision_model\.": "vision_tower.",
     r"^model\.mm_projector\.0\.": "multi_modal_projector.linear_1.",
@@ -41,9 +41,9 @@ PACKER_RENAMES = {
     r"\.attn\.out_proj\.": ".out_proj.",
     r"\.to_out\.": ".output_proj.",
 }
-# One fused tensor of theirs → three of ours.
+# One fused tensor of the original → three of this package.
 PACKER_SPLITS = {f".attn.in_proj_{kind}": [f".{name}_proj.{kind}" for name in ("q", "k", "v")] for kind in ("weight", "bias")}
-# Several tables of theirs, in vocabulary order → one matrix of ours.
+# One matrix of this package → tables of the original, in vocabulary order.
 VOCABULARY_PARTS = {
     "language_model.embed_tokens.weight": [
         "model.embed_tokens.weight",
@@ -59,7 +59,7 @@ VOCABULARY_PARTS = {
     ],
 }
 
-# Keys of the flat released config.json that describe the language model.
+# Keys of the original, flat config.json that describe the language model.
 _TEXT_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta", "use_sliding_window",
@@ -70,28 +70,35 @@ _VISION_TOWER = "siglip-so400m-patch14-384"
 
 
 def translate_config(released: dict, name_or_path: str = "") -> dict:
-    """Says in `LlavaSTConfig`'s words what a released config.json says, with the two compatibility flags of the released weights.
+    """
+    Translates the config.json of an original checkpoint to the keys of `LlavaSTConfig` and sets the two compatibility flags that its
+    weights need.
 
     Args:
-        released: the parsed config.json, `model_type` "llava_qwen".
-        name_or_path: where it comes from, for error messages.
+        released (`dict`):
+            The parsed config.json, with the `model_type` `"llava_qwen"`.
+        name_or_path (`str`, *optional*, defaults to `""`):
+            Origin of the configuration, for error messages.
+
+    Returns:
+        `dict`: keyword arguments of `LlavaSTConfig`.
 
     Raises:
-        ValueError: where it describes another model of the LLaVA family, naming the key that tells.
+        ValueError: If the configuration is that of another model of the LLaVA family, naming the key.
     """
     where = f" in {name_or_path}" if name_or_path else ""
     if released.get("mm_resampler_type") != _PACKER_TYPE:
         raise ValueError(
-            f"The configuration{where} is that of another LLaVA model: mm_resampler_type is {released.get('mm_resampler_type')!r}, "
-            f"and LLaVA-ST has {_PACKER_TYPE!r}."
+            f"The configuration{where} is that of another LLaVA model: mm_resampler_type is {released.get('mm_resampler_type')!r}, and "
+            f"that of LLaVA-ST is {_PACKER_TYPE!r}."
         )
     if not str(released.get("mm_vision_tower", _VISION_TOWER)).rstrip("/").endswith(_VISION_TOWER):
         raise ValueError(
             f"The configuration{where} names the vision tower {released['mm_vision_tower']!r}; LLaVA-ST has {_VISION_TOWER!r}."
         )
     if released.get("rope_scaling"):
-        raise ValueError(f"The configuration{where} has rope_scaling {released['rope_scaling']!r}, which no released LLaVA-ST has.")
-    # A stage-1 checkpoint has no coordinate tables, and says nothing of their sizes.
+        raise ValueError(f"The configuration{where} has rope_scaling {released['rope_scaling']!r}, which LLaVA-ST does not have.")
+    # A stage-1 checkpoint has no coordinate tables, and no keys for their sizes.
     use_coordinate_tokens = "num_temporal_tokens" in released
     temporal = released.get("num_temporal_tokens", DEFAULT_NUM_BINS)
     spatial = released.get("num_spatial_tokens", DEFAULT_NUM_BINS)
@@ -115,7 +122,16 @@ def translate_config(released: dict, name_or_path: str = "") -> dict:
 
 
 def rename_original_key(key: str) -> str:
-    """Our name of a released tensor that is neither split nor joined, relative to the model without head."""
+    """
+    Translates the name of an original tensor that is neither split nor joined.
+
+    Args:
+        key (`str`):
+            Name in an original checkpoint.
+
+    Returns:
+        `str`: its name in [`LlavaSTModel`].
+    """
     for renames in (KEY_RENAMES, PACKER_RENAMES):
         for pattern, replacement in renames.items():
             key = re.sub(pattern, replacement, key, count=1)
@@ -123,7 +139,7 @@ def rename_original_key(key: str) -> str:
 
 
 class _LoadOnlyRenaming(WeightRenaming):
-    """A renaming that `save_pretrained` does not undo: what was loaded from a released folder is saved in our layout."""
+    """A renaming that `save_pretrained` does not revert: a model loaded from an original checkpoint is saved in this package's layout."""
 
     __slots__ = ()
 
@@ -132,7 +148,7 @@ class _LoadOnlyRenaming(WeightRenaming):
 
 
 class _LoadOnlyConverter(WeightConverter):
-    """A join or split that `save_pretrained` does not undo."""
+    """A concatenation or split that `save_pretrained` does not revert."""
 
     __slots__ = ()
 
@@ -141,7 +157,8 @@ class _LoadOnlyConverter(WeightConverter):
 
 
 def original_checkpoint_transforms() -> list:
-    """The tables above as transformers' weight transforms, in the order in which they apply. No-ops on our own layout."""
+    """Returns the tables above as transformers' weight transforms, in the order of application. They do not match the names of this
+    package's layout."""
     transforms = [_LoadOnlyRenaming(pattern, replacement) for pattern, replacement in KEY_RENAMES.items()]
     transforms += [_LoadOnlyRenaming(pattern, replacement) for pattern, replacement in PACKER_RENAMES.items()]
     transforms += [_LoadOnlyConverter(re.escape(fused), parts, operations=[Chunk(dim=0)]) for fused, parts in PACKER_SPLITS.items()]
@@ -153,5 +170,6 @@ def original_checkpoint_transforms() -> list:
 
 
 def register_original_checkpoint() -> None:
-    """Makes `from_pretrained` of both model classes read released folders. Called on import of the package."""
+    """Registers the tables with transformers, so that `from_pretrained` of both model classes loads original checkpoints. Called on
+    import of the package."""
     register_checkpoint_conversion_mapping("llava_st", original_checkpoint_transforms(), overwrite=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the LLaVA-ST models return."""
+"""Outputs of the LLaVA-ST models."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
         past_key_values (`Cache`, *optional*):
             Keys and values of the decoder's attention.
         image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
-            Features of all images as they entered the decoder.
+            Features of all images in the decoder's input, without padding images.
         video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
-            Features of all videos as they entered the decoder: of each video the fast stream, then the slow one.
+            Features of all videos in the decoder's input, without padding videos: of each video the fast stream, then the slow one.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
@@ -35,7 +35,7 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Soft cross-entropy, averaged over supervised tokens.
+            Soft cross-entropy, summed over supervised tokens and divided by `num_items_in_batch`, by default their number.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
             Prediction scores; coordinate tokens are the last columns. Not built in training (see `skip_logits`).
         past_key_values (`Cache`, *optional*):
@@ -43,10 +43,17 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
         token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
             Loss of each supervised token in batch-major order, detached, for logging.
         bin_errors (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
-            Of each supervised coordinate token, how far the likeliest bin of its axis lies from the exact target, in bins; NaN
-            at other tokens. None in a model without coordinates.
-        image_hidden_states, video_hidden_states (`torch.FloatTensor`, *optional*):
-            As in [`LlavaSTModelOutputWithPast`].
+            Absolute difference between the most probable bin and the exact target of each supervised coordinate token, in bins; NaN at
+            other tokens. None in a model without coordinate tokens, and with a wrapped head (see `supervised_cross_entropy`).
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+            Hidden states of the decoder, one per layer and that of the embeddings, each of shape `(batch_size, sequence_length,
+            hidden_size)`.
+        attentions (`tuple(torch.FloatTensor)`, *optional*):
+            Attention weights of the decoder, one per layer, each of shape `(batch_size, num_heads, sequence_length, sequence_length)`.
+        image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+            Features of all images in the decoder's input, without padding images.
+        video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
+            Features of all videos in the decoder's input, without padding videos.
     """
 
     loss: torch.FloatTensor | None = None
@@ -61,8 +68,19 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
 
 
 def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions that logits are wanted of: the last so many (0: all), an index, or a (batch, sequence) mask, which
-    flattens the batch. (transformers ≥ 5.21 has `slice_logits_to_keep` for it.)"""
+    """
+    Selects the positions whose logits are computed. (transformers ≥ 5.21 has `slice_logits_to_keep` for it.)
+
+    Args:
+        hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Hidden states of all positions.
+        logits_to_keep (`int` or `torch.Tensor`):
+            Number of last positions (0: all), their indices of shape `(num_positions,)` or `(batch_size, num_positions)`, or a boolean
+            mask of shape `(batch_size, sequence_length)`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_positions, hidden_size)`, or `(num_positions, hidden_size)` with a mask.
+    """
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
     if logits_to_keep.ndim == 1:

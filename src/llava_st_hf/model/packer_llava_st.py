@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Spatial-Temporal Packer: two-stream compression of video features (LLaVA-ST, section 3.3)."""
+"""Spatial-Temporal Packer: compression of video features to a fast and a slow stream (LLaVA-ST, section 3.3)."""
 
 import torch
 from torch import nn
@@ -21,26 +21,33 @@ class LlavaSTPackerMLP(nn.Module):
         return self.linear_2(self.act(self.linear_1(hidden_states)))
 
 
-def _window_centers(hidden_states: torch.Tensor, dim: int, scale: int) -> torch.Tensor:
-    """Linear interpolation (align_corners=False) to 1/scale of the length: the middle of each window, or of an even
-    window the mean of its two middle entries. Reads only these entries."""
+def _window_centers(hidden_states: torch.Tensor, dim: int, stride: int) -> torch.Tensor:
+    """Linear interpolation (align_corners=False) of dimension `dim` to 1/stride of its length: the middle entry of each window, or the
+    mean of its two middle entries where `stride` is even. Reads only these entries."""
     index = [slice(None)] * hidden_states.ndim
-    index[dim] = slice(scale // 2, None, scale)
+    index[dim] = slice(stride // 2, None, stride)
     upper = hidden_states[tuple(index)]
-    if scale % 2:
+    if stride % 2:
         return upper
-    index[dim] = slice(scale // 2 - 1, None, scale)
+    index[dim] = slice(stride // 2 - 1, None, stride)
     return torch.lerp(hidden_states[tuple(index)].float(), upper.float(), 0.5).to(hidden_states.dtype)
 
 
 class LlavaSTWindowPacker(GradientCheckpointingLayer):
-    """One packer of the Spatial-Temporal Packer: every window of cells becomes one, by attention from the window's centre
-    over the window and a residual (LLaVA-ST, section 3.3)."""
+    """Attention pooling over non-overlapping windows of frames × rows × columns (LLaVA-ST, section 3.3). The query is the interpolated
+    center of the window, keys and values are all its features; the query is added to the result.
+
+    Args:
+        config ([`LlavaSTConfig`]):
+            Configuration of the model.
+        window (`tuple[int, int, int]`):
+            Frames, rows and columns of a window.
+    """
 
     def __init__(self, config: LlavaSTConfig, window: tuple[int, int, int]):
         super().__init__()
         hidden_size = config.packer_hidden_size
-        self.window = window  # frames, rows, columns
+        self.window = window
         self.num_heads = config.packer_num_attention_heads
         self.query_mlp = LlavaSTPackerMLP(config)
         self.key_mlp = LlavaSTPackerMLP(config)
@@ -55,32 +62,39 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
         self.output_proj = nn.Linear(hidden_size, config.text_config.hidden_size, bias=False)
 
     def initialize_weights(self, std: float):
-        """Fresh weights as in the released program. Leaves loaded ones, and biases and norms, alone."""
+        """Initializes the linear weights that no checkpoint has filled, as the original code does; biases and norms keep PyTorch's values.
+
+        Args:
+            std (`float`):
+                Standard deviation of the truncated normal distribution.
+        """
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             init.trunc_normal_(linear.weight, std=std)
         for linear in (self.q_proj, self.k_proj, self.v_proj):
-            init.xavier_uniform_(linear.weight, gain=0.5**0.5)  # that of the three as one (3·hidden, hidden) matrix
+            init.xavier_uniform_(linear.weight, gain=0.5**0.5)  # as one (3·hidden, hidden) matrix
 
     def _windows(self, states: torch.Tensor) -> torch.Tensor:
-        """(videos, frames, rows, columns, packer_hidden) → (windows, heads, cells per window, head_dim)"""
+        """(videos, frames, rows, columns, packer_hidden) → (windows, heads, features per window, head_dim)"""
         videos, frames, rows, columns, _ = states.shape
         t, h, w = self.window
         states = states.view(videos, frames // t, t, rows // h, h, columns // w, w, self.num_heads, -1)
-        states = states.permute(0, 1, 3, 5, 7, 2, 4, 6, 8)  # cells of one window side by side
+        states = states.permute(0, 1, 3, 5, 7, 2, 4, 6, 8)  # (videos, windows…, heads, t, h, w, head_dim)
         return states.reshape(-1, self.num_heads, t * h * w, states.shape[-1])
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            hidden_states: (videos, frames, rows, columns, hidden_size); each length a multiple of the window's.
+            hidden_states (`torch.FloatTensor` of shape `(num_videos, num_frames, num_rows, num_columns, hidden_size)`):
+                Features; each length is a multiple of the window's.
 
         Returns:
-            (videos, frames / t, rows / h, columns / w, hidden_size)
+            `torch.FloatTensor` of shape `(num_videos, num_frames / t, num_rows / h, num_columns / w, hidden_size)`, where `(t, h, w)` is
+            the window.
         """
         queries = hidden_states
-        for dim, scale in enumerate(self.window, start=1):
-            if scale > 1:
-                queries = _window_centers(queries, dim, scale)  # (videos, frames/t, rows/h, columns/w, hidden)
+        for dim, stride in enumerate(self.window, start=1):
+            if stride > 1:
+                queries = _window_centers(queries, dim, stride)  # (videos, frames/t, rows/h, columns/w, hidden)
         query = self.q_proj(self.query_norm(self.query_mlp(queries)))
         key = self._windows(self.k_proj(self.key_norm(self.key_mlp(hidden_states))))
         value = self._windows(self.v_proj(self.value_norm(self.value_mlp(hidden_states))))
@@ -91,8 +105,13 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
 
 
 class LlavaSTSpatialTemporalPacker(nn.Module):
-    """Spatial-Temporal Packer: 27×27 patches of each frame become 9×9 cells; of these the fast stream keeps every frame at
-    3×3 and the slow stream every cell at a fifth of the frames (LLaVA-ST, section 3.3)."""
+    """Spatial-Temporal Packer (LLaVA-ST, section 3.3). The spatial packer pools the 27×27 patches of each frame to 9×9. Of these, the
+    fast stream pools every frame to 3×3 and the slow stream pools five frames at a time to one.
+
+    Args:
+        config ([`LlavaSTConfig`]):
+            Configuration of the model.
+    """
 
     def __init__(self, config: LlavaSTConfig):
         super().__init__()
@@ -104,21 +123,24 @@ class LlavaSTSpatialTemporalPacker(nn.Module):
     def forward(self, hidden_states: torch.Tensor, use_fast: bool = True) -> tuple[torch.Tensor | None, torch.Tensor]:
         """
         Args:
-            hidden_states: (videos, frames, rows, columns, hidden_size), patch features with position.
-            use_fast: whether to compute the fast stream.
+            hidden_states (`torch.FloatTensor` of shape `(num_videos, num_frames, num_rows, num_columns, hidden_size)`):
+                Patch features with positional embedding.
+            use_fast (`bool`, *optional*, defaults to `True`):
+                Whether to compute the fast stream.
 
         Returns:
-            `(fast, slow)`: (videos, frames, rows/9, columns/9, hidden_size) or None, and
-            (videos, ⌈frames/5⌉, rows/3, columns/3, hidden_size), with the released scales. Where the temporal scale does
-            not divide the number of frames, the last frame is held to fill the last window.
+            `tuple(torch.FloatTensor | None, torch.FloatTensor)`: the fast stream of shape `(num_videos, num_frames, num_rows / 9,
+            num_columns / 9, hidden_size)`, or None, and the slow stream of shape `(num_videos, ⌈num_frames / 5⌉, num_rows / 3,
+            num_columns / 3, hidden_size)`, with the default strides. Where the temporal stride does not divide the number of frames, the
+            last frame is repeated.
         """
         spatial = self.spatial
         if spatial.gradient_checkpointing and spatial.training and spatial._gradient_checkpointing_func.keywords.get("use_reentrant"):
-            # This kind of checkpoint gives no gradient to weights whose input needs none, as features of frozen parts do.
+            # A reentrant checkpoint gives no gradient to weights whose input requires none, as features of frozen modules do.
             hidden_states = hidden_states.requires_grad_()
-        cells = spatial(hidden_states)
-        fast = self.fast(cells) if use_fast else None
-        missing = -cells.shape[1] % self.slow.window[0]
+        pooled = spatial(hidden_states)  # (videos, frames, rows/3, columns/3, hidden)
+        fast = self.fast(pooled) if use_fast else None
+        missing = -pooled.shape[1] % self.slow.window[0]
         if missing:
-            cells = torch.cat((cells, cells[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
-        return fast, self.slow(cells)
+            pooled = torch.cat((pooled, pooled[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
+        return fast, self.slow(pooled)

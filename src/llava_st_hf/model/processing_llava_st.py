@@ -52,7 +52,7 @@ class LlavaSTProcessor(ProcessorMixin):
 
     Text may hold exact coordinates anywhere: `<t0.409>`, `<h0.442>`, `<w0.352>` as fractions of the clip, the height and the
     width, `<t1.8s>` in seconds and `<w320px>` in pixels of the image or video before it. Boxes are `[<w><h><w><h>]`, spans
-    `{<t><t>}`. Each becomes the token of its nearest bin, and its exact position stands in `coordinates`.
+    `{<t><t>}`. Each becomes the token of its nearest bin, and its exact value is in `coordinate_values`.
 
     Args:
         image_processor (`LlavaSTImageProcessor`), tokenizer (`PreTrainedTokenizerBase`), video_processor (`LlavaSTVideoProcessor`):
@@ -336,14 +336,14 @@ class LlavaSTProcessor(ProcessorMixin):
 
         Returns:
             [`LlavaSTBatchFeature`] with `input_ids`, `attention_mask`, `pixel_values`, `pixel_values_videos` as far as there
-            are such, `coordinates` (batch_size, sequence_length) where the text has exact positions, and the attribute `media`.
+            are such, `coordinate_values` (batch_size, sequence_length) where the text has exact values, and the attribute `media`.
 
         Raises:
             ValueError, OSError: naming what is wrong with text, media or a coordinate, before anything is decoded twice; and videos with
             unequal numbers of frames where tensors are asked for.
         """
         keep_offsets = kwargs.pop("return_text_replacement_offsets", False)
-        # Tensors are made at the end, when `coordinates` are there too; callers may ask for them at any of three places.
+        # Tensors are made at the end, when `coordinate_values` are there too; callers may ask for them at any of three places.
         return_tensors = kwargs.pop("return_tensors", None)
         for group in ("text_kwargs", "common_kwargs"):
             if group in kwargs:
@@ -353,7 +353,7 @@ class LlavaSTProcessor(ProcessorMixin):
         offsets = data.pop("text_replacement_offsets", [])
         media = [[entry["media"] for entry in sample if entry["media"] is not None] for sample in offsets]
         if "input_ids" in data and any(entry["position"] is not None for sample in offsets for entry in sample):
-            data["coordinates"] = [
+            data["coordinate_values"] = [
                 self._coordinates(list(ids), [entry["position"] for entry in sample if entry["type"] == "coordinate"])
                 for ids, sample in zip(data["input_ids"], offsets, strict=True)
             ]

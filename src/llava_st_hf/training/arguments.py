@@ -76,7 +76,7 @@ class LlavaSTTrainingConfig(SFTConfig):
     # The loss needs exact positions and media, so samples are prepared by our collator alone.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens, media included."})
-    # In a training step of several processes each runs every part of the model.
+    # With `blank_media` of the collator, every process has a gradient for every trained weight.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
 
     def __post_init__(self):

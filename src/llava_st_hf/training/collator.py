@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of chat messages → a padded batch: media are decoded here, in the data loader's workers."""
+"""Data collator: decodes the media of chat samples, in the data loader's workers, and pads samples to a batch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,7 @@ from ..model.configuration_llava_st import VISUAL_TOKENS
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.processing_llava_st import LlavaSTProcessor
 from .labels import IGNORED, LossOn, make_labels
-from .prefix_packing import join_conversations, medium_mask, number_segments, remainder
+from .prefix_packing import cut_suffix, media_tokens_mask, number_segments, pack_conversations
 
 
 OnError = Literal["raise", "skip"]
@@ -22,17 +22,21 @@ OnError = Literal["raise", "skip"]
 @dataclass
 class LlavaSTDataCollator:
     """
-    Makes batches of videos, images and text, mixed as they come.
+    Makes batches of samples with videos, images and text, in any mixture.
 
     Args:
         processor: of the model to be trained.
-        loss_on: which tokens are learned: see `make_labels`.
-        on_error: what a sample that cannot be used does: "raise" stops the run; "skip" leaves it out of its batch, and the batch
-            tells of it.
-        max_length: longest sequence in tokens, media included. A longer one cannot be used: cutting it would cut its media or its
-            answer.
-        pixel_dtype: of the pixels. A model that computes in half precision rounds them to it anyway, and half the bytes travel.
+        loss_on: which tokens are included in the loss: see `make_labels`.
+        on_error: what to do with a sample that cannot be used: "raise" stops training; "skip" drops it from its batch and lists the reason
+            in the batch.
+        max_length: longest sequence in tokens, media included. A longer sample cannot be used, since cutting it would cut its media or
+            its answer.
+        pixel_dtype: of the pixels. A model that computes in half precision rounds them to it anyway, and batches need half the memory.
         processor_kwargs: of each call of the processor, such as `video_backend` and `allow_truncated`.
+        blank_media: whether to add a blank image to batches without images and a blank video of one frame to batches without videos, each
+            with an entry False in `image_mask` or `video_mask`: their features are computed and not used. Every process of a distributed
+            run then runs the same modules in the same order and has a gradient for the same weights, as DDP, ZeRO and FSDP need it.
+            Losses and gradients do not change.
     """
 
     processor: LlavaSTProcessor
@@ -41,6 +45,7 @@ class LlavaSTDataCollator:
     max_length: int | None = None
     pixel_dtype: torch.dtype = torch.float32
     processor_kwargs: dict = field(default_factory=dict)
+    blank_media: bool = False
 
     def __post_init__(self):
         if self.on_error not in ("raise", "skip"):
@@ -54,16 +59,16 @@ class LlavaSTDataCollator:
                 as `pack_by_video` makes them. See `llava_st_hf.data`.
 
         Returns:
-            Model inputs with `labels`, padded on the right; `coordinates` where there are any; and for the trainer `tasks`, one
-            name per conversation, and `skipped`, why samples were left out. A batch of which nothing is left has one row without
-            labels.
+            Model inputs with `labels`, padded on the right; `coordinate_values` if a sample has any; `image_mask` and `video_mask` of blank
+            media; and for the trainer `tasks`, one name per conversation, and `skipped`, the reasons why samples were dropped. A batch
+            without usable samples has one row without labels.
 
-            Where a row has several conversations, also `position_ids` and `segments`, both (batch_size, sequence_length). The latter
-            says which of `tasks` each token belongs to, `SHARED` where conversations share it and `PADDING` behind the end. It takes
-            the place of `attention_mask`, which knows the padding alone: see `mask_of_segments`.
+            If a row has several conversations, also `position_ids` and `segment_ids`, both (batch_size, sequence_length). The latter is
+            the index into `tasks` of each token, `SHARED` in a prefix that conversations share, and `PADDING`. The attention mask is
+            computed from it, since `attention_mask` marks the padding only: see `packed_attention_mask`.
 
         Raises:
-            ValueError: naming the sample and what is wrong with it, with `on_error="raise"`.
+            ValueError: With `on_error="raise"`, if a sample cannot be used, naming the sample and the reason.
         """
         samples: list[dict[str, torch.Tensor]] = []
         tasks: list[str] = []
@@ -77,13 +82,23 @@ class LlavaSTDataCollator:
             nothing = torch.full((2,), self.processor.tokenizer.pad_token_id)
             samples.append({"input_ids": nothing, "labels": torch.full((2,), IGNORED)})
             tasks.append("all")
-        if any("segments" in sample for sample in samples):
+        if any("segment_ids" in sample for sample in samples):
             number_segments(samples)
         batch = join_samples(samples, self.processor.tokenizer.pad_token_id, "right", self.pixel_dtype)
+        if self.blank_media:
+            self._add_blank_media(batch)
         return {**batch, "tasks": tasks, "skipped": skipped}
 
+    def _add_blank_media(self, batch: dict[str, torch.Tensor]) -> None:
+        """Adds a padding image and a padding video of one frame where the batch has none."""
+        for name, mask, frames in (("pixel_values", "image_mask", ()), ("pixel_values_videos", "video_mask", (1,))):
+            if name not in batch:
+                part = self.processor.video_processor if frames else self.processor.image_processor
+                batch[name] = torch.zeros(1, *frames, 3, part.size["height"], part.size["width"], dtype=self.pixel_dtype)
+                batch[mask] = torch.zeros(1, dtype=torch.bool)
+
     def _encode_row(self, row: dict, skipped: list[str]) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
-        """Model inputs of one row, None where nothing of it can be used, and the tasks of its conversations."""
+        """Returns the model inputs of one row, or None if no conversation of it can be used, and the tasks of its conversations."""
         if "conversations" not in row:
             row = {**row, "conversations": [row.get("messages") or []], "ids": [row.get("id")], "tasks": [row.get("task")]}
         conversations, source = row["conversations"], row.get("source")
@@ -102,31 +117,31 @@ class LlavaSTDataCollator:
     def _encode_group(
         self, conversations: list[list[dict]], ids: list, tasks: list[str], source: str | None, skipped: list[str]
     ) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
-        """As `_encode_row`, of several conversations about one medium. What is wrong with one of them leaves out that one alone."""
+        """Does the same for several conversations about one image or video. A conversation that cannot be used is dropped alone."""
         try:
-            shared, processor = self._encode_shared(conversations[0])
+            prefix, processor = self._encode_prefix(conversations[0])
         except MEDIA_ERRORS as error:
             self._leave_out(ids, source, error, skipped)
             return None, []
-        remainders, names = [], []
+        suffixes, names = [], []
         samples: list[dict[str, torch.Tensor] | None] = [None] * len(conversations)
         try:
             encoded = self._apply_template(processor, conversations)  # all at once takes half the time
             samples = [self._tokens(encoded, number) for number in range(len(conversations))]
         except MEDIA_ERRORS:
-            pass  # which of them it is, each tells by itself
+            pass  # each is encoded alone below, to find which of them it is
         for messages, sample, id, task in zip(conversations, samples, ids, tasks, strict=True):
             try:
                 if sample is None:
                     sample, _ = self._encode(processor, messages)
                 self._check_learned(sample)
-                remainders.append(remainder(sample, shared, processor))
+                suffixes.append(cut_suffix(sample, prefix, processor))
                 names.append(task)
             except MEDIA_ERRORS as error:
                 self._leave_out([id], source, error, skipped)
-        if not remainders:
+        if not suffixes:
             return None, []
-        sample = join_conversations(shared, remainders)
+        sample = pack_conversations(prefix, suffixes)
         try:
             self._check_length(sample)
         except ValueError as error:
@@ -134,23 +149,29 @@ class LlavaSTDataCollator:
             return None, []
         return sample, names
 
-    def _encode_shared(self, messages: list[dict]) -> tuple[dict[str, torch.Tensor], CachedMediaProcessor]:
-        """What conversations about one medium share, up to and including it; and a processor for what is behind it."""
+    def _encode_prefix(self, messages: list[dict]) -> tuple[dict[str, torch.Tensor], CachedMediaProcessor]:
+        """Returns the prefix that conversations about one image or video share, with its tokens at the end; and a processor for the
+        conversations."""
         if self.loss_on != "assistant":
-            raise ValueError(f"conversations are grouped, which loss_on={self.loss_on} does not allow.")
+            raise ValueError(
+                f'loss_on must be "assistant" for rows with `conversations`, got {self.loss_on!r}. Set it, or '
+                "max_conversations_per_sequence: 1."
+            )
         start = opening(messages)
         if start is None:
-            raise ValueError("conversations are grouped that have no medium to share.")
-        shared, encoded = self._encode(self.processor, start)
-        length = int(medium_mask(shared["input_ids"], self.processor).nonzero()[-1]) + 1  # the template may end the message behind it
-        for name in ("input_ids", "coordinates"):
-            if name in shared:
-                shared[name] = shared[name][:length]
+            raise ValueError(
+                "the row has `conversations`, but no video or image in the first user message. Make such rows with `pack_by_video`."
+            )
+        prefix, encoded = self._encode(self.processor, start)
+        length = int(media_tokens_mask(prefix["input_ids"], self.processor).nonzero()[-1]) + 1  # the template may add tokens after it
+        for name in ("input_ids", "coordinate_values"):
+            if name in prefix:
+                prefix[name] = prefix[name][:length]
         media = encoded.media[0][0]
-        return shared, CachedMediaProcessor.after(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
+        return prefix, CachedMediaProcessor.from_processor(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
 
     def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:
-        """Model inputs of one conversation, without a batch dimension at the text; and what the processor said."""
+        """Returns the model inputs of one conversation, text without batch dimension, and the processor's output."""
         encoded = self._apply_template(processor, messages)
         sample = self._tokens(encoded, 0)
         for name in ("pixel_values", "pixel_values_videos"):
@@ -160,7 +181,7 @@ class LlavaSTDataCollator:
         return sample, encoded
 
     def _apply_template(self, processor: LlavaSTProcessor, conversation: list) -> LlavaSTBatchFeature:
-        # Without tensors of the batch: making one copies each video once more.
+        # Without `return_tensors`, which would copy each video once more.
         return processor.apply_chat_template(
             conversation,
             tokenize=True,
@@ -170,24 +191,25 @@ class LlavaSTDataCollator:
         )
 
     def _tokens(self, encoded: LlavaSTBatchFeature, number: int) -> dict[str, torch.Tensor]:
-        """Text of conversation `number` with what is learned of it, each (length,)."""
+        """Returns ids, labels and coordinate values of conversation `number`, each (length,)."""
         sample = {"input_ids": torch.tensor(encoded["input_ids"][number])}
         mask = torch.tensor(encoded["assistant_masks"][number])
         sample["labels"] = make_labels(sample["input_ids"], mask, self.processor.tokenizer, self.loss_on)
-        if "coordinates" in encoded:
-            sample["coordinates"] = torch.tensor(encoded["coordinates"][number])
+        if "coordinate_values" in encoded:
+            sample["coordinate_values"] = torch.tensor(encoded["coordinate_values"][number])
         return sample
 
     def _check_learned(self, sample: dict[str, torch.Tensor]) -> None:
         if bool((sample["labels"] == IGNORED).all()):
-            raise ValueError("it has no assistant message, so there is nothing to learn.")
+            raise ValueError("it has no assistant message, so no token has a label. Add the answer.")
 
     def _check_length(self, sample: dict[str, torch.Tensor]) -> None:
         if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
-            raise ValueError(f"it has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}.")
+            length = len(sample["input_ids"])
+            raise ValueError(f"it has {length} tokens, more than max_length={self.max_length}. Shorten it, or raise max_length.")
 
     def _leave_out(self, ids: list, source: str | None, error: Exception, skipped: list[str]) -> None:
-        """Notes why conversations cannot be used, or raises it."""
+        """Adds the reason why conversations cannot be used to `skipped`, or raises it."""
         which = f"Sample {ids[0]!r}" if len(ids) == 1 else f"The group of samples {', '.join(map(repr, ids))}"
         problem = f"{which} of {source or 'the data'}: {error}"
         if self.on_error == "raise":

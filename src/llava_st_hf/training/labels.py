@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens of a conversation are learned, as labels: the token's id, or -100 where nothing is."""
+"""Labels of a conversation: the ids of the tokens that are included in the loss, -100 at the others."""
 
 from typing import Literal
 
@@ -13,28 +13,28 @@ _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
 
 def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LossOn = "assistant") -> torch.Tensor:
     """
-    Labels of one conversation.
+    Makes the labels of one conversation.
 
     Args:
         input_ids: (sequence_length,)
-        answer_mask: same shape, 1 at what the chat template marks as generated: the words of each assistant message and its
+        answer_mask: same shape, 1 at the tokens that the chat template marks as generated: the text of each assistant message and its
             `<|im_end|>`.
         tokenizer: the processor's.
-        scheme: "assistant" learns what is marked. "released" is what the released model was trained with: assistant messages
-            with their header, and every `<|im_start|>`, `<|im_end|>` and newline token of the other messages.
+        scheme: "assistant" includes these tokens. "released" includes those of the original training code: assistant messages with their
+            header, and every `<|im_start|>`, `<|im_end|>` and newline token of the other messages.
 
     Returns:
         (sequence_length,)
 
     Raises:
-        ValueError: for another scheme.
+        ValueError: For another scheme.
     """
     learned = answer_mask.bool()
     if scheme == "released":
         newline = tokenizer.encode("\n", add_special_tokens=False)
         always = torch.tensor([*tokenizer.convert_tokens_to_ids([_TURN_START, _TURN_END]), *newline])
-        turn = (input_ids == always[0]).cumsum(0)  # (sequence,) number of the message that a token belongs to
-        # A message of which anything is marked is an assistant's, and learned from its header on.
+        turn = (input_ids == always[0]).cumsum(0)  # (sequence,) number of the message that contains the token
+        # A message with marked tokens is an assistant's, and is included from its header on.
         is_answer = torch.zeros(int(turn.max()) + 1, dtype=torch.bool)
         is_answer[turn[learned]] = True
         learned = is_answer[turn] | torch.isin(input_ids, always)

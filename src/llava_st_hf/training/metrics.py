@@ -35,7 +35,7 @@ class TrainingMetrics:
     def add(self, inputs: dict, outputs, tasks: list[str]) -> None:
         """
         Args:
-            inputs: a batch, with `labels` and `attention_mask`, or `segments` in its place where rows have several conversations.
+            inputs: a batch, with `labels` and `attention_mask`, or `segment_ids` in its place where rows have several conversations.
             outputs: of the model, with `token_losses` and `bin_errors`.
             tasks: one name per conversation of the batch.
         """
@@ -43,8 +43,8 @@ class TrainingMetrics:
         losses = outputs.token_losses.float()
         # Places of the supervised tokens, batch-major as token_losses. Indexing by the mask would wait for the device to count them.
         places = (targets == -100).flatten().byte().argsort(stable=True)[: len(losses)]
-        ids, segments = targets.flatten()[places], inputs.get("segments")
-        owners = places // targets.shape[1] if segments is None else segments[:, 1:].flatten()[places]  # place in `tasks`
+        ids, segment_ids = targets.flatten()[places], inputs.get("segment_ids")
+        owners = places // targets.shape[1] if segment_ids is None else segment_ids[:, 1:].flatten()[places]  # place in `tasks`
         sums = torch.zeros(len(tasks), 2, device=ids.device)
         sums.index_add_(0, owners, torch.stack((losses, torch.ones_like(losses)), dim=-1))  # (tasks, 2): loss and tokens
         self._task_losses.append((tasks, sums))
@@ -53,7 +53,7 @@ class TrainingMetrics:
             known, is_time = ~errors.isnan(), self._is_time(ids)
             for mask in (known & is_time, known & ~is_time):
                 self._bin_errors.append(torch.stack((errors.nan_to_num().mul(mask).sum(), mask.sum())))
-        self._tokens.append(inputs["attention_mask"].sum() if segments is None else (segments != PADDING).sum())
+        self._tokens.append(inputs["attention_mask"].sum() if segment_ids is None else (segment_ids != PADDING).sum())
         self._samples += len(tasks)
 
     @contextmanager

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import IterableDataset
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
@@ -16,10 +17,11 @@ from .collator import LlavaSTDataCollator
 from .metrics import TrainingMetrics
 from .model_card import write_model_card
 from .muon import MuonAdamW
+from .prefix_packing import packed_attention_mask
 from .sampler import BucketSampler, EpochSampler
 from .saving import AtomicCheckpointMixin
-from .shared_attention import RUN_ATTENTION, mask_of_segments
 from .trainable import part_of
+from .vision_memory import choose_vision_chunk_size
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         args ([`LlavaSTTrainingConfig`]): what a recipe says.
         train_dataset, eval_dataset: rows of chat messages, one by one or as `pack_by_video` makes them: see `llava_st_hf.data`.
         processing_class ([`LlavaSTProcessor`]): the model's processor.
-        data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default.
+        data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default. One of your own needs `blank_media=True` where
+            several processes train.
         base_model_name, card_data, card_recipe: what the model card says of where the run started, of its data (Markdown) and of its
             recipe (a dictionary).
         kwargs: all else that [`~trl.SFTTrainer`] takes.
@@ -67,8 +70,6 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             if dataset is not None and "conversations" in (dataset.column_names or ()):
                 _check_groups(args, model)
-                if _attention(model) == "sdpa" and args.device.type == "cpu":
-                    model.set_attn_implementation({"text_config": RUN_ATTENTION})
         self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
         if model.dtype not in (torch.float32, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32):
             # Without autocast, updates smaller than the weights' own precision would be lost.
@@ -77,7 +78,13 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         if data_collator is None:
             reading = {"video_backend": args.video_backend, "allow_truncated": args.allow_truncated}
             data_collator = LlavaSTDataCollator(
-                processing_class, args.loss_on, args.on_error, max_length=args.max_length, pixel_dtype=half, processor_kwargs=reading
+                processing_class,
+                args.loss_on,
+                args.on_error,
+                max_length=args.max_length,
+                pixel_dtype=half,
+                processor_kwargs=reading,
+                blank_media=args.world_size > 1,
             )
         super().__init__(
             model,
@@ -162,15 +169,16 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         """
         tasks = inputs.get("tasks") or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
-        model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segments")}
-        if "segments" in inputs:
-            model_inputs["attention_mask"] = mask_of_segments(inputs["segments"], self.model.config.get_text_config(), self._half)
+        model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segment_ids")}
+        if "segment_ids" in inputs:
+            model_inputs["attention_mask"] = packed_attention_mask(inputs["segment_ids"], _attention(self.model), self._half)
+        sharded = self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
         outputs = model(
             **model_inputs,
             use_cache=False,
             skip_logits=not return_outputs,
             num_items_in_batch=num_items_in_batch,
-            in_step=self.accelerator.num_processes > 1,
+            vision_chunk_size=choose_vision_chunk_size(self.model.config.vision_config, model_inputs, sharded),
         )
         with torch.no_grad():
             self._training_metrics[mode].add(inputs, outputs, tasks)
