@@ -104,6 +104,22 @@ def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
     assert torch.equal(ours.sequences[:, -NEW:], wanted.sequences[:, -NEW:])
 
 
+def test_the_old_name_of_coordinate_values_is_accepted_with_a_warning(model, batch, greedy):
+    values = batch.pop("coordinate_values")
+    with pytest.warns(FutureWarning, match="coordinates is now coordinate_values"):
+        assert torch.equal(model.generate(**batch, coordinates=values, **GREEDY), greedy.sequences)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 1000])
+def test_the_vision_chunk_size_reaches_the_encoder(model, batch, greedy, chunk_size):
+    sizes = []
+    hook = model.model.vision_tower.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    sequences = model.generate(**batch, **GREEDY, vision_chunk_size=chunk_size)
+    hook.remove()
+    assert sizes == ([1] * 7 if chunk_size == 1 else [3, 4])
+    assert torch.equal(sequences, greedy.sequences)
+
+
 def test_exact_positions_matter_and_do_not_leak_into_decode_steps(model, batch, greedy):
     seen = []
     hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("coordinate_values")), with_kwargs=True)

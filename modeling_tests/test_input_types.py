@@ -262,10 +262,15 @@ def test_an_empty_folder_is_named(grounder, processor, tmp_path):
 def test_frames_may_come_with_their_times(grounder, processor, monkeypatch):
     times = [2.0, 2.5, 3.5, 6.0]
     expected = encode(processor, user(film(FRAMES[:4]), "<t3.0s>"), processor_kwargs={"video_metadata": [{"frame_times": times}]})
-    assert expected["coordinate_values"][~expected["coordinate_values"].isnan()].tolist() == pytest.approx([0.5])  # halfway from frame 1 to frame 2
+    assert expected["coordinate_values"][~expected["coordinate_values"].isnan()].tolist() == pytest.approx(
+        [0.5]
+    )  # halfway from frame 1 to frame 2
     for given in (times, tuple(times), np.array(times), torch.tensor(times)):
         found = encode(processor, user(film(list(FRAMES[:4]), timestamps=given), "<t3.0s>"))
-        assert torch.equal(found["coordinate_values"].nan_to_num(), expected["coordinate_values"].nan_to_num()) and found.media == expected.media
+        assert (
+            torch.equal(found["coordinate_values"].nan_to_num(), expected["coordinate_values"].nan_to_num())
+            and found.media == expected.media
+        )
     found, _ = look(grounder, monkeypatch, {"video": list(FRAMES[:4]), "timestamps": times, "start": 2.6, "end": 4})
     assert found.media[0][0].frame_times == (2.5, 3.5)
     found = encode(processor, user(film([FRAMES[0]], timestamps=[3.0]), "What?"))

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
-from llava_st_hf.model import vision_llava_st
 from modeling_tests.factories import (
     NAN,
     image_tokens,
@@ -51,7 +50,9 @@ def test_lape_adds_interpolated_rows_of_three_axes(model, num_frames):
     features = torch.randn(2, num_frames, 9, 9, 32)
     wanted = features + axis_rows(model, "temporal", num_frames)[:, None, None]
     wanted = wanted + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
-    torch.testing.assert_close(model.model._add_positions(features, None), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.model._add_positions(features, None, model.get_coordinate_output_embeddings()), wanted, atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -59,7 +60,9 @@ def test_lape_puts_an_image_at_the_start_of_time(model):
     features, first = torch.randn(2, 1, 9, 9, 32), model.config.coordinate_start_token_id
     start = (model.get_input_embeddings().weight[first] + model.lm_head.weight[first]) / 2
     wanted = features + start + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
-    torch.testing.assert_close(model.model._add_positions(features, None), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.model._add_positions(features, None, model.get_coordinate_output_embeddings()), wanted, atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -101,7 +104,7 @@ def test_image_features_are_projected_patches_with_position(model):
     pixels = random_images(2)
     hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]  # no post-norm
     projected = model.model.multi_modal_projector(hidden).view(2, 1, 9, 9, -1)
-    wanted = model.model._add_positions(projected, None).flatten(1, 3)
+    wanted = model.model._add_positions(projected, None, model.get_coordinate_output_embeddings()).flatten(1, 3)
     torch.testing.assert_close(model.get_image_features(pixels).pooler_output, wanted)
 
 
@@ -109,7 +112,7 @@ def test_image_features_are_projected_patches_with_position(model):
 def test_video_features_are_the_fast_stream_then_the_slow_one(model):
     pixels = random_videos(2)
     projected = torch.stack([model.model._patch_features(video)[1] for video in pixels])
-    fast, slow = model.model.packer(model.model._add_positions(projected, None))
+    fast, slow = model.model.packer(model.model._add_positions(projected, None, model.get_coordinate_output_embeddings()))
     features = model.get_video_features(pixels)
     torch.testing.assert_close(features.pooler_output, torch.cat((fast.flatten(1, 3), slow.flatten(1, 3)), dim=1))
     assert features.last_hidden_state.shape == (2, 4, 81, 32)
@@ -182,7 +185,7 @@ def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, bat
     embeds = model.get_input_embeddings()(batch["input_ids"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(input_ids=batch["input_ids"], inputs_embeds=embeds)
-    with pytest.raises(ValueError, match="coordinates go with input_ids"):
+    with pytest.raises(ValueError, match="coordinate_values go with input_ids"):
         model(inputs_embeds=embeds, coordinate_values=batch["coordinate_values"])
 
 
@@ -198,20 +201,92 @@ def test_save_and_load_and_features_of_the_model_without_head(tmp_path, options)
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == config.tie_word_embeddings
     assert torch.equal(logits_of(again, batch), logits_of(whole, batch))
     base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(base) is LlavaSTModel and not info["missing_keys"]
+    assert type(base) is LlavaSTModel and not any(info.values()), info
+    output_embeddings = whole.get_coordinate_output_embeddings()
     with torch.no_grad():
-        wanted = whole.model(**batch)
-        ours = base(**batch)
+        wanted = whole.model(**batch, coordinate_output_embeddings=output_embeddings)
+        ours = base(**batch, coordinate_output_embeddings=output_embeddings)
     assert torch.equal(ours.last_hidden_state, wanted.last_hidden_state)
     assert torch.equal(ours.video_hidden_states, wanted.video_hidden_states)
 
 
-def test_model_without_head_saves_all_that_the_whole_model_needs(model, batch, tmp_path):
+def test_model_without_head_has_no_head_in_its_state_and_saves_everything_else(model, tmp_path):
     model.save_pretrained(tmp_path / "whole")
-    AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "base")
-    again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
-    assert not any(info.values()), info
-    assert torch.equal(logits_of(again, batch), logits_of(model, batch))
+    base = AutoModel.from_pretrained(tmp_path / "whole")
+    assert base.get_output_embeddings() is None and "lm_head.weight" not in base.state_dict()
+    base.save_pretrained(tmp_path / "base")
+    _, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert info["missing_keys"] == {"lm_head.weight"} and not info["unexpected_keys"]
+
+
+# Output embeddings of the coordinate tokens
+
+
+def test_model_without_head_refuses_media_without_output_embeddings(model):
+    base = AutoModel.from_config(model.config).eval()
+    ids = torch.tensor([[5, *image_tokens(model.config), 6]])
+    for call in (
+        lambda: base(input_ids=ids, pixel_values=random_images(1)),
+        lambda: base.get_image_features(random_images(1)),
+        lambda: base.get_video_features(random_videos(1)),
+    ):
+        with pytest.raises(ValueError, match=r"coordinate_output_embeddings is missing.*lm_head.weight\[113:129\]"):
+            call()
+    assert base(input_ids=ids[:, :1]).last_hidden_state.isfinite().all()  # text does not need them
+
+
+@torch.no_grad()
+def test_a_head_owned_by_a_server_gives_the_features_of_the_whole_model(model):
+    base = AutoModel.from_config(model.config).eval()
+    base.load_state_dict(model.model.state_dict())
+    rows = model.lm_head.weight[113:129]
+    for name, pixels in (("get_image_features", random_images(2)), ("get_video_features", random_videos(1))):
+        wanted = getattr(model, name)(pixels).pooler_output
+        assert torch.equal(getattr(base, name)(pixels, coordinate_output_embeddings=rows).pooler_output, wanted)
+
+
+@pytest.mark.parametrize("options", [{"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
+@torch.no_grad()
+def test_model_without_head_needs_no_output_embeddings_where_none_are_added(options):
+    whole = tiny_model(**options)
+    assert whole.get_coordinate_output_embeddings() is None
+    pixels = random_videos(1)
+    assert torch.equal(whole.model.get_video_features(pixels).pooler_output, whole.get_video_features(pixels).pooler_output)
+
+
+def test_output_embeddings_of_another_shape_are_refused_with_the_shape_expected(model):
+    with pytest.raises(ValueError, match=r"coordinate_output_embeddings must have the shape \(16, 32\).*got \(15, 32\)"):
+        model.model.get_image_features(random_images(1), coordinate_output_embeddings=model.lm_head.weight[:15])
+
+
+def test_a_quantized_head_is_refused_before_its_integers_become_positions(model):
+    quantized = copy.deepcopy(model)
+    quantized.lm_head.weight = torch.nn.Parameter(quantized.lm_head.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"lm_head has a weight of type torch.int8.*Exclude lm_head from quantization"):
+        quantized.get_image_features(random_images(1))
+
+
+# Features
+
+
+@pytest.mark.parametrize("where", ["arguments", "configuration", "configuration of the encoder"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_hidden_states_and_attentions_of_the_encoder_are_returned_where_they_are_asked_for(where, frozen, chunk_size):
+    model, options = tiny_model(), {"vision_chunk_size": chunk_size}
+    model.set_attn_implementation("eager")
+    model.model.vision_tower.requires_grad_(not frozen)
+    names = ("output_hidden_states", "output_attentions")
+    if where == "arguments":
+        options |= dict.fromkeys(names, True)
+    for name in names:
+        if where != "arguments":
+            setattr(model.config if where == "configuration" else model.config.vision_config, name, True)
+    with torch.set_grad_enabled(not frozen):
+        features = model.get_video_features(random_videos(2), **options)
+    assert [states.shape for states in features.hidden_states] == [(8, 81, 32)] * 3
+    assert [weights.shape for weights in features.attentions] == [(8, 4, 81, 81)] * 2
+    torch.testing.assert_close(features.hidden_states[-1].unflatten(0, (2, 4)), features.last_hidden_state)
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
@@ -246,23 +321,88 @@ def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reen
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_frozen_vision_passes_in_micro_batches_without_a_graph(model, batch, monkeypatch):
-    frozen = copy.deepcopy(model).train()
-    frozen.model.vision_tower.requires_grad_(False)
-    frozen.model.multi_modal_projector.requires_grad_(False)
-    sizes, outputs = [], []
-    frozen.model.vision_tower.register_forward_hook(
+@pytest.mark.parametrize("frozen", [True, False])
+def test_vision_chunk_size_bounds_each_pass_and_changes_neither_loss_nor_gradients(model, batch, frozen):
+    """Through the argument and the configuration; a frozen encoder keeps no graph."""
+    trained = copy.deepcopy(model).train()
+    trained.model.vision_tower.requires_grad_(not frozen)
+    trained.model.multi_modal_projector.requires_grad_(not frozen)
+    sizes, results = [], []
+    trained.model.vision_tower.register_forward_hook(
         lambda module, args, output: sizes.append((len(args[0]), output.last_hidden_state.requires_grad))
     )
-    for host_bytes in (2**30, 1):
-        monkeypatch.setattr(vision_llava_st, "_HOST_BYTES", host_bytes)
-        outputs.append(frozen(**batch, labels=batch["input_ids"], output_hidden_states=False))
-    assert sizes == [(3, False), (4, False)] + [(1, False)] * 7  # three images and a video of four frames
-    torch.testing.assert_close(outputs[0].loss, outputs[1].loss)
-    torch.testing.assert_close(outputs[0].video_hidden_states, outputs[1].video_hidden_states)
-    outputs[1].loss.backward()
-    assert all(parameter.grad is None for parameter in frozen.model.vision_tower.parameters())
-    assert frozen.model.packer.slow.k_proj.weight.grad.abs().sum() > 0
+    for default, argument in ((None, None), (3, None), (3, 1)):
+        trained.config.vision_chunk_size = default
+        trained.zero_grad()
+        outputs = trained(**batch, labels=batch["input_ids"], vision_chunk_size=argument)
+        outputs.loss.backward()
+        results.append((outputs.loss.detach(), {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}))
+    passes = [3, 4] + [3, 3, 1] + [1] * 7  # three images and a video of four frames
+    assert sizes == [(size, not frozen) for size in passes]
+    assert any(name.startswith("model.vision_tower") for name in results[0][1]) == (not frozen)
+    assert results[0][1]["model.packer.slow.k_proj.weight"].abs().sum() > 0
+    for loss, gradients in results[1:]:
+        torch.testing.assert_close(loss, results[0][0])
+        assert gradients.keys() == results[0][1].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][1][name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_vision_chunk_size_below_one_is_refused(model):
+    with pytest.raises(ValueError, match="vision_chunk_size must be at least 1, got 0"):
+        model.get_image_features(random_images(1), vision_chunk_size=0)
+
+
+# Padding media
+
+
+@pytest.mark.parametrize("options", [{}, {"use_downsample_image": True}, {"tie_word_embeddings": True}], ids=str)
+@pytest.mark.parametrize("row", range(4))
+def test_padding_media_change_neither_loss_nor_gradients_and_every_weight_has_one(options, row):
+    trained = tiny_model(**options).train()
+    single = single_prompts(trained.config)[row]
+    padding = {}
+    if "pixel_values" not in single:
+        padding |= {"pixel_values": torch.zeros(1, 3, 18, 18), "image_mask": torch.tensor([False])}
+    if "pixel_values_videos" not in single:
+        padding |= {"pixel_values_videos": torch.zeros(1, 1, 3, 18, 18), "video_mask": torch.tensor([False])}
+    results = []
+    for extra in ({}, padding):
+        trained.zero_grad(set_to_none=True)
+        outputs = trained(**single, **extra, labels=single["input_ids"])
+        outputs.loss.backward()
+        results.append((outputs, {name: parameter.grad for name, parameter in trained.named_parameters()}))
+    (plain, gradients), (padded, padded_gradients) = results
+    assert torch.equal(padded.loss, plain.loss)
+    for kind, padding_kind in (("image_hidden_states", "image_mask"), ("video_hidden_states", "video_mask")):
+        assert padding_kind not in padding or padded[kind].shape == (0, 32)
+    for name, gradient in padded_gradients.items():
+        assert gradient is not None, name
+        wanted = torch.zeros_like(gradient) if gradients[name] is None else gradients[name]
+        torch.testing.assert_close(gradient, wanted, atol=1e-7, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@torch.no_grad()
+def test_padding_media_may_be_among_others(model, batch):
+    wanted = model(**batch)
+    images, videos = batch.pop("pixel_values"), batch.pop("pixel_values_videos")
+    ours = model(
+        **batch,
+        pixel_values=torch.cat((images[:1], torch.full_like(images[:1], 9.0), images[1:])),
+        image_mask=torch.tensor([True, False, True, True]),
+        pixel_values_videos=torch.cat((torch.full_like(videos, 9.0), videos)),
+        video_mask=torch.tensor([False, True]),
+    )
+    torch.testing.assert_close(ours.logits, wanted.logits)
+    torch.testing.assert_close(ours.image_hidden_states, wanted.image_hidden_states)
+
+
+def test_masks_that_do_not_fit_their_media_are_refused(model, batch):
+    with pytest.raises(ValueError, match=r"image_mask must have one entry per image, \(3,\), got \(2,\)"):
+        model(**batch, image_mask=torch.ones(2, dtype=torch.bool))
+    del batch["pixel_values_videos"]
+    with pytest.raises(ValueError, match="video_mask is given without videos"):
+        model(**batch, video_mask=torch.ones(1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -290,7 +430,6 @@ def test_pickling_keeps_the_model_whole(batch):
     torch.save(model, buffer)
     buffer.seek(0)
     for again in (pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
-        assert again.model._head_owner is again
         assert torch.equal(logits_of(again, batch), logits_of(model, batch))
 
 
@@ -412,5 +551,18 @@ def test_a_one_frame_video_without_fast_features_has_the_tokens_of_one_with():
 
 
 def test_coordinates_of_another_length_are_refused():
-    with pytest.raises(ValueError, match=r"\(1, 3\), and input_ids \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"must have one shape, got \(1, 3\) and \(1, 2\)"):
         tiny_model()(input_ids=torch.tensor([[1, 2]]), coordinate_values=torch.full((1, 3), float("nan")))
+
+
+@torch.no_grad()
+def test_the_old_name_of_coordinate_values_is_accepted_with_a_warning(model, batch):
+    wanted = model(**batch).logits
+    values = batch.pop("coordinate_values")
+    with pytest.warns(FutureWarning, match="coordinates is now coordinate_values"):
+        assert torch.equal(model(**batch, coordinates=values).logits, wanted)
+    with pytest.warns(FutureWarning, match="coordinates is now coordinate_values"):
+        base = model.model(**batch, coordinates=values, coordinate_output_embeddings=model.get_coordinate_output_embeddings())
+    torch.testing.assert_close(model.lm_head(base.last_hidden_state), wanted)
+    with pytest.raises(ValueError, match="coordinate_values is given twice"):
+        model(**batch, coordinate_values=values, coordinates=values)

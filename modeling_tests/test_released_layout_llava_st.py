@@ -67,9 +67,9 @@ def test_fast_packer_equals_the_released_program_although_its_features_are_dropp
     base = model.model.eval()
     with torch.no_grad():
         features = base._patch_features(pixels[0])[1][None]
-        cells = base.packer.spatial(base._add_positions(features, None))
+        cells = base.packer.spatial(base._add_positions(features, None, model.get_coordinate_output_embeddings()))
         close(base.packer.fast(cells).flatten(2, 3)[0], expected()[f"{case['key']}.fast_features"].view(NUM_FRAMES, 9, -1))
-        outputs = base.get_video_features(pixels).pooler_output[0]
+        outputs = model.get_video_features(pixels).pooler_output[0]
     rows = base.get_input_embeddings().weight
     assert torch.equal(outputs[0], rows[model.config.video_start_token_id])
     assert torch.equal(outputs[1 : NUM_FAST - 1], rows[model.config.video_token_id].expand(NUM_FAST - 2, -1))
@@ -161,9 +161,11 @@ def test_model_without_head_gives_the_features_of_the_whole_model(model, tmp_pat
         base = AutoModel.from_pretrained(tmp_path)
     assert type(base) is LlavaSTModel
     pixels = torch.randn(1, 2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    head = {"coordinate_output_embeddings": model.lm_head.weight[BASE_ROWS : BASE_ROWS + 300]}
     with torch.no_grad():
-        assert torch.equal(base.get_image_features(pixels[0]).pooler_output, model.eval().get_image_features(pixels[0]).pooler_output)
-        assert torch.equal(base.get_video_features(pixels).pooler_output, model.get_video_features(pixels).pooler_output)
+        wanted = model.eval().get_image_features(pixels[0]).pooler_output
+        assert torch.equal(base.get_image_features(pixels[0], **head).pooler_output, wanted)
+        assert torch.equal(base.get_video_features(pixels, **head).pooler_output, model.get_video_features(pixels).pooler_output)
 
 
 @requires_reference
@@ -178,6 +180,11 @@ def test_translation_counts_the_coordinates_into_the_vocabulary():
     translated = translate_config(dict(RELEASED))
     assert translated["text_config"]["vocab_size"] == 600 + 50 + 2 * 40
     assert (translated["num_temporal_bins"], translated["num_spatial_bins"]) == (50, 40)
+
+
+def test_translation_sets_both_compatibility_flags_of_the_released_weights():
+    translated = translate_config(dict(RELEASED))
+    assert translated["ignore_prompt_x_coordinates"] is True and translated["disable_fast_stream"] is True
 
 
 def test_translation_of_a_stage_1_checkpoint_has_no_coordinates():

@@ -80,14 +80,14 @@ def _mean_of_windows(self: LlavaSTWindowPacker, hidden_states: torch.Tensor) -> 
 def change(variant: str) -> None:
     """Changes the classes of the model in this process."""
     if variant == "no_lape":
-        LlavaSTModel._add_positions = lambda self, features, token_table: features
+        LlavaSTModel._add_positions = lambda self, features, *args: features
     elif variant == "average_pooling":
         LlavaSTWindowPacker.forward = _mean_of_windows
     elif variant == "hard_targets":
         loss = LlavaSTForConditionalGeneration._loss
         LlavaSTModel._trains = lambda self: False
 
-        def hard(self, hidden_states, labels, shift_labels, coordinates, shift_coordinates, num_items_in_batch):
+        def hard(self, hidden_states, labels, shift_labels, coordinate_values, shift_coordinate_values, num_items_in_batch):
             return loss(self, hidden_states, labels, shift_labels, None, None, num_items_in_batch)
 
         LlavaSTForConditionalGeneration._loss = hard

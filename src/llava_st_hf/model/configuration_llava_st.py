@@ -252,25 +252,22 @@ class LlavaSTConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must have the model_type {expected.model_type!r}, got {model_type!r}.")
 
     def _check_sizes(self):
-        owners = (("", self, _SIZES), ("text_config.", self.text_config, _TEXT_SIZES), ("vision_config.", self.vision_config, _VISION_SIZES))
-        for prefix, config, names in owners:
+        text, vision = self.text_config, self.vision_config
+        for prefix, config, names in (("", self, _SIZES), ("text_config.", text, _TEXT_SIZES), ("vision_config.", vision, _VISION_SIZES)):
             for name in names:
                 if getattr(config, name) < 1:
                     raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(config, name)}.")
         if self.vision_chunk_size is not None and self.vision_chunk_size < 1:
             raise ValueError(f"vision_chunk_size must be at least 1, or None for all frames at once, got {self.vision_chunk_size}.")
-        if self.vision_config.num_channels != 3:
-            raise ValueError(f"vision_config.num_channels must be 3 (RGB), got {self.vision_config.num_channels}.")
-        if self.text_config.num_attention_heads % self.text_config.num_key_value_heads:
-            raise ValueError(
-                f"text_config.num_attention_heads={self.text_config.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads={self.text_config.num_key_value_heads}."
-            )
-        for prefix, config in (("packer_", self), ("", self.vision_config)):
-            width, heads = getattr(config, f"{prefix}hidden_size"), getattr(config, f"{prefix}num_attention_heads")
-            if width % heads:
-                where = "" if config is self else "vision_config."
-                raise ValueError(f"{where}{prefix}hidden_size={width} must be a multiple of {prefix}num_attention_heads={heads}.")
+        if vision.num_channels != 3:
+            raise ValueError(f"vision_config.num_channels must be 3 (RGB), got {vision.num_channels}.")
+        for prefix, name, size, divisor_name, divisor in (
+            ("", "packer_hidden_size", self.packer_hidden_size, "packer_num_attention_heads", self.packer_num_attention_heads),
+            ("vision_config.", "hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads),
+            ("text_config.", "num_attention_heads", text.num_attention_heads, "num_key_value_heads", text.num_key_value_heads),
+        ):
+            if size % divisor:
+                raise ValueError(f"{prefix}{name}={size} must be a multiple of {divisor_name}={divisor}.")
 
     def validate_architecture(self):
         """Refuses sizes that are not valid or do not fit each other. Part of `@strict` validation."""

@@ -217,9 +217,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             if kwargs.get(name) is None and getattr(self.config, name):
                 kwargs[name] = getattr(self.config, name)
         grid = self.config.grid_size
-        vision_outputs, features = encode_frames(
-            self.vision_tower, self.multi_modal_projector, pixel_values, vision_chunk_size, **kwargs
-        )
+        vision_outputs, features = encode_frames(self.vision_tower, self.multi_modal_projector, pixel_values, vision_chunk_size, **kwargs)
         return vision_outputs, features.view(-1, grid, grid, features.shape[-1])
 
     @merge_with_config_defaults
@@ -364,7 +362,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         (tokens, hidden_size)."""
         if media_mask is not None:
             if media_mask.shape != (len(features),):
-                raise ValueError(f"{kind}_mask must have the shape ({len(features)},), one entry per {kind}, got {tuple(media_mask.shape)}.")
+                raise ValueError(f"{kind}_mask must have one entry per {kind}, ({len(features)},), got {tuple(media_mask.shape)}.")
             # Indexing keeps the padding media in the graph: their features get a gradient of zero, and so do all weights behind them.
             features = features[media_mask.to(features.device, torch.bool)]
         if not isinstance(features, torch.Tensor):  # `generate` cuts and repeats features as lists
