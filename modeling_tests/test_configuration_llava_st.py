@@ -11,6 +11,9 @@ from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from modeling_tests.factories import BASE_VOCABULARY, tiny_config
 
 
+LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 def test_defaults_are_those_of_the_published_model():
     config = LlavaSTConfig()
     assert (config.grid_size, config.packed_grid_size, config.fast_grid_size) == (27, 9, 3)
@@ -73,7 +76,16 @@ def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
         ({"packer_spatial_stride": 2}, "packer_spatial_stride=2"),
         ({"fast_spatial_stride": 2}, "fast_spatial_stride=2"),
         ({"packer_temporal_stride": 0}, "packer_temporal_stride must be at least 1"),
-        ({"packer_num_attention_heads": 3}, "packer_num_attention_heads=3"),
+        ({"packer_num_attention_heads": 3}, "packer_hidden_size=16 must be a multiple of packer_num_attention_heads=3"),
+        ({"packer_hidden_size": 0}, "packer_hidden_size must be at least 1, got 0"),
+        ({"packer_num_attention_heads": 0}, "packer_num_attention_heads must be at least 1, got 0"),
+        ({"packer_spatial_stride": -1}, "packer_spatial_stride must be at least 1, got -1"),
+        ({"fast_spatial_stride": 0}, "fast_spatial_stride must be at least 1, got 0"),
+        ({"vision_chunk_size": 0}, "vision_chunk_size must be at least 1, or None.*got 0"),
+        ({"vision_config": {"num_attention_heads": 3}}, "vision_config.hidden_size=32 must be a multiple of num_attention_heads=3"),
+        ({"vision_config": {"num_channels": 1}}, r"vision_config.num_channels must be 3 \(RGB\), got 1"),
+        ({"vision_config": {"patch_size": 19}}, "vision_config.patch_size=19 must not be larger than image_size=18"),
+        ({"text_config": {"num_key_value_heads": 3}}, "text_config.num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
         ({"num_temporal_bins": 1}, "num_temporal_bins"),
         ({"num_spatial_bins": 1001, "text_config": {"vocab_size": 9999}}, "num_spatial_bins"),
         ({"text_config": {"vocab_size": 20}}, "image_start_token_id=-10 lies outside the vocabulary of 20"),
@@ -86,6 +98,36 @@ def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
 def test_contradictions_are_refused_by_name(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         tiny_config(**options)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("text_config", name) for name in (*LAYERS, "vocab_size", "num_key_value_heads", "max_position_embeddings")),
+        *(("vision_config", name) for name in (*LAYERS, "image_size", "patch_size")),
+    ],
+)
+def test_sizes_below_one_of_either_part_are_refused_by_name(part, name):
+    options = {"coordinate_start_token_id": 113} | {field: 99 + number for number, field in enumerate(SPECIAL_TOKENS)}
+    with pytest.raises(ValueError, match=rf"{part}\.{name} must be at least 1, got 0"):
+        tiny_config(**options, **{part: {name: 0}})
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("text_config", {"model_type": "bert"}, "text_config must have the model_type 'qwen2', got 'bert'"),
+        ("vision_config", {"model_type": "nothing"}, "vision_config must have the model_type 'siglip_vision_model', got 'nothing'"),
+        ("text_config", SiglipVisionConfig(), "text_config must have the model_type 'qwen2', got 'siglip_vision_model'"),
+    ],
+)
+def test_parts_of_another_model_are_refused_by_name(tmp_path, part, value, message):
+    with pytest.raises(ValueError, match=message):
+        LlavaSTConfig(**{part: value})
+    if isinstance(value, dict):
+        (tmp_path / "config.json").write_text(json.dumps({**tiny_config().to_dict(), part: value}))
+        with pytest.raises(ValueError, match=message):
+            AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

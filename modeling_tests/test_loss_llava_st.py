@@ -251,6 +251,35 @@ def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
         torch.testing.assert_close(plain, wrapped)
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_wrapped_head_is_called_for_one_chunk_at_a_time(problem, monkeypatch, trains):
+    """Also in the backward pass, where it is called again."""
+    chunk = 4
+    monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
+    hidden, weight, targets, positions = problem
+    sizes = []
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(weight.clone(), requires_grad=trains)
+
+        def forward(self, states):
+            sizes.append(len(states))
+            return states @ self.weight.T
+
+    supervised = int((targets != -100).sum())
+    whole = [chunk] * (supervised // chunk) + ([supervised % chunk] if supervised % chunk else [])
+    with watch_new_tensors() as made:
+        total, _, _ = supervised_cross_entropy(hidden.clone().requires_grad_(trains), Wrapped(), SIZE, targets, positions, VOCABULARY, True)
+        assert sizes == whole
+        if trains:
+            total.backward()
+    assert sorted(sizes) == sorted(whole * 2 if trains else whole)
+    logits = [torch.Size(shape).numel() for _, shape in made if SIZE in shape and HIDDEN not in shape]
+    assert logits and max(logits) <= chunk * SIZE
+
+
 def test_bin_errors_are_the_distance_of_the_likeliest_bin_on_the_axis_from_the_exact_target(problem):
     hidden, weight, targets, positions = problem
     head = torch.nn.Linear(HIDDEN, SIZE, bias=False)

@@ -87,7 +87,7 @@ BROKEN = {
     "an empty file": (lambda media: row(7, "video", media["empty"], "When?", "{<t0.1><t0.2>}", "tvg"), "empty.mp4"),
     "a reversed span": (lambda media: row(7, "video", media["video"], "When?", "{<t0.9><t0.2>}", "tvg"), "ends before"),
     "a box outside": (lambda media: row(7, "image", media["image"], "Where?", "[<w1.5><h0><w1.7><h1>]", "rec"), "<w1.5>"),
-    "no answer": (lambda media: {**(r := row(7, "text", None, "Hm?", "x", "chat")), "messages": r["messages"][:1]}, "nothing to learn"),
+    "no answer": (lambda media: {**(r := row(7, "text", None, "Hm?", "x", "chat")), "messages": r["messages"][:1]}, "no assistant message"),
 }
 
 
@@ -129,9 +129,34 @@ def test_a_batch_of_broken_samples_has_nothing_to_learn(processor):
     assert batch["input_ids"].shape == (1, 2)
 
 
-def test_a_sample_longer_than_the_limit_is_not_cut(processor, rows):
-    with pytest.raises(ValueError, match=r"it has \d+ tokens, more than max_length=50"):
-        LlavaSTDataCollator(processor, max_length=50)(rows[:1])
+def test_a_sample_of_max_length_tokens_is_used_and_a_longer_one_is_refused(processor, rows):
+    length = LlavaSTDataCollator(processor)(rows[:1])["input_ids"].shape[1]
+    assert LlavaSTDataCollator(processor, max_length=length)(rows[:1])["input_ids"].shape == (1, length)
+    with pytest.raises(ValueError, match=rf"it has {length} tokens, more than max_length={length - 1}"):
+        LlavaSTDataCollator(processor, max_length=length - 1)(rows[:1])
+
+
+@pytest.mark.parametrize(
+    "kinds", [("text",), ("image",), ("video",), ("video", "image", "text"), ()], ids=lambda kinds: "+".join(kinds) or "broken"
+)
+def test_blank_media_fill_up_the_kinds_that_a_batch_lacks(processor, rows, kinds):
+    """Also of a batch in which no sample can be used."""
+    samples = [sample for sample in rows if sample["modality"] in kinds] or [row(1, "video", "gone.mp4", "When?", "now", "tvg")]
+    plain, filled = (LlavaSTDataCollator(processor, on_error="skip", blank_media=blank)(samples) for blank in (False, True))
+    assert not {"image_mask", "video_mask"} & plain.keys()
+    for kind, name, shape in (("image", "pixel_values", (1, 3, 126, 126)), ("video", "pixel_values_videos", (1, 1, 3, 126, 126))):
+        if kind in kinds:
+            assert torch.equal(filled[name], plain[name]) and f"{kind}_mask" not in filled
+        else:
+            assert filled[name].shape == shape and not filled[name].any() and filled[f"{kind}_mask"].tolist() == [False]
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(filled[name], plain[name])
+
+
+def test_the_trainer_adds_blank_media_where_several_processes_train(tmp_path, monkeypatch):
+    assert not make_trainer(tmp_path / "one").data_collator.blank_media
+    monkeypatch.setattr(LlavaSTTrainingConfig, "world_size", 2)
+    assert make_trainer(tmp_path / "two").data_collator.blank_media
 
 
 @pytest.mark.parametrize("option, message", [({"on_error": "ignore"}, "ignore"), ({"loss_on": "all"}, "all")])

@@ -14,7 +14,6 @@ import yaml
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
 from trl import ModelConfig
 
 from llava_st_hf import LlavaSTVideoProcessor
@@ -27,8 +26,7 @@ from llava_st_hf.training import (
     check_resume_compatibility,
     prepare_model_for_training,
 )
-from llava_st_hf.training.prefix_packing import block_mask
-from llava_st_hf.training.shared_attention import RUN_ATTENTION, Runs, attend_in_runs, mask_of_segments
+from llava_st_hf.training.prefix_packing import block_mask, packed_attention_mask
 from modeling_tests.corpora import row, write_media
 from modeling_tests.one_training import OPTIONS
 from modeling_tests.processors import model_for, tiny_processor
@@ -84,7 +82,9 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segment_ids")}
         if "segment_ids" in batch:
-            inputs["attention_mask"] = mask_of_segments(batch["segment_ids"], model.config.get_text_config(), torch.float32)
+            inputs["attention_mask"] = packed_attention_mask(
+                batch["segment_ids"], model.config.get_text_config()._attn_implementation, torch.float32
+            )
         loss = model(**inputs, num_items_in_batch=1).loss
         loss.backward()
         total += loss.item()
@@ -94,7 +94,7 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
 # Exactness
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", RUN_ATTENTION])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kinds", [("video",), ("image",), ("video", "image", "text")], ids="+".join)
 def test_loss_and_gradients_are_those_of_separate_conversations(processor, rows, grouped, kinds, attention):
     collate, model = LlavaSTDataCollator(processor), model_for(processor).train()
@@ -131,55 +131,30 @@ def test_a_step_of_the_trainer_is_that_of_separate_conversations(tmp_path, rows,
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(ROWS, min_size=1, max_size=3), st.sampled_from([0, 3]))
-def test_attention_in_runs_is_that_with_a_mask(rows, padding):
-    """Rows with and without a medium, of conversations of unlike lengths, and with padding."""
+@settings(max_examples=60)
+@given(st.lists(ROWS, min_size=1, max_size=3), st.integers(0, 3))
+def test_block_mask_shows_each_token_the_prefix_and_its_own_conversation_up_to_itself(rows, padding):
+    """Rows with and without a prefix, of conversations of different lengths, and with padding."""
     numbers = count()
     rows = [[SHARED] * shared + [number for length in lengths for number in [next(numbers)] * length] for shared, lengths in rows]
     length = max(map(len, rows)) + padding
-    segments = torch.tensor([row + [PADDING] * (length - len(row)) for row in rows])
-    generator = torch.Generator().manual_seed(length)
-    states = [torch.randn(len(rows), 2, length, 8, generator=generator, requires_grad=True) for _ in range(3)]
-    told = (segments != PADDING)[:, None, :, None]  # (batch_size, 1, sequence_length, 1)
-    expected = torch.where(told, scaled_dot_product_attention(*states, attn_mask=block_mask(segments), scale=0.4), 0.0)
-    found = attend_in_runs(*states, Runs.of(segments), 0.4).transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    weights = torch.randn(found.shape, generator=generator)
-    gradients = [torch.autograd.grad((result * weights).sum(), states) for result in (found, expected)]
-    for mine, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+    segment_ids = torch.tensor([row + [PADDING] * (length - len(row)) for row in rows])
+    visible = block_mask(segment_ids)
+    assert visible.shape == (len(rows), 1, length, length)
+    for segments, seen in zip(segment_ids.tolist(), visible[:, 0].tolist(), strict=True):
+        for query, own in enumerate(segments):
+            allowed = (own,) if own == PADDING else (own, SHARED)
+            assert seen[query] == [key <= query and segments[key] in allowed for key in range(length)]
 
 
-def test_dropout_of_attention_reaches_runs(processor, grouped):
-    batch, model = LlavaSTDataCollator(processor)(grouped), model_for(processor).train()
-    model.set_attn_implementation({"text_config": RUN_ATTENTION})
-    config = model.config.get_text_config()
-    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped", "segment_ids")}
-    inputs["attention_mask"] = mask_of_segments(batch["segment_ids"], config, torch.float32)
-    with torch.no_grad():
-        without = model(**inputs).loss
-        for layer in model.model.language_model.layers:
-            layer.self_attn.attention_dropout = 0.5
-        assert abs(model(**inputs).loss - without) > 1e-6
-
-
-def test_attention_that_drops_all_weights_is_zero():
-    segments = torch.tensor([[SHARED, SHARED, 0, 0, 1]])
-    states = torch.ones(3, 1, 2, 5, 4)
-    assert (attend_in_runs(*states, Runs.of(segments), 1.0, dropout=1.0) == 0).all()
-
-
-def test_on_a_processor_the_trainer_attends_in_runs_and_evaluates_as_before(tmp_path, rows, grouped):
-    trainer = trainer_of(tmp_path, grouped)
-    assert trainer.model.config.get_text_config()._attn_implementation == RUN_ATTENTION
-    batch = LlavaSTDataCollator(tiny_processor())(rows)
-    inputs = {name: value for name, value in batch.items() if name not in ("tasks", "skipped")}
-    model = trainer.model.eval()
-    with torch.no_grad():
-        loss = model(**inputs).loss
-        model.set_attn_implementation("sdpa")
-        assert loss == model(**inputs).loss
+def test_packed_attention_mask_is_boolean_for_sdpa_and_additive_for_eager_attention():
+    segment_ids = torch.tensor([[SHARED, 0, 0, 1, PADDING]])
+    visible = block_mask(segment_ids)
+    assert torch.equal(packed_attention_mask(segment_ids, "sdpa", torch.bfloat16), visible)
+    added = packed_attention_mask(segment_ids, "eager", torch.bfloat16)
+    assert added.dtype == torch.bfloat16 and torch.equal(added == 0, visible) and added.min() == torch.finfo(torch.bfloat16).min
+    with pytest.raises(ValueError, match="flex_attention"):
+        packed_attention_mask(segment_ids, "flex_attention", torch.bfloat16)
 
 
 def trainer_of(folder, rows, attention="sdpa", **options) -> LlavaSTTrainer:
@@ -211,11 +186,6 @@ def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(
         for name in ("input_ids", "labels", "coordinate_values"):
             if name in alone:
                 torch.testing.assert_close(batch[name][own][places], alone[name][0], equal_nan=True)
-    visible = block_mask(batch["segment_ids"])[:, 0]
-    for row_segments, seen in zip(batch["segment_ids"].tolist(), visible, strict=True):
-        for query in range(0, len(row_segments), 7):
-            kinds = (row_segments[query],) if row_segments[query] == PADDING else (row_segments[query], SHARED)
-            assert seen[query].tolist() == [key <= query and row_segments[key] in kinds for key in range(len(row_segments))]
 
 
 def test_batches_without_groups_are_what_they_were(processor, rows):
@@ -270,7 +240,7 @@ def test_a_broken_conversation_leaves_out_itself_alone(processor, rows, grouped)
 def test_a_conversation_that_begins_otherwise_is_not_mixed_in(processor, grouped):
     broken = json.loads(json.dumps(grouped[1]))
     broken["conversations"][2][0]["content"][0]["text"] = "Listen."
-    with pytest.raises(ValueError, match=r"^Sample '8' of made: it does not begin as"):
+    with pytest.raises(ValueError, match=r"^Sample '8' of made: its text before the image or video differs"):
         LlavaSTDataCollator(processor)([broken])
 
 

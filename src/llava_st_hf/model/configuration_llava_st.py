@@ -245,8 +245,6 @@ class LlavaSTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, (dict, PreTrainedConfig)):
-                raise ValueError(f"{name} must be a dictionary or a configuration, got {value!r}.")
             model_type = value.get("model_type", expected.model_type) if isinstance(value, dict) else value.model_type
             if model_type != expected.model_type:
                 raise ValueError(f"{name} must have the model_type {expected.model_type!r}, got {model_type!r}.")
