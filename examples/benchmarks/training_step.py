@@ -28,8 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
-from llava_st_hf.model import vision_llava_st
-from llava_st_hf.training import prepare_model_for_training
+from llava_st_hf.training import prepare_model_for_training, vision_memory
 
 
 TRAINABLE_MODULES = ["vision", "packer", "LLM forward", "loss", "backward", "optimizer", "rest"]
@@ -91,7 +90,8 @@ def micro_step(model, batch: dict, part, device: str, half: bool) -> None:
     """Forward and backward; `part` is a context that is told what runs."""
     with torch.autocast(device, torch.bfloat16, enabled=half):
         items = SUPERVISED_TOKENS * len(batch["input_ids"])
-        loss = model(**batch, use_cache=False, num_items_in_batch=items).loss
+        chunk_size = vision_memory.choose_vision_chunk_size(model.config.vision_config, batch, sharded=False)  # as LlavaSTTrainer does it
+        loss = model(**batch, use_cache=False, num_items_in_batch=items, vision_chunk_size=chunk_size).loss
     with part("backward"):
         loss.backward()
 
@@ -117,6 +117,7 @@ def name_parts(model, part) -> None:
         setattr(owner, method, watched)
 
     watch(whole.model, "_patch_features", "vision")
+    watch(whole.model, "_add_positions", "packer")
     watch(whole.model, "_video_tokens", "packer")
     watch(whole.model.language_model, "forward", "LLM forward")
     watch(whole, "_loss", "loss")
@@ -327,16 +328,14 @@ def estimate(limit_gb: float, videos: int, accumulation: int, details: bool) -> 
     def norm_in_float32(states, shape, weight=None, bias=None, eps=1e-5):
         return plain_norm(states.float(), shape, None if weight is None else weight.float(), None if bias is None else bias.float(), eps)
 
-    def frames_at_once(config, frames):
-        # As on a GPU of this size: a share of what is free at this moment.
-        free = max(0, int((limit_gb * 1e9 - live.total) * vision_llava_st._FREE_SHARE))
-        return max(1, free // vision_llava_st._bytes_per_frame(config, frames.element_size()))
+    def free_bytes(device):
+        return max(0, int(limit_gb * 1e9 - live.total))  # of a GPU of this size
 
     model = build("meta", False)
     live = LiveBytes(videos * SUPERVISED_TOKENS)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "layer_norm", norm_in_float32))
-        stack.enter_context(mock.patch.object(vision_llava_st, "frames_at_once", frames_at_once))
+        stack.enter_context(mock.patch.object(vision_memory, "free_bytes", free_bytes))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(live)
         for module in model.modules():
