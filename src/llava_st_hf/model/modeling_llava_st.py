@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_llava_st import LlavaSTConfig
@@ -19,6 +19,7 @@ from .lape_llava_st import add_positions, interpolate_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
+from .placeholders_llava_st import find_placeholders, insert_features
 from .renamed_arguments_llava_st import accept_renamed_arguments
 from .vision_llava_st import encode_frames
 
@@ -322,8 +323,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         self, kind: str, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None = None
     ) -> torch.BoolTensor:
         """
-        Finds the positions that visual features replace: patch tokens and the markers around them. A marker without a patch token or
-        another marker beside it is text, such as one that the model has generated.
+        Finds the positions that visual features replace: see `find_placeholders`.
 
         Args:
             kind (`str`):
@@ -336,45 +336,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         Returns:
             `torch.BoolTensor` of shape `(batch_size, sequence_length)`, True at these positions.
         """
-
-        def positions_of(token_ids: tuple[int, ...]) -> torch.BoolTensor:
-            if input_ids is not None:
-                masks = [input_ids == token_id for token_id in token_ids]
-            else:
-                embeddings = self.get_input_embeddings()(torch.tensor(token_ids, device=inputs_embeds.device))
-                masks = [(inputs_embeds == embedding).all(-1) for embedding in embeddings.to(inputs_embeds.device)]
-            return torch.stack(masks).any(0)
-
-        openings, patches, closings = map(positions_of, self.config.media_token_ids(kind))
-        before_content = nn.functional.pad(patches | closings, (0, 1))[:, 1:]
-        after_content = nn.functional.pad(patches | openings, (1, 0))[:, :-1]
-        return patches | (openings & before_content) | (closings & after_content)
-
-    def _insert(
-        self,
-        kind: str,
-        features: torch.Tensor | list[torch.Tensor],
-        media_mask: torch.Tensor | None,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replaces the embeddings at the positions of images or videos by their features; returns the embeddings and the features as
-        (tokens, hidden_size)."""
-        if media_mask is not None:
-            if media_mask.shape != (len(features),):
-                raise ValueError(f"{kind}_mask must have one entry per {kind}, ({len(features)},), got {tuple(media_mask.shape)}.")
-            # Indexing keeps the padding media in the graph: their features get a gradient of zero, and so do all weights behind them.
-            features = features[media_mask.to(features.device, torch.bool)]
-        if not isinstance(features, torch.Tensor):  # `generate` cuts and repeats features as lists
-            features = torch.cat([item.flatten(0, -2) for item in features])
-        features = features.flatten(0, -2)
-        features = features.to(inputs_embeds.device, inputs_embeds.dtype)  # (tokens, hidden)
-        mask = self.get_placeholder_mask(kind, input_ids, inputs_embeds)
-        torch_compilable_check(
-            mask.sum() == features.shape[0],
-            lambda: f"The {kind}s give {features.shape[0]} features, but the text has {int(mask.sum())} {kind} tokens for them.",
-        )
-        return inputs_embeds.masked_scatter(mask[..., None], features), features
+        return find_placeholders(self.config.media_token_ids(kind), input_ids, inputs_embeds, self.get_input_embeddings())
 
     @accept_renamed_arguments
     @merge_with_config_defaults
@@ -450,8 +412,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         media_features = {"image": None, "video": None}
         for kind, media_mask in (("image", image_mask), ("video", video_mask)):
             if encoder_outputs.get(kind) is not None:
-                inputs_embeds, media_features[kind] = self._insert(
-                    kind, encoder_outputs[kind].pooler_output, media_mask, input_ids, inputs_embeds
+                placeholder_mask = self.get_placeholder_mask(kind, input_ids, inputs_embeds)
+                inputs_embeds, media_features[kind] = insert_features(
+                    kind, encoder_outputs[kind].pooler_output, media_mask, placeholder_mask, inputs_embeds
                 )
             elif media_mask is not None:
                 raise ValueError(f"{kind}_mask is given without {kind}s. Pass the pixels that it refers to.")
