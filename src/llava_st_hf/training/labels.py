@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tokens of a conversation are learned, as labels: the token's id, or -100 where nothing is."""
 
-from typing import Literal
+import warnings
+from typing import Literal, get_args
 
 import torch
 
 
-LossOn = Literal["assistant", "released"]
+LossOn = Literal["assistant", "original"]
 IGNORED = -100
 _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
+
+
+def check_loss_on(value: str) -> LossOn:
+    """Returns `value` if it is a scheme of `make_labels`; for the old name "released", "original" with a `FutureWarning`.
+
+    Raises:
+        ValueError: For another value.
+    """
+    if value == "released":
+        warnings.warn('loss_on="released" is now loss_on="original".', FutureWarning, stacklevel=2)
+        return "original"
+    if value not in get_args(LossOn):
+        raise ValueError(f'loss_on={value!r} must be "assistant" or "original".')
+    return value
 
 
 def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LossOn = "assistant") -> torch.Tensor:
@@ -20,8 +35,8 @@ def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, s
         answer_mask: same shape, 1 at what the chat template marks as generated: the words of each assistant message and its
             `<|im_end|>`.
         tokenizer: the processor's.
-        scheme: "assistant" learns what is marked. "released" is what the released model was trained with: assistant messages
-            with their header, and every `<|im_start|>`, `<|im_end|>` and newline token of the other messages.
+        scheme: "assistant" includes these tokens. "original" includes those of the original training code: assistant messages with their
+            header, and every `<|im_start|>`, `<|im_end|>` and newline token of the other messages.
 
     Returns:
         (sequence_length,)
@@ -29,8 +44,9 @@ def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, s
     Raises:
         ValueError: for another scheme.
     """
+    scheme = check_loss_on(scheme)
     learned = answer_mask.bool()
-    if scheme == "released":
+    if scheme == "original":
         newline = tokenizer.encode("\n", add_special_tokens=False)
         always = torch.tensor([*tokenizer.convert_tokens_to_ids([_TURN_START, _TURN_END]), *newline])
         turn = (input_ids == always[0]).cumsum(0)  # (sequence,) number of the message that a token belongs to
@@ -38,6 +54,4 @@ def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, s
         is_answer = torch.zeros(int(turn.max()) + 1, dtype=torch.bool)
         is_answer[turn[learned]] = True
         learned = is_answer[turn] | torch.isin(input_ids, always)
-    elif scheme != "assistant":
-        raise ValueError(f'loss_on={scheme!r} must be "assistant" or "released".')
     return input_ids.masked_fill(~learned, IGNORED)
