@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from llava_st_hf.distributed import shut_down_processes
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, get_last_checkpoint, prepare_model_for_training
 from modeling_tests.corpora import mixed_dataset
 from modeling_tests.processors import model_for, tiny_processor
@@ -34,7 +35,7 @@ OPTIONS = {
     "optim": "sgd",  # small differences stay small
     "max_grad_norm": 0.0,
     "seed": 3,
-    "train": ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
+    "trainable_modules": ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
 }
 
 
@@ -56,7 +57,7 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
     processor = tiny_processor()
     torch.manual_seed(0)
-    model = prepare_model_for_training(model_for(processor), args.train, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
+    model = prepare_model_for_training(model_for(processor), args.trainable_modules, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
             torch.nn.init.normal_(parameter, std=0.1)
@@ -77,3 +78,4 @@ def main(folder: Path, options: dict) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    shut_down_processes()

@@ -113,10 +113,10 @@ def test_what_is_no_matrix_is_refused():
 
 def trainer_with_muon(folder, **options) -> LlavaSTTrainer:
     parts = ["projector", "packer", "input_embeddings", "output_embeddings", "language_model"]
-    options = {**OPTIONS, "train": parts, "max_steps": 1, "optim": "adamw_torch", "muon": True, **options}
+    options = {**OPTIONS, "trainable_modules": parts, "max_steps": 1, "optim": "adamw_torch", "muon": True, **options}
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
     processor = tiny_processor()
-    model = prepare_model_for_training(model_for(processor), args.train)
+    model = prepare_model_for_training(model_for(processor), args.trainable_modules)
     return LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
 

@@ -137,7 +137,7 @@ def test_no_other_run_goes_on_from_a_folders_checkpoints(tmp_path, begun):
     record(tmp_path, seed=2)  # nothing was done yet
     (tmp_path / "run" / begun).mkdir()
     record(tmp_path, seed=2, max_steps=9, logging_steps=7)
-    changes = [{"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"train": ["packer"]}, {"learning_rates": {"lora": 0.1}}]
+    changes = [{"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"trainable_modules": ["packer"]}, {"learning_rates": {"lora": 0.1}}]
     changes += [{"video_backend": "decord"}, {"allow_truncated": True}]
     for change in changes:
         with pytest.raises(ValueError, match=f"holds another run: {next(iter(change))} was .* and is"):
@@ -178,7 +178,7 @@ def test_recipes_say_what_the_arguments_take(recipe, tmp_path):
         first = "stage1" in recipe.name
         assert training_args.learning_rate == (1e-4 if first else 2e-5)
         assert training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps == (8 if first else 4)
-        assert training_args.train == (ALL_PARTS[:2] if first else ALL_PARTS)
+        assert training_args.trainable_modules == (ALL_PARTS[:2] if first else ALL_PARTS)
         if not first:
             assert (model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout) == (128, 256, 0.05)
             assert training_args.learning_rates == {"lora": 2e-4}

@@ -91,7 +91,9 @@ def prepare_model_for_training(
 
 def _check_fit(model: LlavaSTForConditionalGeneration, parts: list[str]) -> None:
     if "lora" in parts and "language_model" in parts:
-        raise ValueError('trainable_modules contains both "lora" and "language_model": LoRA keeps the language model frozen. Remove one of them.')
+        raise ValueError(
+            'trainable_modules contains both "lora" and "language_model": LoRA keeps the language model frozen. Remove one of them.'
+        )
     if "coordinate_embeddings" in parts and not model.config.use_coordinate_tokens:
         raise ValueError(
             "trainable_modules contains coordinate_embeddings, but the model has no coordinate tokens (it is a stage-1 model). Add them "
