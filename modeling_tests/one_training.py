@@ -3,8 +3,9 @@
 
     python -m modeling_tests.one_training FOLDER '{"max_steps": 2, …}'
 
-FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds what `LlavaSTTrainingConfig` takes, what
-`make_trainer` takes, and under "kill_at" a step after which the program ends as by `kill -9`.
+FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds arguments of `LlavaSTTrainingConfig` and of
+`make_trainer`, "kill_at": a step after which the program ends as by `kill -9`, and "fail_at": a step after which the last process raises
+an error.
 """
 
 import json
@@ -50,6 +51,17 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Failer(TrainerCallback):
+    """Raises an error after step `step`, in the last process."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and args.process_index == args.world_size - 1:
+            raise RuntimeError("the last process fails")
+
+
 def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options) -> LlavaSTTrainer:
     """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
     options = {**OPTIONS, **options}
@@ -66,8 +78,8 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
 
 
 def main(folder: Path, options: dict) -> None:
-    kill_at = options.pop("kill_at", None)
-    trainer = make_trainer(folder, callbacks=[Killer(kill_at)] if kill_at else None, **options)
+    callbacks = [callback(options.pop(name)) for name, callback in (("kill_at", Killer), ("fail_at", Failer)) if name in options]
+    trainer = make_trainer(folder, callbacks=callbacks, **options)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir))
     if trainer.is_world_process_zero():
@@ -79,3 +91,4 @@ def main(folder: Path, options: dict) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
     shut_down_processes()
+    assert not torch.distributed.is_initialized()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from llava_st_hf import LlavaSTForConditionalGeneration
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor, merge_lora
 from llava_st_hf.cli import main
 from modeling_tests.factories import tiny_config, tiny_model
@@ -261,6 +261,57 @@ def test_a_lora_pair_of_unequal_rank_is_named(stage_1, a, b):
     save_file({LORA.format("A"): torch.zeros(a), LORA.format("B"): torch.zeros(b)}, stage / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj; they must be \(rank, inputs\)"):
         merge_lora(base, stage)
+
+
+@pytest.mark.parametrize("rslora, scaling", [(False, 4 / 2), (True, 4 / 2**0.5)])
+def test_merge_lora_scales_the_update_by_alpha_over_rank_or_its_root(stage_1, rslora, scaling):
+    base, stage = stage_1
+    write(stage / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 4, "use_rslora": rslora})
+    weight = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = LlavaSTForConditionalGeneration.from_pretrained(base).get_parameter(weight)
+    update = merge_lora(base, stage).get_parameter(weight) - before
+    torch.testing.assert_close(update, torch.full((32, 32), 2 * scaling))  # B A is 2 everywhere
+
+
+def test_merge_lora_into_bfloat16_weights_adds_in_float32(stage_1):
+    base, stage = stage_1
+    generator = torch.Generator().manual_seed(0)
+    pair = {"A": torch.randn(2, 32, generator=generator), "B": torch.randn(32, 2, generator=generator) / 3}
+    save_file({LORA.format(side): tensor for side, tensor in pair.items()}, stage / "adapter_model.safetensors")
+    weight = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = LlavaSTForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).get_parameter(weight)
+    merged = merge_lora(base, stage, dtype=torch.bfloat16).get_parameter(weight)
+    expected = (before.float() + 2 * pair["B"] @ pair["A"]).bfloat16()
+    assert torch.equal(merged, expected)
+    in_bfloat16 = before + 2 * (pair["B"].bfloat16() @ pair["A"].bfloat16())
+    assert not torch.equal(in_bfloat16, expected)
+
+
+@pytest.mark.parametrize("command", ["convert", "merge-lora"])
+@pytest.mark.parametrize("failing", [LlavaSTForConditionalGeneration, LlavaSTProcessor])
+def test_convert_and_merge_lora_failing_while_saving_keep_the_old_model(stage_1, tmp_path, capsys, monkeypatch, command, failing):
+    base, stage = stage_1
+    target = tmp_path / "target"
+    arguments = [str(base), str(target)] if command == "convert" else [str(base), str(stage), str(target)]
+    assert main([command, *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= before.keys()
+
+    def full_disk(self, folder, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failing, "save_pretrained", full_disk)
+    assert main([command, *arguments]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"The model could not be saved to {target} " in message and "No space left" in message and "GiB are free" in message
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_merge_lora_into_the_folder_of_the_adapter_is_an_error(stage_1, capsys):
+    base, stage = stage_1
+    assert main(["merge-lora", str(base), str(stage), str(stage)]) == 1
+    assert f"The output {stage} is the folder of an adapter" in capsys.readouterr().err
+    assert (stage / "adapter_model.safetensors").is_file()
 
 
 def test_no_adapter_is_named():

@@ -406,6 +406,23 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, capsys, change, message):
     assert re.search(re.escape(message).replace(r"\.\*", ".*"), refusal(folder, capsys))
 
 
+@pytest.mark.parametrize("failing", [LlavaSTForConditionalGeneration, LlavaSTProcessor])
+def test_create_stage1_failing_while_saving_keeps_the_old_model(folder, capsys, monkeypatch, failing):
+    output = folder.parent / "output"
+    output.mkdir()
+    (output / "config.json").write_text("old")
+
+    def full_disk(self, target, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failing, "save_pretrained", full_disk)
+    overrides = folder.parent / "overrides.json"
+    overrides.write_text(json.dumps({**OVERRIDES, "vision_config": VISION}))
+    assert main(["create-stage1", str(folder), str(output), "--config-overrides", str(overrides)]) == 1
+    assert f"The model could not be saved to {output} " in capsys.readouterr().err.splitlines()[-1]
+    assert {path.name: path.read_text() for path in output.iterdir()} == {"config.json": "old"}
+
+
 def test_the_source_is_not_overwritten(folder, capsys):
     assert main(["create-stage1", str(folder), str(folder)]) == 1
     assert "is the checkpoint itself" in capsys.readouterr().err

@@ -149,7 +149,11 @@ def test_the_model_card_tells_data_recipe_and_metrics(tmp_path):
         "tags": ["trl", "sft", "llava-st", "video-grounding"],
     }
     recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert recipe["trainable_modules"] == OPTIONS["trainable_modules"] and recipe["learning_rates"] == {"lora": 0.01} and recipe["max_steps"] == 2
+    assert (
+        recipe["trainable_modules"] == OPTIONS["trainable_modules"]
+        and recipe["learning_rates"] == {"lora": 0.01}
+        and recipe["max_steps"] == 2
+    )
     assert "| made | 8 |" in body and "| loss_rec |" in body and str(tmp_path) not in card
     assert f"| loss | {trainer.state.log_history[-2]['loss']:.4g} | 2 |" in body
 
@@ -182,7 +186,7 @@ def test_only_its_own_arguments_are_taken(tmp_path):
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         ({"loss_type": "dft"}, "loss_type='dft' must be 'nll'"),
         ({"assistant_only_loss": True}, "use loss_on"),
-        ({"loss_on": "all"}, "loss_on='all' must be \"assistant\" or \"original\""),
+        ({"loss_on": "all"}, 'loss_on=\'all\' must be "assistant" or "original"'),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"max_errors": -1}, "max_errors=-1"),
         ({"learning_rates": {"lora": "fast"}}, "learning rate of lora must be a number.*'fast'"),
@@ -199,7 +203,9 @@ def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
 def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
-    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "trainable_modules": ["packer", "input_embeddings"], "max_steps": 1})
+    args = LlavaSTTrainingConfig(
+        output_dir=str(tmp_path / "run"), **{**OPTIONS, "trainable_modules": ["packer", "input_embeddings"], "max_steps": 1}
+    )
     model = prepare_model_for_training(model_for(processor, use_coordinate_tokens=False), args.trainable_modules)
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(rows), processor)
     trainer.train()
@@ -260,7 +266,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
     rows = mixed_rows({}, 3)[2:]
     with pytest.raises(ValueError, match="has no samples"):
         trainer_of(tmp_path, [])
-    with pytest.raises(ValueError, match=r"\['modality'\] are not there"):
+    with pytest.raises(ValueError, match=r"lacks \['modality'\]"):
         trainer_of(tmp_path, [{k: v for k, v in row.items() if k != "modality"} for row in rows], train_sampling_strategy="group_by_length")
 
 
