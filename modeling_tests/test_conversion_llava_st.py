@@ -93,7 +93,7 @@ class _Trap:
 def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"base_model.model.lm_head.weight": _Trap()}, stage_folder / "non_lora_trainables.bin")
-    with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or holds other objects") as caught:
+    with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or contains objects other than tensors") as caught:
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder)
     assert isinstance(caught.value.__cause__, pickle.UnpicklingError) and "weights_only" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
@@ -103,7 +103,7 @@ def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("key", "tensor", "message"),
     [
-        ("base_model.model.model.unheard_of.weight", torch.zeros(2), "model.unheard_of.weight, which is no tensor"),
+        ("base_model.model.model.unheard_of.weight", torch.zeros(2), "model.unheard_of.weight, which is not a tensor"),
         ("base_model.model.model.layers.7.input_layernorm.weight", torch.zeros(64), "model.layers.7"),
         ("base_model.model.model.norm.weight", torch.zeros(63), r"shape \(63,\)"),
         ("base_model.model.model.embed_tokens.weight", torch.zeros(580, 64), r"shape \(580, 64\)"),
@@ -192,7 +192,7 @@ def test_a_grown_model_and_its_processor_answer_together(stage_1, tmp_path):
 def test_a_processor_that_is_not_the_bases_is_refused(stage_1):
     model = merge_lora(*stage_1)
     for other in (tiny_processor(), tiny_processor(tokenizer=longer_tokenizer())):
-        with pytest.raises(ValueError, match="not that of the merged model: the id of <TEMP-000>"):
+        with pytest.raises(ValueError, match="does not belong to the merged model: the id of <TEMP-000>"):
             add_coordinate_tokens_to_processor(model, other)
 
 
@@ -211,7 +211,9 @@ def test_a_model_that_did_not_grow_keeps_its_processor():
 def test_each_missing_coordinate_table_is_named(stage_1, missing):
     base, stage = stage_1
     torch.save({key: torch.randn(shape) for key, shape in TABLES.items() if key != missing}, stage / "non_lora_trainables.bin")
-    with pytest.raises(ValueError, match=f"non_lora_trainables.bin brings .* has no {missing.removeprefix('base_model.model.')}: all six"):
+    with pytest.raises(
+        ValueError, match=f"non_lora_trainables.bin has coordinate embeddings .* lacks {missing.removeprefix('base_model.model.')}: all six"
+    ):
         merge_lora(base, stage)
 
 
@@ -230,7 +232,7 @@ def write(path, content):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("adapter_config.json", [1], "adapter_config.json must hold a JSON object"),
+        ("adapter_config.json", [1], "adapter_config.json must contain a JSON object"),
         ("adapter_config.json", b"{", "adapter_config.json is damaged"),
         ("adapter_config.json", b"\xff", "adapter_config.json is damaged"),
         ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json has lora_alpha=None"),
@@ -247,7 +249,7 @@ def test_damaged_files_are_named(stage_1, name, content, message):
         merge_lora(base, stage)
 
 
-@pytest.mark.parametrize("content, message", [([torch.zeros(2)], "holds a list"), ({1: torch.zeros(2)}, "holds 1; every entry")])
+@pytest.mark.parametrize("content, message", [([torch.zeros(2)], "got a list"), ({1: torch.zeros(2)}, "contains 1; every entry")])
 def test_a_pickle_of_something_else_is_named(stage_1, content, message):
     base, stage = stage_1
     torch.save(content, stage / "non_lora_trainables.bin")

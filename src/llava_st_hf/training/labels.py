@@ -21,9 +21,10 @@ def check_loss_on(value: str) -> LossOn:
     if value == "released":
         warnings.warn('loss_on="released" is now loss_on="original".', FutureWarning, stacklevel=2)
         return "original"
-    if value not in get_args(LossOn):
-        raise ValueError(f'loss_on={value!r} must be "assistant" or "original".')
-    return value
+    for scheme in get_args(LossOn):
+        if value == scheme:
+            return scheme
+    raise ValueError(f'loss_on={value!r} must be "assistant" or "original".')
 
 
 def make_labels(input_ids: torch.Tensor, answer_mask: torch.Tensor, tokenizer, scheme: LossOn = "assistant") -> torch.Tensor:

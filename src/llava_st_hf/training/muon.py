@@ -22,7 +22,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, params: list[dict], lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum=0.95):
-        groups = {True: [], False: []}
+        groups: dict[bool, list[dict]] = {True: [], False: []}
         for group in params:
             groups[group.get("muon", False)].append({**group, "muon": group.get("muon", False)})
         self._parts: list[tuple[bool, torch.optim.Optimizer]] = []

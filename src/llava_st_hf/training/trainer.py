@@ -13,6 +13,7 @@ from trl import SFTTrainer
 from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
+from .labels import check_loss_on
 from .metrics import TrainingMetrics
 from .model_card import write_model_card
 from .muon import MuonAdamW
@@ -77,7 +78,12 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         if data_collator is None:
             reading = {"video_backend": args.video_backend, "allow_truncated": args.allow_truncated}
             data_collator = LlavaSTDataCollator(
-                processing_class, args.loss_on, args.on_error, max_length=args.max_length, pixel_dtype=half, processor_kwargs=reading
+                processing_class,
+                check_loss_on(args.loss_on),
+                args.on_error,
+                max_length=args.max_length,
+                pixel_dtype=half,
+                processor_kwargs=reading,
             )
         super().__init__(
             model,
