@@ -3,8 +3,9 @@
 
     python -m modeling_tests.one_training FOLDER '{"max_steps": 2, …}'
 
-FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds what `LlavaSTTrainingConfig` takes, what
-`make_trainer` takes, and under "kill_at" a step after which the program ends as by `kill -9`.
+FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds arguments of `LlavaSTTrainingConfig` and of
+`make_trainer`, "kill_at": a step after which the program ends as by `kill -9`, and "fail_at": a step after which the last process raises
+an error.
 """
 
 import json
@@ -17,6 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from llava_st_hf.distributed import shut_down_processes
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, get_last_checkpoint, prepare_model_for_training
 from modeling_tests.corpora import mixed_dataset
 from modeling_tests.processors import model_for, tiny_processor
@@ -34,7 +36,7 @@ OPTIONS = {
     "optim": "sgd",  # small differences stay small
     "max_grad_norm": 0.0,
     "seed": 3,
-    "train": ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
+    "trainable_modules": ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
 }
 
 
@@ -49,6 +51,17 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Failer(TrainerCallback):
+    """Raises an error after step `step`, in the last process."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and args.process_index == args.world_size - 1:
+            raise RuntimeError("the last process fails")
+
+
 def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options) -> LlavaSTTrainer:
     """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
     options = {**OPTIONS, **options}
@@ -56,7 +69,7 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
     processor = tiny_processor()
     torch.manual_seed(0)
-    model = prepare_model_for_training(model_for(processor), args.train, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
+    model = prepare_model_for_training(model_for(processor), args.trainable_modules, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
             torch.nn.init.normal_(parameter, std=0.1)
@@ -65,8 +78,8 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
 
 
 def main(folder: Path, options: dict) -> None:
-    kill_at = options.pop("kill_at", None)
-    trainer = make_trainer(folder, callbacks=[Killer(kill_at)] if kill_at else None, **options)
+    callbacks = [callback(options.pop(name)) for name, callback in (("kill_at", Killer), ("fail_at", Failer)) if name in options]
+    trainer = make_trainer(folder, callbacks=callbacks, **options)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir))
     if trainer.is_world_process_zero():
@@ -77,3 +90,5 @@ def main(folder: Path, options: dict) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    shut_down_processes()
+    assert not torch.distributed.is_initialized()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from llava_st_hf import LlavaSTForConditionalGeneration
+from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor, merge_lora
 from llava_st_hf.cli import main
 from modeling_tests.factories import tiny_config, tiny_model
@@ -93,7 +93,7 @@ class _Trap:
 def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"base_model.model.lm_head.weight": _Trap()}, stage_folder / "non_lora_trainables.bin")
-    with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or holds other objects") as caught:
+    with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or contains objects other than tensors") as caught:
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder)
     assert isinstance(caught.value.__cause__, pickle.UnpicklingError) and "weights_only" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
@@ -103,7 +103,7 @@ def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("key", "tensor", "message"),
     [
-        ("base_model.model.model.unheard_of.weight", torch.zeros(2), "model.unheard_of.weight, which is no tensor"),
+        ("base_model.model.model.unheard_of.weight", torch.zeros(2), "model.unheard_of.weight, which is not a tensor"),
         ("base_model.model.model.layers.7.input_layernorm.weight", torch.zeros(64), "model.layers.7"),
         ("base_model.model.model.norm.weight", torch.zeros(63), r"shape \(63,\)"),
         ("base_model.model.model.embed_tokens.weight", torch.zeros(580, 64), r"shape \(580, 64\)"),
@@ -192,7 +192,7 @@ def test_a_grown_model_and_its_processor_answer_together(stage_1, tmp_path):
 def test_a_processor_that_is_not_the_bases_is_refused(stage_1):
     model = merge_lora(*stage_1)
     for other in (tiny_processor(), tiny_processor(tokenizer=longer_tokenizer())):
-        with pytest.raises(ValueError, match="not that of the merged model: the id of <TEMP-000>"):
+        with pytest.raises(ValueError, match="does not belong to the merged model: the id of <TEMP-000>"):
             add_coordinate_tokens_to_processor(model, other)
 
 
@@ -211,7 +211,9 @@ def test_a_model_that_did_not_grow_keeps_its_processor():
 def test_each_missing_coordinate_table_is_named(stage_1, missing):
     base, stage = stage_1
     torch.save({key: torch.randn(shape) for key, shape in TABLES.items() if key != missing}, stage / "non_lora_trainables.bin")
-    with pytest.raises(ValueError, match=f"non_lora_trainables.bin brings .* has no {missing.removeprefix('base_model.model.')}: all six"):
+    with pytest.raises(
+        ValueError, match=f"non_lora_trainables.bin has coordinate embeddings .* lacks {missing.removeprefix('base_model.model.')}: all six"
+    ):
         merge_lora(base, stage)
 
 
@@ -230,7 +232,7 @@ def write(path, content):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("adapter_config.json", [1], "adapter_config.json must hold a JSON object"),
+        ("adapter_config.json", [1], "adapter_config.json must contain a JSON object"),
         ("adapter_config.json", b"{", "adapter_config.json is damaged"),
         ("adapter_config.json", b"\xff", "adapter_config.json is damaged"),
         ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json has lora_alpha=None"),
@@ -247,7 +249,7 @@ def test_damaged_files_are_named(stage_1, name, content, message):
         merge_lora(base, stage)
 
 
-@pytest.mark.parametrize("content, message", [([torch.zeros(2)], "holds a list"), ({1: torch.zeros(2)}, "holds 1; every entry")])
+@pytest.mark.parametrize("content, message", [([torch.zeros(2)], "got a list"), ({1: torch.zeros(2)}, "contains 1; every entry")])
 def test_a_pickle_of_something_else_is_named(stage_1, content, message):
     base, stage = stage_1
     torch.save(content, stage / "non_lora_trainables.bin")
@@ -261,6 +263,57 @@ def test_a_lora_pair_of_unequal_rank_is_named(stage_1, a, b):
     save_file({LORA.format("A"): torch.zeros(a), LORA.format("B"): torch.zeros(b)}, stage / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj; they must be \(rank, inputs\)"):
         merge_lora(base, stage)
+
+
+@pytest.mark.parametrize("rslora, scaling", [(False, 4 / 2), (True, 4 / 2**0.5)])
+def test_merge_lora_scales_the_update_by_alpha_over_rank_or_its_root(stage_1, rslora, scaling):
+    base, stage = stage_1
+    write(stage / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 4, "use_rslora": rslora})
+    weight = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = LlavaSTForConditionalGeneration.from_pretrained(base).get_parameter(weight)
+    update = merge_lora(base, stage).get_parameter(weight) - before
+    torch.testing.assert_close(update, torch.full((32, 32), 2 * scaling))  # B A is 2 everywhere
+
+
+def test_merge_lora_into_bfloat16_weights_adds_in_float32(stage_1):
+    base, stage = stage_1
+    generator = torch.Generator().manual_seed(0)
+    pair = {"A": torch.randn(2, 32, generator=generator), "B": torch.randn(32, 2, generator=generator) / 3}
+    save_file({LORA.format(side): tensor for side, tensor in pair.items()}, stage / "adapter_model.safetensors")
+    weight = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = LlavaSTForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).get_parameter(weight)
+    merged = merge_lora(base, stage, dtype=torch.bfloat16).get_parameter(weight)
+    expected = (before.float() + 2 * pair["B"] @ pair["A"]).bfloat16()
+    assert torch.equal(merged, expected)
+    in_bfloat16 = before + 2 * (pair["B"].bfloat16() @ pair["A"].bfloat16())
+    assert not torch.equal(in_bfloat16, expected)
+
+
+@pytest.mark.parametrize("command", ["convert", "merge-lora"])
+@pytest.mark.parametrize("failing", [LlavaSTForConditionalGeneration, LlavaSTProcessor])
+def test_convert_and_merge_lora_failing_while_saving_keep_the_old_model(stage_1, tmp_path, capsys, monkeypatch, command, failing):
+    base, stage = stage_1
+    target = tmp_path / "target"
+    arguments = [str(base), str(target)] if command == "convert" else [str(base), str(stage), str(target)]
+    assert main([command, *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= before.keys()
+
+    def full_disk(self, folder, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failing, "save_pretrained", full_disk)
+    assert main([command, *arguments]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"The model could not be saved to {target} " in message and "No space left" in message and "GiB are free" in message
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_merge_lora_into_the_folder_of_the_adapter_is_an_error(stage_1, capsys):
+    base, stage = stage_1
+    assert main(["merge-lora", str(base), str(stage), str(stage)]) == 1
+    assert f"The output {stage} is the folder of an adapter" in capsys.readouterr().err
+    assert (stage / "adapter_model.safetensors").is_file()
 
 
 def test_no_adapter_is_named():

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.conversion import add_coordinate_tokens, add_coordinate_tokens_to_processor
 from llava_st_hf.checkpoints.stage1_init import create_stage1_model, stage1_config
 from llava_st_hf.cli import main
@@ -310,7 +310,7 @@ def test_a_setting_of_another_llava_onevision_is_named(tmp_path, settings, messa
         ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
         ({"mm_vision_select_layer": -1}, "mm_vision_select_layer -1"),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "clip-vit-large"),
-        ({"vocab_size": 100}, "259 tokens, and the model only 100 rows"),
+        ({"vocab_size": 100}, "259 tokens, but the model has only 100 embeddings"),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_folder_without_tokenizer_is_refused(folder, capsys):
 
 def test_a_tokenizer_that_has_the_special_tokens_is_refused(folder, capsys):
     tokenizer("<im_patch>").save_pretrained(folder)
-    assert "has <im_patch> already" in refusal(folder, capsys)
+    assert "already has <im_patch>" in refusal(folder, capsys)
 
 
 def test_a_folder_without_configuration_is_refused(folder, capsys):
@@ -384,16 +384,16 @@ def test_a_damaged_shard_is_refused(folder, capsys):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "lacks the tensors of model.language_model.layers.1.mlp.up_proj.weight."),
-        (lambda w: w.pop("lm_head.weight"), "lacks the tensors of lm_head.weight."),
-        (lambda w: w.pop("model.mm_projector.2.bias"), "lacks the tensors of model.multi_modal_projector.linear_2.bias."),
-        (lambda w: w.update({"model.extra.weight": torch.zeros(2)}), "holds model.extra.weight, which"),
-        (lambda w: w.update({"model.norm.weight": torch.zeros(3)}), "language_model.norm.weight in .* has shape (3,); .* has (32,)."),
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "lacks the tensors model.language_model.layers.1.mlp.up_proj.weight."),
+        (lambda w: w.pop("lm_head.weight"), "lacks the tensors lm_head.weight."),
+        (lambda w: w.pop("model.mm_projector.2.bias"), "lacks the tensors model.multi_modal_projector.linear_2.bias."),
+        (lambda w: w.update({"model.extra.weight": torch.zeros(2)}), "contains model.extra.weight, which"),
+        (lambda w: w.update({"model.norm.weight": torch.zeros(3)}), "language_model.norm.weight in .* has shape (3,); .* requires (32,)."),
         (lambda w: w.update({"lm_head.weight": torch.zeros(300, 32)}), "lm_head.weight in .* has shape (300, 32); .* (320, 32)."),
         (lambda w: [w.pop(key) for key in list(w) if "vision_tower" in key], "no weights of the vision tower (model.vision_tower."),
         (
             lambda w: [w.pop(key) for key in list(w) if "encoder.layers.1." in key],
-            "lacks the tensors of model.vision_tower.encoder.layers.1",
+            "lacks the tensors model.vision_tower.encoder.layers.1",
         ),
     ],
 )
@@ -404,6 +404,23 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, capsys, change, message):
     change(weights)
     write_weights(folder, weights)
     assert re.search(re.escape(message).replace(r"\.\*", ".*"), refusal(folder, capsys))
+
+
+@pytest.mark.parametrize("failing", [LlavaSTForConditionalGeneration, LlavaSTProcessor])
+def test_create_stage1_failing_while_saving_keeps_the_old_model(folder, capsys, monkeypatch, failing):
+    output = folder.parent / "output"
+    output.mkdir()
+    (output / "config.json").write_text("old")
+
+    def full_disk(self, target, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failing, "save_pretrained", full_disk)
+    overrides = folder.parent / "overrides.json"
+    overrides.write_text(json.dumps({**OVERRIDES, "vision_config": VISION}))
+    assert main(["create-stage1", str(folder), str(output), "--config-overrides", str(overrides)]) == 1
+    assert f"The model could not be saved to {output} " in capsys.readouterr().err.splitlines()[-1]
+    assert {path.name: path.read_text() for path in output.iterdir()} == {"config.json": "old"}
 
 
 def test_the_source_is_not_overwritten(folder, capsys):

@@ -62,7 +62,7 @@ def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(pro
 
 
 def test_the_released_scheme_adds_headers_and_the_marks_of_all_turns(processor, rows):
-    batch = LlavaSTDataCollator(processor, loss_on="released")([rows[2]])
+    batch = LlavaSTDataCollator(processor, loss_on="original")([rows[2]])
     turns = ["<|im_start|>\n<|im_end|>\n"] * 2 + ["<|im_start|>assistant\nSomething.Something.Something.<|im_end|>\n"]
     assert learned_text(processor, batch["labels"][0]) == "".join(turns)
 
@@ -175,7 +175,7 @@ def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_
     processor = LlavaSTProcessor.from_pretrained(ORIGINAL_CHECKPOINT)
     model = LlavaSTForConditionalGeneration.from_pretrained(ORIGINAL_CHECKPOINT, **config_overrides()).train()
     model.model.vision_tower.requires_grad_(False)
-    batch = LlavaSTDataCollator(processor, loss_on="released")([sample])
+    batch = LlavaSTDataCollator(processor, loss_on="original")([sample])
 
     key, config = case["key"], model.config
     recorded = case_inputs(case, config)

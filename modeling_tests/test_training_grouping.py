@@ -164,7 +164,7 @@ def trainer_of(folder, rows, attention="sdpa", **options) -> LlavaSTTrainer:
     model.set_attn_implementation(attention)
     torch.manual_seed(0)
     return LlavaSTTrainer(
-        prepare_model_for_training(model, args.train, lora_r=2, lora_dropout=0.0), args, Dataset.from_list(rows), processor
+        prepare_model_for_training(model, args.trainable_modules, lora_r=2, lora_dropout=0.0), args, Dataset.from_list(rows), processor
     )
 
 
@@ -261,9 +261,9 @@ def test_a_broken_medium_or_a_sequence_too_long_leaves_out_the_group_once(proces
 
 def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor, grouped):
     with pytest.raises(ValueError, match="loss_on"):
-        trainer_of(tmp_path, grouped, loss_on="released")
+        trainer_of(tmp_path, grouped, loss_on="original")
     with pytest.raises(ValueError, match="loss_on"):
-        LlavaSTDataCollator(processor, loss_on="released")(grouped)
+        LlavaSTDataCollator(processor, loss_on="original")(grouped)
     with pytest.raises(ValueError, match="attn_implementation=flex_attention"):
         trainer_of(tmp_path, grouped, "flex_attention")
     with pytest.raises(ValueError, match="streaming"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs, in processes of their own: several of them make the steps of one, and one that is killed goes on."""
+"""Training runs in separate processes: several processes equal one, and a run that is killed resumes with equal results."""
 
 import json
 import os
@@ -19,11 +19,11 @@ CLOCKS = ("_per_second", "_runtime")
 OF_THE_PART = ("train_loss", "total_flos")
 
 
-def run(folder: Path, processes: int = 1, **options) -> subprocess.CompletedProcess:
+def run(folder: Path, processes: int = 1, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
     launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"] if processes > 1 else []
     command = [sys.executable, "-W", "ignore", "-m", *launcher, "modeling_tests.one_training", str(folder), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=timeout)
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -45,7 +45,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert entry == pytest.approx(same, rel=1e-4)
 
 
-def test_accumulated_steps_and_several_processes_are_one_big_batch(tmp_path):
+def test_accumulated_steps_and_several_processes_equal_one_large_batch(tmp_path):
     """Batches of unlike media: at times one process has a video and the other has text alone."""
     run_here(tmp_path / "one", {"max_steps": 2, "per_device_train_batch_size": 4})
     run_here(tmp_path / "accumulated", {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
@@ -55,8 +55,14 @@ def test_accumulated_steps_and_several_processes_are_one_big_batch(tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+def test_run_of_two_processes_ends_when_one_of_them_fails(tmp_path):
+    """The other one waits for it in a collective operation, until the launcher ends it."""
+    finished = run(tmp_path, 2, max_steps=4, fail_at=1, timeout=120)
+    assert finished.returncode not in (0, None) and "RuntimeError: the last process fails" in finished.stderr
+
+
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, strategy):
+def test_resumed_run_after_a_kill_equals_an_uninterrupted_run(tmp_path, strategy):
     """Killed in the second epoch, three steps after a checkpoint, with dropout on and a worker that loads ahead."""
     options = {
         "max_steps": 12, "save_strategy": "steps", "save_steps": 5, "logging_steps": 3, "lora_dropout": 0.3, "optim": "adamw_torch",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints and models are there whole or not at all."""
+"""Checkpoints and models of a run are written atomically, and the best ones are kept."""
 
 import errno
 import os
@@ -12,14 +12,13 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 
 from llava_st_hf.training import get_last_checkpoint, saving
-from llava_st_hf.training.saving import atomic_folder
 from modeling_tests.one_training import make_trainer
 
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "count": 3}
 
 
-def test_checkpoints_appear_whole_and_nothing_is_left_beside_them(tmp_path):
+def test_save_checkpoint_leaves_complete_checkpoints_and_no_staging_folder(tmp_path):
     trainer = make_trainer(tmp_path, save_total_limit=1, **SAVING)
     trainer.train()
     assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-4"]
@@ -32,7 +31,7 @@ def test_checkpoints_appear_whole_and_nothing_is_left_beside_them(tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["optimizer.pt", "rng_state.pth"])
-def test_a_full_disk_leaves_the_checkpoints_before_it_and_says_so(tmp_path, monkeypatch, victim):
+def test_save_checkpoint_on_a_full_disk_keeps_earlier_checkpoints_and_names_the_folder(tmp_path, monkeypatch, victim):
     trainer = make_trainer(tmp_path, **SAVING)
     save = torch.save
 
@@ -42,13 +41,13 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_says_so(tmp_path, monk
         return save(content, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match=r"checkpoint-4 could not be saved .*No space left.*GiB are free"):
+    with pytest.raises(OSError, match=r"checkpoint-4 could not be saved to .*/run .*No space left.*GiB are free"):
         trainer.train()
     assert get_last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-2")
     assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-2"]
 
 
-def test_a_write_that_the_system_cuts_off_leaves_no_model(tmp_path):
+def test_save_model_with_a_write_that_fails_leaves_no_model(tmp_path):
     """A real failure in the middle of the weights' file: the system allows no file of more than 20 kB."""
     trainer = make_trainer(tmp_path, **SAVING)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -57,7 +56,7 @@ def test_a_write_that_the_system_cuts_off_leaves_no_model(tmp_path):
     try:
         with pytest.raises(OSError, match="checkpoint-2 could not be saved"):
             trainer.train()
-        with pytest.raises(OSError, match="The model could not be saved"):
+        with pytest.raises(OSError, match="The model could not be saved to .*/run "):
             trainer.save_model()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -66,41 +65,54 @@ def test_a_write_that_the_system_cuts_off_leaves_no_model(tmp_path):
     assert not (tmp_path / "run/adapter_config.json").exists()
 
 
-def test_a_folder_written_anew_has_no_key_file_until_all_others_are_there(tmp_path):
-    target = tmp_path / "model"
-    with atomic_folder(target) as folder:
-        (folder / "config.json").write_text("old")
-        (folder / "weights").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
-        (folder / "weights").write_text("half")
-        raise KeyboardInterrupt
-    assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "old", "weights": "old"}
-    with atomic_folder(target) as folder:
-        (folder / "weights").write_text("new")
-        (folder / "config.json").write_text("new")
-    assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "new", "weights": "new"}
-
-
-def test_a_run_without_checkpoints_has_no_last_one(tmp_path):
+def test_get_last_checkpoint_skips_and_logs_folders_without_a_complete_trainer_state(tmp_path, caplog):
     assert get_last_checkpoint(tmp_path / "none") is None
-    (tmp_path / ".partial").mkdir()
-    (tmp_path / ".partial/checkpoint-3").mkdir()
+    (tmp_path / ".partial/checkpoint-3").mkdir(parents=True)
+    (tmp_path / "checkpoint-29").mkdir()
     assert get_last_checkpoint(tmp_path) is None
+    for step, state in (
+        (9, '{"global_step": 9}'),
+        (20, '{"global_step": 20}'),
+        (21, '{"global_step": 20}'),
+        (30, '{"global_st'),
+        (31, "[]"),
+    ):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    caplog.clear()
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    for step in (21, 29, 30, 31):
+        assert f"Skipping {tmp_path}/checkpoint-{step}" in caplog.text
 
 
-def test_weights_in_fewer_files_take_the_place_of_those_in_more(tmp_path):
-    with atomic_folder(tmp_path / "model") as folder:
-        (folder / "model.safetensors").write_text("old")
-        (folder / "config.json").write_text("old")
-    (tmp_path / "model/checkpoint-1").mkdir()
-    with atomic_folder(tmp_path / "model") as folder:
-        for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"):
-            (folder / name).write_text("new")
-    files = {path.name for path in (tmp_path / "model").iterdir()}
-    assert files == {"model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json", "checkpoint-1"}
+@pytest.mark.parametrize("limit, kept", [(1, {"checkpoint-1"}), (2, {"checkpoint-1", "checkpoint-3"})])
+def test_save_total_limit_keeps_the_best_checkpoint(tmp_path, limit, kept):
+    rows = list(make_trainer(tmp_path, **SAVING).train_dataset)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "number_of_steps", "greater_is_better": False}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3, "save_total_limit": limit}
+    trainer = make_trainer(tmp_path, **{**SAVING, **options}, eval_rows=rows)
+    evaluate = trainer.evaluate
+    # A metric that is best at the first step.
+    trainer.evaluate = lambda *args, **kwargs: {**evaluate(*args, **kwargs), "eval_number_of_steps": trainer.state.global_step}
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run/checkpoint-1")
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == kept
 
 
-def test_the_best_checkpoint_is_found_again_at_the_end(tmp_path):
+def test_best_checkpoint_of_a_run_resumed_under_another_path_is_kept(tmp_path, monkeypatch):
+    rows = list(make_trainer(tmp_path, **SAVING).train_dataset)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    options = {**SAVING, **options, "learning_rate": 3.0, "save_total_limit": 1}
+    make_trainer(tmp_path, **{**options, "max_steps": 2}, eval_rows=rows).train()
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(Path("."), **options, eval_rows=rows)
+    trainer.train(resume_from_checkpoint="run/checkpoint-2")
+    best = min((entry["eval_loss"], entry["step"]) for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.state.best_model_checkpoint == f"run/checkpoint-{best[1]}"
+    assert Path(trainer.state.best_model_checkpoint).is_dir()
+
+
+def test_best_checkpoint_is_loaded_at_the_end(tmp_path):
     rows = list(make_trainer(tmp_path, **SAVING).train_dataset)
     options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
     trainer = make_trainer(tmp_path, learning_rate=3.0, **{**SAVING, **options}, eval_rows=rows)
@@ -121,11 +133,12 @@ class _Hub:
         self.files = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
 
 
-def test_neither_checkpoints_nor_bases_are_uploaded(tmp_path, monkeypatch):
+def test_push_to_hub_uploads_neither_checkpoints_nor_bases_nor_locks(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, **SAVING)
     trainer.train()
     (tmp_path / "run/base").mkdir()
     (tmp_path / "run/base/model.safetensors").touch()
+    (tmp_path / "run/.lock").touch()
     hub = _Hub()
     monkeypatch.setattr(saving, "upload_folder", hub.upload_folder)
     trainer.hub_model_id = "someone/model"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes, and the way from stage to stage."""
+"""Recipes, base models of stages, and the settings that a run is resumed with."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,10 +19,12 @@ from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.adapters import merge_adapter
 from llava_st_hf.cli import main as llava_st
 from llava_st_hf.training import LlavaSTTrainingConfig, check_resume_compatibility, prepare_base_model, prepare_model_for_training
+from llava_st_hf.training.run_metadata import HARMLESS_ARGUMENTS
 from modeling_tests.processors import model_for, tiny_processor
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "training"))
 RECIPES = sorted((REPOSITORY / "training/recipes").glob("*.yaml"))
 ALL_PARTS = ["packer", "input_embeddings", "coordinate_embeddings", "lora"]
 
@@ -117,51 +120,220 @@ def test_coordinates_are_added_once_and_found_again(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
-    (tmp_path / "run/checkpoint-4").mkdir(parents=True)
+    write_checkpoint(tmp_path / "run", 4)
     with pytest.raises(FileNotFoundError, match=r"neither a model nor an adapter.*has not ended.*checkpoint-4"):
         prepare_base_model(str(tmp_path / "run"), tmp_path / "out", ["packer"], torch.float32)
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         prepare_base_model(str(tmp_path / "gone"), tmp_path / "out", ["packer"], torch.float32)
 
 
-def record(tmp_path, model: str = "model", num_samples: int = 8, lora_r: int = 4, **options) -> None:
-    mixture = tmp_path / "mixture.yaml"
-    mixture.touch()
-    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options)
-    check_resume_compatibility(args, model, mixture, num_samples, lora_r=lora_r)
+def write_checkpoint(run: Path, step: int) -> None:
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
 
 
-@pytest.mark.parametrize("begun", ["checkpoint-2", "base"])
-def test_no_other_run_goes_on_from_a_folders_checkpoints(tmp_path, begun):
-    record(tmp_path, seed=1)
-    record(tmp_path, seed=2)  # nothing was done yet
-    (tmp_path / "run" / begun).mkdir()
-    record(tmp_path, seed=2, max_steps=9, logging_steps=7)
-    changes = [{"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"train": ["packer"]}, {"learning_rates": {"lora": 0.1}}]
-    changes += [{"video_backend": "decord"}, {"allow_truncated": True}]
-    for change in changes:
-        with pytest.raises(ValueError, match=f"holds another run: {next(iter(change))} was .* and is"):
-            record(tmp_path, **{"seed": 2, **change})
-    (tmp_path / "mixture.yaml").write_text("changed")
-    with pytest.raises(ValueError, match="mixture was"):
-        check_resume_compatibility(
-            LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, seed=2),
-            "model", tmp_path / "mixture.yaml", 8, lora_r=4,
-        )  # fmt: skip
-    (tmp_path / "run/run.json").unlink()
-    with pytest.raises(ValueError, match="of another program"):
-        record(tmp_path, seed=2)
+def write_mixture(folder: Path) -> Path:
+    """A mixture of our own format and one with a folder of boxes."""
+    (folder / "boxes/1").mkdir(parents=True, exist_ok=True)
+    (folder / "boxes/1/2.json").write_text("[]")
+    for name in ("own.json", "vidstg.json"):
+        (folder / name).write_text("[]")
+    entries = [
+        {"json_path": "own.json", "format": "jsonl"},
+        {"json_path": "vidstg.json", "format": "vidstg", "data_folder": ".", "boxes_folder": "boxes"},
+    ]
+    (folder / "mixture.yaml").write_text(yaml.safe_dump({"datasets": entries}))
+    return folder / "mixture.yaml"
 
 
-def test_an_output_that_is_a_file_is_refused(tmp_path):
+def check(tmp_path, model: str = "model", num_samples: int = 8, lora_r: int = 4, **options) -> None:
+    options = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False, "seed": 1, "learning_rate": 1e-3, **options}
+    check_resume_compatibility(LlavaSTTrainingConfig(**options), model, tmp_path / "mixture.yaml", num_samples, lora_r=lora_r)
+
+
+@pytest.fixture
+def begun_run(tmp_path) -> Path:
+    """The parent folder of a run with a checkpoint."""
+    write_mixture(tmp_path)
+    check(tmp_path, seed=2)
+    check(tmp_path)  # without checkpoints the settings may change
+    write_checkpoint(tmp_path / "run", 2)
+    return tmp_path
+
+
+CHANGES = [
+    {"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"trainable_modules": ["packer"]}, {"learning_rates": {"lora": 0.1}},
+    {"learning_rate": 2e-3}, {"video_backend": "decord"}, {"allow_truncated": True}, {"lr_scheduler_type": "cosine"}, {"warmup_steps": 5},
+    {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"adam_beta1": 0.8}, {"adam_beta2": 0.98}, {"adam_epsilon": 1e-6}, {"optim": "sgd"},
+    {"dataloader_drop_last": True}, {"weight_decay": 0.1}, {"max_grad_norm": 0.5}, {"gradient_accumulation_steps": 2}, {"muon": True},
+    {"ignore_data_skip": True}, {"loss_on": "original"}, {"neftune_noise_alpha": 5.0}, {"average_tokens_across_devices": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_resume_with_another_setting_is_an_error_that_names_it(begun_run, change):
+    [name] = change
+    options = {"optim": "adamw_torch"} if name == "muon" else {}
+    with pytest.raises(ValueError, match=rf"has checkpoints of another run: .*{name} was .* and is"):
+        check(begun_run, **change, **options)
+
+
+def test_resume_with_harmless_changes_is_accepted(begun_run):
+    options = {"max_steps": 9, "logging_steps": 7, "save_steps": 3, "per_device_eval_batch_size": 3, "dataloader_num_workers": 2}
+    check(begun_run, **options, gradient_checkpointing=False, report_to="tensorboard", max_errors=3)
+
+
+def test_harmless_arguments_exist():
+    """A misspelled name would be compared nevertheless."""
+    names = {field.name for field in dataclasses.fields(LlavaSTTrainingConfig)} | {field.name for field in dataclasses.fields(ModelConfig)}
+    assert names >= HARMLESS_ARGUMENTS - {"local_rank"}
+
+
+@pytest.mark.parametrize("file", ["own.json", "vidstg.json", "boxes/1/2.json"])
+def test_resume_with_an_edited_annotation_file_is_an_error_that_names_it(begun_run, file):
+    (begun_run / file).write_text("[1]")  # as many bytes do not make it the same file
+    with pytest.raises(ValueError, match=f"the annotation file {file} has changed"):
+        check(begun_run)
+
+
+def test_resume_with_another_mixture_is_an_error(begun_run):
+    mixture = begun_run / "mixture.yaml"
+    (begun_run / "more.json").write_text("[]")
+    mixture.write_text(mixture.read_text().replace("own.json", "more.json"))
+    with pytest.raises(ValueError, match=r"the mixture file has changed.*own.json is not in .*more.json was not in"):
+        check(begun_run)
+
+
+def test_resume_with_a_relative_path_of_the_same_model_is_accepted(begun_run, monkeypatch):
+    (begun_run / "start").mkdir()
+    (begun_run / "run/checkpoint-2/trainer_state.json").unlink()
+    check(begun_run, model=str(begun_run / "start"))
+    write_checkpoint(begun_run / "run", 3)
+    monkeypatch.chdir(begun_run)
+    check(begun_run, model="start")
+    check(begun_run, model="./run/../start/")
+    with pytest.raises(ValueError, match="model was"):
+        check(begun_run, model="run")
+
+
+def test_resume_with_a_base_model_only_compares_settings(tmp_path):
+    write_mixture(tmp_path)
+    check(tmp_path)
+    (tmp_path / "run/base").mkdir()
+    with pytest.raises(ValueError, match="seed was 1 and is 2"):
+        check(tmp_path, seed=2)
+
+
+@pytest.mark.parametrize("content, message", [(None, "no run.json"), ("{", "is damaged"), ('{"train": []}', "another version")])
+def test_resume_without_valid_metadata_is_an_error(begun_run, content, message):
+    path = begun_run / "run/run.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        check(begun_run)
+
+
+def test_resume_with_an_output_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(NotADirectoryError, match=r"output_dir=.* is a file"):
-        record(tmp_path)
+        check(tmp_path)
+
+
+def stage_1_folder(folder: Path) -> str:
+    processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
+    model_for(processor, use_coordinate_tokens=False).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_prepare_base_model_adds_the_same_coordinate_embeddings_for_the_same_seed(tmp_path):
+    start = stage_1_folder(tmp_path / "start")
+    weights = []
+    for number, seed in enumerate((5, 5, 6)):
+        torch.rand(number)  # the global random state has no effect
+        state = torch.get_rng_state()
+        base = prepare_base_model(start, tmp_path / f"run{number}", ALL_PARTS, torch.float32, seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(Path(base, "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_prepare_base_model_on_a_full_disk_names_the_folder_and_starts_again(tmp_path, monkeypatch):
+    start = stage_1_folder(tmp_path / "start")
+    with monkeypatch.context() as patch:
+
+        def full_disk(self, folder, *args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(LlavaSTProcessor, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match=rf"The model could not be saved to {tmp_path}/run/base .*No space left"):
+            prepare_base_model(start, tmp_path / "run", ALL_PARTS, torch.float32)
+    base = prepare_base_model(start, tmp_path / "run", ALL_PARTS, torch.float32)
+    assert LlavaSTProcessor.from_pretrained(base).num_temporal_bins == 100
+
+
+def parse(*arguments: str):
+    from sft import DataArguments
+
+    parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
+    return parser.parse_args_and_config(["--output_dir", "run", "--bf16", "false", "--use_cpu", "true", *arguments])
+
+
+OLD_NAMES = {
+    "train": ("[packer, coordinate_rows]", ["packer", "coordinate_rows"], "trainable_modules", ["packer", "coordinate_embeddings"]),
+    "label_scheme": ("released", ["released"], "loss_on", "original"),
+    "questions_per_medium": ("3", ["3"], "max_conversations_per_sequence", 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* is now :FutureWarning")  # of old values, in addition to the names
+@pytest.mark.parametrize("old", OLD_NAMES)
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_old_names_of_arguments_are_accepted_with_a_warning(tmp_path, old, by_recipe):
+    yaml_value, words, new, value = OLD_NAMES[old]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mixture: mixture.yaml\n" + (f"{old}: {yaml_value}\n" if by_recipe else ""))
+    with pytest.warns(FutureWarning, match=f"{old} is now {new}"):
+        data_args, training_args, _ = parse("--config", str(recipe), *([] if by_recipe else [f"--{old}", *words]))
+    owner = data_args if old == "questions_per_medium" else training_args
+    assert getattr(owner, new) == value and getattr(owner, old) is None
+
+
+def test_old_and_new_name_with_different_values_is_an_error():
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"train=\['lora'\] and trainable_modules=\['packer'\] differ"):
+        parse("--mixture", "mixture.yaml", "--train", "lora", "--trainable_modules", "packer")
+
+
+def test_old_values_are_accepted_with_a_warning():
+    options = {"output_dir": "run", "use_cpu": True, "bf16": False}
+    with pytest.warns(FutureWarning, match='"released" is now loss_on="original"'):
+        assert LlavaSTTrainingConfig(**options, loss_on="released").loss_on == "original"
+    with pytest.warns(FutureWarning, match='"coordinate_rows" is now "coordinate_embeddings"'):
+        args = LlavaSTTrainingConfig(**options, learning_rates={"coordinate_rows": 1e-3})
+    assert args.learning_rates == {"coordinate_embeddings": 1e-3}
+
+
+def test_checkpoint_to_resume_is_the_given_or_the_last_one(tmp_path):
+    from sft import checkpoint_to_resume
+
+    def resume(**options):
+        return checkpoint_to_resume(LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options))
+
+    assert resume() is None
+    with pytest.raises(ValueError, match="has no complete checkpoint. Remove the argument"):
+        resume(resume_from_checkpoint="true")
+    write_checkpoint(tmp_path / "run", 4)
+    write_checkpoint(tmp_path / "run", 8)
+    (tmp_path / "run/checkpoint-29").mkdir()
+    last = str(tmp_path / "run/checkpoint-8")
+    assert resume() == resume(resume_from_checkpoint="true") == resume(resume_from_checkpoint=True) == last
+    assert resume(resume_from_checkpoint="run/checkpoint-4") == "run/checkpoint-4"
+    with pytest.raises(ValueError, match="resume_from_checkpoint=false is not supported"):
+        resume(resume_from_checkpoint=False)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_say_what_the_arguments_take(recipe, tmp_path):
-    sys.path.insert(0, str(REPOSITORY / "training"))
+def test_recipes_are_valid_arguments_without_old_names(recipe, tmp_path):
     from sft import DataArguments
 
     parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
@@ -178,7 +350,7 @@ def test_recipes_say_what_the_arguments_take(recipe, tmp_path):
         first = "stage1" in recipe.name
         assert training_args.learning_rate == (1e-4 if first else 2e-5)
         assert training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps == (8 if first else 4)
-        assert training_args.train == (ALL_PARTS[:2] if first else ALL_PARTS)
+        assert training_args.trainable_modules == (ALL_PARTS[:2] if first else ALL_PARTS)
         if not first:
             assert (model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout) == (128, 256, 0.05)
             assert training_args.learning_rates == {"lora": 2e-4}

@@ -55,7 +55,7 @@ def test_what_is_named_is_trained_and_nothing_else_changes(parts):
 def test_every_parameter_of_the_model_belongs_to_a_part():
     parts = {part_of(name) for name, _ in tiny_model().named_parameters()}
     assert parts == set(TRAINABLE_MODULES) - {"lora", "coordinate_embeddings"}
-    with pytest.raises(ValueError, match=r"stranger\.weight is no parameter"):
+    with pytest.raises(ValueError, match=r"stranger\.weight is not a parameter"):
         part_of("stranger.weight")
 
 
@@ -103,14 +103,14 @@ def test_an_adapter_folder_holds_all_that_was_trained_loads_with_peft_and_merges
         torch.testing.assert_close(again(**batch).logits, trained, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path):
+def test_merge_adapter_of_another_model_is_an_error(tmp_path):
     model = prepare_model_for_training(tiny_model(), ["packer", "coordinate_embeddings", "lora"], lora_r=2)
     model.save_pretrained(tmp_path / "adapter")
     tiny_model(tiny_config(packer_hidden_size=8)).save_pretrained(tmp_path / "narrow")
     with pytest.raises(ValueError, match="is not for"):
         merge_adapter(tmp_path / "adapter", tmp_path / "narrow")
     tiny_model(tiny_config(text_config={"num_hidden_layers": 1})).save_pretrained(tmp_path / "short")
-    with pytest.raises(ValueError, match="which has no place in"):
+    with pytest.raises(ValueError, match="contains .*which is not in"):
         merge_adapter(tmp_path / "adapter", tmp_path / "short")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(ValueError, match="is damaged"):
@@ -119,7 +119,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
         merge_adapter(tmp_path / "narrow")
 
 
-def test_the_fast_packer_of_a_model_that_drops_its_stream_stays_frozen():
+def test_fast_packer_of_a_model_without_fast_stream_stays_frozen():
     for parts in (["packer"], ["packer", "lora"]):
         model = prepare_model_for_training(tiny_model(tiny_config(disable_fast_stream=True)), parts, lora_r=2)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -130,16 +130,16 @@ def test_the_fast_packer_of_a_model_that_drops_its_stream_stays_frozen():
     "parts, message",
     [
         (["packer", "vision"], "'vision'"),
-        ([], "names nothing"),
+        ([], "contains no module"),
         (["lora", "language_model"], 'both "lora" and "language_model"'),
-        (["coordinate_embeddings", "language_model"], "in place of coordinate_embeddings"),
+        (["coordinate_embeddings", "language_model"], "replace the latter by input_embeddings"),
     ],
 )
-def test_parts_that_are_not_to_be_had_are_refused(parts, message):
+def test_prepare_model_for_training_with_invalid_modules_is_an_error(parts, message):
     with pytest.raises(ValueError, match=message):
         prepare_model_for_training(tiny_model(), parts)
 
 
-def test_coordinate_rows_of_a_stage_1_model_are_refused():
-    with pytest.raises(ValueError, match="no coordinate tokens yet"):
+def test_prepare_model_for_training_coordinate_embeddings_of_a_stage_1_model_is_an_error():
+    with pytest.raises(ValueError, match="no coordinate tokens .*prepare_base_model"):
         prepare_model_for_training(tiny_model(tiny_config(use_coordinate_tokens=False)), ["coordinate_embeddings"])

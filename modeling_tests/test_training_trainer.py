@@ -18,9 +18,9 @@ from modeling_tests.processors import model_for, tiny_processor
 
 
 def trainer_of(folder, rows, eval_rows=None, parts=("packer", "lora"), **options):
-    args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **{**OPTIONS, "train": list(parts), "max_steps": 1, **options})
+    args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **{**OPTIONS, "trainable_modules": list(parts), "max_steps": 1, **options})
     processor = tiny_processor()
-    model = prepare_model_for_training(model_for(processor), args.train, lora_r=2, lora_dropout=0.0)
+    model = prepare_model_for_training(model_for(processor), args.trainable_modules, lora_r=2, lora_dropout=0.0)
     evaluated = Dataset.from_list(eval_rows) if eval_rows else None
     return LlavaSTTrainer(model, args, Dataset.from_list(rows), processor, evaluated)
 
@@ -149,7 +149,11 @@ def test_the_model_card_tells_data_recipe_and_metrics(tmp_path):
         "tags": ["trl", "sft", "llava-st", "video-grounding"],
     }
     recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert recipe["train"] == OPTIONS["train"] and recipe["learning_rates"] == {"lora": 0.01} and recipe["max_steps"] == 2
+    assert (
+        recipe["trainable_modules"] == OPTIONS["trainable_modules"]
+        and recipe["learning_rates"] == {"lora": 0.01}
+        and recipe["max_steps"] == 2
+    )
     assert "| made | 8 |" in body and "| loss_rec |" in body and str(tmp_path) not in card
     assert f"| loss | {trainer.state.log_history[-2]['loss']:.4g} | 2 |" in body
 
@@ -174,15 +178,15 @@ def test_only_its_own_arguments_are_taken(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"train": ["packer", "head"]}, "'head'"),
-        ({"train": ["packer"], "learning_rates": {"lora": 1e-4}}, "lora, which is not trained"),
+        ({"trainable_modules": ["packer", "head"]}, "'head'"),
+        ({"trainable_modules": ["packer"], "learning_rates": {"lora": 1e-4}}, "lora, which is not trained"),
         ({"learning_rates": {"loar": 1e-4}}, "'loar'"),
         ({"packing": True}, "packing=True must be False"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True must be False"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         ({"loss_type": "dft"}, "loss_type='dft' must be 'nll'"),
-        ({"assistant_only_loss": True}, "loss_on says"),
-        ({"loss_on": "all"}, "loss_on='all' must be one of assistant, released"),
+        ({"assistant_only_loss": True}, "use loss_on"),
+        ({"loss_on": "all"}, 'loss_on=\'all\' must be "assistant" or "original"'),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"max_errors": -1}, "max_errors=-1"),
         ({"learning_rates": {"lora": "fast"}}, "learning rate of lora must be a number.*'fast'"),
@@ -199,8 +203,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
 def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
-    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "train": ["packer", "input_embeddings"], "max_steps": 1})
-    model = prepare_model_for_training(model_for(processor, use_coordinate_tokens=False), args.train)
+    args = LlavaSTTrainingConfig(
+        output_dir=str(tmp_path / "run"), **{**OPTIONS, "trainable_modules": ["packer", "input_embeddings"], "max_steps": 1}
+    )
+    model = prepare_model_for_training(model_for(processor, use_coordinate_tokens=False), args.trainable_modules)
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(rows), processor)
     trainer.train()
     assert "loss_rec" in trainer.state.log_history[0]
@@ -250,7 +256,7 @@ def test_streamed_data_trains_and_saves(tmp_path):
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "max_steps": 2, "save_strategy": "steps", "save_steps": 1})
     processor = tiny_processor()
     stream = IterableDataset.from_generator(lambda: iter(rows))
-    trainer = LlavaSTTrainer(prepare_model_for_training(model_for(processor), args.train, lora_r=2), args, stream, processor)
+    trainer = LlavaSTTrainer(prepare_model_for_training(model_for(processor), args.trainable_modules, lora_r=2), args, stream, processor)
     trainer.train()
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2]
     assert (tmp_path / "run/checkpoint-2/adapter_model.safetensors").is_file()
@@ -260,14 +266,14 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
     rows = mixed_rows({}, 3)[2:]
     with pytest.raises(ValueError, match="has no samples"):
         trainer_of(tmp_path, [])
-    with pytest.raises(ValueError, match=r"\['modality'\] are not there"):
+    with pytest.raises(ValueError, match=r"lacks \['modality'\]"):
         trainer_of(tmp_path, [{k: v for k, v in row.items() if k != "modality"} for row in rows], train_sampling_strategy="group_by_length")
 
 
 def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
-    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.trainable_modules, lora_r=2)
     with pytest.raises(ValueError, match="bf16: true"):
         LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
@@ -275,7 +281,7 @@ def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_p
 def test_trained_weights_are_kept_in_single_precision(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True, "max_steps": 1})
-    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.train, lora_r=2)
+    model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.trainable_modules, lora_r=2)
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows(write_media(tmp_path), 3)), processor)
     for parameter in trainer.model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains LLaVA-ST: any of the three stages, or a fine-tuning of one's own.
+Trains LLaVA-ST: any of the three stages, or fine-tuning on custom data.
 
     accelerate launch --config_file training/accelerate/ddp.yaml training/sft.py --config training/recipes/stage1_content_alignment.yaml
 
-A recipe's values can be replaced on the command line (`--output_dir runs/try --learning_rate 1e-5`). A run that was interrupted
-goes on from its last checkpoint when the same command is given again.
+Values of a recipe can be replaced on the command line (`--output_dir runs/try --learning_rate 1e-5`). To resume an interrupted run, run
+the same command again: training continues from the last checkpoint.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,8 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.data import load_mixture, pack_by_video
+from llava_st_hf.distributed import shut_down_processes
+from llava_st_hf.locking import locked_folder
 from llava_st_hf.training import (
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
@@ -27,6 +30,7 @@ from llava_st_hf.training import (
     prepare_base_model,
     prepare_model_for_training,
 )
+from llava_st_hf.training.arguments import replace_renamed_arguments
 
 
 logger = logging.get_logger(__name__)
@@ -35,35 +39,37 @@ logger = logging.get_logger(__name__)
 @dataclass
 class DataArguments:
     """
-    What is trained on.
+    Training and evaluation data.
 
     Args:
         mixture: YAML file that lists the annotation files: see docs/data.md.
-        eval_mixture: the same, for evaluation (with `eval_strategy`).
-        streaming: read annotations as they are needed, in the order of the files; needs `max_steps`.
-        max_conversations_per_sequence: pack at most so many conversations about the same video or image into one sequence, behind one copy
-            of its tokens. Losses and gradients are those of separate conversations. Not for `eval_mixture`.
+        eval_mixture: the same for evaluation during training (with `eval_strategy`) or after it.
+        streaming: read annotations during training, in the order of the files, instead of before it; needs `max_steps`.
+        max_conversations_per_sequence: maximum number of conversations about the same video or image that are packed into one sequence
+            and share its tokens. Losses and gradients equal those of separate conversations. Not used for `eval_mixture`.
     """
 
     mixture: str = field(metadata={"help": "YAML file that lists the annotation files."})
-    eval_mixture: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
-    streaming: bool = field(default=False, metadata={"help": "Read annotations as they are needed."})
+    eval_mixture: str | None = field(default=None, metadata={"help": "YAML file that lists the annotation files for evaluation."})
+    streaming: bool = field(default=False, metadata={"help": "Read annotations during training instead of before it."})
     max_conversations_per_sequence: int = field(
-        default=1, metadata={"help": "Conversations about one medium that share its tokens, at most."}
+        default=1, metadata={"help": "Maximum number of conversations about the same video or image packed into one sequence."}
     )
+    questions_per_medium: int | None = field(default=None, metadata={"help": "Deprecated: use max_conversations_per_sequence."})
 
     def __post_init__(self):
+        replace_renamed_arguments(self, {"questions_per_medium": "max_conversations_per_sequence"})
         if self.max_conversations_per_sequence < 1:
             raise ValueError(f"max_conversations_per_sequence={self.max_conversations_per_sequence} must be at least 1.")
         if self.streaming and self.max_conversations_per_sequence > 1:
             raise ValueError(
-                "max_conversations_per_sequence packs questions from all over the data, and streaming sees one after the other: set "
-                "streaming: false, or max_conversations_per_sequence: 1."
+                f"max_conversations_per_sequence={self.max_conversations_per_sequence} needs all conversations before training, and "
+                "streaming reads them during training: set streaming: false, or max_conversations_per_sequence: 1."
             )
 
 
 def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
-    """The decoder's linear layers are quantised; what is small or trained as a whole is not."""
+    """Returns the quantization of the language model's linear layers, or None. Other modules are small or trained, and not quantized."""
     config = get_quantization_config(model_args)
     if config is not None:
         config.llm_int8_skip_modules = ["model.vision_tower", "model.multi_modal_projector", "model.packer", "lm_head"]
@@ -71,23 +77,55 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
 
 
 def _refuse_unused(training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
-    """Refuses settings that would have no effect."""
+    """Raises an error for arguments that would have no effect."""
     for name in ("use_dora", "use_rslora", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_peft"):
         if getattr(model_args, name):
-            raise ValueError(f"{name} has no effect here: `train` says which parts are trained.")
+            raise ValueError(f"{name} has no effect here: set trainable_modules.")
     if model_args.model_revision != "main":
-        raise ValueError("model_revision has no effect here: model_name_or_path is a folder, or the newest of a hub id.")
-    if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
-        raise ValueError("resume_from_checkpoint names a checkpoint folder; without it a run goes on from its last one.")
+        raise ValueError(
+            f"model_revision={model_args.model_revision!r} has no effect here: model_name_or_path is a folder, or a hub id whose main "
+            "revision is used."
+        )
+
+
+def checkpoint_to_resume(training_args: LlavaSTTrainingConfig) -> str | None:
+    """Returns the checkpoint folder to resume from: the one that is given, or the last one of the run; None if there is none yet.
+
+    Raises:
+        ValueError: for `resume_from_checkpoint: false`, and for `true` if there is no checkpoint.
+    """
+    given, last = training_args.resume_from_checkpoint, get_last_checkpoint(training_args.output_dir)
+    if given is None:
+        return last
+    if str(given).lower() == "false":
+        raise ValueError(
+            "resume_from_checkpoint=false is not supported: a run resumes from the last checkpoint in its output_dir. To train from the "
+            "start, choose another output_dir or delete it."
+        )
+    if str(given).lower() != "true":
+        return given
+    if last is None:
+        raise ValueError(
+            f"resume_from_checkpoint=true, but {training_args.output_dir} has no complete checkpoint. Remove the argument to start the run."
+        )
+    return last
 
 
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
-    state = PartialState()
+    """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
     _refuse_unused(training_args, model_args)
+    state = PartialState()
+    with locked_folder(training_args.output_dir) if state.is_main_process else nullcontext():
+        train(state, data_args, training_args, model_args)
+        shut_down_processes()
+
+
+def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
+    """Loads data and model, trains, and saves."""
 
     # ============================================================ Data
     on_error = {"on_error": training_args.on_error, "max_errors": training_args.max_errors}
-    with state.main_process_first():  # the others find what it has cached
+    with state.main_process_first():  # the others read its cache files
         mixture = train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **on_error)
         if data_args.max_conversations_per_sequence > 1:
             train_dataset = pack_by_video(mixture, data_args.max_conversations_per_sequence)
@@ -95,13 +133,17 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
 
     # ============================================================ Model
     lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
-    with state.main_process_first():
+    if state.is_main_process:
         num_samples = None if data_args.streaming else len(train_dataset)
-        settings = {"max_conversations_per_sequence": data_args.max_conversations_per_sequence, **lora}
+        settings = {"max_conversations_per_sequence": data_args.max_conversations_per_sequence, "streaming": data_args.streaming}
+        settings |= {name: value for name, value in vars(model_args).items() if name != "model_name_or_path"}
         check_resume_compatibility(training_args, model_args.model_name_or_path, data_args.mixture, num_samples, **settings)
+    checkpoint = checkpoint_to_resume(training_args)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
-    with state.main_process_first():  # the others find what it has merged
-        folder = prepare_base_model(model_args.model_name_or_path, training_args.output_dir, training_args.train, dtype)
+    with state.main_process_first():  # the others read the model that it has saved
+        folder = prepare_base_model(
+            model_args.model_name_or_path, training_args.output_dir, training_args.trainable_modules, dtype, training_args.seed
+        )
     quantization = quantization_config(model_args)
     model = LlavaSTForConditionalGeneration.from_pretrained(
         folder,
@@ -111,8 +153,8 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
         device_map={"": state.device} if quantization is not None else None,
     )
     processor = LlavaSTProcessor.from_pretrained(folder)
-    torch.manual_seed(training_args.seed)  # an adapter begins with random numbers
-    model = prepare_model_for_training(model, training_args.train, **lora)
+    torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
+    model = prepare_model_for_training(model, training_args.trainable_modules, **lora)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(
@@ -123,11 +165,10 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
         processing_class=processor,
         base_model_name=model_args.model_name_or_path,
         card_data=describe_mixture(data_args.mixture, mixture),
-        card_recipe={"dtype": model_args.dtype, **lora} if "lora" in training_args.train else {"dtype": model_args.dtype},
+        card_recipe={"dtype": model_args.dtype, **lora} if "lora" in training_args.trainable_modules else {"dtype": model_args.dtype},
     )
-    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
     if checkpoint:
-        logger.warning("Going on from %s.", checkpoint)
+        logger.warning("Resuming from %s.", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

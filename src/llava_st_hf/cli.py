@@ -29,6 +29,7 @@ def _ground(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.model)
+    from .checkpoints.atomic import save_model_and_processor
     from .model.modeling_llava_st import LlavaSTForConditionalGeneration
     from .model.processing_llava_st import LlavaSTProcessor
 
@@ -36,14 +37,14 @@ def _convert(args: argparse.Namespace) -> None:
     # The processor first: it takes seconds, and a folder that lacks one is refused before the weights are read.
     processor = LlavaSTProcessor.from_pretrained(args.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(args.model, **overrides)
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    save_model_and_processor(model, processor, args.output)
 
 
 def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_file(args.output)
     _refuse_adapter(args.base)
     from .checkpoints.adapters import merge_adapter
+    from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
     from .model.processing_llava_st import LlavaSTProcessor
 
@@ -51,8 +52,7 @@ def _merge_lora(args: argparse.Namespace) -> None:
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
     model = merge_adapter(args.adapter, args.base, **overrides)
     processor = add_coordinate_tokens_to_processor(model, processor)
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    save_model_and_processor(model, processor, args.output)
 
 
 def _start_stage1(args: argparse.Namespace) -> None:
@@ -60,12 +60,12 @@ def _start_stage1(args: argparse.Namespace) -> None:
     if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
         raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
     _refuse_adapter(args.checkpoint)
+    from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.stage1_init import create_stage1_model, stage1_config
 
     overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
     model, processor = create_stage1_model(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    save_model_and_processor(model, processor, args.output)
 
 
 def _validate(args: argparse.Namespace) -> None:
@@ -91,6 +91,8 @@ def _validate(args: argparse.Namespace) -> None:
 def _refuse_file(output: str) -> None:
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"The output {output} is a file; a folder is written.")
+    if os.path.isfile(os.path.join(output, "adapter_config.json")):
+        raise ValueError(f"The output {output} is the folder of an adapter, which would be overwritten. Choose another folder.")
 
 
 def _refuse_adapter(model: str) -> None:

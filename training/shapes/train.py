@@ -23,7 +23,6 @@ from vision_pretraining import NUM_FRAMES
 
 import llava_st_hf
 from llava_st_hf.shapes.files import write_questions, write_training_data
-from llava_st_hf.training.muon import TILES
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +56,8 @@ def train_start(folder: Path) -> None:
     subprocess.run([sys.executable, script, folder / "data", folder / "start", "--steps", str(VISION_STEPS)], check=True)
 
 
+# Whether this CPU multiplies matrices of bfloat16 in hardware (AMX).
+HAS_AMX_BF16 = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 # Name of a stage or part of one, and of its recipe → what it starts from.
 STAGES = {
     "stage1": "start",
@@ -77,7 +78,7 @@ def train_stage(folder: Path, name: str) -> None:
         "--mixture", folder / f"data/{name}.yaml",
         "--model_name_or_path", folder / STAGES[name],
         "--output_dir", folder / name,
-        "--bf16", TILES,  # a fifth faster with these units, and slower without
+        "--bf16", HAS_AMX_BF16,  # a fifth faster with these units, and slower without
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CORES // PROCESSES))}
     subprocess.run(list(map(str, command)), check=True, env=environment)

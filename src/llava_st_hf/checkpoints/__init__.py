@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folders: conversion of the original layout, adapters, the stage-1 model and model cards."""
+"""Checkpoint folders: atomic writes, conversion of the original layout, adapters, and the stage-1 model."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe says about training, beside what TRL's `SFTConfig` and `ModelConfig` say."""
+"""Arguments of a training run, in addition to TRL's `SFTConfig` and `ModelConfig`."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -11,22 +12,47 @@ from trl import SFTConfig
 
 from ..model.video_decoding_llava_st import check_backend
 from .collator import OnError
-from .labels import LossOn
+from .labels import check_loss_on
 from .trainable import check_trainable_modules
 
 
-_BY_COLLATOR = "samples with media are prepared by the collator"
-_OWN_LOSS = "coordinates have soft targets, and a loss of their own"
-# Settings of SFTConfig that would have no effect, or a wrong one.
+_BY_COLLATOR = "the data collator prepares samples with media"
+_OWN_LOSS = "the loss has soft targets for coordinates"
+# Arguments of SFTConfig that would have no effect, or a wrong one.
 _FIXED = {
     "remove_unused_columns": (False, _BY_COLLATOR),
     "packing": (False, _BY_COLLATOR),
     "padding_free": (False, _BY_COLLATOR),
-    "assistant_only_loss": (False, "loss_on says what is learned"),
-    "completion_only_loss": (None, "loss_on says what is learned"),
+    "assistant_only_loss": (False, "use loss_on"),
+    "completion_only_loss": (None, "use loss_on"),
     "loss_type": ("nll", _OWN_LOSS),
     "label_smoothing_factor": (0.0, _OWN_LOSS),
 }
+# Arguments of version 0.1 → their names now.
+_RENAMED = {"train": "trainable_modules", "label_scheme": "loss_on"}
+
+
+def replace_renamed_arguments(args: object, renamed: dict[str, str]) -> None:
+    """Moves the value of each argument of `args` with an old name to the new name, with a `FutureWarning`.
+
+    Args:
+        args: an instance of a dataclass in which old names have the default None.
+        renamed: old name → new name.
+
+    Raises:
+        ValueError: if the old and the new name have been given different values.
+    """
+    for old, new in renamed.items():
+        value = getattr(args, old)
+        if value is None:
+            continue
+        warnings.warn(f"The argument {old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=4)
+        definition = type(args).__dataclass_fields__[new]
+        default = definition.default_factory() if callable(definition.default_factory) else definition.default
+        if getattr(args, new) not in (default, value):
+            raise ValueError(f"{old}={value!r} and {new}={getattr(args, new)!r} differ; {old} is the old name of {new}: remove it.")
+        setattr(args, new, value)
+        setattr(args, old, None)
 
 
 @dataclass
@@ -35,57 +61,65 @@ class LlavaSTTrainingConfig(SFTConfig):
     Arguments of [`LlavaSTTrainer`]. All of [`~trl.SFTConfig`], and:
 
     Args:
-        train (`list[str]`, *optional*, defaults to `["packer", "input_embeddings", "coordinate_embeddings", "lora"]`):
-            Parts of the model that are trained: see `llava_st_hf.training.TRAINABLE_MODULES`. All others are frozen.
+        trainable_modules (`list[str]`, *optional*, defaults to `["packer", "input_embeddings", "coordinate_embeddings", "lora"]`):
+            Modules to train, keys of `llava_st_hf.training.TRAINABLE_MODULES`. All others are frozen.
         learning_rates (`dict[str, float]`, *optional*):
-            Learning rate of parts that do not have `learning_rate`.
+            Learning rates of modules that differ from `learning_rate`.
         muon (`bool`, *optional*, defaults to `False`):
-            Update the weight matrices of projector, packer and language model by Muon, in place of AdamW: see
+            Update the weight matrices of projector, packer and language model by Muon instead of AdamW: see
             `llava_st_hf.training.MuonAdamW`. For training from random weights.
         loss_on (`str`, *optional*, defaults to `"assistant"`):
-            Which tokens are learned: `"assistant"`, or `"released"` for the scheme of the released program.
+            Tokens included in the loss. `"assistant"`: assistant replies and their `<|im_end|>`. `"original"`: as in the original
+            LLaVA-ST training code, also message headers and the `<|im_start|>`, `<|im_end|>` and newline tokens of other messages.
         on_error (`str`, *optional*, defaults to `"raise"`):
-            What a sample does that cannot be used: `"raise"` stops the run, `"skip"` leaves it out and logs why.
+            What to do with a sample that cannot be used: `"raise"` stops training, `"skip"` drops it and logs the reason.
         max_errors (`int`, *optional*, defaults to 100):
-            With `on_error="skip"`: a process that had to leave out more samples than this stops the run.
+            With `on_error="skip"`: stop training when more different samples than this have been dropped by all processes together. A
+            process counts its own at once, and those of the others at each log.
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
-            As in transformers. `"group_by_length"` makes batches of one modality and of like length.
+            As in transformers. `"group_by_length"` makes batches of one modality and of similar length.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
-            What reads video files: `"pyav"`, or `"decord"`, which reads the files that it reads exactly.
+            Decoder of video files: `"pyav"`, or `"decord"` for the files that it decodes exactly.
         allow_truncated (`bool`, *optional*, defaults to `False`):
-            Train on truncated video files as far as they go. By default such a sample cannot be used.
+            Train on the readable beginning of truncated video files. By default such a sample cannot be used.
         max_length (`int`, *optional*):
-            Longest sample in tokens, media included; a longer one cannot be used. None for no limit.
+            Maximum length of a sample in tokens, including those of media; a longer sample cannot be used. None for no limit.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "learning_rates"]
 
-    train: list[str] = field(
+    trainable_modules: list[str] = field(
         default_factory=lambda: ["packer", "input_embeddings", "coordinate_embeddings", "lora"],
-        metadata={"help": "Parts of the model that are trained."},
+        metadata={"help": "Modules to train; all others are frozen."},
     )
     learning_rates: dict | str | None = field(
-        default=None, metadata={"help": "Learning rate of parts that do not have `learning_rate`, as {part: rate}."}
+        default=None, metadata={"help": "Learning rates of modules that differ from `learning_rate`, as {module: rate}."}
     )
-    muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon, in place of AdamW."})
-    loss_on: LossOn = field(default="assistant", metadata={"help": "Which tokens are learned."})
-    on_error: OnError = field(default="raise", metadata={"help": "What a sample does that cannot be used."})
-    max_errors: int = field(default=100, metadata={"help": "Samples that one process may leave out."})
-    video_backend: str = field(default="pyav", metadata={"help": "What reads video files: pyav or decord."})
-    allow_truncated: bool = field(default=False, metadata={"help": "Train on truncated video files as far as they go."})
-    # The loss needs exact positions and media, so samples are prepared by our collator alone.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
-    max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens, media included."})
+    muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon instead of AdamW."})
+    loss_on: str = field(default="assistant", metadata={"help": "Tokens included in the loss: assistant or original."})
+    on_error: OnError = field(
+        default="raise",
+        metadata={"help": "What to do with a sample that cannot be used: raise stops training, skip drops it and logs the reason."},
+    )
+    max_errors: int = field(default=100, metadata={"help": "Maximum number of samples that all processes together may drop."})
+    video_backend: str = field(default="pyav", metadata={"help": "Decoder of video files: pyav or decord."})
+    allow_truncated: bool = field(default=False, metadata={"help": "Train on the readable beginning of truncated video files."})
+    train: list[str] | None = field(default=None, metadata={"help": "Deprecated: use trainable_modules."})
+    label_scheme: str | None = field(default=None, metadata={"help": "Deprecated: use loss_on."})
+    # The collator needs all columns: the loss depends on exact positions and media.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false."})
+    max_length: int | None = field(default=None, metadata={"help": "Maximum length of a sample in tokens, including those of media."})
     # With `blank_media` of the collator, every process has a gradient for every trained weight.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
 
     def __post_init__(self):
         super().__post_init__()
-        self.train = check_trainable_modules(self.train, "train")
+        replace_renamed_arguments(self, _RENAMED)
+        self.trainable_modules = check_trainable_modules(self.trainable_modules, "trainable_modules")
         self.learning_rates = self._checked_rates()
-        for name, choices in (("loss_on", get_args(LossOn)), ("on_error", get_args(OnError))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
+        self.loss_on = check_loss_on(self.loss_on)
+        if self.on_error not in get_args(OnError):
+            raise ValueError(f"on_error={self.on_error!r} must be one of {', '.join(get_args(OnError))}.")
         check_backend(self.video_backend)
         for name in ("max_errors", "max_length"):
             value = getattr(self, name)
@@ -95,9 +129,9 @@ class LlavaSTTrainingConfig(SFTConfig):
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
-            raise ValueError('hub_strategy must be "end": checkpoints are not uploaded while a run goes on.')
+            raise ValueError('hub_strategy must be "end": checkpoints are not uploaded during a run.')
         if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
-            raise ValueError(f"muon=True goes with AdamW for what is no matrix: optim must be 'adamw_torch', not {self.optim!r}.")
+            raise ValueError(f"muon=True updates all other parameters by AdamW: optim must be 'adamw_torch', got {self.optim!r}.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
     def _checked_rates(self) -> dict[str, float] | None:
@@ -106,14 +140,15 @@ class LlavaSTTrainingConfig(SFTConfig):
         if not isinstance(self.learning_rates, dict):
             raise ValueError(f"learning_rates={self.learning_rates!r} must be a dictionary like {{'lora': 2.0e-4}}.")
         rates = {}
-        for part, rate in self.learning_rates.items():
-            check_trainable_modules([part], "learning_rates")
-            if part not in self.train:
-                raise ValueError(f"learning_rates names {part}, which is not trained: train is {', '.join(self.train)}.")
+        for name, value in self.learning_rates.items():
+            [module] = check_trainable_modules([name], "learning_rates")
+            if module not in self.trainable_modules:
+                modules = ", ".join(self.trainable_modules)
+                raise ValueError(f"learning_rates contains {module}, which is not trained: trainable_modules is {modules}.")
             try:
-                rates[part] = float(rate)  # YAML reads 1e-4 as text
+                rates[module] = float(value)  # YAML reads 1e-4 as text
             except (TypeError, ValueError):
-                rates[part] = math.nan
-            if not 0 <= rates[part] < math.inf:
-                raise ValueError(f"The learning rate of {part} must be a number of at least 0, not {rate!r}.")
+                rates[module] = math.nan
+            if not 0 <= rates[module] < math.inf:
+                raise ValueError(f"The learning rate of {module} must be a number of at least 0, got {value!r}.")
         return rates

@@ -12,7 +12,7 @@ from ..model.cached_media_llava_st import CachedMediaProcessor
 from ..model.configuration_llava_st import VISUAL_TOKENS
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.processing_llava_st import LlavaSTProcessor
-from .labels import IGNORED, LossOn, make_labels
+from .labels import IGNORED, LossOn, check_loss_on, make_labels
 from .prefix_packing import cut_suffix, media_tokens_mask, number_segments, pack_conversations
 
 
@@ -50,7 +50,7 @@ class LlavaSTDataCollator:
     def __post_init__(self):
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f'on_error={self.on_error!r} must be "raise" or "skip".')
-        make_labels(torch.zeros(1, dtype=torch.long), torch.zeros(1), self.processor.tokenizer, self.loss_on)  # refuses other schemes
+        self.loss_on = check_loss_on(self.loss_on)
 
     def __call__(self, rows: list[dict]) -> dict:
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a run beside its loss: the loss of each task, how far coordinates are off, and how fast it goes."""
+"""Training metrics in addition to the loss: loss per task, bin errors of coordinates, and speed."""
 
 import time
 from collections import defaultdict
@@ -15,10 +15,10 @@ from ..model.coordinates_llava_st import CoordinateVocabulary
 
 class TrainingMetrics:
     """
-    Sums over the batches since the last report. They stay on the device until then: a step never waits for them.
+    Sums over the batches since the last report. They stay on the device until then, so that a step does not wait for the device.
 
     Args:
-        vocabulary: where the coordinate tokens stand; None in a model that has none.
+        vocabulary: coordinate tokens of the model; None in a model without.
     """
 
     def __init__(self, vocabulary: CoordinateVocabulary | None):
@@ -41,7 +41,7 @@ class TrainingMetrics:
         """
         targets = inputs["labels"][:, 1:]
         losses = outputs.token_losses.float()
-        # Places of the supervised tokens, batch-major as token_losses. Indexing by the mask would wait for the device to count them.
+        # Positions of the supervised tokens, batch-major as token_losses. Indexing by the mask would wait for the device to count them.
         places = (targets == -100).flatten().byte().argsort(stable=True)[: len(losses)]
         ids, segment_ids = targets.flatten()[places], inputs.get("segment_ids")
         owners = places // targets.shape[1] if segment_ids is None else segment_ids[:, 1:].flatten()[places]  # place in `tasks`
@@ -58,7 +58,7 @@ class TrainingMetrics:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock, for what is no training."""
+        """Stops the clock during the block, which is not training."""
         start = time.monotonic()
         try:
             yield
@@ -74,12 +74,12 @@ class TrainingMetrics:
 
     def report(self) -> dict[str, float]:
         """
-        What was added since the last report, of all processes together; all of them must call it.
+        Computes the metrics of the batches since the last report, over all processes; all of them must call it.
 
         Returns:
-            `loss`, `loss_<task>`: mean over all supervised tokens and over the task's; `time_bin_error`, `box_bin_error`: mean
-            distance of the likeliest bin from the target, in bins; `tokens_per_second`, `samples_per_second` of all processes;
-            `num_tokens`, not padding.
+            `loss`, `loss_<task>`: mean over all supervised tokens and over those of the task; `time_bin_error`, `box_bin_error`: mean
+            distance between the most likely bin and the target, in bins; `tokens_per_second`, `samples_per_second` of all processes
+            together; `num_tokens`, without padding.
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for tasks, batch in self._task_losses:

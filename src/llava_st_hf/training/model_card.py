@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a run: what it was trained on, how, and what came of it."""
+"""Model card of a training run: data, recipe and metrics."""
 
 from __future__ import annotations
 
@@ -22,51 +22,96 @@ from ..version import __version__
 if TYPE_CHECKING:
     from .trainer import LlavaSTTrainer
 
-# Logged values that say nothing of the model.
+# Logged values that do not describe the model.
 _NOT_METRICS = ("epoch", "step", "grad_norm", "learning_rate", "total_flos", "num_tokens")
 _SPEED = ("_per_second", "_runtime")
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+LLaVA-ST, a multimodal language model for spatio-temporal video grounding. Trained with
+[llava-st-hf](https://pypi.org/project/llava-st-hf/) {{ versions }}.
+
+## Use
+
+```python
+import llava_st_hf
+{% if library_name == "peft" -%}
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained("path/to/base")
+model = PeftModel.from_pretrained(base, "path/to/this/folder").merge_and_unload()
+{%- else -%}
+from transformers import pipeline
+
+grounder = pipeline("video-grounding", model="path/to/this/folder")
+grounder("clip.mp4", task="tvg", text="person takes a laptop")
+{%- endif %}
+```
+
+## Data
+
+{{ data }}
+
+## Recipe
+
+```yaml
+{{ recipe }}
+```
+
+## Metrics
+
+{% if metrics -%}
+| metric | last value | at step |
+|---|---|---|
+{% for name, (value, step) in metrics -%}
+| {{ name }} | {{ "%.4g" | format(value) }} | {{ step }} |
+{% endfor -%}
+{% else -%}
+None yet.
+{%- endif %}
+"""
 
 
 def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> Path:
-    """Writes README.md to the run's output folder.
+    """Writes README.md to the output folder of a run.
 
     Args:
-        trainer: at any moment of its run; `trainer.card_data` and `trainer.card_recipe` are what it was given to say of data and recipe.
+        trainer: before, during or after training; with the descriptions `card_data` and `card_recipe` of data and recipe.
         model_name: title of the card; the folder's name by default.
     """
     folder = Path(trainer.args.output_dir)
-    model_name = model_name or folder.name
     base = trainer.base_model_name or trainer.model.config.name_or_path or None
-    is_adapter = isinstance(trainer.model, peft.PeftModel)
-    metadata = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
+    card_data = ModelCardData(
+        library_name="peft" if isinstance(trainer.model, peft.PeftModel) else "transformers",
         pipeline_tag="video-text-to-text",
-        # A folder of this machine is no model that a reader could find.
-        base_model=base if base and not Path(base).exists() else None,
+        base_model=base if base and not Path(base).exists() else None,  # hub ids only: readers do not have a local folder
         tags=list(trainer._tag_names),
     )
-    parts = [
-        f"---\n{metadata.to_yaml()}\n---",
-        f"# {model_name}",
-        "LLaVA-ST, a language model that says when something happens in a video and where it is in every frame. Trained with "
-        f"[llava-st-hf](https://pypi.org/project/llava-st-hf/) {__version__} (transformers {transformers.__version__}, "
-        f"TRL {trl.__version__}, PEFT {peft.__version__}).",
-        "## Use\n\n" + _usage(is_adapter),
-        "## Data\n\n" + (trainer.card_data or "Rows of chat messages."),
-        "## Recipe\n\n```yaml\n" + yaml.safe_dump({**(trainer.card_recipe or {}), **_recipe(trainer)}, sort_keys=False).strip() + "\n```",
-        "## Metrics\n\n" + _metrics(trainer),
-    ]
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_TEMPLATE,
+        model_name=model_name or folder.name,
+        versions=f"{__version__} (transformers {transformers.__version__}, TRL {trl.__version__}, PEFT {peft.__version__})",
+        data=trainer.card_data or "Samples of chat messages.",
+        recipe=yaml.safe_dump({**(trainer.card_recipe or {}), **_recipe(trainer)}, sort_keys=False).strip(),
+        metrics=_metrics(trainer),
+    )
     path = folder / "README.md"
-    ModelCard("\n\n".join(parts) + "\n").save(path)
+    card.save(path)
     return path
 
 
 def describe_mixture(path: str | os.PathLike, dataset) -> str:
-    """A Markdown table of a mixture: how many samples of which source, format and task were used.
+    """Returns a Markdown table of a mixture: the number of samples of each source, format and task.
 
     Args:
         path: of the mixture file.
-        dataset: what `load_mixture` made of it. One that streams is not counted.
+        dataset: the result of `load_mixture`. The samples of a streamed dataset are not counted.
     """
     entries = [(entry.source, entry.format, _strategy_text(entry.strategy)) for entry in read_mixture(path)]
     if isinstance(dataset, IterableDataset):
@@ -88,31 +133,10 @@ def _strategy_text(strategy: Strategy) -> str:
     return f"{strategy.which} {float(strategy.amount):g}{' %' if strategy.percent else ''}"
 
 
-def _usage(is_adapter: bool) -> str:
-    if is_adapter:
-        lines = [
-            "import llava_st_hf",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForImageTextToText",
-            "",
-            'base = AutoModelForImageTextToText.from_pretrained("path/to/base")',
-            'model = PeftModel.from_pretrained(base, "path/to/this/folder").merge_and_unload()',
-        ]
-    else:
-        lines = [
-            "import llava_st_hf",
-            "from transformers import pipeline",
-            "",
-            'grounder = pipeline("video-grounding", model="path/to/this/folder")',
-            'grounder("clip.mp4", task="tvg", text="person takes a laptop")',
-        ]
-    return "\n".join(["```python", *lines, "```"])
-
-
 def _recipe(trainer: LlavaSTTrainer) -> dict:
     args = trainer.args
     names = (
-        "train", "learning_rate", "learning_rates", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+        "trainable_modules", "learning_rate", "learning_rates", "num_train_epochs", "max_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "world_size", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
         "train_sampling_strategy", "loss_on", "seed", "bf16", "muon",
     )  # fmt: skip
@@ -122,14 +146,11 @@ def _recipe(trainer: LlavaSTTrainer) -> dict:
     return {name: value for name, value in recipe.items() if value is not None}
 
 
-def _metrics(trainer: LlavaSTTrainer) -> str:
-    """A table of the last value of everything that was logged."""
+def _metrics(trainer: LlavaSTTrainer) -> list[tuple[str, tuple[float, int]]]:
+    """Returns `(name, (last value, step))` of every metric that was logged, sorted by name."""
     last: dict[str, tuple[float, int]] = {}
     for entry in trainer.state.log_history:
         for name, value in entry.items():
             if name not in _NOT_METRICS and not name.endswith(_SPEED) and isinstance(value, (int, float)):
                 last[name] = (value, entry.get("step", 0))
-    if not last:
-        return "None yet."
-    rows = [f"| {name} | {value:.4g} | {step} |" for name, (value, step) in sorted(last.items())]
-    return "\n".join(["| metric | last value | at step |", "|---|---|---|", *rows])
+    return sorted(last.items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which samples are seen: a function of seed and epoch alone, so that a run that starts again goes on where it was."""
+"""Samplers whose order depends on seed and epoch only, so that a resumed run continues with the same data order."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ import torch
 from torch.utils.data import Sampler
 
 
-# Samples are sorted by length within so many batches: enough for batches of like length, few enough to stay random.
+# Number of batches within which samples are sorted by length: enough for similar lengths in a batch, few enough to stay random.
 _BATCHES_PER_BUCKET = 64
 
 
 class EpochSampler(Sampler[int]):
     """
-    A new order of all samples in each epoch.
+    Random order of all samples, another one in each epoch.
 
     Args:
-        num_samples: how many there are.
-        seed: of the order; the epoch is added to it.
+        num_samples: number of samples.
+        seed: random seed; the epoch is added to it.
     """
 
     def __init__(self, num_samples: int, seed: int):
@@ -33,24 +33,24 @@ class EpochSampler(Sampler[int]):
         return torch.Generator().manual_seed(self.seed + self.epoch)
 
     def order(self) -> torch.Tensor:
-        """(num_samples,) indices of this epoch."""
+        """Returns (num_samples,) indices of this epoch."""
         return torch.randperm(self.num_samples, generator=self._generator())
 
     def __iter__(self) -> Iterator[int]:
-        for chunk in self.order().split(2**16):  # a list of millions of Python numbers would outweigh the data
+        for chunk in self.order().split(2**16):  # a list of millions of Python integers would need more memory than the data
             yield from chunk.tolist()
 
 
 class BucketSampler(EpochSampler):
     """
-    An order in which each batch has samples of one kind and of like length, the batches themselves shuffled: little padding, and
-    all processes do the same work at the same time.
+    Order in which each batch has samples of one modality and of similar length, and batches are shuffled. Batches need little padding,
+    and all processes have the same amount of work at the same time.
 
     Args:
-        kinds: (num_samples,) the modality of each sample, as a number.
-        lengths: (num_samples,) the length of each sample's text, in tokens or anything proportional.
+        kinds: (num_samples,) modality of each sample, as an integer.
+        lengths: (num_samples,) length of each sample's text, in tokens or a proportional unit.
         batch_size: of all processes together.
-        seed: of the order; the epoch is added to it.
+        seed: random seed; the epoch is added to it.
     """
 
     def __init__(self, kinds: torch.Tensor, lengths: torch.Tensor, batch_size: int, seed: int):
@@ -67,7 +67,7 @@ class BucketSampler(EpochSampler):
                 bucket = bucket[self.lengths[bucket].argsort(stable=True)]
                 whole = len(bucket) - len(bucket) % self.batch_size
                 batches.append(bucket[:whole].view(-1, self.batch_size))  # (batches, batch_size)
-                rest.append(bucket[whole:])  # too few for a batch of their own: at the end, mixed
+                rest.append(bucket[whole:])  # fewer than a batch: at the end, mixed
         batches = torch.cat(batches)
         batches = batches[torch.randperm(len(batches), generator=generator)]
         return torch.cat((batches.flatten(), *rest))

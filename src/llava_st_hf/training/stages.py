@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one stage to the next: a run starts from the folder that the last one left, whatever that holds."""
+"""The base model of a training run: the result of the stage before, merged and extended as the run needs it."""
 
 import os
 from collections.abc import Iterator
@@ -10,58 +10,62 @@ import torch
 from transformers.integrations import deepspeed
 
 from ..checkpoints.adapters import BASE_FOLDER, merge_adapter
+from ..checkpoints.atomic import finish_interrupted_write, save_model_and_processor
 from ..checkpoints.conversion import ADAPTER_CONFIG, add_coordinate_tokens, add_coordinate_tokens_to_processor
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
-from .saving import atomic_folder, get_last_checkpoint
+from .saving import get_last_checkpoint
 
 
-def prepare_base_model(model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str) -> str:
+def prepare_base_model(
+    model_name_or_path: str, output_dir: str | os.PathLike, parts: list[str], dtype: torch.dtype | str, seed: int = 0
+) -> str:
     """
-    The folder with the whole model that a run starts from.
+    Returns the folder or hub id of the complete model that a run starts from, and writes that model if needed.
 
-    That is `model_name_or_path` itself where it holds a whole model that has the parts to be trained. An adapter folder (of the stage
-    before) is merged into its base, and a model of stage 1 whose coordinate rows are to be trained gets fresh ones. Such a
-    model is written to `base` in the output folder, where the adapter that this run trains finds it again. Call it in one process.
+    That is `model_name_or_path` itself if it holds a complete model with all modules to train. An adapter (of the stage before) is
+    merged into its base, and a stage-1 model whose coordinate embeddings are to be trained gets coordinate tokens. The resulting model
+    is saved once to `base` in the output folder; the adapter that this run trains belongs to it. Call it on one process.
 
     Args:
         model_name_or_path: folder or hub id of a model, or folder of an adapter.
-        output_dir: of the run.
-        parts: what is trained: see `prepare_model_for_training`.
+        output_dir: folder of the run.
+        parts: modules to train: see `prepare_model_for_training`.
         dtype: of the weights written.
+        seed: of new coordinate embeddings. The global random state is not changed.
 
     Raises:
-        ValueError, OSError: naming what the folder lacks.
+        ValueError, OSError: naming what is missing, or that the model cannot be saved.
     """
     base = Path(output_dir) / BASE_FOLDER
+    finish_interrupted_write(base)
     if (base / "config.json").is_file():
-        return str(base)  # made when the run was first started; `check_resume_compatibility` sees to it that this is the same
+        return str(base)  # of an earlier start of this run: `check_resume_compatibility` compares the settings
     _check_folder(model_name_or_path)
     is_adapter = os.path.isfile(os.path.join(model_name_or_path, ADAPTER_CONFIG))
-    needs_rows = "coordinate_embeddings" in parts
+    needs_coordinates = "coordinate_embeddings" in parts
     if not is_adapter:
         config = LlavaSTConfig.from_pretrained(model_name_or_path)
-        if config.use_coordinate_tokens or not needs_rows:
+        if config.use_coordinate_tokens or not needs_coordinates:
             return model_name_or_path
-        with _whole_weights():
+        with _complete_weights():
             model = LlavaSTForConditionalGeneration.from_pretrained(model_name_or_path, dtype=dtype)
     else:
-        with _whole_weights():
+        with _complete_weights():
             model = merge_adapter(model_name_or_path, dtype=dtype)
     processor = LlavaSTProcessor.from_pretrained(model_name_or_path)
-    if needs_rows and not model.config.use_coordinate_tokens:
-        add_coordinate_tokens(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
-    processor = add_coordinate_tokens_to_processor(model, processor)
-    with atomic_folder(base) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    if needs_coordinates and not model.config.use_coordinate_tokens:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_coordinate_tokens(model, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS)
+    save_model_and_processor(model, add_coordinate_tokens_to_processor(model, processor), base)
     return str(base)
 
 
 def _check_folder(model_name_or_path: str) -> None:
-    """Refuses folders that hold no model, before they are taken for a hub id or for a model of default sizes."""
+    """Raises an error for folders without a model, which would be used as a hub id or as a model of default sizes."""
     folder = Path(model_name_or_path)
     if not folder.exists():
         if folder.is_absolute() or model_name_or_path.count("/") > 1 or model_name_or_path.startswith("."):
@@ -69,13 +73,13 @@ def _check_folder(model_name_or_path: str) -> None:
         return
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         checkpoint = get_last_checkpoint(folder)
-        unfinished = f" It is of a run that has not ended: finish that, or start from {checkpoint}." if checkpoint else ""
-        raise FileNotFoundError(f"model_name_or_path={model_name_or_path} holds neither a model nor an adapter.{unfinished}")
+        unfinished = f" It belongs to a run that has not ended: finish it, or start from {checkpoint}." if checkpoint else ""
+        raise FileNotFoundError(f"model_name_or_path={model_name_or_path} contains neither a model nor an adapter.{unfinished}")
 
 
 @contextmanager
-def _whole_weights() -> Iterator[None]:
-    """Loads whole weights in this process, where ZeRO-3 would spread them over processes that do not take part."""
+def _complete_weights() -> Iterator[None]:
+    """Loads complete weights in this process. ZeRO-3 would partition them over processes that do not take part."""
     reference = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed._hf_deepspeed_config_weak_ref = None
     try:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained, in the model's own terms: the parts of LLaVA-ST, and a LoRA beside them."""
+"""Modules of LLaVA-ST that a run trains, and LoRA adapters for the language model."""
 
 import re
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
@@ -10,8 +11,8 @@ from transformers import PreTrainedModel
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 
 
-# Part → where its parameters are, adapter or not; the first that fits. "coordinate_embeddings" are the rows of the coordinate tokens in
-# input and output embeddings, "lora" an adapter of every linear layer of the decoder.
+# Module → pattern of its parameter names, with or without an adapter; the first match counts. "coordinate_embeddings" are the input and
+# output embeddings of the coordinate tokens, "lora" is an adapter of every linear layer of the language model.
 TRAINABLE_MODULES = {
     "lora": r"\.lora_[AB]\.",
     "coordinate_embeddings": r"\.trainable_tokens_delta\.",
@@ -26,24 +27,29 @@ _LORA_TARGETS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gat
 
 
 def part_of(parameter_name: str) -> str:
-    """The part that a parameter belongs to, by its name in the model, wrapped or not."""
+    """Returns the key of `TRAINABLE_MODULES` that a parameter belongs to, by its name in the model or in a wrapper of it."""
     for part, pattern in TRAINABLE_MODULES.items():
         if re.search(pattern, parameter_name):
             return part
-    raise ValueError(f"{parameter_name} is no parameter of a LLaVA-ST model.")
+    raise ValueError(f"{parameter_name} is not a parameter of a LLaVA-ST model. This is a bug of llava-st-hf: please report it.")
 
 
 def check_trainable_modules(parts: Iterable[str], what: str) -> list[str]:
-    """`parts` as a list, if each is a part of the model.
+    """Returns `parts` as a list if each is a key of `TRAINABLE_MODULES`.
+
+    The old name "coordinate_rows" becomes "coordinate_embeddings", with a `FutureWarning`.
 
     Raises:
-        ValueError: naming `what` and the unknown ones.
+        ValueError: naming the argument `what` and the unknown keys.
     """
     parts = [parts] if isinstance(parts, str) else list(parts)
+    if "coordinate_rows" in parts:
+        warnings.warn('The module "coordinate_rows" is now "coordinate_embeddings".', FutureWarning, stacklevel=2)
+        parts = ["coordinate_embeddings" if part == "coordinate_rows" else part for part in parts]
     unknown = [part for part in parts if part not in TRAINABLE_MODULES]
     if unknown or not parts:
         raise ValueError(
-            f"{what} names {', '.join(map(repr, unknown)) or 'nothing'}; the parts of the model are {', '.join(TRAINABLE_MODULES)}."
+            f"{what} contains {', '.join(map(repr, unknown)) or 'no module'}; it must list modules among {', '.join(TRAINABLE_MODULES)}."
         )
     return parts
 
@@ -56,25 +62,25 @@ def prepare_model_for_training(
     lora_dropout: float = 0.05,
 ) -> PreTrainedModel | nn.Module:
     """
-    Freezes the model but for `parts`, in place.
+    Freezes all modules except `parts`, in place, and adds LoRA adapters if asked for.
 
     Args:
         model: without an adapter.
-        parts: keys of `TRAINABLE_MODULES`. With "lora", or "coordinate_embeddings" of embeddings that are frozen otherwise, the model
-            becomes a `PeftModel` whose folders hold all trained parts.
+        parts: keys of `TRAINABLE_MODULES`. With "lora", or "coordinate_embeddings" of embeddings that are otherwise frozen, the model
+            is wrapped in a `PeftModel`, whose saved folders contain all trained modules.
         lora_r, lora_alpha, lora_dropout: rank, scale and dropout of the adapter (LLaVA-ST, section 4.1).
 
     Returns:
         The model, or the `PeftModel` around it.
 
     Raises:
-        ValueError: where the parts are unknown, or are not to be had of this model or together.
+        ValueError: if a module is unknown, or cannot be trained in this model or together with another one.
     """
-    parts = check_trainable_modules(parts, "train")
+    parts = check_trainable_modules(parts, "trainable_modules")
     _check_fit(model, parts)
     wanted = set(parts)
     if "coordinate_embeddings" in wanted and {"input_embeddings", "output_embeddings"} <= wanted:
-        wanted.remove("coordinate_embeddings")  # they are rows of these matrices
+        wanted.remove("coordinate_embeddings")  # they are part of these matrices
     if wanted & {"lora", "coordinate_embeddings"}:
         return _with_adapter(model, wanted, lora_r, lora_alpha, lora_dropout)
     for name, parameter in model.named_parameters():
@@ -85,14 +91,16 @@ def prepare_model_for_training(
 
 def _check_fit(model: LlavaSTForConditionalGeneration, parts: list[str]) -> None:
     if "lora" in parts and "language_model" in parts:
-        raise ValueError('train names both "lora" and "language_model": the adapter is there in order to leave the decoder frozen.')
+        raise ValueError(
+            'trainable_modules contains both "lora" and "language_model": LoRA keeps the language model frozen. Remove one of them.'
+        )
     if "coordinate_embeddings" in parts and not model.config.use_coordinate_tokens:
         raise ValueError(
-            "train names coordinate_embeddings, but the model has no coordinate tokens yet (it is of stage 1). `prepare_base_model` adds "
-            "them."
+            "trainable_modules contains coordinate_embeddings, but the model has no coordinate tokens (it is a stage-1 model). Add them "
+            "by `prepare_base_model`."
         )
     if "output_embeddings" in parts and "input_embeddings" not in parts and model.config.tie_word_embeddings:
-        raise ValueError("Input and output embeddings of this model are one matrix: train names output_embeddings alone.")
+        raise ValueError("Input and output embeddings of this model are one matrix: add input_embeddings to trainable_modules.")
 
 
 def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dropout: float):
@@ -100,16 +108,16 @@ def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dr
 
     if "language_model" in wanted:
         raise ValueError(
-            "train names language_model and single rows of its embeddings: name input_embeddings and output_embeddings in place of "
-            "coordinate_embeddings."
+            "trainable_modules contains language_model and coordinate_embeddings, which needs frozen embeddings: replace the latter by "
+            "input_embeddings and output_embeddings."
         )
-    whole = {"packer": "packer", "input_embeddings": "embed_tokens", "output_embeddings": "lm_head"}
-    whole |= {"vision_tower": "vision_tower", "projector": "multi_modal_projector"}
-    rows = None
+    modules = {"packer": "packer", "input_embeddings": "embed_tokens", "output_embeddings": "lm_head"}
+    modules |= {"vision_tower": "vision_tower", "projector": "multi_modal_projector"}
+    token_indices = None
     if "coordinate_embeddings" in wanted:
         coordinates = model.config.coordinates
         ids = list(range(coordinates.start_token_id, coordinates.end_token_id))
-        rows = {
+        token_indices = {
             name: ids
             for part, name in (("input_embeddings", "embed_tokens"), ("output_embeddings", "lm_head"))
             if part not in wanted and not (name == "lm_head" and model.config.tie_word_embeddings)
@@ -119,10 +127,10 @@ def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dr
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        # PEFT's name for no layer at all, where rows alone are trained.
+        # PEFT's name for no layer, if only embeddings are trained.
         target_modules=_LORA_TARGETS if "lora" in wanted else "dummy-target-modules",
-        modules_to_save=[name for part, name in whole.items() if part in wanted] or None,
-        trainable_token_indices=rows or None,
+        modules_to_save=[name for part, name in modules.items() if part in wanted] or None,
+        trainable_token_indices=token_indices or None,
         ensure_weight_tying=model.config.tie_word_embeddings,
     )
     adapted = get_peft_model(model, config)
@@ -131,6 +139,6 @@ def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dr
 
 
 def _freeze_unused(model: LlavaSTForConditionalGeneration) -> None:
-    """Weights that no computation reads: the fast packer of a model that drops its stream, as the released one does."""
+    """Freezes weights without effect: the fast packer of a model without the fast stream, such as the original checkpoints."""
     if model.config.disable_fast_stream:
         model.model.packer.fast.requires_grad_(False)

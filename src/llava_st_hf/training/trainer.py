@@ -14,6 +14,7 @@ from trl import SFTTrainer
 from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
+from .labels import check_loss_on
 from .metrics import TrainingMetrics
 from .model_card import write_model_card
 from .muon import MuonAdamW
@@ -27,25 +28,25 @@ from .vision_memory import choose_vision_chunk_size
 logger = logging.getLogger(__name__)
 
 _MODALITIES = ("text", "image", "video")
-_MUON_PARTS = ("projector", "packer", "language_model")  # whose matrices map features to features
-_SKIPPED = "LeftOutSamples"  # in a checkpoint's state
+_MUON_MODULES = ("projector", "packer", "language_model")  # their matrices map features to features
+_SKIPPED = "SkippedSamples"  # key in the trainer state of a checkpoint
 
 
 class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
     """
-    [`~trl.SFTTrainer`] with LLaVA-ST's soft-target loss on supervised positions only, a learning rate per part of the model, and
-    per-task losses and bin errors in the logs.
+    [`~trl.SFTTrainer`] with LLaVA-ST's soft-target loss, computed at supervised positions only, a learning rate per module, and losses
+    per task and bin errors in the logs.
 
     Args:
         model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `prepare_model_for_training` returns it.
-        args ([`LlavaSTTrainingConfig`]): what a recipe says.
-        train_dataset, eval_dataset: rows of chat messages, one by one or as `pack_by_video` makes them: see `llava_st_hf.data`.
+        args ([`LlavaSTTrainingConfig`]): arguments of the run.
+        train_dataset, eval_dataset: samples of chat messages, as `llava_st_hf.data.load_mixture` or `pack_by_video` return them.
         processing_class ([`LlavaSTProcessor`]): the model's processor.
-        data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default. One of your own needs `blank_media=True` where
-            several processes train.
-        base_model_name, card_data, card_recipe: what the model card says of where the run started, of its data (Markdown) and of its
-            recipe (a dictionary).
-        kwargs: all else that [`~trl.SFTTrainer`] takes.
+        data_collator: [`LlavaSTDataCollator`] with the arguments' settings by default. A custom collator needs `blank_media`
+            if several processes train.
+        base_model_name, card_data, card_recipe: for the model card: the base model, a description of the data (Markdown), and further
+            values of the recipe (a dictionary).
+        kwargs: further arguments of [`~trl.SFTTrainer`].
     """
 
     _tag_names = ["trl", "sft", "llava-st", "video-grounding"]
@@ -72,14 +73,14 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
                 _check_groups(args, model)
         self.base_model_name, self.card_data, self.card_recipe = base_model_name, card_data, card_recipe
         if model.dtype not in (torch.float32, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32):
-            # Without autocast, updates smaller than the weights' own precision would be lost.
+            # Without autocast, updates smaller than the precision of the weights would be lost.
             raise ValueError(f"The model's weights are {model.dtype}: train it with bf16: true (or fp16), or load it in float32.")
         half = self._half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         if data_collator is None:
             reading = {"video_backend": args.video_backend, "allow_truncated": args.allow_truncated}
             data_collator = LlavaSTDataCollator(
                 processing_class,
-                args.loss_on,
+                check_loss_on(args.loss_on),
                 args.on_error,
                 max_length=args.max_length,
                 pixel_dtype=half,
@@ -96,7 +97,7 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
             **kwargs,
         )
         if (args.bf16 or args.fp16) and not self.is_deepspeed_enabled:
-            # Small updates are lost in half precision. DeepSpeed keeps its own copy in float32, accelerate one for FSDP.
+            # Small updates are lost in half precision. DeepSpeed keeps a copy in float32, and so does accelerate for FSDP.
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
@@ -126,29 +127,31 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         return self._sampler
 
     def _run_epoch(self, *args, epoch, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # a run that had ended is started again
+        if self.state.global_step >= self.state.max_steps:  # resumed after its end
             self.control.should_training_stop = True
             return None
         if self._sampler is not None:
-            # accelerate does not reach the sampler of a loader that skips what was seen before, in more than one process.
+            # With several processes, accelerate does not set the epoch of the sampler in a loader that skips the first batches.
             self._sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
         for problem in inputs.pop("skipped", ()):
-            if problem not in self._skipped:  # a sample counts once, however many epochs or evaluations meet it
+            if problem not in self._skipped:  # a sample counts once over all epochs and evaluations
                 self._skipped.add(problem)
-                logger.warning("Left out (%d so far): %s", len(self._skipped), problem)
+                logger.warning("Skipped (%d so far): %s", len(self._skipped), problem)
                 self._check_skipped(problem)
         return inputs
 
     def _check_skipped(self, last: str) -> None:
         if len(self._skipped) > self.args.max_errors:
-            raise RuntimeError(f"{len(self._skipped)} samples could not be used, more than max_errors={self.args.max_errors}. One: {last}")
+            raise RuntimeError(
+                f"{len(self._skipped)} samples could not be used, more than max_errors={self.args.max_errors}. One of them: {last}"
+            )
 
     def _share_skipped(self) -> None:
-        """Makes the samples left out in any process known to all, and to the checkpoints."""
+        """Unites the skipped samples of all processes, and stores them in the state that checkpoints save."""
         self._skipped.update(*gather_object([self._skipped]))
         if self._skipped:
             self._check_skipped(min(self._skipped))
@@ -158,14 +161,14 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
-        The model's own loss: TRL's would need hard targets.
+        Computes the model's loss. TRL's loss would need hard targets.
 
         Args:
             inputs: a batch of [`LlavaSTDataCollator`].
-            num_items_in_batch: supervised tokens of all micro-batches and processes of this step.
+            num_items_in_batch: number of supervised tokens in all micro-batches and processes of this step.
 
         Returns:
-            The summed loss over `num_items_in_batch`, times the processes that gradients are averaged over.
+            The sum of token losses divided by `num_items_in_batch`, times the number of processes that gradients are averaged over.
         """
         tasks = inputs.get("tasks") or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
@@ -183,7 +186,7 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         with torch.no_grad():
             self._training_metrics[mode].add(inputs, outputs, tasks)
         loss = outputs.loss
-        if mode == "train" and not loss.requires_grad:  # nothing in this batch passes through what is trained
+        if mode == "train" and not loss.requires_grad:  # no trained weight has an effect on this batch
             loss = loss + 0 * sum(parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -195,11 +198,11 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         self._share_skipped()
         if "num_tokens" in report:  # not in the summary at the end of a run
             if mode == "train":
-                report.pop("loss", None)  # the Trainer's own is the same
+                report.pop("loss", None)  # equal to the Trainer's
                 self.state.num_input_tokens_seen += int(report["num_tokens"])
                 report["num_tokens"] = self.state.num_input_tokens_seen
             else:
-                # In place of the mean over batches, in which a batch of few tokens counts as much as one of many.
+                # Replaces the mean over batches, in which a batch of few tokens would count as much as one of many.
                 prefix = next(name.removesuffix("loss") for name in logs if name.endswith("_loss"))
                 report = {prefix + name: value for name, value in report.items() if not name.endswith(("_second", "num_tokens"))}
             if self._skipped:
@@ -225,7 +228,7 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         if self.args.muon:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                raise ValueError("muon=True needs whole matrices on every process, which DeepSpeed and FSDP divide: train without them.")
+                raise ValueError("muon=True needs complete matrices on every process; DeepSpeed and FSDP shard them: train without these.")
             optimizer_class = MuonAdamW
             options = {name: options[name] for name in ("lr", "betas", "eps")}
         options.setdefault("params", self._parameter_groups(trained))
@@ -236,13 +239,13 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
             self.optimizer_cls_and_kwargs = None
 
     def _parameter_groups(self, model) -> list[dict]:
-        """One group for each part and each of with and without weight decay, and by Muon or not where that is asked for."""
+        """Returns one parameter group per module, with or without weight decay, and updated by Muon or AdamW."""
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[str, bool, bool], list] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 part = part_of(name)
-                muon = self.args.muon and part in _MUON_PARTS and parameter.ndim == 2
+                muon = self.args.muon and part in _MUON_MODULES and parameter.ndim == 2
                 groups.setdefault((part, name in decayed, muon), []).append(parameter)
         rates = self.args.learning_rates or {}
         found = []
@@ -263,14 +266,14 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
 def _check_data(args: LlavaSTTrainingConfig, dataset) -> None:
     if isinstance(dataset, IterableDataset):
         if args.train_sampling_strategy == "group_by_length":
-            raise ValueError('train_sampling_strategy="group_by_length" needs to know all samples; this data is streamed.')
+            raise ValueError('train_sampling_strategy="group_by_length" needs all samples before training: set streaming: false.')
         return
     if len(dataset) == 0:
         raise ValueError("The training data has no samples.")
     if args.train_sampling_strategy == "group_by_length":
         missing = [name for name in ("modality", "length") if name not in dataset.column_names]
         if missing:
-            raise ValueError(f'train_sampling_strategy="group_by_length" needs the columns modality and length; {missing} are not there.')
+            raise ValueError(f'train_sampling_strategy="group_by_length" needs the columns modality and length; the data lacks {missing}.')
 
 
 def _attention(model) -> str:
@@ -278,21 +281,21 @@ def _attention(model) -> str:
 
 
 def _check_groups(args: LlavaSTTrainingConfig, model) -> None:
-    """Refuses what would not give the numbers of separate conversations."""
+    """Raises an error if losses and gradients would not equal those of separate conversations."""
     if args.loss_on != "assistant":
         raise ValueError(
-            f'loss_on="{args.loss_on}" learns tokens that several questions about one medium share, once for each of them: '
-            'take loss_on="assistant", or max_conversations_per_sequence=1.'
+            f'loss_on="{args.loss_on}" includes tokens of the prefix that packed conversations share, whose loss would be counted once per '
+            'conversation: set loss_on="assistant", or max_conversations_per_sequence=1.'
         )
     if _attention(model) not in ("sdpa", "eager"):
         raise ValueError(
-            f"Several questions about one medium need a mask that attn_implementation={_attention(model)} does not take: take sdpa or "
-            "eager, or max_conversations_per_sequence=1."
+            f"Packed conversations need an attention mask that attn_implementation={_attention(model)} does not support: set it to sdpa or "
+            "eager, or set max_conversations_per_sequence=1."
         )
 
 
 class SpeedProgressCallback(ProgressCallback):
-    """The progress bar, which knows the time left, with the speed of the last steps beside it."""
+    """Progress bar with the speed of the last steps."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=logs, **kwargs)
@@ -303,8 +306,7 @@ class SpeedProgressCallback(ProgressCallback):
 
 
 class _RunStart(TrainerCallback):
-    """When training starts, and not when the trainer was made: the clock of the metrics, and what a checkpoint knows of samples left
-    out."""
+    """Starts the clock of the metrics and restores the skipped samples of a checkpoint when training starts."""
 
     def __init__(self, trainer: LlavaSTTrainer):
         self.trainer = trainer
