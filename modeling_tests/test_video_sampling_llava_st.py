@@ -33,9 +33,9 @@ def test_check_num_frames_accepts_integers_from_1_to_the_maximum(number):
 
 @pytest.mark.parametrize("number", [0, -1, True, 2.0, "3", None, MAX_SAMPLED_FRAMES + 1])
 def test_check_num_frames_other_value_raises_with_name_and_value(number):
-    with pytest.raises(ValueError, match="^num_frames must be .*got"):
+    with pytest.raises(ValueError, match=r"^num_frames must be .*got"):
         check_num_frames(number)
-    with pytest.raises(ValueError, match="^frames of the video must be .*got"):
+    with pytest.raises(ValueError, match=r"^frames of the video must be .*got"):
         check_num_frames(number, "frames of the video")
 
 

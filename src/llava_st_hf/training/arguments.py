@@ -76,6 +76,7 @@ class LlavaSTTrainingConfig(SFTConfig):
     # The loss needs exact positions and media, so samples are prepared by our collator alone.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens, media included."})
+    loss_type: str = field(default="nll", metadata={"help": "Must stay nll."})  # TRL 1.14 has another default
     # In a training step of several processes each runs every part of the model.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
 
