@@ -81,3 +81,15 @@ def test_add_positions_single_frame_has_the_first_temporal_row():
     assert added[:, 0, 0, 0].tolist() == [[1.0 + 5.0 + 8.0, 140.0]] * 2
     # One row or one column of cells is the middle of the picture.
     assert add_positions(torch.zeros(1, 1, 1, 1, 2), ROWS, [3, 2, 2])[0, 0, 0, 0, 0].item() == 1.0 + 6.0 + 8.5
+
+
+# Tensors on the meta device have no data, and operations that mix devices fail: a stand-in for a model spread over several GPUs.
+
+
+def test_propagate_builds_its_matrix_on_the_device_of_the_rows():
+    assert propagate(ROWS.to("meta"), VOCABULARY.sizes()).device.type == "meta"
+
+
+@pytest.mark.parametrize("lengths", [(3, 2, 2), (6, 4, 5)])
+def test_add_positions_moves_rows_to_the_device_of_the_features(lengths):
+    assert add_positions(torch.zeros(1, *lengths, 2, device="meta"), ROWS, [3, 2, 2]).device.type == "meta"
