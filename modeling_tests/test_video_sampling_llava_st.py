@@ -121,11 +121,15 @@ def test_resolve_clip_seconds_without_rate_raises_and_frames_need_none():
     assert resolve_clip({"start": 0.5}, LlavaSTVideoMetadata(3, None, frame_times=[0.0, 0.5, 1.0])) == (1, 2)
 
 
-def test_resolve_clip_single_frame_with_time_is_displayed_for_one_frame_interval():
+def test_resolve_clip_last_frame_with_time_is_displayed_for_one_frame_interval():
     single = LlavaSTVideoMetadata(1, 2.0, frame_times=[1.0])
     assert resolve_clip({"start": 1.2, "end": 1.5}, single) == (0, 0)
     with pytest.raises(ValueError, match=r"1\.500 s"):
         resolve_clip({"start": 1.5}, single)
+    pair = LlavaSTVideoMetadata(2, 4.0, frame_times=[0.0, 0.5])  # the interval between the two counts, not the rate
+    assert resolve_clip({"start": 0.9, "end": 1.0}, pair) == (1, 1)
+    with pytest.raises(ValueError, match=r"1\.000 s"):
+        resolve_clip({"start": 1.0}, pair)
     instant = LlavaSTVideoMetadata(1, None, frame_times=[1.0])  # no rate: it has no duration
     with pytest.raises(ValueError, match=r"1\.000 s"):
         resolve_clip({"start": 1.0}, instant)
@@ -138,3 +142,6 @@ def test_resolve_clip_late_first_frame_counts_seconds_from_the_start_of_the_cont
     assert resolve_clip({"start": 1.0, "end": 2.05}, late) == (0, 0)
     with pytest.raises(ValueError, match=r"ends before the first frame, which is displayed at 2\.000 s"):
         resolve_clip({"end": 2.0}, late)
+    varying = LlavaSTVideoMetadata(2, 1.0, frame_times=[2.0, 2.5])
+    with pytest.raises(ValueError, match=r"ends before the first frame, which is displayed at 2\.000 s"):
+        resolve_clip({"end": 2.0}, varying)
