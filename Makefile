@@ -1,9 +1,14 @@
-# Two commands do it all on a fresh machine: `make demo` and `make test`.
+# Two commands suffice on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOWEST := .venv-lowest/bin
+# What depends most on the libraries: model, generation, processing, pipeline and trainer.
+LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st released_layout_llava_st loss_llava_st generation_llava_st \
+	processing_llava_st processing_reference_llava_st image_processing_llava_st video_processing_llava_st pipeline_llava_st \
+	training_collator training_trainer)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest lint format mutation clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(TEXT),--text "$(TEXT)")
@@ -11,9 +16,23 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
+# The lowest version of every dependency that pyproject.toml allows, in an environment of its own.
+test-lowest: .venv-lowest/test
+	$(LOWEST)/python -m pytest -n 2 $(LOWEST_TESTS) $(ARGS)
+
 lint: .venv/lint
-	$(BIN)/ruff check src modeling_tests examples training
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: .venv/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Mutation tests of the modules listed under [tool.mutmut] in pyproject.toml; MUTANTS selects some, for example "*loss_llava_st*".
+mutation: .venv/mutation
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(MUTANTS)
+	$(BIN)/python -m modeling_tests.mutation_report
 
 # One marker file per extra, remade when the project's dependencies change.
 .venv/%: pyproject.toml
@@ -21,5 +40,10 @@ lint: .venv/lint
 	$(PIP) --editable ".[$*]"
 	touch $@
 
+.venv-lowest/%: pyproject.toml
+	test -x $(LOWEST)/uv || ($(PYTHON) -m venv .venv-lowest && $(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv)
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable ".[$*]"
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info src/*.egg-info
+	rm -rf .venv .venv-lowest mutants build *.egg-info src/*.egg-info

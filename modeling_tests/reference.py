@@ -1,41 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the reference measurements lie, the mark of tests that need them, and the inputs that they were taken with."""
+"""Values measured from the released program (`reference_data/README.md`), and the inputs that they were measured with."""
 
 import json
 from functools import cache
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference_data"
 ORIGINAL_CHECKPOINT = REFERENCE / "tiny" / "original_checkpoint"
-
-requires_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference measurements are absent: no folder {REFERENCE}")
+ORIGINAL_LORA = REFERENCE / "tiny" / "original_lora"
+STRIDE = 11  # of large tensors every eleventh number is recorded; 11 divides no row length, so every column occurs
 
 
 @cache
 def config_overrides() -> dict:
-    """What the released configuration does not say."""
+    """Configuration values that the released program hard-codes, so that its `config.json` lacks them."""
     return json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
 
 
 @cache
-def all_cases() -> dict:
+def all_cases() -> list[dict]:
     return json.loads((REFERENCE / "tiny" / "cases.json").read_text())
 
 
 def cases(kind: str) -> list[dict]:
-    """The cases of one kind ("inference" or "training"); none where the reference is absent."""
-    return [case for case in all_cases()["cases"] if case["kind"] == kind] if REFERENCE.is_dir() else []
+    """The cases of one kind ("inference" or "training")."""
+    return [case for case in all_cases() if case["kind"] == kind]
 
 
 @cache
 def expected() -> dict[str, torch.Tensor]:
     """The recorded tensors, by `<case>.<name>`."""
     return load_file(REFERENCE / "tiny" / "expected.safetensors")
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Every eleventh number of the flattened tensor: `expected()` holds these of the tensors whose name ends in `_stride11`."""
+    return tensor.flatten()[::STRIDE]
+
+
+def preprocessing_case(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(frames, pixel_values)`: uint8 (frames, height, width, 3), and every fifth row and column of the (frames, 3, 384, 384) inputs."""
+    resized = expected()[f"preprocess.{number}.resized_stride5"]
+    return expected()[f"preprocess.{number}.frames"], ((resized.double() / 255 - 0.5) / 0.5).float()
 
 
 def analytic_pixels(seed: int, num_frames: int) -> torch.Tensor:

@@ -100,3 +100,11 @@ def test_propagation_matrix_halves_with_every_bin_and_never_crosses_axes(sizes):
             same = axis_of[i] == axis_of[j]
             distance = abs((i - starts[axis_of[i]]) - (j - starts[axis_of[j]]))
             assert matrix[i, j].item() == (2.0**-distance if same else 0.0)
+
+
+@pytest.mark.parametrize(("position", "bin_index"), [(-0.5, 0), (1.2, 3), (2.5, 3), (math.inf, 3), (-math.inf, 0)])
+def test_between_tokens_positions_outside_0_to_1_are_the_outermost_bins(position, bin_index):
+    vocabulary = CoordinateVocabulary(10, 4, 4, (1, 2, 3, 4, 5, 6))
+    for axis, token in (("temporal", 10), ("height", 3), ("width", 6)):
+        lower, upper, weight = vocabulary.between_tokens(torch.tensor([token]), torch.tensor([position]))
+        assert lower.item() == upper.item() == vocabulary.token_ids(axis)[bin_index] and weight.item() == 0

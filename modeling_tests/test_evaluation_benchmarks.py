@@ -21,7 +21,7 @@ from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.model.video_sampling_llava_st import sample_frame_indices
 from modeling_tests import miniatures
 from modeling_tests.miniatures import MINIATURES, box_at, corners, media_of, write_json
-from modeling_tests.reference import REFERENCE, cases, requires_reference
+from modeling_tests.reference import REFERENCE, cases
 from modeling_tests.test_data_fuzz import damaged as damaged_anyhow
 
 
@@ -93,7 +93,6 @@ def test_vidstg_keeps_statements_and_questions_apart(questions):
     assert all("what runs in" in question.prompt for question in questions["vidstg_interrogative"])
 
 
-@requires_reference
 def test_wordings_are_the_recorded_ones():
     recorded = json.loads((REFERENCE / "prompts.json").read_text())
     assert list(PROMPTS) == recorded["rec"] and list(TIME_PREFIXES) == recorded["st_align_time_prefixes"]
@@ -112,7 +111,6 @@ def test_st_align_fills_in_positions_exactly(questions):
     assert elc == f"{asked}{SUFFIXES['elc']}"
 
 
-@requires_reference
 def test_times_and_boxes_stand_as_the_released_loader_writes_them():
     (case,) = [case for case in cases("inference") if case["style"] == "benchmark"]
     asked = re.sub(r"\[[\d., ]+\]", "<bbox>", case["query"].replace("Starts in 0.79", "Starts in <s>"))

@@ -13,7 +13,7 @@ from llava_st_hf.evaluation.published import MODEL, PUBLISHED, PUBLISHED_OTHERS,
 from llava_st_hf.evaluation.released_protocol import RELEASED_TASKS, released_prediction, released_row, score_released
 from llava_st_hf.evaluation.rows import GROUNDING_FIELDS, GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import REFERENCE
 
 
 METRICS = REFERENCE / "metrics"
@@ -48,7 +48,6 @@ def without_captions(rows: list[dict], task: str) -> str:
 # Parity
 
 
-@requires_reference
 @pytest.mark.parametrize("task", RELEASED_TASKS)
 def test_released_figures_of_the_reference(task):
     rows, expected = read(task), read("expected_metrics")[task]
@@ -57,7 +56,6 @@ def test_released_figures_of_the_reference(task):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-@requires_reference
 @pytest.mark.parametrize("task", RELEASED_TASKS)
 def test_rows_read_and_written_again_have_the_same_figures(task):
     rows = read(task)
@@ -66,7 +64,6 @@ def test_rows_read_and_written_again_have_the_same_figures(task):
     assert score_released(task, written) == score_released(task, rows)
 
 
-@requires_reference
 @pytest.mark.parametrize("task", ["rec", "tvg", "stvg", "svg"])
 @pytest.mark.parametrize("protocol", ["default", "released"])
 def test_rows_objects_and_dicts_have_the_same_figures(task, protocol):
@@ -79,7 +76,6 @@ def test_rows_objects_and_dicts_have_the_same_figures(task, protocol):
     assert all(math.isfinite(figure) for figure in figures.values())
 
 
-@requires_reference
 def test_answers_are_read_as_the_released_program_reads_them():
     for case in read("text_and_sampling")["parsing"]:
         media = {"kind": "video", "width": 99, "height": 99, "last_frame": 99}
@@ -92,7 +88,6 @@ def test_answers_are_read_as_the_released_program_reads_them():
             assert said.span == pytest.approx(case["span"], abs=1e-5)
 
 
-@requires_reference
 def test_published_figures():
     published = read("../published")
     assert published["model"] == MODEL and published["source"] == SOURCE

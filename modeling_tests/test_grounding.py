@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llava_st_hf import MediaInfo, parse_answer
 from llava_st_hf.model.coordinates_llava_st import bin_to_position
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import REFERENCE
 
 
 # One bin is one frame, a tenth of a second, 10 pixels across and 5 down.
@@ -345,7 +345,6 @@ def test_time_grows_linearly_with_length(unit):
 # The released program
 
 
-@requires_reference
 def test_positions_equal_what_the_released_program_reads():
     cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["parsing"]
     # one pixel and one second are the whole, in steps finer than the rounding

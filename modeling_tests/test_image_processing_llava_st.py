@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from llava_st_hf import LlavaSTImageProcessor, load_image, original_size
 from modeling_tests.media import moving_frames
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import preprocessing_case
 
 
 ONE_STEP = 2 / 255
@@ -45,12 +44,9 @@ def pixels_of(processor, image, **kwargs):
     return processor(image, return_tensors="pt", **kwargs).pixel_values
 
 
-@requires_reference
 @pytest.mark.parametrize("case", range(3))
 def test_agrees_with_the_reference(processor, case):
-    with safe_open(REFERENCE / "tiny" / "expected.safetensors", "pt") as recorded:
-        frames = recorded.get_tensor(f"preprocess.{case}.frames")
-        expected = recorded.get_tensor(f"preprocess.{case}.pixel_values_stride5")
+    frames, expected = preprocessing_case(case)
     assert_close_to_pil(pixels_of(processor, frames)[:, :, ::5, ::5], expected)
 
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, pipeline
 from llava_st_hf import DownloadLimits, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.processors import model_for, tiny_processor
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import ORIGINAL_CHECKPOINT, config_overrides
 
 
 PICTURE = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
@@ -473,12 +473,9 @@ def test_save_and_reload(grounder, video, tmp_path):
     assert loaded(question, max_new_tokens=8) == grounder(question, max_new_tokens=8)
 
 
-@requires_reference
 def test_a_released_folder_serves_as_it_is(video):
-    folder = REFERENCE / "tiny" / "original_checkpoint"
-    overrides = json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
     # `config=` would only pick the class: transformers loads a model named by its folder with the folder's own
-    loaded = pipeline("video-grounding", model=str(folder), model_kwargs=overrides)
+    loaded = pipeline("video-grounding", model=str(ORIGINAL_CHECKPOINT), model_kwargs=config_overrides())
     assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.ignore_prompt_x_coordinates
     answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")
     assert answer["events"] == [TASK_EVENTS["reg"]] and answer["notes"] == []

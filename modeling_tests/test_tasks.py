@@ -8,7 +8,7 @@ import torch
 
 from llava_st_hf.model.messages_llava_st import prepare_conversation
 from llava_st_hf.model.tasks_llava_st import TASKS, task_content
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import REFERENCE
 
 
 QUESTION = {"text": "a dog runs", "span": (1.5, 2.0), "time": 1.5, "box": (1, 2, 30, 40)}
@@ -82,7 +82,6 @@ def test_a_span_that_is_no_pair_is_named(span):
         task_content("tr", span=span)
 
 
-@requires_reference
 def test_wordings_are_those_of_the_released_model():
     prompts = json.loads((REFERENCE / "prompts.json").read_text())
     assert TASKS["rec"].prompt.replace("{text}", "<event>") in prompts["rec"]

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors import safe_open
 from transformers.video_utils import VideoMetadata
 
 from llava_st_hf.model import video_decoding_llava_st
@@ -23,7 +22,7 @@ from llava_st_hf.model.video_processing_llava_st import (
     sample_frame_indices,
 )
 from modeling_tests.media import moving_frames, write_audio, write_sideways, write_timed_video, write_video
-from modeling_tests.reference import REFERENCE, requires_reference
+from modeling_tests.reference import REFERENCE, preprocessing_case
 
 
 ONE_STEP = 2 / 255
@@ -72,7 +71,6 @@ def assert_close_to_pil(actual, expected):
 # Sampling
 
 
-@requires_reference
 def test_indices_equal_the_reference():
     cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["frame_indices"]
     for case in cases:
@@ -229,12 +227,9 @@ def test_seconds_need_a_frame_rate(processor):
 # Pixels
 
 
-@requires_reference
 @pytest.mark.parametrize("case", range(3))
 def test_pixels_agree_with_the_reference(case):
-    with safe_open(REFERENCE / "tiny" / "expected.safetensors", "pt") as recorded:
-        frames = recorded.get_tensor(f"preprocess.{case}.frames")
-        expected = recorded.get_tensor(f"preprocess.{case}.pixel_values_stride5")
+    frames, expected = preprocessing_case(case)
     pixels, _ = run(LlavaSTVideoProcessor(), frames, do_sample_frames=False)
     assert_close_to_pil(pixels[0, :, :, ::5, ::5], expected)
 

@@ -109,6 +109,7 @@ class LlavaSTTrainingConfig(SFTConfig):
     # The collator needs all columns: the loss depends on exact positions and media.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false."})
     max_length: int | None = field(default=None, metadata={"help": "Maximum length of a sample in tokens, including those of media."})
+    loss_type: str = field(default="nll", metadata={"help": "Must be nll."})  # TRL 1.14 has another default
     # With `blank_media` of the collator, every process has a gradient for every trained weight.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
 
