@@ -103,13 +103,13 @@ def test_answers_of_llava_st(task, text, wanted, note):
     ],
 )
 def test_the_start_that_elc_gives_stands(text, wanted, note):
-    found, notes = read("llava_st", text, "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
+    found, notes = read("llava_st", text, "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert (found.span, found.caption) == wanted and found.tubelet[20] == PIXELS
     assert (notes == []) if note is None else note in notes[0]
 
 
 def test_a_box_that_elc_gives_is_not_credited_to_the_answer():
-    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
+    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert found.tubelet is None and "no span and no tubelet" in notes[-1]
 
 
@@ -149,7 +149,7 @@ BOX_3 = GroundingResult(box=FIRST)
         ("rec", "The box is 100, 200, 500, 600.", BOX_3, None),
         ("rec", fenced([{"bbox_2d": [500, 600, 100, 200]}]), BOX_3, "reversed"),
         ("rec", fenced([{"bbox_2d": [-5, 200, 1200, 600]}]), GroundingResult(box=(0.0, 20.0, 200.0, 60.0)), None),
-        ("rec", fenced([{"bbox_2d": [1200, 200, 1300, 600]}]), NOTHING, "beside the picture"),
+        ("rec", fenced([{"bbox_2d": [1200, 200, 1300, 600]}]), NOTHING, "outside the image"),
         ("rec", fenced([{"bbox_2d": [100, 200, 500, 600]}, {"bbox_2d": [0, 0, 1, 1]}]), BOX_3, "2 boxes"),
         ("rec", '```json\n[{"bbox_2d": [100, 200, 500, 600], "label": "dog"}, {"bbox_2d": [1', BOX_3, "cut off"),
         ("rec", '[{"bbox_2d": [100, 200, 500, 600], "label": "do', BOX_3, "cut off"),
@@ -216,14 +216,14 @@ POINT_1, POINT_2 = (127.0, 52.2) * 2, (121.2, 49.0) * 2
 @pytest.mark.parametrize(
     "task, text, wanted, note",
     [
-        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
-        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(span=(0.0, 0.05), tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "without area"),
+        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(span=(0.0, 0.05), tubelet={10: POINT_1, 15: POINT_2}), "without area"),
         ("svg", tracks("0.0 1 635 522;0.5 1 606 490 2 511 124"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "2 objects"),
         ("svg", tracks("0.0 1 635 522;0.5 1 6", end=""), GroundingResult(tubelet={10: POINT_1}), "ends within a list"),
-        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no frame with points"),
+        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "not a valid list of points"),
         ("svg", "<tracks>dog</tracks>", NOTHING, "no tubelet"),
         ("svg", tracks(""), NOTHING, "no tubelet"),
-        ("rec", tracks("1 1 635 522", "points", '"/>'), GroundingResult(box=POINT_1), "no extent"),
+        ("rec", tracks("1 1 635 522", "points", '"/>'), GroundingResult(box=POINT_1), "without area"),
         ("rec", "The dog is on the left.", NOTHING, "no box"),
     ],
 )
@@ -267,7 +267,7 @@ def test_answers_in_seconds(text, span, note):
 def test_without_media_or_rate_there_is_a_note(reader):
     text = f"From 1 to 2 seconds. {fenced(TRACK)} {tracks('0.0 1 635 522')}"
     found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", None))
-    assert found == NOTHING and any("not known" in note for note in notes)
+    assert found == NOTHING and any("unknown" in note for note in notes)
     if reader != "llava_st":
         found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", NO_RATE))
         assert found == NOTHING and any("frame rate" in note for note in notes)

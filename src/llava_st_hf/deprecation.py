@@ -91,7 +91,7 @@ def renamed_attributes(module: ModuleType) -> Callable[[str], object]:
 
 
 def renamed_argument(old: str, new: str) -> Callable[[type], type]:
-    """Class decorator: the constructor accepts the keyword `old` as `new`, and the attribute `old` returns that of `new`, with a warning."""
+    """Class decorator: the constructor accepts the keyword `old` as `new`, and the attribute `old` returns `new`, both with a warning."""
 
     def decorate(cls: type) -> type:
         initialize = cls.__init__
