@@ -21,7 +21,7 @@ from llava_st_hf.evaluation import (
     score,
 )
 from llava_st_hf.evaluation import scoring as scoring_module
-from llava_st_hf.evaluation.phrases import named_ious, normalize_text
+from llava_st_hf.evaluation.phrases import normalize_text, object_ious
 from llava_st_hf.evaluation.placing import to_clip_coordinates
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.rows import Box
@@ -41,7 +41,7 @@ from modeling_tests.processors import model_for, tiny_processor
 IMAGE_TASKS = ("rec", "reg", "dgc")
 # What an oracle has 100 of; and means, which rounding costs a little of.
 SHARES = {"rec": ["R1@0.5"], "tvg": ["R1@0.5"], "stvg": ["tiou@0.5", "viou@0.5"], "svg": ["siou@0.5", "viou@0.5"]}
-SHARES |= {"elc": ["tiou@0.5", "viou@0.5", "exact_match"], "tr": ["exact_match"], "reg": ["exact_match"], "dgc": ["named@0.5"]}
+SHARES |= {"elc": ["tiou@0.5", "viou@0.5", "exact_match"], "tr": ["exact_match"], "reg": ["exact_match"], "dgc": ["object_recall@0.5"]}
 MEANS = {"rec": ["miou"], "tvg": ["miou"], "stvg": ["mtiou", "mstiou"], "svg": ["mstiou"], "elc": ["mtiou", "mstiou"], "dgc": ["miou"]}
 
 
@@ -245,7 +245,7 @@ SQUARE, HALF, FAR = (0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 5.0), (50.0, 50.0, 
     ],
 )
 def test_objects_named_and_found_by_hand(said, true, ious):
-    assert named_ious(said, true).tolist() == ious
+    assert object_ious(said, true).tolist() == ious
 
 
 def test_dgc_figures_are_means_over_pictures():
@@ -261,7 +261,7 @@ def test_dgc_figures_are_means_over_pictures():
     rows.append(replace(rows[0], id="d", prediction=ANSWER_PARSERS["llava_st"]("A dog.", ParseContext("dgc", media))[0]))
     figures = score("dgc", rows)
     iou = (10 / 99 * 100 / 10) ** -2  # the box of the answer is a little larger
-    assert figures["named@0.5"] == pytest.approx((50 + 100 + 0 + 0) / 4)
+    assert figures["object_recall@0.5"] == pytest.approx((50 + 100 + 0 + 0) / 4)
     assert figures["miou"] == pytest.approx((iou / 2 + iou) / 4, abs=1e-4)
     assert (figures["count"], figures["skipped"], figures["unparsable"]) == (4, 1, 1)
     with pytest.raises(ValueError, match="'dgc' has no figures under the released protocol"):
@@ -371,7 +371,7 @@ def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, s
     assert "about 20 frames of a clip" in capsys.readouterr().err
     assert llava_st(["report", str(tmp_path / "runs")]) == 0
     report = (tmp_path / "runs" / "report.md").read_text().replace("\\", "")
-    assert all(f"## jsonl_{task}" in report for task in TASKS) and "named@0.5" in report and "exact_match" in report
+    assert all(f"## jsonl_{task}" in report for task in TASKS) and "object_recall@0.5" in report and "exact_match" in report
 
 
 def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):

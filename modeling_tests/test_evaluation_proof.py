@@ -50,7 +50,7 @@ def answered(name: str, folder: Path, answer) -> list[Prediction]:
 
 @pytest.mark.parametrize("name", MINIATURES)
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_an_oracle_has_everything_but_what_rounding_costs(tmp_path, name):
+def test_oracle_scores_everything_except_quantization_error(tmp_path, name):
     predictions = answered(name, tmp_path, oracle)
     task = BENCHMARKS[name].task
     figures = score(task, predictions)
@@ -70,7 +70,7 @@ def test_an_oracle_has_everything_but_what_rounding_costs(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["charades_sta", "refcoco_val", "st_align_stvg"])
 @pytest.mark.parametrize("bins", [3, 8])
-def test_a_shifted_oracle_scores_what_arithmetic_says(tmp_path, name, bins):
+def test_shifted_oracle_scores_the_computed_iou(tmp_path, name, bins):
     predictions = answered(name, tmp_path, lambda question: shifted_oracle(question, bins))
     task = BENCHMARKS[name].task
     by_hand = {"charades_sta": span_overlap, "refcoco_val": picture_overlap, "st_align_stvg": span_overlap}[name]
@@ -107,7 +107,7 @@ def picture_overlap(prediction: Prediction, bins: int) -> float:
 
 @pytest.mark.parametrize("name", MINIATURES)
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_a_silent_oracle_has_nothing_and_its_answers_are_counted(tmp_path, name):
+def test_empty_answers_score_zero_and_count_as_unparsable(tmp_path, name):
     predictions = answered(name, tmp_path, empty_oracle)
     task = BENCHMARKS[name].task
     figures = score(task, predictions)
@@ -127,7 +127,7 @@ def model_folder(tmp_path_factory):
     return folder
 
 
-def test_a_benchmark_is_run_scored_again_and_compared_by_command(tmp_path, model_folder, capsys):
+def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, capsys):
     annotations, media = MINIATURES["st_align_stvg"](tmp_path)
     output = tmp_path / "output"
     command = ["eval", "--benchmark", "st_align_stvg", "--annotations", annotations, "--media", media, "--model", str(model_folder)]
@@ -155,7 +155,7 @@ def test_a_benchmark_is_run_scored_again_and_compared_by_command(tmp_path, model
     assert "reads coordinate tokens alone" in capsys.readouterr().err
 
 
-def test_boxes_in_pixels_of_what_a_peer_was_shown(tmp_path, capsys):
+def test_cli_score_boxes_in_pixels_of_seen_size(tmp_path, capsys):
     predictions = answered("refcoco_val", tmp_path, oracle)
     lines = []
     for prediction in predictions:
@@ -177,7 +177,7 @@ def test_boxes_in_pixels_of_what_a_peer_was_shown(tmp_path, capsys):
         assert "line 1 is no object with id and answer" in capsys.readouterr().err
 
 
-def test_commands_name_what_is_wrong_before_a_model_is_loaded(tmp_path, capsys):
+def test_cli_invalid_arguments_are_named_before_a_model_is_loaded(tmp_path, capsys):
     annotations, media = MINIATURES["charades_sta"](tmp_path)
     common = ["--media", media, "--model", "none", "--output", str(tmp_path / "out")]
     for command, message in (

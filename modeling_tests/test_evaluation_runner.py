@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory, media):
     return run(tmp_path_factory.mktemp("undisturbed"), media)
 
 
-def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path, media):
+def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
     predictions = run(tmp_path, media)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [Prediction.from_dict(line) for line in lines] == predictions
@@ -79,7 +79,7 @@ def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["predictions.jsonl", "settings.json"]
 
 
-def test_answers_are_those_of_generate(undisturbed, media):
+def test_run_benchmark_answers_equal_generate(undisturbed, media):
     processor = tiny_processor()
     model = model_for(processor)
     for prediction, question in zip(undisturbed, questions_about(media), strict=True):
@@ -91,7 +91,7 @@ def test_answers_are_those_of_generate(undisturbed, media):
 
 
 @pytest.mark.parametrize("moment", [0, 3, 5])
-def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, media, undisturbed, moment):
+def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, undisturbed, moment):
     seen = []
 
     def interrupted(answer, question, *rest):
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, med
     assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == undisturbed  # nothing left to do
 
 
-def test_half_a_line_of_a_killed_writer_is_dropped(tmp_path, media, undisturbed):
+def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, undisturbed):
     run(tmp_path, media)
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").unlink()
@@ -121,7 +121,7 @@ def test_half_a_line_of_a_killed_writer_is_dropped(tmp_path, media, undisturbed)
     assert run(tmp_path, media) == undisturbed
 
 
-def test_a_run_killed_for_real_loses_and_repeats_nothing(tmp_path, media, undisturbed):
+def test_run_benchmark_after_sigkill_resumes(tmp_path, media, undisturbed):
     program = (
         "import os, signal, sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
         "def killer(answer, question, *rest):\n"
@@ -134,7 +134,7 @@ def test_a_run_killed_for_real_loses_and_repeats_nothing(tmp_path, media, undist
     assert run(tmp_path, media) == undisturbed
 
 
-def test_two_processes_answer_as_one(tmp_path, media, undisturbed):
+def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, undisturbed):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
@@ -184,14 +184,14 @@ def shared(tmp_path_factory, media):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
-def test_a_medium_is_read_once_for_all_questions_about_it(tmp_path, monkeypatch, shared, batch_size):
+def test_run_benchmark_reads_each_file_once(tmp_path, monkeypatch, shared, batch_size):
     questions, alone = shared
     opened, predictions = run_counting(monkeypatch, tmp_path, questions, batch_size=batch_size)
     assert opened == ["a.mp4", "b.mp4", "c.png"]
     assert predictions == alone
 
 
-def test_clips_of_a_file_are_media_of_their_own(tmp_path, monkeypatch, shared):
+def test_run_benchmark_reads_each_clip_of_a_file(tmp_path, monkeypatch, shared):
     first, *_ = shared[0]
     questions = [replace(first, id=str(number), prompt="When?", clip=(5 * (number % 2), 15)) for number in range(4)]
     opened, predictions = run_counting(monkeypatch, tmp_path, questions)
@@ -199,7 +199,7 @@ def test_clips_of_a_file_are_media_of_their_own(tmp_path, monkeypatch, shared):
     assert [prediction.media["first_frame"] for prediction in predictions] == [0, 5, 0, 5]
 
 
-def test_a_resumed_run_reads_only_what_it_still_asks_about(tmp_path, monkeypatch, shared):
+def test_run_benchmark_resumed_reads_only_remaining_files(tmp_path, monkeypatch, shared):
     questions, alone = shared
 
     def interrupted(answer, question, *rest):
@@ -216,7 +216,7 @@ def test_a_resumed_run_reads_only_what_it_still_asks_about(tmp_path, monkeypatch
     assert opened == [] and predictions == alone
 
 
-def test_one_impossible_question_about_a_medium_stands_in_no_others_way(tmp_path, shared):
+def test_run_benchmark_invalid_question_is_skipped_alone(tmp_path, shared):
     questions, alone = shared
     impossible = replace(questions[3], prompt="What happens at <t99s>?")
     predictions = run(tmp_path, {}, [*questions[:3], impossible, *questions[4:]])
@@ -224,7 +224,7 @@ def test_one_impossible_question_about_a_medium_stands_in_no_others_way(tmp_path
     assert [p for p in predictions if p.id != "3"] == [p for p in alone if p.id != "3"]
 
 
-def test_the_command_line_on_two_processes(tmp_path):
+def test_cli_eval_two_processes_equal_one(tmp_path):
     annotations, folder = MINIATURES["charades_sta"](tmp_path / "benchmark")
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
@@ -244,7 +244,7 @@ def test_the_command_line_on_two_processes(tmp_path):
     assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # by one of the two
 
 
-def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media, undisturbed):
+def test_run_benchmark_unreadable_file_is_skipped_alone(tmp_path, media, undisturbed):
     questions = questions_about(media)
     broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", GroundingResult(span=(0, 1)))
     predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
@@ -254,7 +254,7 @@ def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media,
     assert alone[0].skipped and len(alone) == 1
 
 
-def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
+def test_run_benchmark_folder_of_another_run_raises(tmp_path, media):
     run(tmp_path, media)
     with pytest.raises(ValueError, match="batch_size was 2 and is 3"):
         run(tmp_path, media, batch_size=3)
@@ -268,7 +268,7 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
         run(tmp_path, media, others)
 
 
-def test_settings_files_from_before_ways_to_read_are_gone_on_from(tmp_path, media, undisturbed):
+def test_run_benchmark_older_settings_file_resumes(tmp_path, media, undisturbed):
     run(tmp_path, media)
     path = tmp_path / "settings.json"
     settings = json.loads(path.read_text())
@@ -280,7 +280,7 @@ def test_settings_files_from_before_ways_to_read_are_gone_on_from(tmp_path, medi
         run(tmp_path, media, reading={"allow_truncated": True})
 
 
-def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
+def test_run_benchmark_truncated_file_is_skipped_or_noted(tmp_path, media):
     cut = Question("0", "tvg", str(write_cut(tmp_path / "cut.mkv")), "video", "When?", GroundingResult(span=(0.1, 0.5)))
     whole = replace(cut, id="1", path=media["video"])
     skipped, _ = run(tmp_path / "refused", media, [cut, whole], reader=read_own_answer)
@@ -296,12 +296,12 @@ def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
         draw_sample(replace(plain, path=cut.path))
 
 
-def test_an_unknown_backend_is_refused_before_anything_is_read():
+def test_evaluation_settings_unknown_backend_raises():
     with pytest.raises(ValueError, match="video_backend must be one of"):
         EvaluationSettings("made", "tiny", video_backend="opencv")
 
 
-def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
+def test_run_benchmark_progress_bar_shows_the_overlap(tmp_path, media, capsys):
     def halves(answer, question, media, processor):  # half of each span, and no box
         return GroundingResult(span=(0.1, 0.3)), []
 
@@ -310,12 +310,12 @@ def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_new_tokens"])
-def test_settings_that_answer_nothing_are_refused(name):
+def test_evaluation_settings_below_1_raise(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         EvaluationSettings("made", "tiny", **{name: 0})
 
 
-def test_a_line_that_is_no_prediction_is_named(tmp_path):
+def test_read_predictions_invalid_line_is_named(tmp_path):
     path = tmp_path / "predictions.jsonl"
     append_predictions(path, [Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))])
     with path.open("a") as file:
@@ -325,14 +325,14 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("content, kept", [(b"", b""), (b"half", b""), (b"a\nhalf", b"a\n"), (b"a\nb\n", b"a\nb\n")])
-def test_a_broken_end_is_cut_off(tmp_path, content, kept):
+def test_drop_broken_end_keeps_complete_lines(tmp_path, content, kept):
     path = tmp_path / "lines"
     path.write_bytes(content)
     drop_broken_end(path)
     assert path.read_bytes() == kept
 
 
-def test_generation_is_greedy_whatever_the_model_is_set_to(tmp_path, media, undisturbed):
+def test_run_benchmark_is_greedy_for_any_generation_config(tmp_path, media, undisturbed):
     processor = tiny_processor()
     model = model_for(processor)
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0

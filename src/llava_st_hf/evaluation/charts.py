@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 _SIZE = (4.2, 2.8)  # inches
 _BAR, _MEAN = "#4878a8", "#c8500a"
 # Text stays text, so that it can be searched; ids of elements do not depend on the time.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "llava-st-hf", "text.parse_math": False, "font.size": 9, "axes.axisbelow": True}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "llava-st-hf", "text.parse_math": False, "font.size": 9, "axes.axisbelow": True}
 
 
 def histogram(values: np.ndarray, title: str, label: str, bins: int = 20) -> bytes:
