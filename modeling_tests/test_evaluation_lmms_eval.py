@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from llava_st_hf.evaluation import commands
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from llava_st_hf.evaluation.captions import METRICS, missing_caption_tools
+from llava_st_hf.evaluation.captions import METRICS, CaptionScoringError, missing_caption_tools
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.evaluation.scoring import score
 from llava_st_hf.integrations.lmms_eval.plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
@@ -27,7 +27,7 @@ from modeling_tests.processors import PICTURE, model_for, tiny_processor
 
 
 HAS_LMMS_EVAL = importlib.util.find_spec("lmms_eval") is not None
-needs_lmms_eval = pytest.mark.skipif(not HAS_LMMS_EVAL, reason="lmms-eval is not installed; it is no dependency of the tests")
+needs_lmms_eval = pytest.mark.skipif(not HAS_LMMS_EVAL, reason="lmms-eval is not installed; it is not a dependency of the tests")
 PLACEHOLDER = Dataset.from_list([{"placeholder": ""}])
 
 # ============================================================ Task files
@@ -114,7 +114,7 @@ def test_process_docs_returns_the_questions_of_the_benchmark(name, data, environ
 @pytest.mark.parametrize("bins", [0, 3, 20])
 def test_process_results_metrics_equal_those_of_score(name, bins, environment, data, monkeypatch):
     if name == "st_align_elc":  # each call would start Java
-        monkeypatch.setattr("llava_st_hf.evaluation.scoring.missing_caption_tools", lambda: "none here")
+        monkeypatch.setattr("llava_st_hf.evaluation.captions.missing_caption_tools", lambda: "none here")
     predictions, answered = [], []
     for doc in docs_of(name):
         answer = shifted_oracle(utils._question(doc), bins)
@@ -128,7 +128,7 @@ def test_process_results_metrics_equal_those_of_score(name, bins, environment, d
     assert {metric["metric"] for metric in TASK_FILES[name]["metric_list"]} - {*METRICS} == figures.keys()
     if bins == 0:
         assert {value for figure, value in figures.items() if "@" in figure} == {100.0}
-        assert all(figures[mean] > 0.9 for mean in ("msiou", "mstiou")) and not figures["unparsable"]
+        assert all(figures[mean] > 0.9 for mean in ("m_siou", "m_viou")) and not figures["unparsable"]
     if bins == 20:
         assert figures["viou@0.7"] == 0
 
@@ -160,6 +160,16 @@ def test_process_results_without_caption_tools_has_no_caption_metrics(environmen
     doc = docs_of("st_align_elc")[0]
     with pytest.warns(UserWarning, match="no Java"):
         assert not {*METRICS} & utils.process_results(doc, [oracle(utils._question(doc))]).keys()
+
+
+def test_caption_metrics_failing_java_are_nan_with_a_warning(monkeypatch):
+    def failing(*_):
+        raise CaptionScoringError("Java has failed")
+
+    monkeypatch.setattr(utils, "score_captions", failing)
+    with pytest.warns(UserWarning, match="Java has failed"):
+        values = [function(("function", f"{utils.__name__}.{name}"))([["said", "true"]]) for name in ("bleu_4", "meteor", "cider")]
+    assert all(math.isnan(value) for value in values)
 
 
 def test_process_results_elc_without_a_caption_is_unparsable(environment):
@@ -215,7 +225,7 @@ def test_answer_chats_unreadable_video_gives_empty_answer_only_for_its_request(e
     docs = docs_of("vidstg_declarative")
     wanted = list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 1))
     docs[1] = {**docs[1], "path": str(tmp_path / "gone.mp4")}
-    with pytest.warns(UserWarning, match=r"left without an answer: .*gone\.mp4"):
+    with pytest.warns(UserWarning, match=r"gets an empty answer: .*gone\.mp4"):
         assert list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 3)) == [wanted[0], "", wanted[2]]
     with pytest.warns(UserWarning, match=r"gone\.mp4"):
         assert list(answer_chats(chats_of(docs[1:2]), {"max_new_tokens": 4}, model, processor, 3)) == [""]
@@ -308,7 +318,7 @@ def test_lmms_eval_oracle_has_full_marks(evaluate):
     for task, figures in results.items():
         recalls = {figure: value for figure, value in figures.items() if "@" in figure and "_stderr" not in figure}
         assert set(recalls.values()) == {100.0} and len(recalls) == (6 if task.endswith("svg") else 9)
-        assert figures["msiou,none"] > 0.9 and figures["unparsable,none"] == figures["cut_off,none"] == 0
+        assert figures["m_siou,none"] > 0.9 and figures["unparsable,none"] == figures["cut_off,none"] == 0
         assert ("CIDEr,none" in figures) == (task.endswith("elc") and missing_caption_tools() is None)
 
 

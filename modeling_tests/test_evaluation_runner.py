@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a benchmark's questions: batches, broken media, runs that were killed, several processes."""
+"""Running a benchmark: batches, unreadable files, killed and resumed runs, several processes, locks."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llava_st_hf.cli import main
+from llava_st_hf.evaluation import predictions as predictions_module
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
 from llava_st_hf.evaluation.report_samples import draw_sample
 from llava_st_hf.evaluation.rows import GroundingResult, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
+from llava_st_hf.locking import locked_folder
 from llava_st_hf.model import image_processing_llava_st, video_processing_llava_st
 from modeling_tests.corpora import write_media
 from modeling_tests.media import write_cut
@@ -45,11 +52,13 @@ def read_answer(answer, question, media, processor):
     return GroundingResult(caption=answer[:8]), [f"{media.kind} of {media.width}"]
 
 
-def run(folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, **options) -> list[Prediction]:
+def run(
+    folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, num_workers: int = 0, **options
+) -> list[Prediction]:
     processor = tiny_processor()
     settings = EvaluationSettings("made", "tiny", batch_size=batch_size, max_new_tokens=6, **(reading or {}))
     questions = questions_about(media) if questions is None else questions
-    return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=0, **options)
+    return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=num_workers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +67,8 @@ def media(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, media):
-    return run(tmp_path_factory.mktemp("undisturbed"), media)
+def uninterrupted(tmp_path_factory, media):
+    return run(tmp_path_factory.mktemp("uninterrupted"), media)
 
 
 def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
@@ -76,13 +85,13 @@ def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
         medium = prediction.medium()
         assert (medium.width, medium.height) == (64, 48)
     assert (predictions[2].media["first_frame"], predictions[2].media["last_frame"]) == (5, 15)
-    assert sorted(os.listdir(tmp_path)) == ["predictions.jsonl", "settings.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "predictions.jsonl", "settings.json"]
 
 
-def test_run_benchmark_answers_equal_generate(undisturbed, media):
+def test_run_benchmark_answers_equal_generate(uninterrupted, media):
     processor = tiny_processor()
     model = model_for(processor)
-    for prediction, question in zip(undisturbed, questions_about(media), strict=True):
+    for prediction, question in zip(uninterrupted, questions_about(media), strict=True):
         medium = {"type": question.kind, "path": question.path, **({"clip": list(question.clip)} if question.clip else {})}
         messages = [{"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}]
         inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
@@ -91,7 +100,7 @@ def test_run_benchmark_answers_equal_generate(undisturbed, media):
 
 
 @pytest.mark.parametrize("moment", [0, 3, 5])
-def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, undisturbed, moment):
+def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, uninterrupted, moment):
     seen = []
 
     def interrupted(answer, question, *rest):
@@ -108,55 +117,158 @@ def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, undisturbed
         again.append(question.id)
         return read_answer(answer, question, *rest)
 
-    assert run(tmp_path, media, reader=counted) == undisturbed
+    assert run(tmp_path, media, reader=counted) == uninterrupted
     assert len(again) == 7 - moment // 2 * 2  # whole batches are kept
-    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == undisturbed  # nothing left to do
+    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == uninterrupted  # nothing left to answer
 
 
-def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, undisturbed):
+def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, uninterrupted):
     run(tmp_path, media)
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").unlink()
     (tmp_path / "part-000.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted
 
 
-def test_run_benchmark_after_sigkill_resumes(tmp_path, media, undisturbed):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_run_benchmark_after_sigkill_resumes(tmp_path, media, uninterrupted, num_workers):
     program = (
         "import os, signal, sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
         "def killer(answer, question, *rest):\n"
         "    if question.id == '5': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return t.read_answer(answer, question, *rest)\n"
-        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer)"
+        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer, num_workers={num_workers})"
     )
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, capture_output=True)
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL and len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted  # at once, even if a worker of the killed process is still alive
 
 
-def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, undisturbed):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
-        f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})\n"
-        "from llava_st_hf.evaluation.runner import this_process; assert this_process().num_processes == 2"
-    )
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    environment |= {"ACCELERATE_USE_CPU": "true"}
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+def launch(program: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a program in two processes on CPU."""
+    path = folder / "program.py"
+    path.write_text(f"import sys\nfrom pathlib import Path\nfrom modeling_tests import test_evaluation_runner as t\n{program}\n")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, uninterrupted):
+    # The second process reads the folder of predictions late, when the first could already have answered its share.
+    program = f"""
+import time
+from llava_st_hf.evaluation import runner
+from llava_st_hf.distributed import shut_down_processes
+state = runner.this_process()
+assert state.num_processes == 2
+files = runner._files
+def late(folder):
+    if state.process_index == 1 and not list(folder.glob("part-001*")):
+        time.sleep(3)
+    return files(folder)
+runner._files = late
+answered = []
+def counting(answer, question, *rest):
+    answered.append(question.id)
+    return t.read_answer(answer, question, *rest)
+t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=counting)
+Path({str(tmp_path)!r}, f"answered{{state.process_index}}").write_text(" ".join(answered))
+shut_down_processes()
+import torch.distributed
+assert not torch.distributed.is_initialized()
+"""
+    finished = launch(program, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == undisturbed
-    assert sorted(os.listdir(tmp_path / "run")) == ["predictions.jsonl", "settings.json"]
+    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == uninterrupted
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "predictions.jsonl", "settings.json"]
+    shares = [(tmp_path / f"answered{number}").read_text().split() for number in (0, 1)]
+    assert sorted([*shares[0], *shares[1]]) == [str(number) for number in range(7)]
+    assert sorted(map(len, shares)) == [3, 4]
+
+
+def test_run_benchmark_failing_process_ends_all_processes(tmp_path, media):
+    program = f"""
+from llava_st_hf.evaluation import runner
+def failing(answer, question, *rest):
+    if runner.this_process().process_index == 1:
+        raise RuntimeError("deliberate")
+    return t.read_answer(answer, question, *rest)
+t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=failing)
+"""
+    finished = launch(program, tmp_path)  # within its time limit
+    assert finished.returncode != 0 and "deliberate" in finished.stderr
+
+
+def test_run_benchmark_folder_in_use_raises_and_keeps_its_answers(tmp_path, media, uninterrupted):
+    refused = []
+
+    def second_run(answer, question, *rest):
+        if question.id == "4":
+            with pytest.raises(ValueError, match=rf"{tmp_path} is in use by process {os.getpid()} on host"):
+                run(tmp_path, media)
+            refused.append(question.id)
+        return read_answer(answer, question, *rest)
+
+    assert run(tmp_path, media, reader=second_run) == uninterrupted
+    assert refused == ["4"]
+
+
+def test_run_benchmark_two_processes_folder_in_use_ends_both(tmp_path, media):
+    with locked_folder(tmp_path / "run"):
+        finished = launch(f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})", tmp_path)
+    assert finished.returncode != 0 and f"is in use by process {os.getpid()}" in finished.stderr
+
+
+def test_run_benchmark_model_and_processor_of_different_checkpoints_raises(tmp_path, media):
+    model, settings = model_for(tiny_processor(num_temporal_bins=50)), EvaluationSettings("made", "tiny")
+    with pytest.raises(ValueError, match="do not belong together"):
+        run_benchmark(questions_about(media), model, tiny_processor(), tmp_path, settings, read_answer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("written", ["settings.json", "predictions.jsonl", "part-000.jsonl"])
+def test_run_benchmark_full_disk_names_the_file_and_resumes(tmp_path, media, uninterrupted, monkeypatch, written):
+    """The disk is full when this file is written."""
+
+    def full(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removeprefix(".") == written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions_module.os, "fsync", full)
+        with pytest.raises(OSError, match=rf"No space left on device: .*{written}"):
+            run(tmp_path, media)
+        assert not (tmp_path / "predictions.jsonl").exists()
+        assert (tmp_path / "settings.json").exists() == (written != "settings.json")
+    assert run(tmp_path, media) == uninterrupted
+
+
+def test_append_predictions_full_device_names_the_file():
+    row = Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        append_predictions("/dev/full", [row])
+
+
+@settings(max_examples=50, deadline=None)
+@given(answer=st.text(st.characters(codec=None), max_size=40).filter(lambda text: not re.search("[\ud800-\udbff][\udc00-\udfff]", text)))
+def test_append_predictions_any_answer_is_read_back_equal(answer):
+    """Lone surrogates too; a pair of surrogates is one character in JSON."""
+    row = Prediction("1\udc80", "made", "tr", "?", GroundingResult(caption="é"), answer=answer, prediction=GroundingResult(caption=answer))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "predictions.jsonl")
+        append_predictions(path, [row, row])
+        assert list(read_predictions(path)) == [row, row]
+        assert "é" in path.read_text(encoding="utf-8")  # strict UTF-8
 
 
 def run_counting(monkeypatch, folder: Path, questions: list[Question], **options) -> tuple[list[str], list[Prediction]]:
-    """The names of the files in the order in which they were read, beside what came of it."""
+    """Returns the names of the files in the order in which they were read, and the predictions."""
     opened: list[str] = []
 
     def counting(read):
         def counted(source, *rest, **named):
-            if isinstance(source, str):  # and no picture that was read before
+            if isinstance(source, str):  # not an image that is already decoded
                 opened.append(Path(source).name)
             return read(source, *rest, **named)
 
@@ -170,7 +282,7 @@ def run_counting(monkeypatch, folder: Path, questions: list[Question], **options
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, media):
-    """Nine questions in turn about two videos and a picture; and what is answered to each alone."""
+    """Nine questions about two videos and an image in turn, and the predictions of each question alone."""
     folder = tmp_path_factory.mktemp("shared")
     media = {name: shutil.copy(media["image" if name.endswith("png") else "video"], folder / name) for name in ("a.mp4", "b.mp4", "c.png")}
     questions = []
@@ -237,19 +349,19 @@ def test_cli_eval_two_processes_equal_one(tmp_path):
         [*launch, "-m", "llava_st_hf.cli", *ask, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert sorted(os.listdir(tmp_path / "two")) == ["predictions.jsonl", "scores.json", "settings.json"]
+    assert sorted(os.listdir(tmp_path / "two")) == [".lock", "predictions.jsonl", "scores.json", "settings.json"]
     assert main([*ask, str(tmp_path / "one")]) == 0
     for name in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
-    assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # by one of the two
+    assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # printed by one process only
 
 
-def test_run_benchmark_unreadable_file_is_skipped_alone(tmp_path, media, undisturbed):
+def test_run_benchmark_unreadable_file_is_skipped_alone(tmp_path, media, uninterrupted):
     questions = questions_about(media)
     broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", GroundingResult(span=(0, 1)))
     predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
     assert "gone.mp4" in predictions[2].skipped and predictions[2].answer is None and predictions[2].media is None
-    assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in undisturbed if p.id != "2"]
+    assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in uninterrupted if p.id != "2"]
     alone = run(tmp_path / "alone", media, [broken])
     assert alone[0].skipped and len(alone) == 1
 
@@ -268,14 +380,14 @@ def test_run_benchmark_folder_of_another_run_raises(tmp_path, media):
         run(tmp_path, media, others)
 
 
-def test_run_benchmark_older_settings_file_resumes(tmp_path, media, undisturbed):
+def test_run_benchmark_older_settings_file_resumes(tmp_path, media, uninterrupted):
     run(tmp_path, media)
     path = tmp_path / "settings.json"
     settings = json.loads(path.read_text())
     del settings["video_backend"], settings["allow_truncated"]
     path.write_text(json.dumps(settings))
     (tmp_path / "predictions.jsonl").write_text((tmp_path / "predictions.jsonl").read_text().partition("\n")[0] + "\n")
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted
     with pytest.raises(ValueError, match="allow_truncated was False and is True"):
         run(tmp_path, media, reading={"allow_truncated": True})
 
@@ -287,7 +399,7 @@ def test_run_benchmark_truncated_file_is_skipped_or_noted(tmp_path, media):
     assert "cut short" in skipped.skipped
     noted, plain = run(tmp_path / "read", media, [cut, whole], reader=read_own_answer, reading={"allow_truncated": True})
     assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
-    # Whoever reads the answers again, in whatever format, is told as well; and the report shows the part that is there.
+    # The note is kept when the answers are parsed again, and the report draws the readable part.
     path = str(tmp_path / "read/predictions.jsonl")
     assert main(["score", path, "--reader", "seconds", "--output", str(tmp_path / "again")]) == 0
     assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
@@ -320,7 +432,7 @@ def test_read_predictions_invalid_line_is_named(tmp_path):
     append_predictions(path, [Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))])
     with path.open("a") as file:
         file.write('{"id": 3}\n')
-    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is no prediction"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is not a valid prediction"):
         list(read_predictions(path))
 
 
@@ -332,10 +444,10 @@ def test_drop_broken_end_keeps_complete_lines(tmp_path, content, kept):
     assert path.read_bytes() == kept
 
 
-def test_run_benchmark_is_greedy_for_any_generation_config(tmp_path, media, undisturbed):
+def test_run_benchmark_is_greedy_for_any_generation_config(tmp_path, media, uninterrupted):
     processor = tiny_processor()
     model = model_for(processor)
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
     torch.manual_seed(99)
     settings = EvaluationSettings("made", "tiny", batch_size=2, max_new_tokens=6)
-    assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == undisturbed
+    assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == uninterrupted

@@ -54,8 +54,8 @@ def bar_chart(labels: Sequence[str], means: np.ndarray, lows: np.ndarray, highs:
         # A bootstrap interval of few samples may not contain the mean by a rounding error.
         errors = np.maximum([np.subtract(means, lows), np.subtract(highs, means)], 0)
         bars = axes.bar(range(len(labels)), means, width=0.6, color=_BAR, yerr=errors, capsize=4)
-        axes.bar_label(bars, [f"{mean:.3f}" for mean in means], label_type="center", color="white", fontsize=7)
-        axes.set(ylim=(0, 1))
+        axes.bar_label(bars, [f"{mean:.3f}" for mean in means], fontsize=7, padding=2)  # above the interval
+        axes.set(ylim=(0, 1.1))
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
         return _svg(figure)
 
