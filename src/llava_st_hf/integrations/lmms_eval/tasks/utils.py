@@ -114,9 +114,7 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
     prediction = _prediction(_question(doc), results[0])
     scored_as = _SCORED_AS.get(prediction.task, prediction.task)
     scores = score(scored_as, [replace(prediction, task=scored_as)])
-    own: dict = {
-        name: float(value) for name, value in scores.items() if name not in _OF_MANY and not name.endswith(("_low", "_high"))
-    }
+    own: dict = {name: float(value) for name, value in scores.items() if name not in _OF_MANY and not name.endswith(("_low", "_high"))}
     if prediction.task != "elc":
         return own
     if prediction.finished and not prediction.prediction.caption:
