@@ -13,7 +13,7 @@ from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 IMAGE = MediaInfo("image", width=200, height=100)
-# Frame 10 is the clip's second 0, frame 110 its second 10: a tenth of a second is a frame and a hundredth of the clip.
+# A clip of 10 s from frame 10 to frame 110: a tenth of a second is one frame and a hundredth of the clip.
 VIDEO = MediaInfo("video", width=200, height=100, fps=10.0, first_frame=10, last_frame=110)
 NO_RATE = MediaInfo("video", width=200, height=100, first_frame=10, last_frame=110)
 NOTHING = GroundingResult()
@@ -32,21 +32,21 @@ def read(reader: str, text: str, task: str, media: MediaInfo | None = None, **mo
 def near(found: GroundingResult, wanted: GroundingResult) -> bool:
     """Equal up to the rounding of floats."""
 
-    def flat(said: GroundingResult) -> list:
-        tubelet = [value for frame, box in (said.tubelet or {}).items() for value in (frame, *box)]
-        return [*(said.span or ()), *(said.box or ()), *tubelet]
+    def flat(result: GroundingResult) -> list:
+        tubelet = [value for frame, box in (result.tubelet or {}).items() for value in (frame, *box)]
+        return [*(result.span or ()), *(result.box or ()), *tubelet]
 
     return found.caption == wanted.caption and flat(found) == pytest.approx(flat(wanted)) and shape(found) == shape(wanted)
 
 
-def shape(said: GroundingResult) -> list:
-    return [said.span is None, said.box is None, None if said.tubelet is None else list(said.tubelet)]
+def shape(result: GroundingResult) -> list:
+    return [result.span is None, result.box is None, None if result.tubelet is None else list(result.tubelet)]
 
 
 def check(reader, task, text, wanted, note, **more):
     found, notes = read(reader, text, task, **more)
     assert near(found, wanted), found
-    assert (notes == []) if note is None else any(note in said for said in notes), notes
+    assert (notes == []) if note is None else any(note in one for one in notes), notes
 
 
 # LLaVA-ST
@@ -89,7 +89,7 @@ def check(reader, task, text, wanted, note, **more):
         ("svg", "{<TEMP-010><TEMP-020>}", NOTHING, "no tubelet"),
     ],
 )  # fmt: skip
-def test_answers_of_llava_st(task, text, wanted, note):
+def test_read_llava_st_answer_gives_expected_result_and_note(task, text, wanted, note):
     check("llava_st", task, text, wanted, note, media=PHOTO if task == "rec" else CLIP)
 
 
@@ -102,26 +102,26 @@ def test_answers_of_llava_st(task, text, wanted, note):
         (f"A dog barks. Object bounding box: <TEMP-010>:{TOKENS}<TEMP-012>:{TOKENS}.", ((0.1, 12 / 99), "A dog barks"), None),
     ],
 )
-def test_the_start_that_elc_gives_stands(text, wanted, note):
-    found, notes = read("llava_st", text, "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
+def test_read_llava_st_elc_start_is_that_of_the_prompt(text, wanted, note):
+    found, notes = read("llava_st", text, "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert (found.span, found.caption) == wanted and found.tubelet[20] == PIXELS
     assert (notes == []) if note is None else note in notes[0]
 
 
-def test_a_box_that_elc_gives_is_not_credited_to_the_answer():
-    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, given=GroundingResult(span=(0.1, 0.1), box=PIXELS))
+def test_read_llava_st_elc_box_of_the_prompt_is_not_part_of_the_answer():
+    found, notes = read("llava_st", "A dog barks.", "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert found.tubelet is None and "no span and no tubelet" in notes[-1]
 
 
-def test_positions_do_not_depend_on_the_rate_or_the_length():
+def test_read_llava_st_positions_do_not_depend_on_frame_rate_or_length():
     for media in (NO_RATE, MediaInfo("video", 200, 100, fps=25.0, last_frame=3), MediaInfo("video", 200, 100, fps=1.0, last_frame=10**6)):
         assert read("llava_st", "{<TEMP-033><TEMP-066>}", "tvg", media)[0].span == (33 / 99, 66 / 99)
 
 
-def test_other_numbers_of_bins():
-    asked = {"num_temporal_bins": 11, "num_spatial_bins": 5}
-    assert read("llava_st", "{<TEMP-001><TEMP-010>}", "tvg", **asked)[0].span == (0.1, 1.0)
-    assert read("llava_st", "[<WIDTH-001><HEIGHT-001><WIDTH-004><HEIGHT-002>]", "rec", **asked)[0].box == (50.0, 25.0, 200.0, 50.0)
+def test_read_llava_st_uses_the_numbers_of_bins_of_the_context():
+    bins = {"num_temporal_bins": 11, "num_spatial_bins": 5}
+    assert read("llava_st", "{<TEMP-001><TEMP-010>}", "tvg", **bins)[0].span == (0.1, 1.0)
+    assert read("llava_st", "[<WIDTH-001><HEIGHT-001><WIDTH-004><HEIGHT-002>]", "rec", **bins)[0].box == (50.0, 25.0, 200.0, 50.0)
 
 
 # Qwen
@@ -149,7 +149,7 @@ BOX_3 = GroundingResult(box=FIRST)
         ("rec", "The box is 100, 200, 500, 600.", BOX_3, None),
         ("rec", fenced([{"bbox_2d": [500, 600, 100, 200]}]), BOX_3, "reversed"),
         ("rec", fenced([{"bbox_2d": [-5, 200, 1200, 600]}]), GroundingResult(box=(0.0, 20.0, 200.0, 60.0)), None),
-        ("rec", fenced([{"bbox_2d": [1200, 200, 1300, 600]}]), NOTHING, "beside the picture"),
+        ("rec", fenced([{"bbox_2d": [1200, 200, 1300, 600]}]), NOTHING, "outside the image"),
         ("rec", fenced([{"bbox_2d": [100, 200, 500, 600]}, {"bbox_2d": [0, 0, 1, 1]}]), BOX_3, "2 boxes"),
         ("rec", '```json\n[{"bbox_2d": [100, 200, 500, 600], "label": "dog"}, {"bbox_2d": [1', BOX_3, "cut off"),
         ("rec", '[{"bbox_2d": [100, 200, 500, 600], "label": "do', BOX_3, "cut off"),
@@ -190,11 +190,11 @@ BOX_3 = GroundingResult(box=FIRST)
         ),
     ],
 )  # fmt: skip
-def test_answers_of_qwen3_vl(task, text, wanted, note):
+def test_read_json_qwen3_vl_answer_gives_expected_result_and_note(task, text, wanted, note):
     check("qwen3_vl", task, text, wanted, note)
 
 
-def test_qwen2_5_vl_counts_pixels_of_what_it_saw():
+def test_read_json_qwen2_5_vl_boxes_are_pixels_of_seen_size():
     text = fenced([{"bbox_2d": [28, 14, 140, 56], "label": "dog"}])
     assert read("qwen2_5_vl", text, "rec")[0].box == (28.0, 14.0, 140.0, 56.0)
     assert read("qwen2_5_vl", text, "rec", seen_size=(280, 140))[0].box == pytest.approx((20.0, 10.0, 100.0, 40.0))
@@ -211,23 +211,24 @@ def tracks(coords: str, name: str = "tracks", end: str = '">dog</tracks>') -> st
 
 
 POINT_1, POINT_2 = (127.0, 52.2) * 2, (121.2, 49.0) * 2
+MOVING = {10: POINT_1, 15: POINT_2}
 
 
 @pytest.mark.parametrize(
     "task, text, wanted, note",
     [
-        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
-        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(span=(0.0, 0.05), tubelet={10: POINT_1, 15: POINT_2}), "no extent"),
-        ("svg", tracks("0.0 1 635 522;0.5 1 606 490 2 511 124"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "2 objects"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(tubelet=MOVING), "without area"),
+        ("stvg", tracks("0.0 1 635 522;0.5 1 606 490"), GroundingResult(span=(0.0, 0.05), tubelet=MOVING), "without area"),
+        ("svg", tracks("0.0 1 635 522;0.5 1 606 490 2 511 124"), GroundingResult(tubelet=MOVING), "2 objects"),
         ("svg", tracks("0.0 1 635 522;0.5 1 6", end=""), GroundingResult(tubelet={10: POINT_1}), "ends within a list"),
-        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), GroundingResult(tubelet={10: POINT_1, 15: POINT_2}), "no frame with points"),
+        ("svg", tracks("0.0 1 635 522;oops;0.5 1 606 490"), GroundingResult(tubelet=MOVING), "not a valid list"),
         ("svg", "<tracks>dog</tracks>", NOTHING, "no tubelet"),
         ("svg", tracks(""), NOTHING, "no tubelet"),
-        ("rec", tracks("1 1 635 522", "points", '"/>'), GroundingResult(box=POINT_1), "no extent"),
+        ("rec", tracks("1 1 635 522", "points", '"/>'), GroundingResult(box=POINT_1), "without area"),
         ("rec", "The dog is on the left.", NOTHING, "no box"),
     ],
 )
-def test_answers_of_molmo2(task, text, wanted, note):
+def test_read_molmo2_answer_gives_expected_result_and_note(task, text, wanted, note):
     check("molmo2", task, text, wanted, note)
 
 
@@ -256,7 +257,7 @@ def test_answers_of_molmo2(task, text, wanted, note):
         ("", None, "no span"),
     ],
 )
-def test_answers_in_seconds(text, span, note):
+def test_read_seconds_answer_gives_expected_span_and_note(text, span, note):
     check("seconds", "tvg", text, GroundingResult(span=span), note)
 
 
@@ -264,24 +265,24 @@ def test_answers_in_seconds(text, span, note):
 
 
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
-def test_without_media_or_rate_there_is_a_note(reader):
+def test_answer_parsers_without_media_or_frame_rate_give_a_note(reader):
     text = f"From 1 to 2 seconds. {fenced(TRACK)} {tracks('0.0 1 635 522')}"
     found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", None))
-    assert found == NOTHING and any("not known" in note for note in notes)
+    assert found == NOTHING and any("unknown" in note for note in notes)
     if reader != "llava_st":
         found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", NO_RATE))
         assert found == NOTHING and any("frame rate" in note for note in notes)
 
 
-def test_boxes_of_peers_go_to_frames_that_llava_st_can_name():
+def test_read_json_boxes_are_assigned_to_sampled_frames():
     clip = MediaInfo("video", width=1000, height=1000, fps=30.0, last_frame=990)  # each bin is ten frames
     track = [{"time": frame / 30, "bbox_2d": [frame, 0, 999, 999]} for frame in (96, 99, 103, 206, 990)]
     found, _ = read("qwen3_vl", json.dumps(track), "stvg", clip)
     assert {frame: box[0] for frame, box in found.tubelet.items()} == pytest.approx({100: 99, 210: 206, 990: 990})
-    assert found.span == pytest.approx((96 / 990, 1.0))  # what was said
+    assert found.span == pytest.approx((96 / 990, 1.0))  # the times of the answer
 
 
-def test_times_of_a_varying_rate_count_from_the_first_frame():
+def test_read_seconds_variable_frame_rate_counts_from_the_first_frame():
     media = MediaInfo("video", 200, 100, fps=2.0, last_frame=2, frame_times=(5.0, 6.0, 9.0), end_time=10.0)
     assert read("seconds", "1 - 4 s", "tvg", media)[0].span == (0.5, 1.0)
 
@@ -309,7 +310,7 @@ PIECES = [
     TOKENS,
     json.dumps(TRACK),
 ]  # fmt: skip
-ASKED = [
+CONTEXTS = [
     ParseContext(task, media, GroundingResult(span=(0.2, 0.2), box=PIXELS), seen_size=seen)
     for task in ("rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc")
     for media in (None, IMAGE, VIDEO, NO_RATE)
@@ -319,10 +320,10 @@ ASKED = [
 
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
 @settings(max_examples=200)
-@given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)), asked=st.sampled_from(ASKED))
-@example(text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}), asked=ParseContext("svg", VIDEO, seen_size=(1, 1)))
-def test_no_reader_ever_raises(reader, text, asked):
-    found, notes = ANSWER_PARSERS[reader](text, asked)
+@given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)), context=st.sampled_from(CONTEXTS))
+@example(text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}), context=ParseContext("svg", VIDEO, seen_size=(1, 1)))
+def test_answer_parsers_any_text_never_raises(reader, text, context):
+    found, notes = ANSWER_PARSERS[reader](text, context)
     assert isinstance(found, GroundingResult) and all(isinstance(note, str) for note in notes)
     assert notes or found != NOTHING
     assert GroundingResult.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
@@ -330,11 +331,11 @@ def test_no_reader_ever_raises(reader, text, asked):
         assert 0 <= found.span[0] <= found.span[1] <= 1
     boxes = [*([found.box] if found.box else []), *(found.tubelet or {}).values(), *(box for _, box in found.objects or ())]
     for x1, y1, x2, y2 in boxes:
-        assert 0 <= x1 <= x2 <= asked.media.width and 0 <= y1 <= y2 <= asked.media.height
+        assert 0 <= x1 <= x2 <= context.media.width and 0 <= y1 <= y2 <= context.media.height
 
 
 @pytest.mark.parametrize("task, media", [("tr", VIDEO), ("reg", IMAGE)])
-def test_words_alone_are_a_caption(task, media):
+def test_read_llava_st_text_alone_is_a_caption(task, media):
     found, notes = ANSWER_PARSERS["llava_st"]("A dog runs.", ParseContext(task, media))
     assert found == GroundingResult(caption="A dog runs") and not notes
     assert ANSWER_PARSERS["llava_st"]("", ParseContext(task, media))[0] == GroundingResult()
@@ -344,9 +345,18 @@ def test_words_alone_are_a_caption(task, media):
     "piece", ["[", "{", '{"a":', "[1,", "1", "1 ", "1:", "start ", "from 1", '["', "(1,", '<tracks coords="1 ', "<points "]
 )
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
-def test_long_answers_are_read_in_time(reader, piece):
+def test_answer_parsers_repeated_piece_is_read_within_two_seconds(reader, piece):
     text = piece * (20_000 // len(piece))
     for task in ("rec", "stvg"):
         begin = time.process_time()
         read(reader, text, task)
         assert time.process_time() - begin < 2
+
+
+def test_parse_context_given_is_accepted_as_prompt_values_with_a_warning():
+    values = GroundingResult(span=(0.2, 0.2))
+    with pytest.warns(FutureWarning, match="given of ParseContext is now prompt_values"):
+        context = ParseContext("elc", VIDEO, given=values)
+    assert context == ParseContext("elc", VIDEO, prompt_values=values)
+    with pytest.warns(FutureWarning, match=r"ParseContext\.given is now prompt_values"):
+        assert context.given == values

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions: what pycocoevalcap says of them, and what happens where it cannot."""
+"""Metrics of captions by pycocoevalcap, and scoring without it."""
 
 import json
+import re
 
 import pytest
 
 from llava_st_hf.evaluation import captions
-from llava_st_hf.evaluation.captions import FIGURES, MEANS, missing_caption_tools, score_captions
-from llava_st_hf.evaluation.released_protocol import score_released
+from llava_st_hf.evaluation.captions import MEANS, METRICS, CaptionScoringError, missing_caption_tools, score_captions
+from llava_st_hf.evaluation.original_protocol import score_original
 from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 from modeling_tests.reference import REFERENCE
@@ -22,77 +23,94 @@ def described(said: str | None, true: str = "a child pushes a red toy") -> Predi
 
 
 @requires_caption_tools
-def test_captions_of_the_reference():
+def test_score_captions_reference_rows_equal_the_original_program():
     expected = json.loads((REFERENCE / "metrics" / "expected_metrics.json").read_text())["elc"]["caption_score"]
-    found = score_released("elc", json.loads((REFERENCE / "metrics" / "elc.json").read_text()))
+    found = score_original("elc", json.loads((REFERENCE / "metrics" / "elc.json").read_text()))
     assert [found[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx(expected["Bleu_4"], rel=1e-3)
     for name in ("METEOR", "ROUGE_L", "CIDEr"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3)
 
 
 @requires_caption_tools
-def test_captions_that_are_empty_or_odd_keep_their_place():
+def test_score_captions_empty_and_odd_captions_keep_their_index():
     true = ["a child pushes a red toy", "two dogs run on the beach", "a man opens the door", "a cat sleeps", "she sings"]
     said = ["", "two dogs\n\u2028run ||| on the beach", "...", "“Eine Katze” schläft 🐈", "She sings!"]
     scores = score_captions(said, true)
-    assert set(scores.figures) == set(scores.values) == set(FIGURES)
+    assert set(scores.metrics) == set(scores.values) == set(METRICS)
     assert all(len(values) == 5 for values in scores.values.values())
     rouge = scores.values["ROUGE_L"]
     assert rouge[0] == rouge[2] == 0.0 and rouge[1] == rouge[4] == 1.0
     for name in MEANS:
-        assert scores.figures[name] == pytest.approx(scores.values[name].mean())
-    assert all(figure == figure for figure in scores.figures.values())
+        assert scores.metrics[name] == pytest.approx(scores.values[name].mean())
+    assert all(value == value for value in scores.metrics.values())
 
 
 @requires_caption_tools
-def test_one_right_caption():
-    figures = score("tr", [described("A child pushes a red toy.")])
-    assert figures["BLEU-4"] == pytest.approx(1.0) and figures["ROUGE_L"] == figures["METEOR"] == pytest.approx(1.0)
-    assert figures["ROUGE_L_low"] == figures["ROUGE_L_high"] == pytest.approx(1.0)
-    assert "METEOR_low" not in figures
+def test_score_correct_caption_has_full_marks():
+    scores = score("tr", [described("A child pushes a red toy.")])
+    assert scores["BLEU-4"] == pytest.approx(1.0) and scores["ROUGE_L"] == scores["METEOR"] == pytest.approx(1.0)
+    assert scores["ROUGE_L_low"] == scores["ROUGE_L_high"] == pytest.approx(1.0)
+    assert "METEOR_low" not in scores
 
 
 @requires_caption_tools
-def test_nothing_said_at_all():
-    figures = score("reg", [Prediction("one", "b", "reg", "What?", GroundingResult(caption="a cat"), skipped="no file")])
-    assert [figures[name] for name in FIGURES] == pytest.approx([0.0] * len(FIGURES), abs=1e-6)
-    assert figures["skipped"] == 1
+def test_score_only_skipped_captions_are_zero():
+    scores = score("reg", [Prediction("one", "b", "reg", "What?", GroundingResult(caption="a cat"), skipped="no file")])
+    assert [scores[name] for name in METRICS] == pytest.approx([0.0] * len(METRICS), abs=1e-6)
+    assert scores["skipped"] == 1
 
 
 @pytest.mark.parametrize("said, true", [([], []), (["a"], ["a", "b"])])
-def test_captions_go_in_pairs(said, true):
+def test_score_captions_without_pairs_raises(said, true):
     with pytest.raises(ValueError, match="pairs"):
         score_captions(said, true)
 
 
-def test_without_java_the_other_figures_come_out(monkeypatch):
-    monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+def described_event() -> Prediction:
+    """A sample of "elc" whose answer is the ground truth."""
     truth = GroundingResult(span=(0.2, 0.6), tubelet={20: (0, 0, 10, 10)}, caption="a cat sleeps")
     media = {"kind": "video", "width": 100, "height": 100, "last_frame": 99}
-    row = Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth)
-    for protocol in ("default", "released"):
-        with pytest.warns(UserWarning, match="no `java` on the PATH"):
-            figures = score("elc", [row], protocol)
-        assert "mtiou" in figures and "METEOR" not in figures
+    return Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth)
+
+
+def check_other_metrics_and_note(reason: str) -> None:
+    for protocol, name in (("default", "m_tiou"), ("original", "mtiou")):
+        with pytest.warns(UserWarning, match=reason):
+            scores = score("elc", [described_event()], protocol)
+        assert name in scores and not {*METRICS} & scores.keys()
+        assert len(scores.notes) == 1 and re.search(reason, scores.notes[0])
+        assert scores.to_dict() == {**scores, "notes": scores.notes}
+
+
+def test_score_without_java_keeps_other_metrics_and_a_note(monkeypatch):
+    monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    check_other_metrics_and_note("no `java` on the PATH")
     with pytest.raises(RuntimeError, match="Java"):
         score_captions(["a"], ["a"])
 
 
-def test_without_the_package_it_is_named(monkeypatch):
+def test_score_without_pycocoevalcap_names_it(monkeypatch):
     monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
     assert "pip install pycocoevalcap" in missing_caption_tools()
     with pytest.warns(UserWarning, match="pycocoevalcap is not installed"):
-        figures = score("tr", [described("a toy")])
-    assert figures.keys() == {"count", "unparsable", "cut_off", "skipped", "exact_match", "exact_match_low", "exact_match_high"}
+        scores = score("tr", [described("a toy")])
+    assert scores.keys() == {"count", "unparsable", "cut_off", "skipped", "exact_match", "exact_match_low", "exact_match_high"}
 
 
 @requires_caption_tools
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pycocoevalcap closes a pipe that is gone
-def test_a_java_that_does_not_run_is_named(monkeypatch, tmp_path):
+def test_score_failing_java_keeps_other_metrics_and_a_note(monkeypatch, tmp_path):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\nexit 1\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin:/usr/sbin")
-    with pytest.raises(RuntimeError, match="Captions could not be scored"):
+    with pytest.raises(CaptionScoringError, match=r"Captions are not scored: .*Java"):
         score_captions(["a cat"], ["a dog"])
+    check_other_metrics_and_note("Java process failed|tokenizer")
+
+
+@requires_caption_tools
+def test_score_captions_lone_surrogate_does_not_cost_the_other_captions():
+    scores = score_captions(["a \ud83d cat sleeps", "a dog"], ["a cat sleeps", "a dog"])
+    assert scores.values["ROUGE_L"].tolist() == [1.0, 1.0]

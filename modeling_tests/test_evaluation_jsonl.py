@@ -20,8 +20,8 @@ from llava_st_hf.evaluation import (
     read_predictions,
     score,
 )
-from llava_st_hf.evaluation import scoring as scoring_module
-from llava_st_hf.evaluation.phrases import named_ious, normalize_text
+from llava_st_hf.evaluation import captions as captions_module
+from llava_st_hf.evaluation.phrases import normalize_text, object_ious
 from llava_st_hf.evaluation.placing import to_clip_coordinates
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.rows import Box
@@ -41,14 +41,14 @@ from modeling_tests.processors import model_for, tiny_processor
 IMAGE_TASKS = ("rec", "reg", "dgc")
 # What an oracle has 100 of; and means, which rounding costs a little of.
 SHARES = {"rec": ["R1@0.5"], "tvg": ["R1@0.5"], "stvg": ["tiou@0.5", "viou@0.5"], "svg": ["siou@0.5", "viou@0.5"]}
-SHARES |= {"elc": ["tiou@0.5", "viou@0.5", "exact_match"], "tr": ["exact_match"], "reg": ["exact_match"], "dgc": ["named@0.5"]}
-MEANS = {"rec": ["miou"], "tvg": ["miou"], "stvg": ["mtiou", "mstiou"], "svg": ["mstiou"], "elc": ["mtiou", "mstiou"], "dgc": ["miou"]}
+SHARES |= {"elc": ["tiou@0.5", "viou@0.5", "exact_match"], "tr": ["exact_match"], "reg": ["exact_match"], "dgc": ["object_recall@0.5"]}
+MEANS = {"rec": ["miou"], "tvg": ["miou"], "stvg": ["m_tiou", "m_viou"], "svg": ["m_viou"], "elc": ["m_tiou", "m_viou"], "dgc": ["miou"]}
 
 
 @pytest.fixture(autouse=True)
 def no_caption_tools(monkeypatch):
     """As on a machine without Java: nothing here needs it."""
-    monkeypatch.setattr(scoring_module, "missing_caption_tools", lambda: "Captions are not scored: there is no Java.")
+    monkeypatch.setattr(captions_module, "missing_caption_tools", lambda: "Captions are not scored: there is no Java.")
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ SQUARE, HALF, FAR = (0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 5.0), (50.0, 50.0, 
     ],
 )
 def test_objects_named_and_found_by_hand(said, true, ious):
-    assert named_ious(said, true).tolist() == ious
+    assert object_ious(said, true).tolist() == ious
 
 
 def test_dgc_figures_are_means_over_pictures():
@@ -261,11 +261,11 @@ def test_dgc_figures_are_means_over_pictures():
     rows.append(replace(rows[0], id="d", prediction=ANSWER_PARSERS["llava_st"]("A dog.", ParseContext("dgc", media))[0]))
     figures = score("dgc", rows)
     iou = (10 / 99 * 100 / 10) ** -2  # the box of the answer is a little larger
-    assert figures["named@0.5"] == pytest.approx((50 + 100 + 0 + 0) / 4)
+    assert figures["object_recall@0.5"] == pytest.approx((50 + 100 + 0 + 0) / 4)
     assert figures["miou"] == pytest.approx((iou / 2 + iou) / 4, abs=1e-4)
     assert (figures["count"], figures["skipped"], figures["unparsable"]) == (4, 1, 1)
-    with pytest.raises(ValueError, match="'dgc' has no figures under the released protocol"):
-        score("dgc", rows, "released")
+    with pytest.raises(ValueError, match="'dgc' has no metrics under the original protocol"):
+        score("dgc", rows, "original")
 
 
 # Rows
@@ -360,18 +360,18 @@ def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, s
         scores = json.loads(capsys.readouterr().out)
         assert scores == json.loads((output / "scores.json").read_text())
         assert scores["default"]["count"] == 3 and scores["default"].keys() >= set(SHARES[task] + MEANS.get(task, []))
-        # The released program knows nothing of words alone, nor of tubelets at 20 frames.
-        assert ("released" in scores) == (task in ("rec", "tvg"))
+        # The original program scores neither text alone nor tubelets at 20 frames.
+        assert ("original" in scores) == (task in ("rec", "tvg"))
         for prediction in read_predictions(output / "predictions.jsonl"):
             assert prediction.benchmark == f"jsonl_{task}"
             assert prediction.num_frames == (100 if task in IMAGE_TASKS else 20)
         assert llava_st(["score", str(output), "--reader", "llava_st"]) == 0
         assert json.loads(capsys.readouterr().out) == scores["default"]
-    assert llava_st(["score", str(tmp_path / "runs" / "stvg"), "--protocol", "released"]) == 1
-    assert "about 20 frames of a clip" in capsys.readouterr().err
+    assert llava_st(["score", str(tmp_path / "runs" / "stvg"), "--protocol", "original"]) == 1
+    assert "boxes at 20 frames of a clip" in capsys.readouterr().err
     assert llava_st(["report", str(tmp_path / "runs")]) == 0
     report = (tmp_path / "runs" / "report.md").read_text().replace("\\", "")
-    assert all(f"## jsonl_{task}" in report for task in TASKS) and "named@0.5" in report and "exact_match" in report
+    assert all(f"## jsonl_{task}" in report for task in TASKS) and "object_recall@0.5" in report and "exact_match" in report
 
 
 def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
@@ -388,7 +388,7 @@ def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
     command = ["score", str(tmp_path / "peer.jsonl"), "--rows", str(rows), "--reader", "qwen2_5_vl", "--output", str(output)]
     assert llava_st(command) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["mstiou"] == pytest.approx(1)  # at the frames of the truth, which are 20
+    assert figures["m_viou"] == pytest.approx(1)  # at the frames of the truth, which are 20
     assert json.loads((output / "scores.json").read_text()) == {"default": figures}
     assert all(prediction.reader == "qwen2_5_vl" for prediction in read_predictions(output / "predictions.jsonl"))
     assert llava_st(["score", str(output)]) == 0 and json.loads(capsys.readouterr().out) == figures

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from llava_st_hf.evaluation import commands
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from llava_st_hf.evaluation.captions import FIGURES, missing_caption_tools
+from llava_st_hf.evaluation.captions import METRICS, CaptionScoringError, missing_caption_tools
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.evaluation.scoring import score
 from llava_st_hf.integrations.lmms_eval.plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
@@ -27,7 +27,7 @@ from modeling_tests.processors import PICTURE, model_for, tiny_processor
 
 
 HAS_LMMS_EVAL = importlib.util.find_spec("lmms_eval") is not None
-needs_lmms_eval = pytest.mark.skipif(not HAS_LMMS_EVAL, reason="lmms-eval is not installed; it is no dependency of the tests")
+needs_lmms_eval = pytest.mark.skipif(not HAS_LMMS_EVAL, reason="lmms-eval is not installed; it is not a dependency of the tests")
 PLACEHOLDER = Dataset.from_list([{"placeholder": ""}])
 
 # ============================================================ Task files
@@ -74,15 +74,15 @@ def docs_of(name: str) -> list[dict]:
 
 
 def averaged(answered: list[dict]) -> dict[str, float]:
-    return {name: math.fsum(row[name] for row in answered) / len(answered) for name in answered[0] if name not in FIGURES}
+    return {name: math.fsum(row[name] for row in answered) / len(answered) for name in answered[0] if name not in METRICS}
 
 
-def test_there_is_a_task_for_each_benchmark_that_utils_knows():
+def test_task_files_cover_the_benchmarks_of_utils():
     assert set(TASK_FILES) == set(utils.DATA) <= set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_a_task_file_is_whole(name):
+def test_task_file_names_existing_functions_and_files(name):
     task = TASK_FILES[name]
     assert task["metadata"]["benchmark"] == name and task["task"] == f"llava_st_{name}"
     assert task["process_docs"][1].endswith(f".{name}")
@@ -94,7 +94,7 @@ def test_a_task_file_is_whole(name):
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_docs_are_the_benchmarks_questions(name, data, environment):
+def test_process_docs_returns_the_questions_of_the_benchmark(name, data, environment):
     task, questions = TASK_FILES[name], read_benchmark(name, *data[name])
     docs = docs_of(name)
     assert [utils._question(doc) for doc in docs] == questions
@@ -112,9 +112,9 @@ def test_docs_are_the_benchmarks_questions(name, data, environment):
 
 @pytest.mark.parametrize("name", TASK_FILES)
 @pytest.mark.parametrize("bins", [0, 3, 20])
-def test_figures_are_those_of_score(name, bins, environment, data, monkeypatch):
+def test_process_results_metrics_equal_those_of_score(name, bins, environment, data, monkeypatch):
     if name == "st_align_elc":  # each call would start Java
-        monkeypatch.setattr("llava_st_hf.evaluation.scoring.missing_caption_tools", lambda: "none here")
+        monkeypatch.setattr("llava_st_hf.evaluation.captions.missing_caption_tools", lambda: "none here")
     predictions, answered = [], []
     for doc in docs_of(name):
         answer = shifted_oracle(utils._question(doc), bins)
@@ -125,16 +125,16 @@ def test_figures_are_those_of_score(name, bins, environment, data, monkeypatch):
         wanted = score(BENCHMARKS[name].task, predictions)
     for figure, value in figures.items():
         assert value == pytest.approx(wanted[figure] / (len(predictions) if figure in ("unparsable", "cut_off") else 1))
-    assert {metric["metric"] for metric in TASK_FILES[name]["metric_list"]} - {*FIGURES} == figures.keys()
+    assert {metric["metric"] for metric in TASK_FILES[name]["metric_list"]} - {*METRICS} == figures.keys()
     if bins == 0:
         assert {value for figure, value in figures.items() if "@" in figure} == {100.0}
-        assert all(figures[mean] > 0.9 for mean in ("msiou", "mstiou")) and not figures["unparsable"]
+        assert all(figures[mean] > 0.9 for mean in ("m_siou", "m_viou")) and not figures["unparsable"]
     if bins == 20:
         assert figures["viou@0.7"] == 0
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_answers_that_are_cut_off_are_counted_and_those_that_say_nothing_score_nothing(name, environment):
+def test_process_results_cut_off_and_empty_answers(name, environment):
     doc = docs_of(name)[0]
     answer = oracle(utils._question(doc))
     whole, cut_off = (averaged([utils.process_results(doc, [text])]) for text in (answer, answer + CUT_OFF))
@@ -144,32 +144,42 @@ def test_answers_that_are_cut_off_are_counted_and_those_that_say_nothing_score_n
 
 
 @pytest.mark.skipif(missing_caption_tools() is not None, reason="captions need pycocoevalcap and Java")
-def test_captions_are_scored_together(environment):
+def test_caption_metrics_are_computed_over_all_answers(environment):
     docs = docs_of("st_align_elc")
     right = [utils.process_results(doc, [oracle(utils._question(doc))]) for doc in docs]
     metrics = {metric["metric"]: metric["aggregation"] for metric in TASK_FILES["st_align_elc"]["metric_list"]}
     for name in ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L"):
         assert function(metrics[name])([row[name] for row in right]) == pytest.approx(1, abs=1e-3)
-    assert {*FIGURES} < metrics.keys()
+    assert {*METRICS} < metrics.keys()
     # Of a cut-off answer, what it says counts.
     assert utils.process_results(docs[0], [oracle(utils._question(docs[0])) + CUT_OFF])["CIDEr"] == right[0]["CIDEr"]
 
 
-def test_captions_are_left_out_where_they_cannot_be_scored(environment, monkeypatch):
+def test_process_results_without_caption_tools_has_no_caption_metrics(environment, monkeypatch):
     monkeypatch.setattr(utils, "missing_caption_tools", lambda: "no Java")
     doc = docs_of("st_align_elc")[0]
     with pytest.warns(UserWarning, match="no Java"):
-        assert not {*FIGURES} & utils.process_results(doc, [oracle(utils._question(doc))]).keys()
+        assert not {*METRICS} & utils.process_results(doc, [oracle(utils._question(doc))]).keys()
 
 
-def test_an_elc_answer_without_a_caption_is_not_readable(environment):
+def test_caption_metrics_failing_java_are_nan_with_a_warning(monkeypatch):
+    def failing(*_):
+        raise CaptionScoringError("Java has failed")
+
+    monkeypatch.setattr(utils, "score_captions", failing)
+    with pytest.warns(UserWarning, match="Java has failed"):
+        values = [function(("function", f"{utils.__name__}.{name}"))([["said", "true"]]) for name in ("bleu_4", "meteor", "cider")]
+    assert all(math.isnan(value) for value in values)
+
+
+def test_process_results_elc_without_a_caption_is_unparsable(environment):
     doc = docs_of("st_align_elc")[0]
     answer = oracle(utils._question(doc)).replace(utils._question(doc).truth.caption or "", "")
     figures = utils.process_results(doc, [answer])
     assert figures["unparsable"] == 1 and figures["viou@0.5"] == 100
 
 
-def test_what_is_not_in_the_environment_is_named(environment, monkeypatch):
+def test_process_docs_missing_environment_variable_is_named(environment, monkeypatch):
     monkeypatch.delenv("LLAVA_ST_HC_STVG_V1_MEDIA")
     with pytest.raises(ValueError, match=r"hc_stvg_v1 .* not set: LLAVA_ST_HC_STVG_V1_MEDIA"):
         docs_of("hc_stvg_v1")
@@ -193,7 +203,7 @@ def chats_of(docs: list[dict]):
 
 
 @pytest.mark.parametrize("name", ["vidstg_declarative", "hc_stvg_v2", "st_align_elc"])
-def test_answers_are_those_of_our_own_runner(name, environment, data, model, processor, tmp_path):
+def test_answer_chats_equals_run_benchmark(name, environment, data, model, processor, tmp_path):
     settings = EvaluationSettings(name, "tiny", batch_size=2, max_new_tokens=7)
     questions = read_benchmark(name, *data[name])
     own = run_benchmark(questions, model, processor, tmp_path, settings, commands.read_own_answer, num_workers=0)
@@ -202,7 +212,7 @@ def test_answers_are_those_of_our_own_runner(name, environment, data, model, pro
     assert given == [f"{row.answer}{'' if row.finished else CUT_OFF}" for row in own]
 
 
-def test_an_answer_ends_before_a_stop_string_and_is_whole_then(environment, model, processor):
+def test_answer_chats_ends_before_a_stop_string(environment, model, processor):
     chats = chats_of(docs_of("vidstg_declarative"))[:1]
     (answer,) = answer_chats(chats, {"max_new_tokens": 8}, model, processor, 1)
     assert len(answer) > 2 and not answer.endswith(CUT_OFF)
@@ -211,17 +221,17 @@ def test_an_answer_ends_before_a_stop_string_and_is_whole_then(environment, mode
         assert list(answer_chats(chats, settings, model, processor, 1)) == [answer[: answer.index(answer[2:4])]]
 
 
-def test_a_medium_that_cannot_be_read_stands_in_no_others_way(environment, model, processor, tmp_path):
+def test_answer_chats_unreadable_video_gives_empty_answer_only_for_its_request(environment, model, processor, tmp_path):
     docs = docs_of("vidstg_declarative")
     wanted = list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 1))
     docs[1] = {**docs[1], "path": str(tmp_path / "gone.mp4")}
-    with pytest.warns(UserWarning, match=r"left without an answer: .*gone\.mp4"):
+    with pytest.warns(UserWarning, match=r"gets an empty answer: .*gone\.mp4"):
         assert list(answer_chats(chats_of(docs), {"max_new_tokens": 4}, model, processor, 3)) == [wanted[0], "", wanted[2]]
     with pytest.warns(UserWarning, match=r"gone\.mp4"):
         assert list(answer_chats(chats_of(docs[1:2]), {"max_new_tokens": 4}, model, processor, 3)) == [""]
 
 
-def test_sampling_is_what_the_task_asks_for(environment, model, processor):
+def test_answer_chats_samples_only_if_the_task_asks_for_it(environment, model, processor):
     chats = chats_of(docs_of("hc_stvg_v1"))
     greedy = list(answer_chats(chats, {"max_new_tokens": 6, "do_sample": False, "temperature": 9.0}, model, processor, 2))
     assert greedy == list(answer_chats(chats, {"max_new_tokens": 6}, model, processor, 2))
@@ -243,11 +253,11 @@ def test_sampling_is_what_the_task_asks_for(environment, model, processor):
         ),
     ],
 )
-def test_content_of_other_tasks(part, item):
+def test_item_converts_content_of_other_tasks(part, item):
     assert _item(part) == item
 
 
-def test_pictures_and_mere_text_are_answered_in_one_batch_with_videos(environment, model, processor):
+def test_answer_chats_images_text_and_videos_in_one_batch(environment, model, processor):
     picture = PIL.Image.fromarray(PICTURE)
     contents = [[{"type": "image", "url": picture}] * 2, [], [{"type": "video", "url": docs_of("hc_stvg_v1")[0]["path"]}]]
     chats = [lambda media=media: [{"role": "user", "content": [*media, {"type": "text", "text": "What?"}]}] for media in contents]
@@ -255,13 +265,13 @@ def test_pictures_and_mere_text_are_answered_in_one_batch_with_videos(environmen
     assert all(together) and together == list(answer_chats(chats, {"max_new_tokens": 5}, model, processor, 1))
 
 
-def test_sound_is_refused():
+def test_item_audio_raises():
     with pytest.raises(ValueError, match="'audio'"):
         _item({"type": "audio", "url": "a.wav"})
 
 
 @pytest.mark.skipif(HAS_LMMS_EVAL, reason="lmms-eval is installed")
-def test_without_lmms_eval_the_model_says_what_is_missing():
+def test_llava_st_without_lmms_eval_raises():
     with pytest.raises(ImportError, match="pip install lmms-eval"):
         LlavaST("somewhere")
 
@@ -284,7 +294,7 @@ def evaluate(environment, tmp_path, monkeypatch):
 
 
 @needs_lmms_eval
-def test_lmms_eval_takes_what_we_register():
+def test_manifests_are_accepted_by_lmms_eval():
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
     registry = ModelRegistryV2()
@@ -294,7 +304,7 @@ def test_lmms_eval_takes_what_we_register():
 
 
 @needs_lmms_eval
-def test_right_answers_score_full_marks_in_lmms_eval(evaluate):
+def test_lmms_eval_oracle_has_full_marks(evaluate):
     class Oracle(LlavaST):
         def __init__(self):
             super(LlavaST, self).__init__()
@@ -308,12 +318,12 @@ def test_right_answers_score_full_marks_in_lmms_eval(evaluate):
     for task, figures in results.items():
         recalls = {figure: value for figure, value in figures.items() if "@" in figure and "_stderr" not in figure}
         assert set(recalls.values()) == {100.0} and len(recalls) == (6 if task.endswith("svg") else 9)
-        assert figures["msiou,none"] > 0.9 and figures["unparsable,none"] == figures["cut_off,none"] == 0
+        assert figures["m_siou,none"] > 0.9 and figures["unparsable,none"] == figures["cut_off,none"] == 0
         assert ("CIDEr,none" in figures) == (task.endswith("elc") and missing_caption_tools() is None)
 
 
 @needs_lmms_eval
-def test_the_model_runs_in_lmms_eval(evaluate, model, processor, tmp_path):
+def test_lmms_eval_runs_the_model(evaluate, model, processor, tmp_path):
     model.save_pretrained(tmp_path / "tiny")
     processor.save_pretrained(tmp_path / "tiny")
     tiny = LlavaST.create_from_arg_string(f"pretrained={tmp_path / 'tiny'}", {"batch_size": "2", "device": "cpu"})
@@ -326,7 +336,7 @@ def test_the_model_runs_in_lmms_eval(evaluate, model, processor, tmp_path):
 
 
 @needs_lmms_eval
-def test_what_the_model_does_not_do_is_said(model, processor, tmp_path):
+def test_llava_st_unsupported_requests_raise(model, processor, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="batch_size='auto'"):

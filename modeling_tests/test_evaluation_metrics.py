@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of grounding against their definitions, written out for one row at a time."""
+"""Grounding metrics against their definitions, written for one sample at a time."""
 
 import math
 
@@ -20,7 +20,7 @@ from llava_st_hf.evaluation.metrics import (
 )
 
 
-# Few whole numbers, so that boxes meet, touch and coincide; and any float at all.
+# Few integers, so that boxes overlap, touch and coincide; and any float.
 coordinates = st.integers(0, 6).map(float) | st.floats(0, 6) | st.just(math.nan)
 boxes = st.tuples(*[coordinates] * 4)
 spans = st.tuples(*[coordinates] * 2)
@@ -57,20 +57,20 @@ def literal_tubelet_ious(pred, truth) -> tuple[float, float]:
 
 
 @given(st.lists(st.tuples(boxes, boxes), max_size=8))
-def test_box_iou_is_as_defined(pairs):
+def test_box_iou_equals_definition(pairs):
     found = box_iou(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
     assert found.shape == (len(pairs),)
     assert found == pytest.approx([literal_iou(*pair) for pair in pairs], abs=1e-12)
 
 
 @given(st.lists(st.tuples(spans, spans), max_size=8))
-def test_temporal_iou_is_as_defined(pairs):
+def test_temporal_iou_equals_definition(pairs):
     found = temporal_iou(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
     assert found == pytest.approx([literal_iou(*pair) for pair in pairs], abs=1e-12)
 
 
 @given(st.lists(st.tuples(tubelets, tubelets), max_size=8))
-def test_tubelet_ious_are_as_defined(pairs):
+def test_spatial_iou_and_tubelet_iou_equal_definition(pairs):
     pred, truth = (Tubelets(pair[side] for pair in pairs) for side in (0, 1))
     expected = [literal_tubelet_ious(*pair) for pair in pairs]
     assert spatial_iou(pred, truth) == pytest.approx([siou for siou, _ in expected], abs=1e-12)
@@ -78,7 +78,7 @@ def test_tubelet_ious_are_as_defined(pairs):
 
 
 @given(wild, wild)
-def test_iou_of_any_floats_is_a_fraction_and_symmetric(pred, truth):
+def test_iou_any_floats_is_a_fraction_and_symmetric(pred, truth):
     found = box_iou([pred], [truth])
     assert 0 <= found[0] <= 1
     assert found == box_iou([truth], [pred])
@@ -86,36 +86,36 @@ def test_iou_of_any_floats_is_a_fraction_and_symmetric(pred, truth):
 
 
 @given(st.tuples(*[st.integers(0, 50)] * 4))
-def test_a_box_has_iou_1_with_itself_unless_it_is_empty(box):
+def test_box_iou_same_box_is_1_unless_empty(box):
     x1, y1, x2, y2 = box
     assert box_iou([box], [box])[0] == (1.0 if x2 > x1 and y2 > y1 else 0.0)
 
 
-def test_a_single_right_box_has_siou_1_and_a_small_viou():
+def test_spatial_iou_single_correct_box_is_1_and_viou_small():
     truth = dict.fromkeys(range(4), (0, 0, 10, 10))
     pred, truth = Tubelets([{2: (0, 0, 10, 10)}]), Tubelets([truth])
     assert spatial_iou(pred, truth)[0] == 1.0
     assert tubelet_iou(pred, truth)[0] == 0.25
 
 
-def test_tubelets_of_other_rows_do_not_meet():
+def test_tubelet_iou_does_not_compare_different_samples():
     pred = Tubelets([{0: (0, 0, 1, 1)}, None, {0: (0, 0, 1, 1)}])
     truth = Tubelets([{1: (0, 0, 1, 1)}, {0: (0, 0, 1, 1)}, {0: (0, 0, 1, 1)}])
     assert tubelet_iou(pred, truth).tolist() == [0.0, 0.0, 1.0]
 
 
-def test_tubelets_of_different_numbers_of_rows_are_refused():
-    with pytest.raises(ValueError, match="2 predicted tubelets and 1 true"):
+def test_tubelet_iou_different_numbers_of_samples_raises():
+    with pytest.raises(ValueError, match="got 2 and 1"):
         tubelet_iou(Tubelets([None, None]), Tubelets([None]))
 
 
-def test_a_box_without_four_corners_is_refused():
+def test_tubelets_box_without_four_numbers_raises():
     with pytest.raises(ValueError, match="x1, y1, x2, y2"):
         Tubelets([{0: (1, 2, 3)}])
 
 
 @given(st.lists(st.floats(0, 1), max_size=20), st.floats(0, 1))
-def test_recall_is_the_share_at_or_above_the_threshold(ious, threshold):
+def test_recall_at_is_the_share_at_or_above_the_threshold(ious, threshold):
     share = sum(iou >= threshold for iou in ious) / max(len(ious), 1)
     assert recall_at(np.array(ious), threshold) == pytest.approx(100 * share)
     assert mean_iou(np.array(ious)) == pytest.approx(sum(ious) / max(len(ious), 1))
@@ -123,13 +123,13 @@ def test_recall_is_the_share_at_or_above_the_threshold(ious, threshold):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 5))
-def test_an_interval_lies_within_the_values_and_comes_out_the_same_again(values, seed):
+def test_bootstrap_interval_is_within_the_values_and_repeatable(values, seed):
     low, high = bootstrap_interval(np.array(values), resamples=50, seed=seed)
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
     assert (low, high) == bootstrap_interval(np.array(values), resamples=50, seed=seed)
 
 
-def test_an_interval_is_as_wide_as_the_normal_one():
+def test_bootstrap_interval_is_as_wide_as_the_normal_one():
     values = np.random.default_rng(0).normal(3, 2, 4000)
     low, high = bootstrap_interval(values)
     error = values.std() / math.sqrt(len(values))
@@ -139,20 +139,20 @@ def test_an_interval_is_as_wide_as_the_normal_one():
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_figures_of_the_same_rows_are_drawn_together():
+def test_bootstrap_interval_metrics_of_the_same_samples_are_drawn_together():
     values = np.random.default_rng(0).random((50, 3))
     lows, highs = bootstrap_interval(values)
     for column in range(3):
         assert bootstrap_interval(values[:, column]) == pytest.approx((lows[column], highs[column]))
 
 
-def test_no_rows_have_an_interval_of_0():
+def test_bootstrap_interval_without_samples_is_0():
     low, high = bootstrap_interval(np.zeros((0, 2)))
     assert low.tolist() == high.tolist() == [0.0, 0.0]
     assert recall_at(np.zeros(0), 0.5) == 0.0
 
 
 @pytest.mark.parametrize("arguments", [{"confidence": 1.0}, {"confidence": 0.0}, {"resamples": 0}])
-def test_a_bootstrap_of_nothing_is_refused(arguments):
-    with pytest.raises(ValueError, match="bootstrap"):
+def test_bootstrap_interval_invalid_arguments_raise(arguments):
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1 and resamples at least 1"):
         bootstrap_interval(np.ones(3), **arguments)

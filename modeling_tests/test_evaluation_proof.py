@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark in small, from its published format to its scores: an oracle has them all, a shifted one what arithmetic says, a
-silent one nothing."""
+"""Every benchmark in small, from its published format to its scores: of an oracle, of a shifted oracle, and of empty answers."""
 
 import json
 from pathlib import Path
@@ -16,8 +15,8 @@ from modeling_tests.miniatures import MINIATURES, empty_oracle, media_of, oracle
 from modeling_tests.processors import model_for, tiny_processor
 
 
-MEANS = {"rec": ["miou"], "tvg": ["miou"], "svg": ["msiou", "mstiou"]}
-MEANS |= {task: ["mtiou", "msiou", "mstiou"] for task in ("stvg", "elc")}
+MEANS = {"rec": ["miou"], "tvg": ["miou"], "svg": ["m_siou", "m_viou"]}
+MEANS |= {task: ["m_tiou", "m_siou", "m_viou"] for task in ("stvg", "elc")}
 RECALLS = {"rec": ["R1@0.5"], "tvg": ["R1@0.5"], "stvg": ["tiou@0.5", "siou@0.5", "viou@0.5"]}
 RECALLS |= {"svg": ["siou@0.5", "viou@0.5"], "elc": ["tiou@0.5", "siou@0.5", "viou@0.5"]}
 
@@ -50,7 +49,7 @@ def answered(name: str, folder: Path, answer) -> list[Prediction]:
 
 @pytest.mark.parametrize("name", MINIATURES)
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_an_oracle_has_everything_but_what_rounding_costs(tmp_path, name):
+def test_oracle_scores_everything_except_quantization_error(tmp_path, name):
     predictions = answered(name, tmp_path, oracle)
     task = BENCHMARKS[name].task
     figures = score(task, predictions)
@@ -60,22 +59,22 @@ def test_an_oracle_has_everything_but_what_rounding_costs(tmp_path, name):
         assert 0.8 < figures[mean] <= 1  # objects of a few dozen pixels: half a bin is much of their edge
     assert figures["count"] == len(predictions) > 1
     assert figures["unparsable"] == figures["cut_off"] == figures["skipped"] == 0
-    released = score(task, predictions, "released")
+    original = score(task, predictions, "original")
     for recall in RECALLS[task]:
-        # The trap that an answer "Ends in <TEMP-k>" has no span for the released scorer.
-        assert released[recall] == (0 if task == "elc" and recall.startswith("tiou") else 100)
+        # An answer "Ends in <TEMP-k>" has no span for the original scorer.
+        assert original[recall] == (0 if task == "elc" and recall.startswith("tiou") else 100)
     if task == "elc" and missing_caption_tools() is None:
         assert figures["ROUGE_L"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["charades_sta", "refcoco_val", "st_align_stvg"])
 @pytest.mark.parametrize("bins", [3, 8])
-def test_a_shifted_oracle_scores_what_arithmetic_says(tmp_path, name, bins):
+def test_shifted_oracle_scores_the_computed_iou(tmp_path, name, bins):
     predictions = answered(name, tmp_path, lambda question: shifted_oracle(question, bins))
     task = BENCHMARKS[name].task
     by_hand = {"charades_sta": span_overlap, "refcoco_val": picture_overlap, "st_align_stvg": span_overlap}[name]
     expected = [by_hand(prediction, bins) for prediction in predictions]
-    key = {"charades_sta": "miou", "refcoco_val": "miou", "st_align_stvg": "mtiou"}[name]
+    key = {"charades_sta": "miou", "refcoco_val": "miou", "st_align_stvg": "m_tiou"}[name]
     rounding = 5e-4 if task == "rec" else 1e-6  # boxes of answers are kept to a hundredth of a pixel
     assert score(task, predictions)[key] == pytest.approx(sum(expected) / len(expected), abs=rounding)
     assert score(task, predictions)[key] < score(task, answered(name, tmp_path / "true", oracle))[key]
@@ -107,7 +106,7 @@ def picture_overlap(prediction: Prediction, bins: int) -> float:
 
 @pytest.mark.parametrize("name", MINIATURES)
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_a_silent_oracle_has_nothing_and_its_answers_are_counted(tmp_path, name):
+def test_empty_answers_score_zero_and_count_as_unparsable(tmp_path, name):
     predictions = answered(name, tmp_path, empty_oracle)
     task = BENCHMARKS[name].task
     figures = score(task, predictions)
@@ -127,19 +126,22 @@ def model_folder(tmp_path_factory):
     return folder
 
 
-def test_a_benchmark_is_run_scored_again_and_compared_by_command(tmp_path, model_folder, capsys):
+def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, capsys, monkeypatch):
+    shut_down = []
+    monkeypatch.setattr("llava_st_hf.evaluation.commands.shut_down_processes", lambda: shut_down.append(True))
     annotations, media = MINIATURES["st_align_stvg"](tmp_path)
     output = tmp_path / "output"
     command = ["eval", "--benchmark", "st_align_stvg", "--annotations", annotations, "--media", media, "--model", str(model_folder)]
     command += ["--output", str(output), "--max-new-tokens", "8", "--workers", "0", "--batch-size", "2"]
     assert llava_st(command) == 0
+    assert shut_down == [True]
     scores = json.loads(capsys.readouterr().out)
     assert scores == json.loads((output / "scores.json").read_text())
     assert scores["default"]["cut_off"] == scores["default"]["count"]  # a random model does not end within eight tokens
     assert llava_st(["score", str(output)]) == 0
     assert json.loads(capsys.readouterr().out) == scores["default"]
-    assert llava_st(["score", str(output), "--protocol", "released"]) == 0
-    assert json.loads(capsys.readouterr().out) == scores["released"]
+    assert llava_st(["score", str(output), "--protocol", "original"]) == 0
+    assert json.loads(capsys.readouterr().out) == scores["original"]
     assert llava_st(command) == 0  # nothing left to ask
     assert json.loads(capsys.readouterr().out) == scores
 
@@ -150,12 +152,12 @@ def test_a_benchmark_is_run_scored_again_and_compared_by_command(tmp_path, model
     assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["skipped"] == 1 and figures["cut_off"] == 0 and figures["count"] == len(answers)
-    assert figures["mtiou"] > 0
-    assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds", "--protocol", "released"]) == 1
-    assert "reads coordinate tokens alone" in capsys.readouterr().err
+    assert figures["m_tiou"] > 0
+    assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds", "--protocol", "original"]) == 1
+    assert "reads coordinate tokens only" in capsys.readouterr().err
 
 
-def test_boxes_in_pixels_of_what_a_peer_was_shown(tmp_path, capsys):
+def test_cli_score_boxes_in_pixels_of_seen_size(tmp_path, capsys):
     predictions = answered("refcoco_val", tmp_path, oracle)
     lines = []
     for prediction in predictions:
@@ -177,7 +179,7 @@ def test_boxes_in_pixels_of_what_a_peer_was_shown(tmp_path, capsys):
         assert "line 1 is no object with id and answer" in capsys.readouterr().err
 
 
-def test_commands_name_what_is_wrong_before_a_model_is_loaded(tmp_path, capsys):
+def test_cli_invalid_arguments_are_named_before_a_model_is_loaded(tmp_path, capsys):
     annotations, media = MINIATURES["charades_sta"](tmp_path)
     common = ["--media", media, "--model", "none", "--output", str(tmp_path / "out")]
     for command, message in (

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: their figures are those of `score`, samples are in order, words are escaped, and missing media are said to be missing."""
+"""Reports: metrics equal `score`, samples are in order, text is escaped, and missing files are reported."""
 
+import base64
+import errno
 import json
+import os
 import re
 import xml.etree.ElementTree
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from llava_st_hf.evaluation import predictions as predictions_module
 from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
 from llava_st_hf.evaluation.benchmarks import read_benchmark
-from llava_st_hf.evaluation.charts import Bar, bar_chart, histogram
+from llava_st_hf.evaluation.charts import bar_chart, histogram
 from llava_st_hf.evaluation.metrics import mean_iou
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.published import MODEL, PUBLISHED, SOURCE
 from llava_st_hf.evaluation.report import write_report
-from llava_st_hf.evaluation.report_page import Card, Heading, Page, Paragraph, Table, to_html, to_markdown
+from llava_st_hf.evaluation.report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from llava_st_hf.evaluation.report_rows import IOUS, read_samples
 from llava_st_hf.evaluation.report_samples import draw_sample, read_frames
 from llava_st_hf.evaluation.rows import GroundingResult, Prediction
@@ -30,18 +35,19 @@ from modeling_tests.miniatures import FPS, MINIATURES, media_of, shifted_oracle
 
 # Tasks without captions, which take Java and seconds.
 BENCHMARKS = {"rec": "refcoco_val", "tvg": "charades_sta", "stvg": "st_align_stvg", "svg": "st_align_svg"}
+ORIGINAL_NAMES = {"m_tiou": "mtiou", "m_siou": "msiou", "m_viou": "mstiou"}
 SCRIPT = "<script>alert('1')</script> | *a* & b"
 
 
 def predictions_for(name: str, folder: Path) -> list[Prediction]:
-    """Answers that are off by more and more; the last but two says nothing, the last but one was cut off, and the last was skipped."""
+    """Answers with increasing errors; number 6 is empty, number 7 was cut off, and number 8 was skipped."""
     questions = read_benchmark(name, *MINIATURES[name](folder))
     predictions = []
     for number in range(9):
         question = questions[number % len(questions)]
         media = replace(media_of(question), last_frame=39) if name == "charades_sta" else media_of(question)
         answer = shifted_oracle(question, 3 * number) if number < 6 else ""
-        said, notes = ANSWER_PARSERS["llava_st"](answer, ParseContext(question.task, media, question.given))
+        answered, notes = ANSWER_PARSERS["llava_st"](answer, ParseContext(question.task, media, question.given))
         predictions.append(
             Prediction(
                 f"sample{number}",
@@ -53,7 +59,7 @@ def predictions_for(name: str, folder: Path) -> list[Prediction]:
                 question.path,
                 media.to_dict(),
                 answer,
-                prediction=said,
+                prediction=answered,
                 notes=notes,
                 model="/home/somebody/checkpoints/tiny",
                 seed=0,
@@ -86,8 +92,12 @@ def runs(tmp_path_factory):
     return made
 
 
-def written(figure: str, value: float) -> str:
-    return f"{value:.1f}" if "@" in figure else f"{value:.3f}"
+def raise_no_space(*_) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def written(metric: str, value: float) -> str:
+    return f"{value:.1f}" if "@" in metric else f"{value:.3f}"
 
 
 def markdown_rows(markdown: str) -> dict[str, list[list[str]]]:
@@ -101,43 +111,43 @@ def markdown_rows(markdown: str) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_figures_are_those_of_score(runs, task):
+def test_report_metrics_equal_those_of_score(runs, task):
     _, predictions, page, markdown = runs[task]
-    default, released = score(task, predictions), score(task, predictions, "released")
+    default, original = score(task, predictions), score(task, predictions, "original")
     published, rows = PUBLISHED[BENCHMARKS[task]], markdown_rows(markdown)
     names = [name for name in default if f"{name}_low" in default]
     assert names
     for name in names:
         low, high = written(name, default[f"{name}_low"]), written(name, default[f"{name}_high"])
-        expected = [written(name, default[name]), f"{low} – {high}", written(name, released[name])]
+        expected = [written(name, default[name]), f"{low} – {high}", written(name, original[ORIGINAL_NAMES.get(name, name)])]
         expected.append(written(name, published[name]) if name in published else "–")
         assert rows[name][0][:4] == expected
         assert all(f">{cell}</td>" in page for cell in expected)
     assert rows["skipped"][0] == ["1 (11.1 %)"] and rows["cut off"][0] == ["1 (11.1 %)"]
-    assert rows["not readable in full"][0] == ["1 (11.1 %)"] and rows["read in full"][0] == ["6 (66.7 %)"]
+    assert rows["partly unreadable"][0] == ["1 (11.1 %)"] and rows["read completely"][0] == ["6 (66.7 %)"]
     for text in (page, markdown):
-        assert MODEL in text and SOURCE.split()[0] in text and "released protocol" in text and "2.14.0" in text and "77" in text
+        assert MODEL in text and SOURCE.split()[0] in text and "original protocol" in text and "2.14.0" in text and "77" in text
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_samples_have_the_ious_that_score_takes_the_mean_of(runs, task):
-    predictions, figures = runs[task][1], score(task, runs[task][1])
+def test_read_samples_mean_of_ious_equals_score(runs, task):
+    predictions, scores = runs[task][1], score(task, runs[task][1])
     samples = read_samples(task, predictions)
     assert {name: mean_iou(values) for name, values in samples.ious.items()} == pytest.approx(
-        {name: figures[figure] for name, figure in IOUS[task].items()}, abs=1e-12
+        {name: scores[metric] for name, metric in IOUS[task].items()}, abs=1e-12
     )
     assert samples.states == [None] * 6 + ["unparsable", "cut_off", "skipped"]
 
 
-def test_the_start_that_an_elc_question_gives_counts():
+def test_read_samples_elc_uses_the_start_of_the_prompt():
     truth = GroundingResult(span=(0.2, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
-    said = GroundingResult(span=(None, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
-    row = Prediction("one", "b", "elc", "?", truth, GroundingResult(span=(0.2, 0.2)), answer="", prediction=said)
+    answered = GroundingResult(span=(None, 0.6), tubelet={1: (0, 0, 1, 1)}, caption="it runs")
+    row = Prediction("one", "b", "elc", "?", truth, GroundingResult(span=(0.2, 0.2)), answer="", prediction=answered)
     assert {name: values.tolist() for name, values in read_samples("elc", [row]).ious.items()} == {"vIoU": [1], "sIoU": [1], "tIoU": [1]}
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_best_and_worst_samples_are_in_order(runs, task):
+def test_report_best_and_worst_samples_are_in_order(runs, task):
     _, predictions, page, markdown = runs[task]
     samples = read_samples(task, predictions)
     main = next(iter(samples.ious.values()))
@@ -149,7 +159,7 @@ def test_best_and_worst_samples_are_in_order(runs, task):
         assert re.findall(pattern, text) == [f"sample{place}" for place in (*best, *worst)]
 
 
-def test_few_samples_and_samples_with_nothing_right():
+def test_samples_few_or_all_wrong_are_not_best():
     truth, media = GroundingResult(span=(0.0, 0.5)), {"kind": "video", "width": 9, "height": 9}
     right = Prediction("a", "b", "tvg", "?", truth, media=media, answer="", prediction=truth)
     wrong = replace(right, prediction=GroundingResult(span=(0.8, 0.9)))
@@ -160,7 +170,7 @@ def test_few_samples_and_samples_with_nothing_right():
     assert (several.best(4), several.worst(4)) == ([], [2, 1, 0])  # what can be looked at comes first
 
 
-def test_conditions(runs):
+def test_report_conditions_equal_the_ground_truth(runs):
     _, predictions, page, markdown = runs["stvg"]
     conditions = read_samples("stvg", predictions).conditions
     first, media = predictions[0], predictions[0].medium()
@@ -170,7 +180,7 @@ def test_conditions(runs):
     assert conditions["clip length"][0] == pytest.approx((media.last_frame - media.first_frame) / FPS, abs=1e-3)
     assert conditions["span length"][0] == pytest.approx(100 * (first.truth.span[1] - first.truth.span[0]))
     assert np.isnan(conditions["clip length"][8]) and np.isnan(conditions["object size"][8])  # what was skipped has no known size
-    assert "the object size of 1 of 9 samples" in page
+    assert "1 of 9 samples with unknown object size" in page
     bins = [row for rows in markdown_rows(markdown).values() for row in rows if len(row) == 5 and row[0].isdigit()]
     assert sum(int(row[0]) for row in bins) == 8 + 8 + 9  # each sample is in one bin per condition
     # Of "svg" the question gives the span.
@@ -178,9 +188,9 @@ def test_conditions(runs):
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_words_are_escaped_and_paths_are_left_out(runs, task):
+def test_report_hostile_text_is_escaped_and_paths_are_removed(runs, task):
     folder, predictions, page, markdown = runs[task]
-    assert "<script" not in page and "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; | *a* &amp; b" in page
+    assert "<script" not in page and "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt; | *a* &amp; b" in page
     assert "<script" not in markdown and r"&lt;script&gt;alert('1')&lt;/script&gt; \| \*a\* &amp; b" in markdown
     for text in (page, markdown):
         assert "/home/somebody" not in text and "tiny" in text
@@ -189,7 +199,7 @@ def test_words_are_escaped_and_paths_are_left_out(runs, task):
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_pages_have_all_their_pictures(runs, task):
+def test_report_contains_all_its_pictures(runs, task):
     folder, _, page, markdown = runs[task]
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
     shown = re.findall(r"\]\((report_files/[^)]+)\)", markdown)
@@ -198,28 +208,64 @@ def test_pages_have_all_their_pictures(runs, task):
         if path.endswith(".jpg"):
             assert Image.open(folder / path).width > 200
         else:
-            assert (folder / path).read_text() in page
-    assert page.count("<img") == len([path for path in shown if path.endswith(".jpg")]) >= 6
+            assert xml.etree.ElementTree.parse(folder / path).getroot().tag.endswith("}svg")
+        assert base64.b64encode((folder / path).read_bytes()).decode() in page
+    assert page.count("<img") == len(shown) >= 7
     if task in ("stvg", "svg", "rec"):
-        assert page.count("Truth is blue") == 1
+        assert page.count("Ground truth is blue") == 1
 
 
-def test_without_media_the_page_says_so(runs, tmp_path):
+def test_report_without_media_gives_the_reason(runs, tmp_path):
     predictions = [replace(row, path=str(tmp_path / "gone" / "clip.mp4")) for row in runs["stvg"][1]]
     page = write_report(write_run(tmp_path / "run", predictions)).read_text()
-    assert "<img" not in page and str(tmp_path) not in page
+    assert "data:image/jpeg" not in page and str(tmp_path) not in page
     assert page.count("<dt>not drawn</dt><dd>no such file: ") == page.count("<h4>") == 8
-    assert "<svg" in page
+    assert "data:image/svg+xml" in page
 
 
-def test_another_video_under_the_same_name(runs, tmp_path):
+def test_draw_sample_shorter_video_of_the_same_name_raises(runs, tmp_path):
     short = write_video(tmp_path / "clip.mp4", moving_frames(5, 48, 64))
     with pytest.raises(ValueError, match=r"no frame .* which has 5"):
         draw_sample(replace(runs["stvg"][1][0], path=str(short)))
     assert [frame.shape for frame in read_frames(str(short), [0, 4])] == [(48, 64, 3)] * 2
 
 
-def test_several_runs_on_one_page(runs, tmp_path):
+def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, ...]:
+    return image.convert("RGB").getpixel((round(x), round(y)))
+
+
+def is_near(colour: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Up to the loss of JPEG."""
+    return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 60
+
+
+def test_draw_sample_image_box_is_scaled_with_the_image(tmp_path):
+    Image.new("RGB", (140, 105)).save(tmp_path / "black.png")
+    truth, media = GroundingResult(box=(35.0, 35.0, 105.0, 70.0)), {"kind": "image", "width": 140, "height": 105}
+    row = Prediction("a", "b", "rec", "?", truth, path=str(tmp_path / "black.png"), media=media, answer="")
+    drawn = Image.open(BytesIO(draw_sample(row)))
+    assert drawn.size == (560, 420)  # 4 times as large
+    for x, y in ((141, 200), (419, 200), (280, 279)):
+        assert is_near(colour_at(drawn, x, y), TRUTH_COLOUR)
+    assert is_near(colour_at(drawn, 35, 50), (0, 0, 0)) and is_near(colour_at(drawn, 280, 200), (0, 0, 0))
+
+
+def test_draw_sample_time_marks_count_from_the_first_frame_of_the_clip(tmp_path):
+    """Frames 20 and 39 of a clip from frame 20 to 39 are marked at the ends of the timeline."""
+    video = write_video(tmp_path / "clip.mp4", moving_frames(40, 48, 64))
+    truth = GroundingResult(span=(0.0, 1.0), tubelet={20: (1, 1, 9, 9), 39: (1, 1, 9, 9)})
+    media = {"kind": "video", "width": 64, "height": 48, "fps": 10.0, "first_frame": 20, "last_frame": 39}
+    row = Prediction("a", "b", "stvg", "?", truth, path=str(video), media=media, answer="")
+    drawn = np.array(Image.open(BytesIO(draw_sample(row))).convert("RGB")).astype(int)
+    line = drawn[-4]  # below the spans, where only the marks are drawn
+    marks = np.flatnonzero(line.max(axis=1) < 120)
+    rail = np.flatnonzero(abs(drawn[-10] - 225).max(axis=1) < 12)  # the empty track of the answer, and edges of its label
+    rail = rail[rail > 80]
+    assert len(marks) and abs(marks.min() - rail.min()) <= 3 and abs(marks.max() - rail.max()) <= 3
+    assert not [x for x in marks if rail.min() + 4 < x < rail.max() - 4]
+
+
+def test_report_several_runs_are_on_one_page(runs, tmp_path):
     for task in ("rec", "svg"):
         write_run(tmp_path / task, runs[task][1])
     (tmp_path / "other").mkdir()
@@ -233,31 +279,31 @@ def test_several_runs_on_one_page(runs, tmp_path):
     assert write_report(tmp_path).read_text() == again
 
 
-def test_all_samples_skipped(runs, tmp_path):
+def test_report_all_samples_skipped(runs, tmp_path):
     predictions = [replace(runs["tvg"][1][8], id=str(number)) for number in range(12)]
     write_report(write_run(tmp_path / "run", predictions))
     markdown = (tmp_path / "run" / "report.md").read_text()
     assert markdown_rows(markdown)["miou"][0] == ["0.000", "0.000 – 0.000", "0.424"]
     assert (
-        "which has no figures here" in markdown
+        "which cannot be applied to these predictions" in markdown
         and "12 of 9 questions" in markdown
         and "and 2 more" in markdown
-        and "no answer has anything right" in markdown
+        and "No answer has an IoU above 0" in markdown
     )
 
 
-def test_answers_of_peers_have_no_figures_of_the_released_protocol(runs, tmp_path):
+def test_report_answers_of_other_models_have_no_original_protocol(runs, tmp_path):
     predictions = [replace(row, reader="qwen3_vl") for row in runs["stvg"][1]]
     write_report(write_run(tmp_path / "run", predictions))
     markdown = (tmp_path / "run" / "report.md").read_text()
-    rows, figures = markdown_rows(markdown), score("stvg", predictions)
-    low, high = written("mtiou", figures["mtiou_low"]), written("mtiou", figures["mtiou_high"])
-    assert rows["mtiou"][0][:3] == [written("mtiou", figures["mtiou"]), f"{low} – {high}", "0.438"]
-    assert rows["answers read as"] == [["qwen3_vl"]]
-    assert "which has no figures here" in markdown
+    rows, scores = markdown_rows(markdown), score("stvg", predictions)
+    low, high = written("m_tiou", scores["m_tiou_low"]), written("m_tiou", scores["m_tiou_high"])
+    assert rows["m_tiou"][0][:3] == [written("m_tiou", scores["m_tiou"]), f"{low} – {high}", "0.438"]
+    assert rows["answer format"] == [["qwen3_vl"]]
+    assert "which cannot be applied to these predictions" in markdown
 
 
-def test_only_pictures_of_the_older_report_are_removed(runs, tmp_path):
+def test_report_removes_only_pictures_of_the_older_report(runs, tmp_path):
     folder = write_run(tmp_path / "run", runs["rec"][1])
     write_report(folder)
     files = folder / "report_files"
@@ -270,19 +316,43 @@ def test_only_pictures_of_the_older_report_are_removed(runs, tmp_path):
     assert {path.name for path in files.iterdir()} == {"mine.jpg", *shown} < older
 
 
+def test_report_folder_of_version_0_1_is_scored_again(runs, tmp_path):
+    folder = write_run(tmp_path / "run", runs["stvg"][1])
+    (folder / "scores.json").write_text(json.dumps({"default": {"mtiou": 0.1, "msiou": 0.1, "mstiou": 0.1}}))
+    write_report(folder)
+    rows = markdown_rows((folder / "report.md").read_text())
+    assert rows["m_viou"][0][0] == written("m_viou", score("stvg", runs["stvg"][1])["m_viou"]) and "mstiou" not in rows
+
+
+def test_report_lone_surrogates_are_written_as_escapes(runs, tmp_path):
+    predictions = [replace(row, answer="a\ud83db", id=f"{row.id}\udc00") for row in runs["tvg"][1]]
+    folder = write_run(tmp_path / "run", predictions)
+    write_report(folder)
+    for name in ("report.html", "report.md"):
+        assert "sample0" in (text := (folder / name).read_text()) and "udc00" in text
+
+
+def test_report_full_disk_names_the_file(runs, tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", runs["rec"][1])
+    monkeypatch.setattr(predictions_module.os, "fsync", raise_no_space)
+    with pytest.raises(OSError, match=r"No space left on device: .*report_files.*svg"):
+        write_report(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.jsonl", "report_files", "settings.json"]
+
+
 @pytest.mark.parametrize("task", ["tr", "reg"])
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_reports_on_captions_have_no_empty_columns_and_nothing_to_draw(tmp_path, task):
+def test_report_captions_have_no_empty_columns_and_no_charts(tmp_path, task):
     row = Prediction(
         "one", "mine", task, "What?", GroundingResult(caption="a cat"), answer="a cat", prediction=GroundingResult(caption="a cat")
     )
     page = write_report(write_run(tmp_path / "run", [row])).read_text()
-    assert "released protocol</th>" not in page and "published: " not in page and "<svg" not in page
-    assert "no means, and have no intervals" in page and "there is no IoU to draw" in page
+    assert "original protocol</th>" not in page and "published: " not in page and "<img" not in page
+    assert "they are not means, and have no intervals" in page and "there is no IoU to plot" in page
 
 
-def test_folders_without_predictions(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no predictions\.jsonl"):
+def test_report_folder_without_predictions_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"contains predictions\.jsonl"):
         write_report(tmp_path)
     (tmp_path / "predictions.jsonl").touch()
     with pytest.raises(ValueError, match="is empty"):
@@ -292,34 +362,34 @@ def test_folders_without_predictions(tmp_path):
 # Pages, charts, drawings
 
 
-def test_every_text_of_a_page_is_escaped():
+def test_page_every_text_is_escaped():
     bad = "<b>|`x`"
     card = Card(bad, [(bad, bad)])
-    page = Page(bad, [Heading(2, bad), Paragraph(bad), Table([bad, "n"], [[bad, "1"]], marked=[1]), card])
-    assert "<b>" not in to_html(page) and to_html(page).count("&lt;b&gt;") == 9
-    assert "<b>" not in to_markdown(page, "files") and to_markdown(page, "files").count(r"&lt;b&gt;\|\`x\`") == 8
+    pictures = Pictures([Picture("a.svg", b"", bad)])
+    page = Page(bad, [Heading(2, bad), Paragraph(bad), Table([bad, "n"], [[bad, "1"]], marked=[1]), card, pictures])
+    assert "<b>" not in to_html(page) and to_html(page).count("&lt;b&gt;|`x`") == 10
+    assert "<b>" not in to_markdown(page, "files") and to_markdown(page, "files").count(r"&lt;b&gt;\|\`x\`") == 9
 
 
-def chart_texts(svg: str) -> list[str]:
+def chart_texts(svg: bytes) -> list[str]:
     return [element.text or "" for element in xml.etree.ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
 
 
-def test_charts_are_well_formed_and_tell_their_numbers():
-    texts = chart_texts(histogram(np.array([0.0, 0.0, 0.4, 1.0]), "<title>", "tIoU"))
-    assert "<title>" in texts and "tIoU; the line is the mean of 4; 2 are 0" in texts
-    hints = re.findall("<title>(.*?)</title></rect>", histogram(np.array([0.0, 0.0, 0.4, 1.0]), "t", "tIoU"))
-    assert len(hints) == 20 and hints[0].endswith(": 2") and hints[8].endswith(": 1") and hints[19].endswith(": 1")
-    assert {"0", "5", "10", "15", "20", "25"} <= set(chart_texts(histogram(np.zeros(24), "t", "a")))
-    for count in (1, 3, 7, 99, 100, 101, 12345):
-        ticks = [int(text) for text in chart_texts(histogram(np.zeros(count), "t", "a")) if text.isdigit()]
-        assert max(ticks) >= count  # no bar goes beyond the chart
-    assert chart_texts(histogram(np.zeros(0), "t", "a"))
-    texts = chart_texts(bar_chart([Bar("1 – 2\nn = 3", 0.5, 0.4, 0.6)], "t", "a & b"))
-    assert {"1 – 2", "n = 3", "a & b"} <= set(texts)
-    assert chart_texts(bar_chart([], "t", "a"))
+def test_histogram_shows_title_counts_and_mean():
+    texts = chart_texts(histogram(np.array([0.0] * 7 + [0.4] * 3), "<title> $x$", "tIoU"))
+    assert {"<title> $x$", "tIoU; line: mean of 10 samples; 7 are 0", "7", "3"} < set(texts)
+    assert "12345" in chart_texts(histogram(np.zeros(12345), "t", "a"))
+    assert "line: mean of 0 samples" in " ".join(chart_texts(histogram(np.zeros(0), "t", "a")))
 
 
-def test_boxes_are_drawn_where_they_are():
+def test_bar_chart_shows_labels_and_means():
+    arguments = (["1 – 2\nn = 3", "3"], np.array([0.5, 0.25]), np.array([0.4, 0.2]), np.array([0.6, 0.3]), "t", "a & b")
+    chart = bar_chart(*arguments)
+    assert {"1 – 2", "n = 3", "a & b", "0.500", "0.250"} < set(chart_texts(chart))
+    assert chart == bar_chart(*arguments)
+
+
+def test_draw_boxes_draws_the_given_corners():
     black = np.zeros((100, 120, 3), dtype=np.uint8)
     drawn = np.array(draw_boxes(black, [((20, 30, 80, 90), TRUTH_COLOUR, None), ((100, 60, 50, 10), ANSWER_COLOUR, None)], line_width=1))
     assert not black.any()
@@ -335,7 +405,7 @@ def test_boxes_are_drawn_where_they_are():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_odd_pictures_and_odd_boxes_are_drawn(mode):
+def test_draw_boxes_odd_images_and_boxes_do_not_raise(mode):
     nan, infinite = float("nan"), float("inf")
     odd = [(-1e9, -5, 1e9, 7), (3, 3, 3, 3), (nan, 0, 1, 1), (0, 0, infinite, 1), (500, 500, 600, 600)]
     drawn = draw_boxes(Image.new(mode, (30, 20)), [(box, TRUTH_COLOUR, "a label wider than the picture") for box in odd])
@@ -343,7 +413,7 @@ def test_odd_pictures_and_odd_boxes_are_drawn(mode):
     assert draw_boxes(Image.new(mode, (1, 1)), [((0, 0, 1, 1), TRUTH_COLOUR, "x")]).size == (1, 1)
 
 
-def test_timelines():
+def test_draw_timeline_span_and_empty_track():
     line = np.array(draw_timeline(300, [((0.5, 1.0), TRUTH_COLOUR, "truth"), (None, ANSWER_COLOUR, "answer")], marks=[0.5]))
     columns = np.flatnonzero((line == TRUTH_COLOUR).all(axis=2).any(axis=0))
     assert 290 <= columns.max() < 300 and 140 < columns.min() < 200
@@ -351,7 +421,7 @@ def test_timelines():
     assert draw_timeline(300, [((float("nan"), 1.0), TRUTH_COLOUR, "x"), ((0.9, -3.0), TRUTH_COLOUR, "y")]).width == 300
 
 
-def test_pictures_are_put_together():
+def test_side_by_side_one_above_another_and_add_caption_sizes():
     small, large = Image.new("RGB", (10, 20), (255, 0, 0)), Image.new("RGB", (30, 40), (0, 0, 255))
     assert side_by_side([small, large], gap=5).size == (45, 40)
     assert one_above_another([small, large], gap=5).size == (30, 65)

@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a benchmark's questions: batches, broken media, runs that were killed, several processes."""
+"""Running a benchmark: batches, unreadable files, killed and resumed runs, several processes, locks."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llava_st_hf.cli import main
+from llava_st_hf.evaluation import predictions as predictions_module
 from llava_st_hf.evaluation.commands import read_own_answer
 from llava_st_hf.evaluation.predictions import append_predictions, drop_broken_end, read_predictions
 from llava_st_hf.evaluation.report_samples import draw_sample
 from llava_st_hf.evaluation.rows import GroundingResult, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
+from llava_st_hf.locking import locked_folder
 from llava_st_hf.model import image_processing_llava_st, video_processing_llava_st
 from modeling_tests.corpora import write_media
 from modeling_tests.media import write_cut
@@ -45,11 +52,13 @@ def read_answer(answer, question, media, processor):
     return GroundingResult(caption=answer[:8]), [f"{media.kind} of {media.width}"]
 
 
-def run(folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, **options) -> list[Prediction]:
+def run(
+    folder: Path, media: dict, questions=None, reader=read_answer, batch_size: int = 2, reading=None, num_workers: int = 0, **options
+) -> list[Prediction]:
     processor = tiny_processor()
     settings = EvaluationSettings("made", "tiny", batch_size=batch_size, max_new_tokens=6, **(reading or {}))
     questions = questions_about(media) if questions is None else questions
-    return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=0, **options)
+    return run_benchmark(questions, model_for(processor), processor, folder, settings, reader, num_workers=num_workers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +67,11 @@ def media(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, media):
-    return run(tmp_path_factory.mktemp("undisturbed"), media)
+def uninterrupted(tmp_path_factory, media):
+    return run(tmp_path_factory.mktemp("uninterrupted"), media)
 
 
-def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path, media):
+def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
     predictions = run(tmp_path, media)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [Prediction.from_dict(line) for line in lines] == predictions
@@ -76,13 +85,13 @@ def test_every_question_has_a_line_with_all_it_takes_to_score_it_again(tmp_path,
         medium = prediction.medium()
         assert (medium.width, medium.height) == (64, 48)
     assert (predictions[2].media["first_frame"], predictions[2].media["last_frame"]) == (5, 15)
-    assert sorted(os.listdir(tmp_path)) == ["predictions.jsonl", "settings.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "predictions.jsonl", "settings.json"]
 
 
-def test_answers_are_those_of_generate(undisturbed, media):
+def test_run_benchmark_answers_equal_generate(uninterrupted, media):
     processor = tiny_processor()
     model = model_for(processor)
-    for prediction, question in zip(undisturbed, questions_about(media), strict=True):
+    for prediction, question in zip(uninterrupted, questions_about(media), strict=True):
         medium = {"type": question.kind, "path": question.path, **({"clip": list(question.clip)} if question.clip else {})}
         messages = [{"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}]
         inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
@@ -91,7 +100,7 @@ def test_answers_are_those_of_generate(undisturbed, media):
 
 
 @pytest.mark.parametrize("moment", [0, 3, 5])
-def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, media, undisturbed, moment):
+def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, uninterrupted, moment):
     seen = []
 
     def interrupted(answer, question, *rest):
@@ -108,55 +117,158 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, med
         again.append(question.id)
         return read_answer(answer, question, *rest)
 
-    assert run(tmp_path, media, reader=counted) == undisturbed
+    assert run(tmp_path, media, reader=counted) == uninterrupted
     assert len(again) == 7 - moment // 2 * 2  # whole batches are kept
-    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == undisturbed  # nothing left to do
+    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == uninterrupted  # nothing left to answer
 
 
-def test_half_a_line_of_a_killed_writer_is_dropped(tmp_path, media, undisturbed):
+def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, uninterrupted):
     run(tmp_path, media)
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").unlink()
     (tmp_path / "part-000.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted
 
 
-def test_a_run_killed_for_real_loses_and_repeats_nothing(tmp_path, media, undisturbed):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_run_benchmark_after_sigkill_resumes(tmp_path, media, uninterrupted, num_workers):
     program = (
         "import os, signal, sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
         "def killer(answer, question, *rest):\n"
         "    if question.id == '5': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return t.read_answer(answer, question, *rest)\n"
-        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer)"
+        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer, num_workers={num_workers})"
     )
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, capture_output=True)
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL and len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted  # at once, even if a worker of the killed process is still alive
 
 
-def test_two_processes_answer_as_one(tmp_path, media, undisturbed):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
-        f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})\n"
-        "from llava_st_hf.evaluation.runner import this_process; assert this_process().num_processes == 2"
-    )
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    environment |= {"ACCELERATE_USE_CPU": "true"}
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+def launch(program: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a program in two processes on CPU."""
+    path = folder / "program.py"
+    path.write_text(f"import sys\nfrom pathlib import Path\nfrom modeling_tests import test_evaluation_runner as t\n{program}\n")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, uninterrupted):
+    # The second process reads the folder of predictions late, when the first could already have answered its share.
+    program = f"""
+import time
+from llava_st_hf.evaluation import runner
+from llava_st_hf.distributed import shut_down_processes
+state = runner.this_process()
+assert state.num_processes == 2
+files = runner._files
+def late(folder):
+    if state.process_index == 1 and not list(folder.glob("part-001*")):
+        time.sleep(3)
+    return files(folder)
+runner._files = late
+answered = []
+def counting(answer, question, *rest):
+    answered.append(question.id)
+    return t.read_answer(answer, question, *rest)
+t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=counting)
+Path({str(tmp_path)!r}, f"answered{{state.process_index}}").write_text(" ".join(answered))
+shut_down_processes()
+import torch.distributed
+assert not torch.distributed.is_initialized()
+"""
+    finished = launch(program, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == undisturbed
-    assert sorted(os.listdir(tmp_path / "run")) == ["predictions.jsonl", "settings.json"]
+    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == uninterrupted
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "predictions.jsonl", "settings.json"]
+    shares = [(tmp_path / f"answered{number}").read_text().split() for number in (0, 1)]
+    assert sorted([*shares[0], *shares[1]]) == [str(number) for number in range(7)]
+    assert sorted(map(len, shares)) == [3, 4]
+
+
+def test_run_benchmark_failing_process_ends_all_processes(tmp_path, media):
+    program = f"""
+from llava_st_hf.evaluation import runner
+def failing(answer, question, *rest):
+    if runner.this_process().process_index == 1:
+        raise RuntimeError("deliberate")
+    return t.read_answer(answer, question, *rest)
+t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=failing)
+"""
+    finished = launch(program, tmp_path)  # within its time limit
+    assert finished.returncode != 0 and "deliberate" in finished.stderr
+
+
+def test_run_benchmark_folder_in_use_raises_and_keeps_its_answers(tmp_path, media, uninterrupted):
+    refused = []
+
+    def second_run(answer, question, *rest):
+        if question.id == "4":
+            with pytest.raises(ValueError, match=rf"{tmp_path} is in use by process {os.getpid()} on host"):
+                run(tmp_path, media)
+            refused.append(question.id)
+        return read_answer(answer, question, *rest)
+
+    assert run(tmp_path, media, reader=second_run) == uninterrupted
+    assert refused == ["4"]
+
+
+def test_run_benchmark_two_processes_folder_in_use_ends_both(tmp_path, media):
+    with locked_folder(tmp_path / "run"):
+        finished = launch(f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})", tmp_path)
+    assert finished.returncode != 0 and f"is in use by process {os.getpid()}" in finished.stderr
+
+
+def test_run_benchmark_model_and_processor_of_different_checkpoints_raises(tmp_path, media):
+    model, settings = model_for(tiny_processor(num_temporal_bins=50)), EvaluationSettings("made", "tiny")
+    with pytest.raises(ValueError, match="do not belong together"):
+        run_benchmark(questions_about(media), model, tiny_processor(), tmp_path, settings, read_answer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("written", ["settings.json", "predictions.jsonl", "part-000.jsonl"])
+def test_run_benchmark_full_disk_names_the_file_and_resumes(tmp_path, media, uninterrupted, monkeypatch, written):
+    """The disk is full when this file is written."""
+
+    def full(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removeprefix(".") == written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions_module.os, "fsync", full)
+        with pytest.raises(OSError, match=rf"No space left on device: .*{written}"):
+            run(tmp_path, media)
+        assert not (tmp_path / "predictions.jsonl").exists()
+        assert (tmp_path / "settings.json").exists() == (written != "settings.json")
+    assert run(tmp_path, media) == uninterrupted
+
+
+def test_append_predictions_full_device_names_the_file():
+    row = Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        append_predictions("/dev/full", [row])
+
+
+@settings(max_examples=50, deadline=None)
+@given(answer=st.text(st.characters(codec=None), max_size=40).filter(lambda text: not re.search("[\ud800-\udbff][\udc00-\udfff]", text)))
+def test_append_predictions_any_answer_is_read_back_equal(answer):
+    """Lone surrogates too; a pair of surrogates is one character in JSON."""
+    row = Prediction("1\udc80", "made", "tr", "?", GroundingResult(caption="é"), answer=answer, prediction=GroundingResult(caption=answer))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "predictions.jsonl")
+        append_predictions(path, [row, row])
+        assert list(read_predictions(path)) == [row, row]
+        assert "é" in path.read_text(encoding="utf-8")  # strict UTF-8
 
 
 def run_counting(monkeypatch, folder: Path, questions: list[Question], **options) -> tuple[list[str], list[Prediction]]:
-    """The names of the files in the order in which they were read, beside what came of it."""
+    """Returns the names of the files in the order in which they were read, and the predictions."""
     opened: list[str] = []
 
     def counting(read):
         def counted(source, *rest, **named):
-            if isinstance(source, str):  # and no picture that was read before
+            if isinstance(source, str):  # not an image that is already decoded
                 opened.append(Path(source).name)
             return read(source, *rest, **named)
 
@@ -170,7 +282,7 @@ def run_counting(monkeypatch, folder: Path, questions: list[Question], **options
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, media):
-    """Nine questions in turn about two videos and a picture; and what is answered to each alone."""
+    """Nine questions about two videos and an image in turn, and the predictions of each question alone."""
     folder = tmp_path_factory.mktemp("shared")
     media = {name: shutil.copy(media["image" if name.endswith("png") else "video"], folder / name) for name in ("a.mp4", "b.mp4", "c.png")}
     questions = []
@@ -184,14 +296,14 @@ def shared(tmp_path_factory, media):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
-def test_a_medium_is_read_once_for_all_questions_about_it(tmp_path, monkeypatch, shared, batch_size):
+def test_run_benchmark_reads_each_file_once(tmp_path, monkeypatch, shared, batch_size):
     questions, alone = shared
     opened, predictions = run_counting(monkeypatch, tmp_path, questions, batch_size=batch_size)
     assert opened == ["a.mp4", "b.mp4", "c.png"]
     assert predictions == alone
 
 
-def test_clips_of_a_file_are_media_of_their_own(tmp_path, monkeypatch, shared):
+def test_run_benchmark_reads_each_clip_of_a_file(tmp_path, monkeypatch, shared):
     first, *_ = shared[0]
     questions = [replace(first, id=str(number), prompt="When?", clip=(5 * (number % 2), 15)) for number in range(4)]
     opened, predictions = run_counting(monkeypatch, tmp_path, questions)
@@ -199,7 +311,7 @@ def test_clips_of_a_file_are_media_of_their_own(tmp_path, monkeypatch, shared):
     assert [prediction.media["first_frame"] for prediction in predictions] == [0, 5, 0, 5]
 
 
-def test_a_resumed_run_reads_only_what_it_still_asks_about(tmp_path, monkeypatch, shared):
+def test_run_benchmark_resumed_reads_only_remaining_files(tmp_path, monkeypatch, shared):
     questions, alone = shared
 
     def interrupted(answer, question, *rest):
@@ -216,7 +328,7 @@ def test_a_resumed_run_reads_only_what_it_still_asks_about(tmp_path, monkeypatch
     assert opened == [] and predictions == alone
 
 
-def test_one_impossible_question_about_a_medium_stands_in_no_others_way(tmp_path, shared):
+def test_run_benchmark_invalid_question_is_skipped_alone(tmp_path, shared):
     questions, alone = shared
     impossible = replace(questions[3], prompt="What happens at <t99s>?")
     predictions = run(tmp_path, {}, [*questions[:3], impossible, *questions[4:]])
@@ -224,7 +336,7 @@ def test_one_impossible_question_about_a_medium_stands_in_no_others_way(tmp_path
     assert [p for p in predictions if p.id != "3"] == [p for p in alone if p.id != "3"]
 
 
-def test_the_command_line_on_two_processes(tmp_path):
+def test_cli_eval_two_processes_equal_one(tmp_path):
     annotations, folder = MINIATURES["charades_sta"](tmp_path / "benchmark")
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
@@ -237,24 +349,24 @@ def test_the_command_line_on_two_processes(tmp_path):
         [*launch, "-m", "llava_st_hf.cli", *ask, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert sorted(os.listdir(tmp_path / "two")) == ["predictions.jsonl", "scores.json", "settings.json"]
+    assert sorted(os.listdir(tmp_path / "two")) == [".lock", "predictions.jsonl", "scores.json", "settings.json"]
     assert main([*ask, str(tmp_path / "one")]) == 0
     for name in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
-    assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # by one of the two
+    assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # printed by one process only
 
 
-def test_a_broken_medium_is_told_of_and_stands_in_no_others_way(tmp_path, media, undisturbed):
+def test_run_benchmark_unreadable_file_is_skipped_alone(tmp_path, media, uninterrupted):
     questions = questions_about(media)
     broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", GroundingResult(span=(0, 1)))
     predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
     assert "gone.mp4" in predictions[2].skipped and predictions[2].answer is None and predictions[2].media is None
-    assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in undisturbed if p.id != "2"]
+    assert [p.answer for p in predictions if p.id != "2"] == [p.answer for p in uninterrupted if p.id != "2"]
     alone = run(tmp_path / "alone", media, [broken])
     assert alone[0].skipped and len(alone) == 1
 
 
-def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
+def test_run_benchmark_folder_of_another_run_raises(tmp_path, media):
     run(tmp_path, media)
     with pytest.raises(ValueError, match="batch_size was 2 and is 3"):
         run(tmp_path, media, batch_size=3)
@@ -268,26 +380,26 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path, media):
         run(tmp_path, media, others)
 
 
-def test_settings_files_from_before_ways_to_read_are_gone_on_from(tmp_path, media, undisturbed):
+def test_run_benchmark_older_settings_file_resumes(tmp_path, media, uninterrupted):
     run(tmp_path, media)
     path = tmp_path / "settings.json"
     settings = json.loads(path.read_text())
     del settings["video_backend"], settings["allow_truncated"]
     path.write_text(json.dumps(settings))
     (tmp_path / "predictions.jsonl").write_text((tmp_path / "predictions.jsonl").read_text().partition("\n")[0] + "\n")
-    assert run(tmp_path, media) == undisturbed
+    assert run(tmp_path, media) == uninterrupted
     with pytest.raises(ValueError, match="allow_truncated was False and is True"):
         run(tmp_path, media, reading={"allow_truncated": True})
 
 
-def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
+def test_run_benchmark_truncated_file_is_skipped_or_noted(tmp_path, media):
     cut = Question("0", "tvg", str(write_cut(tmp_path / "cut.mkv")), "video", "When?", GroundingResult(span=(0.1, 0.5)))
     whole = replace(cut, id="1", path=media["video"])
     skipped, _ = run(tmp_path / "refused", media, [cut, whole], reader=read_own_answer)
     assert "cut short" in skipped.skipped
     noted, plain = run(tmp_path / "read", media, [cut, whole], reader=read_own_answer, reading={"allow_truncated": True})
     assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
-    # Whoever reads the answers again, in whatever format, is told as well; and the report shows the part that is there.
+    # The note is kept when the answers are parsed again, and the report draws the readable part.
     path = str(tmp_path / "read/predictions.jsonl")
     assert main(["score", path, "--reader", "seconds", "--output", str(tmp_path / "again")]) == 0
     assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
@@ -296,12 +408,12 @@ def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
         draw_sample(replace(plain, path=cut.path))
 
 
-def test_an_unknown_backend_is_refused_before_anything_is_read():
+def test_evaluation_settings_unknown_backend_raises():
     with pytest.raises(ValueError, match="video_backend must be one of"):
         EvaluationSettings("made", "tiny", video_backend="opencv")
 
 
-def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
+def test_run_benchmark_progress_bar_shows_the_overlap(tmp_path, media, capsys):
     def halves(answer, question, media, processor):  # half of each span, and no box
         return GroundingResult(span=(0.1, 0.3)), []
 
@@ -310,32 +422,32 @@ def test_the_progress_bar_tells_the_overlap_so_far(tmp_path, media, capsys):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_new_tokens"])
-def test_settings_that_answer_nothing_are_refused(name):
+def test_evaluation_settings_below_1_raise(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         EvaluationSettings("made", "tiny", **{name: 0})
 
 
-def test_a_line_that_is_no_prediction_is_named(tmp_path):
+def test_read_predictions_invalid_line_is_named(tmp_path):
     path = tmp_path / "predictions.jsonl"
     append_predictions(path, [Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))])
     with path.open("a") as file:
         file.write('{"id": 3}\n')
-    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is no prediction"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2 is not a valid prediction"):
         list(read_predictions(path))
 
 
 @pytest.mark.parametrize("content, kept", [(b"", b""), (b"half", b""), (b"a\nhalf", b"a\n"), (b"a\nb\n", b"a\nb\n")])
-def test_a_broken_end_is_cut_off(tmp_path, content, kept):
+def test_drop_broken_end_keeps_complete_lines(tmp_path, content, kept):
     path = tmp_path / "lines"
     path.write_bytes(content)
     drop_broken_end(path)
     assert path.read_bytes() == kept
 
 
-def test_generation_is_greedy_whatever_the_model_is_set_to(tmp_path, media, undisturbed):
+def test_run_benchmark_is_greedy_for_any_generation_config(tmp_path, media, uninterrupted):
     processor = tiny_processor()
     model = model_for(processor)
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
     torch.manual_seed(99)
     settings = EvaluationSettings("made", "tiny", batch_size=2, max_new_tokens=6)
-    assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == undisturbed
+    assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == uninterrupted

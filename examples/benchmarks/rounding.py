@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     print_table("boxes of pictures: side, as a share", "rec", rec, SIDES, ("miou", "R1@0.5"), args.boxes)
     print_table("spans of 30 s: length in s", "tvg", tvg, LENGTHS, ("miou", "R1@0.5", "R1@0.7"), args.boxes)
-    names = ("mtiou", "msiou", "mstiou", "viou@0.5", "viou@0.7")
+    names = ("m_tiou", "m_siou", "m_viou", "viou@0.5", "viou@0.7")
     print_table("tubelets of 20 s: side, as a share", "stvg", stvg, SIDES, names, args.tubelets)
 
 

@@ -45,7 +45,7 @@ def measure(name: str, samples: list, rows: int) -> float:
     figures = score("stvg", repeated)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    viou = f"mstiou {figures['mstiou']:.3f} [{figures['mstiou_low']:.3f}, {figures['mstiou_high']:.3f}]"
+    viou = f"m_viou {figures['m_viou']:.3f} [{figures['m_viou_low']:.3f}, {figures['m_viou_high']:.3f}]"
     print(f"{name:>7} {rows:>8,} rows: {seconds:6.2f} s, {rows / seconds:7,.0f} rows/s, peak {peak:5.0f} MiB, {viou}", flush=True)
     return seconds
 

@@ -215,7 +215,7 @@ def _add_evaluation(commands: argparse._SubParsersAction) -> None:
     scored.add_argument("--reader", help="read the answers again: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds")
     scored.add_argument("--rows", metavar="FILE", help="predictions.jsonl with the questions, truths and media of these ids")
     scored.add_argument("--output", metavar="FOLDER", help="write the predictions and their scores there, for a report")
-    scored.add_argument("--protocol", choices=("default", "released"), default="default")
+    scored.add_argument("--protocol", choices=("default", "original", "released"), default="default")
     scored.set_defaults(run=_evaluation("run_score"))
 
     report = commands.add_parser("report", help="write report.md and report.html: scores, charts, best and worst samples")

@@ -2,12 +2,13 @@
 """Names of version 0.1, accepted with a `FutureWarning` until version 0.3.
 
 Version 0.2 moved the modules into packages by purpose (`llava_st_hf.modeling_llava_st` is `llava_st_hf.model.modeling_llava_st`)
-and renamed functions and classes. Both tables are here; CHANGELOG.md lists them for users.
+and renamed functions and classes. The tables are here; CHANGELOG.md lists them for users.
 """
 
 import sys
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -25,6 +26,7 @@ MOVED_MODULES = {
     "data.shapes_files": "shapes.files",
     "data.shapes_questions": "shapes.questions",
     "evaluation.lmms_eval_plugin": "integrations.lmms_eval.plugin",
+    "evaluation.released_protocol": "evaluation.original_protocol",
     "grounding": "model.grounding_llava_st",
     "known_medium_llava_st": "model.cached_media_llava_st",
     "released_layout_llava_st": "model.original_checkpoint_llava_st",
@@ -59,12 +61,15 @@ RENAMED = {
     "last_checkpoint": "get_last_checkpoint",
     "make_trainable": "prepare_model_for_training",
     "processor_for": "add_coordinate_tokens_to_processor",
+    "score_released": "score_original",
     "start_stage1": "create_stage1_model",
     "starting_folder": "prepare_base_model",
 }
+#: Old metric → new metric, in the scores of the default protocol. The original protocol keeps the names of the original program.
+RENAMED_METRICS = {"mtiou": "m_tiou", "msiou": "m_siou", "mstiou": "m_viou", "named@0.5": "object_recall@0.5"}
 
 
-def _warn(old: str, new: str, stacklevel: int) -> None:
+def warn_renamed(old: str, new: str, stacklevel: int) -> None:
     warnings.warn(f"{old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=stacklevel)
 
 
@@ -79,10 +84,34 @@ def renamed_attributes(module: ModuleType) -> Callable[[str], object]:
         new = RENAMED.get(name)
         if new is None or new not in vars(module):
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        _warn(f"{module.__name__}.{name}", f"{module.__name__}.{new}", stacklevel=3)
+        warn_renamed(f"{module.__name__}.{name}", f"{module.__name__}.{new}", stacklevel=3)
         return vars(module)[new]
 
     return get
+
+
+def renamed_argument(old: str, new: str) -> Callable[[type], type]:
+    """Class decorator: the constructor accepts the keyword `old` as `new`, and the attribute `old` returns `new`, both with a warning."""
+
+    def decorate(cls: type) -> type:
+        initialize = cls.__init__
+
+        @wraps(initialize)
+        def accept(self, *args, **kwargs) -> None:
+            if old in kwargs:
+                warn_renamed(f"The argument {old} of {cls.__name__}", new, stacklevel=3)
+                kwargs[new] = kwargs.pop(old)
+            initialize(self, *args, **kwargs)
+
+        def get(self) -> object:
+            warn_renamed(f"{cls.__name__}.{old}", new, stacklevel=3)
+            return getattr(self, new)
+
+        cls.__init__ = accept
+        setattr(cls, old, property(get))
+        return cls
+
+    return decorate
 
 
 class _MovedModules(MetaPathFinder, Loader):
@@ -97,13 +126,13 @@ class _MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = f"{_PACKAGE}.{MOVED_MODULES[module.__name__.removeprefix(f'{_PACKAGE}.')]}"
         target = import_module(new)
-        _warn(module.__name__, new, stacklevel=2)
+        warn_renamed(module.__name__, new, stacklevel=2)
 
         def forward(name: str) -> object:
             if name.startswith("__"):  # the import system's questions are about this module
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
             if name in RENAMED and name not in vars(target):
-                _warn(f"{module.__name__}.{name}", f"{new}.{RENAMED[name]}", stacklevel=3)
+                warn_renamed(f"{module.__name__}.{name}", f"{new}.{RENAMED[name]}", stacklevel=3)
                 name = RENAMED[name]
             return getattr(target, name)
 

@@ -58,10 +58,10 @@ QUESTIONS = 100  # of each task, from the validation split
 COLUMNS = {
     "rec": "miou",
     "reg": "exact_match",
-    "dgc": "named@0.5",
+    "dgc": "object_recall@0.5",
     "tvg": "miou",
     "tr": "exact_match",
-    "svg": "msiou",
+    "svg": "m_siou",
 }
 
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer says, for the formats that LLaVA-ST and its peers write. No reader raises, whatever the text.
+"""Parsers of the answers of LLaVA-ST and other models. None raises an exception, whatever the text.
 
-Formats, and what is relied on:
+Formats:
 
-- `llava_st`: coordinate tokens, as `grounding.parse_answer` reads them.
+- `llava_st`: coordinate tokens, parsed by `grounding.parse_answer`.
 - `qwen2_5_vl`, `qwen3_vl`: JSON objects `{"bbox_2d": [x1, y1, x2, y2], "label"}`, in videos with `"time"`, and `{"start", "end"}` for
-  spans, times in seconds or `mm:ss.ff`; often in a ```json fence, and cut off in the middle where the answer got too long. Qwen2.5-VL
-  counts pixels of the picture as it was resized for it, Qwen3-VL thousandths of the width and height. From programs that read them.
-- `molmo2`: `<tracks coords="0.0 1 635 522;0.5 1 606 490 2 511 124">…</tracks>`, `<points …>` likewise: per frame its seconds (for
-  pictures their number), then object, x and y in thousandths for each object. From the appendix of Molmo2's report. Points have no
-  extent, so they are kept as boxes without area.
-- `seconds`: times in plain words, "From 1.5 to 3 seconds", "between 00:01 and 00:05".
+  spans, times in seconds or `mm:ss.ff`; often in a ```json fence, and cut off if the answer is too long. Qwen2.5-VL writes pixels of the
+  resized image, Qwen3-VL thousandths of width and height. Source: published programs that parse their answers.
+- `molmo2`: `<tracks coords="0.0 1 635 522;0.5 1 606 490 2 511 124">…</tracks>`, `<points …>` likewise: per frame its time in seconds (for
+  images the image number), then object number, x and y in thousandths for each object. Source: appendix of the Molmo2 report. A point is
+  kept as a box without area.
+- `seconds`: times in plain text, "From 1.5 to 3 seconds", "between 00:01 and 00:05".
 
-A peer is shown a clip as a video of its own: its seconds count from the clip's first frame. The true tubelets of a benchmark have boxes
-at the frames that LLaVA-ST samples and at no others, so boxes of all answers go to the nearest of these; of several that go to one, the
-nearest stays. A span keeps the times that were said.
+Another model is shown a clip as a separate video: its seconds start at the first frame of the clip. Ground-truth tubelets have boxes
+only at the frames that LLaVA-ST samples, so each box of an answer is assigned to the nearest of these; if several are assigned to one
+frame, the nearest is kept. Spans keep the times of the answer.
 """
 
 import json
@@ -25,37 +25,39 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..data.questions import SAMPLED_FRAMES
+from ..deprecation import renamed_argument
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
 from ..model.grounding_llava_st import MediaInfo, parse_answer
 from .rows import GROUNDING_FIELDS, OWN_PARSER, Box, GroundingResult, Span
 from .seen_frames import at_nearest_seen
 
 
+@renamed_argument("given", "prompt_values")
 @dataclass(frozen=True)
 class ParseContext:
     """
-    What an answer is about.
+    The question that an answer belongs to.
 
     Args:
         task: of the question.
-        media: what the model saw; None where that is not known, and then no time or place can be told.
-        given: what the question gave away.
+        media: what the model was shown; if None, times and boxes cannot be converted and are not read.
+        prompt_values: span, box and so on that the prompt contained.
         num_temporal_bins, num_spatial_bins: of LLaVA-ST's vocabulary.
-        num_frames: of the clip, at which true tubelets have boxes.
-        seen_size: `(width, height)` in pixels of the picture or frames as a model of absolute pixels was shown them; None where
-            they were not resized.
+        num_frames: number of frames that are sampled from the clip; ground-truth tubelets have boxes at these.
+        seen_size: `(width, height)` in pixels of the resized image or frames, for models that answer in pixels of these; None if they
+            were not resized.
     """
 
     task: str
     media: MediaInfo | None
-    given: GroundingResult = field(default_factory=GroundingResult)
+    prompt_values: GroundingResult = field(default_factory=GroundingResult)
     num_temporal_bins: int = DEFAULT_NUM_BINS
     num_spatial_bins: int = DEFAULT_NUM_BINS
     num_frames: int = SAMPLED_FRAMES
     seen_size: tuple[int, int] | None = None
 
 
-Reader = Callable[[str, ParseContext], tuple[GroundingResult, list[str]]]
+AnswerParser = Callable[[str, ParseContext], tuple[GroundingResult, list[str]]]
 
 _CAPTION_KEYS = ("caption", "event", "description", "sentence")
 _START_KEYS, _END_KEYS = ("start", "start_time"), ("end", "end_time")
@@ -76,7 +78,7 @@ _START_AND_END = re.compile(
     rf"\bstart[a-z]{{0,4}}(?![a-z_\"])[^\d\n]{{0,30}}({_TIME})[^\d]{{0,60}}\bend[a-z]{{0,4}}(?![a-z_\"])[^\d\n]{{0,30}}({_TIME})",
     re.IGNORECASE,
 )
-# … and the same in JSON that was cut off behind them; an end that is not closed may be the beginning of a longer number.
+# The same in JSON that was cut off after them; an end without a closing quote or bracket may be the beginning of a longer number.
 _START_AND_END_KEYS = re.compile(
     rf'"start(?:_time)?"\s{{0,3}}:\s{{0,3}}"?({_TIME})"?\s{{0,3}},\s{{0,9}}"end(?:_time)?"\s{{0,3}}:\s{{0,3}}(?:"({_TIME})"|({_TIME})(?=[\s,}}]))'
 )
@@ -87,56 +89,57 @@ _COORDS = re.compile(r'<(?:points|tracks)\b[^<>]*?\bcoords\s?=\s?"(?P<coords>[^"
 
 @dataclass
 class _Found:
-    """What a text says, in the units of its format: times in seconds from the start of the clip, boxes in pixels or thousandths."""
+    """Content of an answer in the units of its format: times in seconds from the start of the clip, boxes in pixels or thousandths."""
 
     spans: list[Span] = field(default_factory=list)
     boxes: list[tuple[float | None, tuple[float, ...]]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
 
 
-def read_llava_st(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
-    """An answer in coordinate tokens. The start that the question of "elc" gave stands, whatever the answer says of it."""
-    media, num_bins = asked.media, asked.num_temporal_bins
+def read_llava_st(text: str, context: ParseContext) -> tuple[GroundingResult, list[str]]:
+    """Parses an answer in coordinate tokens. For "elc" the start is always that of the prompt, even if the answer repeats it."""
+    media, num_bins = context.media, context.num_temporal_bins
     if media is None:
-        return _nothing(asked, ["What the model saw is not known."])
-    # On a clip of a million frames, one a second, seconds and frames are positions; `media` would round them.
+        return _nothing(context, ["The size and frame rate of the image or video are unknown, so times and boxes were not read."])
+    # In a clip of 10^6 frames at one frame per second, seconds and frames are positions; with the real frame rate they would be rounded.
     clip = MediaInfo(media.kind, media.width, media.height, fps=1.0 if media.kind == "video" else None, last_frame=_TICKS)
     whole: dict = {}
-    if _parts(asked) == ("caption",):  # words alone are an answer, where the question gives time or place
+    if _fields(context) == ("caption",):  # text alone is a complete answer if the prompt contains the time or box
         whole = {"span": (0.0, 1.0)} if media.kind == "video" else {"box": (0.0, 0.0, 1.0, 1.0)}
-    answer = parse_answer(text, clip, num_bins, asked.num_spatial_bins, **whole)
+    answer = parse_answer(text, clip, num_bins, context.num_spatial_bins, **whole)
     events, notes = answer["events"], answer["notes"]
 
     def position(ticks: float) -> float:
         return bin_to_position(position_to_bin(ticks / _TICKS, num_bins), num_bins)
 
     span, tubelet = None, {}
-    starts_at = asked.given.span[0] if asked.task == "elc" and asked.given.span else None
+    starts_at = context.prompt_values.span[0] if context.task == "elc" and context.prompt_values.span else None
     for event in events:
         start, end = event.get("start"), event.get("end")
         if end is not None and starts_at is not None and position(end) < starts_at:
-            notes.append("The answer's end lies before the start that the question gave, and was left out.")
+            notes.append("The end of the answer is before the start given in the prompt, and was ignored.")
         elif end is not None and (start is not None or starts_at is not None):
             span = (position(start) if starts_at is None else starts_at, position(end))
             break
     boxes = [(moment.get("frame"), tuple(moment["box"].values())) for event in events for moment in event["boxes"]]
     if media.kind == "video":
-        tubelet = at_nearest_seen([(position(ticks), box) for ticks, box in boxes if ticks is not None], media, asked.num_frames)
+        tubelet = at_nearest_seen([(position(ticks), box) for ticks, box in boxes if ticks is not None], media, context.num_frames)
         if any(ticks is None for ticks, _ in boxes):
-            notes.append("A box without a time was left out.")
+            notes.append("A box without a time was ignored.")
     caption = next((event["caption"] for event in events if event["caption"]), None)
     box = boxes[0][1] if boxes and media.kind == "image" else None
     objects = tuple((event["caption"] or "", tuple(moment["box"].values())) for event in events for moment in event["boxes"])
-    return _kept(GroundingResult(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), asked, notes)
+    return _kept(GroundingResult(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), context, notes)
 
 
-def read_json(text: str, asked: ParseContext, scale: tuple[int, int] | None) -> tuple[GroundingResult, list[str]]:
+def read_json(text: str, context: ParseContext, scale: tuple[int, int] | None) -> tuple[GroundingResult, list[str]]:
     """
-    An answer in JSON, or in words where it holds no JSON with what was asked for.
+    Parses an answer in JSON; times and boxes that it does not contain are searched in its text.
 
     Args:
-        text, asked: see there.
-        scale: what stands for the whole `(width, height)` in its boxes; None for the size in pixels that the model saw.
+        text: the answer.
+        context: its question.
+        scale: `(width, height)` of the whole image in the units of the boxes; None for the size in pixels that the model was shown.
     """
     notes: list[str] = []
     found, broken = _Found(), 0
@@ -144,19 +147,19 @@ def read_json(text: str, asked: ParseContext, scale: tuple[int, int] | None) -> 
         broken += value is _BROKEN
         _collect(value, found)
     if broken:
-        notes.append("JSON in the answer is malformed or cut off; what is whole in it was read.")
-    if not found.spans and "span" in _parts(asked):
-        found.spans = _spans_in_words(text)
-    if not found.boxes and "box" in _parts(asked) and (match := _FOUR_NUMBERS.search(text)):
+        notes.append("JSON in the answer is malformed or cut off; its complete parts were read.")
+    if not found.spans and "span" in _fields(context):
+        found.spans = _spans_in_text(text)
+    if not found.boxes and "box" in _fields(context) and (match := _FOUR_NUMBERS.search(text)):
         found.boxes = [(None, tuple(map(float, match.groups())))]
-    return _to_units(found, asked, scale or asked.seen_size, notes)
+    return _to_units(found, context, scale or context.seen_size, notes)
 
 
-def read_molmo2(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
-    """An answer in tracks or points. Of several objects, the first is read."""
+def read_molmo2(text: str, context: ParseContext) -> tuple[GroundingResult, list[str]]:
+    """Parses an answer in tracks or points. If it contains several objects, only the first is read."""
     notes: list[str] = []
     points: dict[str, list[tuple[float | None, tuple[float, ...]]]] = {}
-    is_video = asked.media is not None and asked.media.kind == "video"
+    is_video = context.media is not None and context.media.kind == "video"
     for match in _COORDS.finditer(text):
         if not match["closed"]:
             notes.append("The answer ends within a list of points.")
@@ -164,24 +167,24 @@ def read_molmo2(text: str, asked: ParseContext) -> tuple[GroundingResult, list[s
             time, *rest = re.split(r"[\s:,]+", frame.strip())
             values = [_number(value) for value in rest]
             if _number(time) is None or None in values or len(values) % 3 or not values:
-                notes.append(f"{frame[:50]!r} is no frame with points: it takes a time, then object, x and y.")
-            for place in range(0, len(values) - 2, 3):
-                x, y = values[place + 1 : place + 3]
+                notes.append(f"{frame[:50]!r} is not a valid list of points: expected a time, then object, x and y for each object.")
+            for index in range(0, len(values) - 2, 3):
+                x, y = values[index + 1 : index + 3]
                 if _number(time) is not None and x is not None and y is not None:
-                    points.setdefault(rest[place], []).append((_number(time) if is_video else None, (x, y, x, y)))
+                    points.setdefault(rest[index], []).append((_number(time) if is_video else None, (x, y, x, y)))
     if len(points) > 1:
         notes.append(f"The answer tracks {len(points)} objects; the first was read.")
     if points:
-        notes.append("Points have no extent; they are kept as boxes without area.")
-    return _to_units(_Found(boxes=next(iter(points.values()), [])), asked, _THOUSANDTHS, notes)
+        notes.append("Points are kept as boxes without area, so their IoU is 0.")
+    return _to_units(_Found(boxes=next(iter(points.values()), [])), context, _THOUSANDTHS, notes)
 
 
-def read_seconds(text: str, asked: ParseContext) -> tuple[GroundingResult, list[str]]:
-    """A span in words."""
-    return _to_units(_Found(spans=_spans_in_words(text)), asked, None, [])
+def read_seconds(text: str, context: ParseContext) -> tuple[GroundingResult, list[str]]:
+    """Parses a span in plain text."""
+    return _to_units(_Found(spans=_spans_in_text(text)), context, None, [])
 
 
-ANSWER_PARSERS: dict[str, Reader] = {
+ANSWER_PARSERS: dict[str, AnswerParser] = {
     OWN_PARSER: read_llava_st,
     "qwen2_5_vl": partial(read_json, scale=None),
     "qwen3_vl": partial(read_json, scale=_THOUSANDTHS),
@@ -190,39 +193,39 @@ ANSWER_PARSERS: dict[str, Reader] = {
 }
 
 
-def _parts(asked: ParseContext) -> tuple[str, ...]:
-    return GROUNDING_FIELDS.get(asked.task, ("caption",))
+def _fields(context: ParseContext) -> tuple[str, ...]:
+    return GROUNDING_FIELDS.get(context.task, ("caption",))
 
 
-def _nothing(asked: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
-    return _kept(GroundingResult(), asked, notes)
+def _nothing(context: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
+    return _kept(GroundingResult(), context, notes)
 
 
-def _kept(said: GroundingResult, asked: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
-    """What was asked for of what was said, and notes of the medium, of the answer, and of what is missing."""
-    parts = _parts(asked)
-    missing = [part for part in parts if getattr(said, part) is None]
+def _kept(found: GroundingResult, context: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
+    """Keeps the fields that the task asks for; returns them with the notes on the media, on the answer and on missing fields."""
+    fields = _fields(context)
+    missing = [name for name in fields if getattr(found, name) is None]
     if missing:
-        notes.append(f"The answer gives no {' and no '.join(missing)} that could be read.")
-    of_medium = [] if asked.media is None else asked.media.notes
-    others = {part: None for part in ("span", "box", "tubelet", "caption", "objects") if part not in parts}
-    return replace(said, **others), [*of_medium, *notes]
+        notes.append(f"The answer contains no {' and no '.join(missing)} that could be read.")
+    media_notes = [] if context.media is None else context.media.notes
+    others = {name: None for name in ("span", "box", "tubelet", "caption", "objects") if name not in fields}
+    return replace(found, **others), [*media_notes, *notes]
 
 
 def _number(value) -> float | None:
-    """A JSON number, or one in a string, where it is finite and not below 0 by more than an overshoot would be."""
+    """Returns a finite JSON number, or a number in a string, as float; None for other values."""
     if isinstance(value, str):
         return float(value) if re.fullmatch(r"-?\d{1,6}(?:\.\d{1,6})?", value, re.ASCII) else None
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of floats
         pass
     return None
 
 
 def _seconds(value) -> float | None:
-    """Seconds of a number, `12.5`, `"12.5 s"`, `"mm:ss.ff"` or `"hh:mm:ss"`."""
+    """Converts `12.5`, `"12.5 s"`, `"mm:ss.ff"` or `"hh:mm:ss"` to seconds; None for other values."""
     if isinstance(value, str):
         match = _ONE_TIME.fullmatch(value)
         return None if match is None else _clock(match[1])
@@ -236,8 +239,8 @@ def _clock(written: str) -> float:
     return seconds
 
 
-def _spans_in_words(text: str) -> list[Span]:
-    """The spans that a text names, those first that are marked as times by a unit, a colon or a word before."""
+def _spans_in_text(text: str) -> list[Span]:
+    """Finds spans in plain text; first those that are marked as times by a unit, a colon or a preceding word."""
     if pairs := _START_AND_END.findall(text):
         return [(_clock(start), _clock(end)) for start, end in pairs]
     if keys := _START_AND_END_KEYS.findall(text):
@@ -252,12 +255,12 @@ def _spans_in_words(text: str) -> list[Span]:
 
 
 _BROKEN = object()
-# Each may read to the end of the text: a text of nothing but brackets is not worth the time that all of them would take.
+# Each failure may read to the end of the text, so their number bounds the time for a text of many brackets.
 _MAX_FAILURES = 1000
 
 
 def _json_values(text: str) -> Iterator[object]:
-    """The JSON objects and lists in a text, outermost first; `_BROKEN` for one that has no end, and then what is whole inside it."""
+    """Yields the JSON objects and lists in a text, outermost first; for an incomplete one `_BROKEN`, then its complete parts."""
     decoder, end, failures = json.JSONDecoder(), 0, 0
     for opening in re.finditer(r"[\[{]", text):
         if opening.start() < end:
@@ -268,7 +271,7 @@ def _json_values(text: str) -> Iterator[object]:
             yield _BROKEN
             return
         except ValueError:
-            # Brackets are common in plain words too; a quote behind one, or another bracket, tells JSON.
+            # Brackets also occur in plain text; a quote or another bracket after one indicates JSON.
             if re.match(r"[\[{]\s{0,20}[\"\[{]", text[opening.start() : opening.start() + 24]):
                 yield _BROKEN
             failures += 1
@@ -283,9 +286,9 @@ def _first(values: dict, keys: tuple[str, ...]):
 
 
 def _pair(value) -> Span | None:
-    """`(start, end)` in seconds of a list of two times, or of a string that names two."""
+    """Converts a list of two times, or a string with two times, to `(start, end)` in seconds."""
     if isinstance(value, str):
-        return next(iter(_spans_in_words(value)), None)
+        return next(iter(_spans_in_text(value)), None)
     if isinstance(value, list) and len(value) == 2:
         start, end = map(_seconds, value)
         if start is not None and end is not None:
@@ -300,8 +303,8 @@ def _corners(value) -> tuple[float, ...] | None:
 
 
 def _collect(value, found: _Found) -> None:
-    """Adds what stands anywhere in a JSON value, in its order."""
-    # A bare list of two numbers is a span, except under a key that may as well mean a point.
+    """Adds the spans, boxes and captions anywhere in a JSON value, in its order."""
+    # A list of two numbers is a span, except under a key that may also mean a point.
     waiting = [(value, True)]
     while waiting:
         value, may_be_span = waiting.pop()
@@ -319,7 +322,7 @@ def _collect(value, found: _Found) -> None:
 
 
 def _collect_named(values: dict, found: _Found) -> None:
-    """Adds what the keys of one JSON object say."""
+    """Adds the box, span and caption of one JSON object."""
     if (corners := _corners(_first(values, _BOX_KEYS))) is not None:
         found.boxes.append((_seconds(_first(values, _TIME_KEYS)), corners))
     start, end = _seconds(_first(values, _START_KEYS)), _seconds(_first(values, _END_KEYS))
@@ -330,19 +333,19 @@ def _collect_named(values: dict, found: _Found) -> None:
         found.captions.append(caption.strip())
 
 
-def _to_units(found: _Found, asked: ParseContext, scale: tuple[int, int] | None, notes: list[str]) -> tuple[GroundingResult, list[str]]:
+def _to_units(found: _Found, context: ParseContext, scale: tuple[int, int] | None, notes: list[str]) -> tuple[GroundingResult, list[str]]:
     """
-    What was found as fractions of the clip, pixels of the original and frames of the file.
+    Converts to fractions of the clip, pixels of the original image and frames of the file.
 
     Args:
-        found: as the answer has it.
-        asked: what it is about.
-        scale: `(width, height)` of the picture in the units of the boxes; None where those are its pixels.
+        found: in the units of the answer.
+        context: its question.
+        scale: `(width, height)` of the whole image in the units of the boxes; None if those are its pixels.
         notes: so far.
     """
-    media = asked.media
+    media = context.media
     if media is None:
-        return _nothing(asked, [*notes, "What the model saw is not known."])
+        return _nothing(context, [*notes, "The size and frame rate of the image or video are unknown, so times and boxes were not read."])
     width, height = scale or (media.width, media.height)
     boxes = []
     for time, corners in found.boxes:
@@ -350,48 +353,48 @@ def _to_units(found: _Found, asked: ParseContext, scale: tuple[int, int] | None,
             boxes.append((time, box))
     caption = next(iter(found.captions), None)
     if media.kind == "image":
-        if len(boxes) > 1 and "box" in _parts(asked):
-            notes.append(f"The answer gives {len(boxes)} boxes; the first was read.")
-        return _kept(GroundingResult(box=boxes[0][1] if boxes else None, caption=caption), asked, notes)
+        if len(boxes) > 1 and "box" in _fields(context):
+            notes.append(f"The answer contains {len(boxes)} boxes; the first was read.")
+        return _kept(GroundingResult(box=boxes[0][1] if boxes else None, caption=caption), context, notes)
     origin, end = media.time(0.0), media.time(1.0)
     if origin is None or end is None:
         return _kept(
-            GroundingResult(caption=caption), asked, [*notes, "The frame rate of the video is unknown, so seconds cannot be placed."]
+            GroundingResult(caption=caption), context, [*notes, "The frame rate of the video is unknown, so seconds were not converted."]
         )
 
     def fraction(seconds: float) -> float:
         try:
             return media.time_position(origin + seconds, f"{seconds:g} s")
         except ValueError:
-            notes.append(f"{seconds:g} s lies outside the clip, which lasts {end - origin:g} s, and was cut to it.")
+            notes.append(f"{seconds:g} s is outside the clip of {end - origin:g} s, and was clipped to it.")
             return 0.0 if seconds < 0 else 1.0
 
     if any(time is None for time, _ in boxes):
-        notes.append("A box without a time was left out.")
+        notes.append("A box without a time was ignored.")
     moments = [(fraction(time), box) for time, box in boxes if time is not None]
     span = None
     if found.spans:
         span = (fraction(found.spans[0][0]), fraction(found.spans[0][1]))
         if len(found.spans) > 1:
-            notes.append(f"The answer names {len(found.spans)} spans; the first was read.")
+            notes.append(f"The answer contains {len(found.spans)} spans; the first was read.")
     elif moments:  # a tubelet without a span lasts as long as its boxes
         span = (min(moments)[0], max(moments)[0])
     if span is not None and span[1] < span[0]:
-        notes.append("The span is reversed; its ends were put in order.")
+        notes.append("The span is reversed; its ends were swapped.")
         span = (span[1], span[0])
-    tubelet = at_nearest_seen(moments, media, asked.num_frames)
-    return _kept(GroundingResult(span=span, tubelet=tubelet or None, caption=caption), asked, notes)
+    tubelet = at_nearest_seen(moments, media, context.num_frames)
+    return _kept(GroundingResult(span=span, tubelet=tubelet or None, caption=caption), context, notes)
 
 
 def _in_pixels(corners: tuple[float, ...], media: MediaInfo, width: int, height: int, notes: list[str]) -> Box | None:
-    """A box in pixels of the original, cut at its edges; None where it lies beside the picture."""
+    """Converts a box to pixels of the original image and clips it to the image; None if it is outside."""
     x1, y1, x2, y2 = (
         value * side / whole for value, side, whole in zip(corners, (media.width, media.height) * 2, (width, height) * 2, strict=True)
     )
     if x2 < x1 or y2 < y1:
-        notes.append(f"The box {list(corners)} is reversed; its corners were put in order.")
+        notes.append(f"The box {list(corners)} is reversed; its corners were swapped.")
         x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     if x1 > media.width or y1 > media.height or x2 < 0 or y2 < 0:
-        notes.append(f"The box {list(corners)} lies beside the picture and was left out.")
+        notes.append(f"The box {list(corners)} is outside the image and was ignored.")
         return None
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(media.width)), min(y2, float(media.height))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU, METEOR, ROUGE-L and CIDEr of captions, as pycocoevalcap computes them.
+"""BLEU, METEOR, ROUGE-L and CIDEr of captions, computed by pycocoevalcap.
 
-It cuts captions into words with Stanford's tokenizer (lower case, no punctuation) and runs METEOR 1.5, both in Java.
+pycocoevalcap splits captions into words with Stanford's tokenizer (lower case, no punctuation) and runs METEOR 1.5; both need Java.
 """
 
 import importlib.util
@@ -12,27 +12,31 @@ from dataclasses import dataclass
 import numpy as np
 
 
-FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr")
-# Of a corpus these are the mean of what single captions have; BLEU and METEOR count matches over the whole corpus.
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr")
+# The corpus value of these is the mean of the values of the captions. BLEU and METEOR count matches over the whole corpus.
 MEANS = ("ROUGE_L", "CIDEr")
+
+
+class CaptionScoringError(RuntimeError):
+    """Raised if captions cannot be scored because pycocoevalcap or Java is missing or fails. Other metrics do not depend on them."""
 
 
 @dataclass(frozen=True)
 class CaptionScores:
     """
     Args:
-        figures: of all captions together, by the names in `FIGURES`. CIDEr lies in [0, 10], the others in [0, 1].
-        values: (N,) of the single captions, by the same names. Their mean is the figure for those in `MEANS` alone.
+        metrics: of all captions together, by the names in `METRICS`. CIDEr is in [0, 10], the others in [0, 1].
+        values: (N,) per caption, by the same names. Only for the names in `MEANS` is their mean the metric.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     values: dict[str, np.ndarray]
 
 
 def missing_caption_tools() -> str | None:
-    """What keeps captions from being scored here, in plain words with its remedy; None if nothing does."""
+    """Returns why captions cannot be scored in this environment, with the remedy; None if the tools are installed."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        return "Captions are not scored: pycocoevalcap is not installed (pip install pycocoevalcap; it needs Java as well)."
+        return "Captions are not scored: pycocoevalcap is not installed (pip install pycocoevalcap; it also needs Java)."
     if shutil.which("java") is None:
         return (
             "Captions are not scored: METEOR and the tokenizer need Java, and there is no `java` on the PATH; install version 8 or later."
@@ -45,18 +49,18 @@ def score_captions(captions: Sequence[str], references: Sequence[str]) -> Captio
     Scores captions, each against one reference.
 
     Args:
-        captions: what was said; empty where nothing was.
-        references: what is true, in the same order.
+        captions: of the answers; an empty string for an answer without a caption.
+        references: ground truth, in the same order.
 
     Raises:
-        ValueError: where there are none, or not as many of one as of the other.
-        RuntimeError: where `missing_caption_tools` names something, or a tool fails.
+        ValueError: if there are no captions, or their number differs from that of the references.
+        CaptionScoringError: if `missing_caption_tools` returns a reason, or a tool fails.
     """
     if len(captions) != len(references) or not captions:
-        raise ValueError(f"Captions and references go in pairs; there are {len(captions)} and {len(references)}.")
+        raise ValueError(f"Captions and references must be pairs, at least one; got {len(captions)} and {len(references)}.")
     if problem := missing_caption_tools():
-        raise RuntimeError(problem)
-    # Here, and not above: without the package everything else of an evaluation works.
+        raise CaptionScoringError(problem)
+    # Imported here, so that all other metrics work without the package.
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -64,31 +68,34 @@ def score_captions(captions: Sequence[str], references: Sequence[str]) -> Captio
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     try:
-        said, true = (PTBTokenizer().tokenize(_numbered(texts)) for texts in (captions, references))
-        if len(said) != len(captions) or len(true) != len(references):
-            raise RuntimeError("The tokenizer gave another number of captions than it got.")
-        bleu, bleu_values = Bleu(4).compute_score(true, said, verbose=0)
-        meteor, meteor_values = _meteor(Meteor(), true, said)
-    except (OSError, ValueError) as error:  # a folder that cannot be written, a Java that does not start or dies
-        raise RuntimeError(f"Captions could not be scored: {error or type(error).__name__}.") from error
-    rouge, rouge_values = Rouge().compute_score(true, said)
-    cider, cider_values = Cider().compute_score(true, said)
-    figures = (*bleu, meteor, rouge, cider)
+        answered, true = (PTBTokenizer().tokenize(_numbered(texts)) for texts in (captions, references))
+        if len(answered) != len(captions) or len(true) != len(references):
+            raise CaptionScoringError("Captions are not scored: the tokenizer (Java) returned a different number of captions.")
+        bleu, bleu_values = Bleu(4).compute_score(true, answered, verbose=0)
+        meteor, meteor_values = _meteor(Meteor(), true, answered)
+    except (OSError, ValueError) as error:  # a folder that cannot be written, or a Java process that does not start or dies
+        reason = str(error) or type(error).__name__
+        raise CaptionScoringError(f"Captions are not scored: pycocoevalcap or its Java process failed ({reason}).") from error
+    rouge, rouge_values = Rouge().compute_score(true, answered)
+    cider, cider_values = Cider().compute_score(true, answered)
+    metrics = (*bleu, meteor, rouge, cider)
     values = (*bleu_values, meteor_values, rouge_values, cider_values)
     return CaptionScores(
-        {name: float(figure) for name, figure in zip(FIGURES, figures, strict=True)},
-        {name: np.asarray(value, dtype=float) for name, value in zip(FIGURES, values, strict=True)},
+        {name: float(metric) for name, metric in zip(METRICS, metrics, strict=True)},
+        {name: np.asarray(value, dtype=float) for name, value in zip(METRICS, values, strict=True)},
     )
 
 
-def _meteor(meteor, true: dict, said: dict) -> tuple[float, list[float]]:
+def _meteor(meteor, true: dict, answered: dict) -> tuple[float, list[float]]:
     try:
-        return meteor.compute_score(true, said)
+        return meteor.compute_score(true, answered)
     finally:
-        if meteor.lock.locked():  # it keeps its lock where it fails, and would wait for it for ever as it goes
+        if meteor.lock.locked():  # it keeps its lock after an error, and its destructor would wait for it for ever
             meteor.lock.release()
 
 
 def _numbered(texts: Sequence[str]) -> dict[int, list[dict[str, str]]]:
-    """As the tokenizer takes them. It reads a caption a line, and METEOR parts captions by bars: neither may stand in one."""
-    return {number: [{"caption": " ".join(text.replace("|", " ").split())}] for number, text in enumerate(texts)}
+    """Converts texts to the tokenizer's format. It reads one caption per line, METEOR separates captions by bars, and both write UTF-8:
+    line breaks and bars become blanks, lone surrogates question marks."""
+    encodable = (text.encode("utf-8", "replace").decode() for text in texts)
+    return {number: [{"caption": " ".join(text.replace("|", " ").split())}] for number, text in enumerate(encodable)}

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..distributed import shut_down_processes
 from .answers import ANSWER_PARSERS, ParseContext
 from .benchmarks import BENCHMARKS, read_benchmark
+from .original_protocol import follows_original_program
 from .predictions import append_predictions, read_predictions
-from .released_protocol import is_released
 from .rows import OWN_PARSER, GroundingResult, Prediction
 from .runner import PREDICTIONS, EvaluationSettings, run_benchmark, this_process
+from .scores import write_scores
 from .scoring import PROTOCOLS, score
 
 
@@ -44,15 +46,11 @@ def run_eval(args: argparse.Namespace) -> None:
         questions, model, processor, args.output, settings, read_own_answer, num_workers=args.workers, show_overlap=True
     )
     if state.is_main_process:
-        # Of what the released program could not have asked it has no figures.
-        protocols = PROTOCOLS if all(map(is_released, predictions)) else ("default",)
+        protocols = PROTOCOLS if all(map(follows_original_program, predictions)) else ("default",)
         scores = {protocol: score(questions[0].task, predictions, protocol) for protocol in protocols}
-        _write_scores(args.output, scores)
-        print(json.dumps(scores, indent=2))
-
-
-def _write_scores(folder: str, scores: dict[str, dict[str, float]]) -> None:
-    Path(folder, "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        write_scores(args.output, scores)
+        print(json.dumps({protocol: metrics.to_dict() for protocol, metrics in scores.items()}, indent=2))
+    shut_down_processes()
 
 
 def run_score(args: argparse.Namespace) -> None:
@@ -74,12 +72,12 @@ def run_score(args: argparse.Namespace) -> None:
     tasks = sorted({prediction.task for prediction in predictions})
     if len(tasks) > 1:
         raise ValueError(f"{path} has predictions of several tasks: {', '.join(tasks)}.")
-    figures = score(tasks[0], predictions, args.protocol)
+    scores = score(tasks[0], predictions, args.protocol)
     if args.output is not None:
         Path(args.output).mkdir(parents=True, exist_ok=True)
         append_predictions(Path(args.output, PREDICTIONS), predictions)
-        _write_scores(args.output, {args.protocol: figures})
-    print(json.dumps(figures, indent=2))
+        write_scores(args.output, {args.protocol: scores})
+    print(json.dumps(scores.to_dict(), indent=2))
 
 
 def _joined(answers: str, rows: str, reader: str) -> Iterator[Prediction]:

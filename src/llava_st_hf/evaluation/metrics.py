@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures of grounding are, as functions of arrays.
+"""Grounding metrics as functions of arrays: IoU of boxes, spans and tubelets, means, recalls and bootstrap intervals.
 
-Boxes are `x1, y1, x2, y2` and spans `start, end`, in any unit as long as prediction and truth have the same. What is reversed or
-has no extent has area (or length) 0, and so has what holds a NaN, which stands for an answer that is missing: its IoU is 0. No
-function returns NaN.
+Boxes are `x1, y1, x2, y2` and spans `start, end`. Prediction and ground truth must have the same unit. A box or span that is reversed,
+empty or contains NaN has area (length) 0, so its IoU is 0; NaN marks a missing answer. No function returns NaN.
+
+Pairs of boxes are compared row by row. `torchvision.ops.box_iou` computes the (N, N) matrix of all pairs, of which only the diagonal is
+needed here.
 """
 
 from array import array
@@ -13,16 +15,16 @@ from itertools import chain
 import numpy as np
 
 
-# Of a bootstrap, drawn at a time: 32 MiB of indices.
+# Number of int64 row indices that a bootstrap draws at a time: 32 MiB.
 _DRAWN_AT_ONCE = 2**22
 
 
 class Tubelets:
     """
-    Boxes per frame of many rows, kept box after box, so that millions of them take no object each.
+    The tubelets of many samples in flat arrays, so that millions of boxes need no Python objects.
 
     Args:
-        tubelets: `{frame: box}` of each row; None where a row has none.
+        tubelets: `{frame: box}` of each sample; None for a sample without a tubelet.
     """
 
     def __init__(self, tubelets: Iterable[Mapping[int, Sequence[float]] | None] = ()):
@@ -32,15 +34,15 @@ class Tubelets:
 
     def append(self, tubelet: Mapping[int, Sequence[float]] | None) -> None:
         """
-        Adds a row.
+        Adds a sample.
 
         Raises:
-            ValueError: where a box has not four corners.
+            ValueError: if a box does not have four numbers.
         """
         tubelet = tubelet or {}
         for box in tubelet.values():
             if len(box) != 4:
-                raise ValueError(f"A box is x1, y1, x2, y2, not {box!r:.100}.")
+                raise ValueError(f"A box must be x1, y1, x2, y2; got {box!r:.100}.")
         self._lengths.append(len(tubelet))
         self._frames.extend(tubelet)
         self._corners.extend(chain.from_iterable(tubelet.values()))
@@ -50,37 +52,37 @@ class Tubelets:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) frames of each row."""
+        """(N,) number of boxes of each sample."""
         return np.array(self._lengths, dtype=np.int64)
 
     @property
     def frames(self) -> np.ndarray:
-        """(M,) frame of each box, row after row."""
+        """(M,) frame of each box, sample after sample."""
         return np.array(self._frames, dtype=np.int64)
 
     @property
     def boxes(self) -> np.ndarray:
-        """(M, 4) the boxes, row after row."""
+        """(M, 4) boxes, sample after sample."""
         return np.array(self._corners, dtype=np.float64).reshape(-1, 4)
 
 
 def _extents(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """high - low where that is positive, else 0; 0 for NaN as well, which `fmax` passes over."""
+    """`high - low`, or 0 where that is negative or NaN (`fmax` ignores NaN)."""
     return np.fmax(high - low, 0.0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where there is no whole or one without bounds."""
+    """`part / whole`, or 0 where `whole` is 0 or one of them is not finite."""
     sound = (whole > 0) & np.isfinite(whole) & np.isfinite(part)
     return np.divide(part, whole, out=np.zeros(whole.shape), where=sound)
 
 
 def box_iou(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
-    Area of the intersection over area of the union, of each pair of boxes; 0 where both are empty.
+    Computes the IoU of each pair of boxes, area of the intersection over area of the union; 0 where both are empty.
 
     Args:
-        pred, truth: (N, 4).
+        pred, truth: (N, 4), paired row by row.
 
     Returns:
         (N,) in [0, 1].
@@ -94,10 +96,10 @@ def box_iou(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def temporal_iou(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
-    tIoU: length of the intersection over length of the union, of each pair of spans; 0 where both are empty.
+    Computes the tIoU of each pair of spans, length of the intersection over length of the union; 0 where both are empty.
 
     Args:
-        pred, truth: (N, 2).
+        pred, truth: (N, 2), paired row by row.
 
     Returns:
         (N,) in [0, 1].
@@ -110,12 +112,12 @@ def temporal_iou(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def spatial_iou(pred: Tubelets, truth: Tubelets) -> np.ndarray:
     """
-    sIoU: mean box IoU over the frames in which prediction and truth both have a box; 0 where there is none.
+    Computes the sIoU of each pair of tubelets: mean box IoU over the frames in which both have a box; 0 where there is no such frame.
 
-    A prediction of a single right box gets 1: it says how good boxes are, not how many there are.
+    A prediction with a single correct box gets 1: sIoU measures the quality of boxes, not their number.
 
     Args:
-        pred, truth: of the same N rows.
+        pred, truth: of the same N samples.
 
     Returns:
         (N,) in [0, 1].
@@ -126,13 +128,13 @@ def spatial_iou(pred: Tubelets, truth: Tubelets) -> np.ndarray:
 
 def tubelet_iou(pred: Tubelets, truth: Tubelets) -> np.ndarray:
     """
-    vIoU (Zhang et al., "Where Does It Exist", 2020): sum of box IoU over the frames in which prediction and truth both have a box, over
-    the number of frames in which either has one; 0 where neither has any.
+    Computes the vIoU of each pair of tubelets (Zhang et al., "Where Does It Exist", CVPR 2020): sum of box IoU over the frames in which
+    both have a box, divided by the number of frames in which at least one has a box; 0 where neither has any.
 
-    Both have to count the same frames: a truth with boxes in frames that the model was not shown makes 1 impossible.
+    Both must use the same frames: if the ground truth has boxes at frames that the model was not shown, 1 cannot be reached.
 
     Args:
-        pred, truth: of the same N rows.
+        pred, truth: of the same N samples.
 
     Returns:
         (N,) in [0, 1].
@@ -142,52 +144,52 @@ def tubelet_iou(pred: Tubelets, truth: Tubelets) -> np.ndarray:
 
 
 def _shared_iou(pred: Tubelets, truth: Tubelets) -> tuple[np.ndarray, np.ndarray]:
-    """`(sum of IoU over shared frames, number of shared frames)`, each (N,) floats."""
+    """`(sum of box IoU over shared frames, number of shared frames)`, each (N,) floats."""
     if len(pred) != len(truth):
-        raise ValueError(f"There are {len(pred)} predicted tubelets and {len(truth)} true ones.")
+        raise ValueError(f"Prediction and ground truth must have the same number of tubelets; got {len(pred)} and {len(truth)}.")
     rows = [np.repeat(np.arange(len(tubelets)), tubelets.lengths) for tubelets in (pred, truth)]
-    # Frames by their rank, so that row and frame make one number however large a frame is.
+    # Frames are replaced by their rank, so that sample and frame fit into one int64 key for any frame index.
     frames, ranks = np.unique(np.concatenate([pred.frames, truth.frames]), return_inverse=True)
     split = len(rows[0])
-    places = rows[0] * len(frames) + ranks[:split], rows[1] * len(frames) + ranks[split:]
-    _, in_pred, in_truth = np.intersect1d(places[0], places[1], assume_unique=True, return_indices=True)
+    keys = rows[0] * len(frames) + ranks[:split], rows[1] * len(frames) + ranks[split:]
+    _, in_pred, in_truth = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
     iou = box_iou(pred.boxes[in_pred], truth.boxes[in_truth])
     row = rows[0][in_pred]
     return np.bincount(row, iou, minlength=len(pred)), np.bincount(row, minlength=len(pred)).astype(float)
 
 
 def recall_at(ious: np.ndarray, threshold: float) -> float:
-    """Per cent of the rows whose IoU is at least `threshold`; 0 of no rows."""
+    """Percentage of the samples whose IoU is at least `threshold`; 0 without samples."""
     return 100 * mean_iou(np.asarray(ious) >= threshold)
 
 
 def mean_iou(ious: np.ndarray) -> float:
-    """Mean over the rows, as a fraction; 0 of no rows."""
+    """Mean over the samples, as a fraction; 0 without samples."""
     ious = np.asarray(ious, dtype=np.float64)
     return float(ious.mean()) if ious.size else 0.0
 
 
 def bootstrap_interval(values: np.ndarray, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
-    Between which bounds the mean lies if other samples of the same kind are drawn: the percentile bootstrap.
+    Computes a percentile bootstrap confidence interval of the mean.
 
-    Rows are drawn with replacement, as many as there are, `resamples` times; the bounds cut off equal shares of the resampled means at
-    either end. It takes time in proportion to rows and resamples, and about 100 MiB whatever their number.
+    N samples are drawn with replacement `resamples` times; the bounds are quantiles of the resampled means. Needs about 100 MiB for any
+    number of samples, and time proportional to samples times resamples.
 
     Args:
-        values: (N,) or (N, K): K figures of the same rows, drawn together.
-        confidence: share of the resampled means between the bounds.
-        resamples: how often rows are drawn.
+        values: (N,) or (N, K): K metrics of the same samples, which are drawn together.
+        confidence: fraction of the resampled means between the bounds.
+        resamples: number of draws of N samples.
         seed: of the draws; the same values give the same bounds.
 
     Returns:
-        `(low, high)`, of the shape of one row; 0 where there are no rows.
+        `(low, high)`, each of shape () or (K,); 0 without samples.
 
     Raises:
-        ValueError: where `confidence` is not between 0 and 1, or `resamples` below 1.
+        ValueError: if `confidence` is not between 0 and 1, or `resamples` is below 1.
     """
     if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(f"A bootstrap takes a confidence between 0 and 1 and resamples, got {confidence=} and {resamples=}.")
+        raise ValueError(f"confidence must be between 0 and 1 and resamples at least 1; got {confidence=} and {resamples=}.")
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
         return np.zeros(values.shape[1:]), np.zeros(values.shape[1:])
@@ -197,7 +199,7 @@ def bootstrap_interval(values: np.ndarray, confidence: float = 0.95, resamples: 
     for start in range(0, resamples, at_once):
         drawn = generator.integers(count, size=(min(at_once, resamples - start), count))
         drawn += np.arange(len(drawn))[:, None] * count
-        # How often each row was drawn, times its values: one product for all figures.
+        # (draws, N) counts of each sample times its values: one matrix product for all metrics.
         times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         means.append(times.astype(float) @ values / count)
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether words say the same, and which of a picture's objects an answer names and finds."""
+"""Normalized exact match of captions, and IoU of the objects of an image that an answer names."""
 
 import re
 from collections.abc import Sequence
@@ -10,48 +10,48 @@ from .metrics import box_iou
 from .rows import Box
 
 
-NAMED_IOU = 0.5  # from which on an object is found
+OBJECT_IOU = 0.5  # minimum IoU with which an object counts as found
 _ENDS = " \t\r\n,.;:()[]{}"
 _FIRST_WORDS = re.compile(r"^(?:(?:and|then) )?(?:(?:a|an|the) )?")
 
 
 def normalize_text(text: str) -> str:
     """
-    A phrase or sentence as far as it matters for saying the same: in lower case, without blanks, commas, full stops and brackets at
-    either end, without a leading "and" or "then" and without an article behind it, with single blanks in between.
+    Normalizes a phrase or sentence for exact match: lower case, without blanks, punctuation and brackets at the ends, without a leading
+    "and" or "then" and a following article, and with single blanks between words.
     """
     return _FIRST_WORDS.sub("", " ".join(text.lower().strip(_ENDS).split()))
 
 
-def is_exact_match(said: str | None, true: str | None) -> bool:
-    """Whether both are the same plain words; nothing says the same as none."""
-    words = normalize_text(said or "")
+def is_exact_match(answered: str | None, true: str | None) -> bool:
+    """Returns whether answer and ground truth are equal after `normalize_text`. An empty answer never matches."""
+    words = normalize_text(answered or "")
     return bool(words) and words == normalize_text(true or "")
 
 
-def named_ious(said: Sequence[tuple[str, Box]], true: Sequence[tuple[str, Box]]) -> np.ndarray:
+def object_ious(answered: Sequence[tuple[str, Box]], true: Sequence[tuple[str, Box]]) -> np.ndarray:
     """
-    How well the objects of a picture are found by those of an answer that are named alike.
+    Computes the IoU of each ground-truth object with the object of the answer that has the same name.
 
-    Pairs are taken in order of their IoU, the best first; an object of the answer stands for one of the truth at most.
+    Pairs with equal names (`normalize_text`) are matched greedily by descending IoU; each object is matched at most once.
 
     Args:
-        said, true: `(phrase, box)` of each object.
+        answered, true: `(phrase, box)` of each object.
 
     Returns:
-        (N,) IoU of each true object, 0 where no object of the answer is left that says the same.
+        (N,) IoU per ground-truth object, 0 for one without a match.
     """
     ious = np.zeros(len(true))
-    names = [normalize_text(phrase) for phrase, _ in said], [normalize_text(phrase) for phrase, _ in true]
-    alike = [(i, j) for i, name in enumerate(names[0]) for j, other in enumerate(names[1]) if name and name == other]
-    if not alike:
+    names = [normalize_text(phrase) for phrase, _ in answered], [normalize_text(phrase) for phrase, _ in true]
+    pairs = [(i, j) for i, name in enumerate(names[0]) for j, other in enumerate(names[1]) if name and name == other]
+    if not pairs:
         return ious
-    overlaps = box_iou(np.array([said[i][1] for i, _ in alike]), np.array([true[j][1] for _, j in alike]))
+    overlaps = box_iou(np.array([answered[i][1] for i, _ in pairs]), np.array([true[j][1] for _, j in pairs]))
     used: tuple[set[int], set[int]] = (set(), set())
-    for place in np.argsort(-overlaps, kind="stable"):
-        i, j = alike[place]
+    for index in np.argsort(-overlaps, kind="stable"):
+        i, j = pairs[index]
         if i not in used[0] and j not in used[1]:
             used[0].add(i)
             used[1].add(j)
-            ious[j] = overlaps[place]
+            ious[j] = overlaps[index]
     return ious

@@ -1,108 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report tells of single samples: IoUs as the default protocol counts them, and what may make a sample hard."""
+"""The samples of a report: IoUs as in the default protocol, and properties that may make a sample difficult."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from .metrics import Tubelets, box_iou, mean_iou, spatial_iou, temporal_iou, tubelet_iou
-from .phrases import named_ious
 from .rows import Prediction
-from .scoring import said_in, state_of
+from .scoring import SampleColumns, answer_state
 
 
-# The IoUs of each task, and of which figure of `score` each is the mean. The first is what samples are ranked by.
+# The IoUs of each task, and the metric of `score` that is the mean of each. Samples are ranked by the first.
 IOUS = {
     "rec": {"box IoU": "miou"},
     "dgc": {"object IoU": "miou"},
     "tvg": {"tIoU": "miou"},
-    "stvg": {"vIoU": "mstiou", "sIoU": "msiou", "tIoU": "mtiou"},
-    "svg": {"vIoU": "mstiou", "sIoU": "msiou"},
-    "elc": {"vIoU": "mstiou", "sIoU": "msiou", "tIoU": "mtiou"},
+    "stvg": {"vIoU": "m_viou", "sIoU": "m_siou", "tIoU": "m_tiou"},
+    "svg": {"vIoU": "m_viou", "sIoU": "m_siou"},
+    "elc": {"vIoU": "m_viou", "sIoU": "m_siou", "tIoU": "m_tiou"},
 }
-# What may make a sample hard, with its unit.
-CONDITIONS = {"clip length": "s", "object size": "% of the picture", "span length": "% of the clip"}
-# Of answers that count as 0, those that can be looked at come first.
+# Properties that may make a sample difficult, and their units.
+CONDITIONS = {"clip length": "s", "object size": "% of the image", "span length": "% of the clip"}
+# Order of samples with the same IoU of 0: those with more to look at first.
 _STATES = (None, "unparsable", "cut_off", "skipped")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Samples:
     """
     All samples of a benchmark, in the order of their file.
 
     Args:
-        task: of them all.
-        states: of each: None if it was read, else "skipped", "cut_off" or "unparsable".
-        ious: (N,) by the names in `IOUS`; what was not said has 0.
-        conditions: (N,) by the names in `CONDITIONS`; NaN where not known, as the size of a medium that was not opened.
+        states: of each: None if the answer was read completely, else "skipped", "cut_off" or "unparsable".
+        ious: (N,) by the names in `IOUS`; 0 for a missing answer.
+        conditions: (N,) by the names in `CONDITIONS`; NaN if unknown, such as the size of an image that could not be opened.
     """
 
-    task: str
-    states: list[str | None] = field(default_factory=list)
-    ious: dict[str, np.ndarray] = field(default_factory=dict)
-    conditions: dict[str, np.ndarray] = field(default_factory=dict)
+    states: list[str | None]
+    ious: dict[str, np.ndarray]
+    conditions: dict[str, np.ndarray]
 
     def best(self, count: int) -> list[int]:
-        """Places of the best samples, the best first; none that have nothing right."""
-        places = sorted(range(len(self.states)), key=lambda place: [-value for value in self._values(place)])
-        return [place for place in places if self._values(place)[0] > 0][: min(count, (len(places) + 1) // 2)]
+        """Indices of the highest-scoring samples, best first: at most `count`, at most half of the samples, and none with an IoU of 0."""
+        order = sorted(range(len(self.states)), key=lambda index: [-value for value in self._values(index)])
+        return [index for index in order if self._values(index)[0] > 0][: min(count, (len(order) + 1) // 2)]
 
     def worst(self, count: int) -> list[int]:
-        """Places of the worst samples, the worst first; none that is among as many of the best."""
+        """Indices of the `count` lowest-scoring samples, worst first, excluding those of `best(count)`."""
         best = set(self.best(count))
 
-        def rank(place: int) -> tuple:
-            first, *others = self._values(place)
-            return first, _STATES.index(self.states[place]), *others
+        def rank(index: int) -> tuple:
+            first, *others = self._values(index)
+            return first, _STATES.index(self.states[index]), *others
 
-        return [place for place in sorted(range(len(self.states)), key=rank) if place not in best][:count]
+        return [index for index in sorted(range(len(self.states)), key=rank) if index not in best][:count]
 
-    def _values(self, place: int) -> list[float]:
-        return [float(values[place]) for values in self.ious.values()]
+    def _values(self, index: int) -> list[float]:
+        return [float(values[index]) for values in self.ious.values()]
 
 
 def read_samples(task: str, predictions: Iterable[Prediction]) -> Samples:
     """
-    IoUs and conditions of predictions, which are read one at a time and not kept.
+    Computes IoUs and conditions of predictions, which are read one at a time and not kept.
 
     Args:
         task: of all of them, a key of `IOUS`.
-        predictions: such as `score` takes.
+        predictions: as for `score`.
     """
-    samples, width = Samples(task), 4 if task == "rec" else 2
-    numbers: tuple[list, list] = ([], [])
-    tubelets = Tubelets(), Tubelets()
-    objects: list[float] = []
+    columns, states = SampleColumns(task), []
     conditions: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for prediction in predictions:
-        state = state_of(prediction)
-        samples.states.append(state)
-        objects.append(mean_iou(named_ious(said_in(prediction).objects or (), prediction.truth.objects or ())))
-        for side, grounding in enumerate((said_in(prediction), prediction.truth)):
-            values = grounding.box if task == "rec" else grounding.span
-            numbers[side].append((float("nan"),) * width if values is None else values)
-            tubelets[side].append(grounding.tubelet)
+        columns.append(prediction)
+        states.append(answer_state(prediction))
         for name, value in _conditions(prediction).items():
             conditions[name].append(value)
-    said_numbers, true_numbers = (np.array(side, dtype=np.float64).reshape(-1, width) for side in numbers)
-    measures = {
-        "box IoU": lambda: box_iou(said_numbers, true_numbers),
-        "object IoU": lambda: np.array(objects),
-        "tIoU": lambda: temporal_iou(said_numbers, true_numbers),
-        "sIoU": lambda: spatial_iou(*tubelets),
-        "vIoU": lambda: tubelet_iou(*tubelets),
-    }
-    samples.ious = {name: measures[name]() for name in IOUS[task]}
-    samples.conditions = {name: np.array(values) for name, values in conditions.items()}
-    return samples
+    values = columns.values()
+    ious = {name: values[metric] for name, metric in IOUS[task].items()}
+    return Samples(states, ious, {name: np.array(column) for name, column in conditions.items()})
 
 
 def _conditions(prediction: Prediction) -> dict[str, float]:
     values = dict.fromkeys(CONDITIONS, float("nan"))
     truth, media = prediction.truth, prediction.medium()
-    # The question of "svg" gives the span away.
+    # The prompt of "svg" contains the span.
     if (span := truth.span or prediction.given.span) is not None:
         values["span length"] = 100 * (span[1] - span[0])
     if media is None:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a model the questions of a benchmark: in batches, on several GPUs, with the next videos decoded meanwhile, and from where it
-was if it was killed.
+"""Runs a model on the questions of a benchmark: in batches, on several GPUs, decoding the next videos meanwhile, and resumable.
 
-Batches are cut from the list of questions, whatever is answered already, and a batch is answered as a whole: so a run that was
-interrupted computes exactly what one that was not would have. Questions about one medium are asked one after the other, in whatever
-order they come, and the medium is decoded once for all of them.
+Batches are cut from the complete list of questions, whether or not some are answered already, and a batch is answered as a whole. So a
+resumed run computes exactly the same batches as an uninterrupted one. Questions about the same image or clip are asked consecutively,
+whatever their order, so that it is decoded once.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -22,8 +22,10 @@ from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..locking import locked_folder
 from ..model.batch_feature_llava_st import join_samples
 from ..model.cached_media_llava_st import CachedMediaProcessor
+from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.grounding_llava_st import MediaInfo
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
@@ -32,28 +34,31 @@ from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
 from .placing import to_clip_coordinates
-from .predictions import append_predictions, drop_broken_end, read_predictions
+from .predictions import append_predictions, drop_broken_end, read_predictions, write_file
 from .rows import Prediction, Question
 
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
-# What settings files without these names stand for.
-_BEFORE = {"video_backend": "pyav", "allow_truncated": False}
+# Values of settings that older settings files do not contain.
+_OLDER_SETTINGS = {"video_backend": "pyav", "allow_truncated": False}
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     """
-    What answers depend on. A folder of predictions goes on under the same settings only.
+    The settings that answers depend on. A run resumes in a folder only with the same settings.
 
     Args:
         benchmark: its name.
-        model: name of the model, for the record.
-        batch_size: questions answered together.
-        max_new_tokens: after so many an answer is cut off.
-        seed: of the wording of prompts, and of sampling if the model's generation configuration samples.
-        video_backend: what reads video files, see `open_video_file`.
-        allow_truncated: read truncated video files as far as they go; the notes of predictions then say so.
+        model: name of the model; recorded, and compared when a run resumes.
+        batch_size: number of questions answered together.
+        max_new_tokens: maximum length of an answer; a longer one is cut off.
+        seed: for the choice of prompt templates.
+        video_backend: library that decodes video files, see `open_video_file`.
+        allow_truncated: read truncated video files as far as possible; the notes of the predictions then mention it.
+
+    Raises:
+        ValueError: if `batch_size` or `max_new_tokens` is below 1, or `video_backend` is unknown.
     """
 
     benchmark: str
@@ -68,34 +73,34 @@ class EvaluationSettings:
         check_backend(self.video_backend)
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+                raise ValueError(f"{name}={getattr(self, name)} must be an integer of at least 1.")
 
 
 def versions() -> dict[str, str]:
-    """Of what a prediction was made with."""
+    """Returns the versions of the libraries that a prediction depends on."""
     return {"llava_st_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
 
 
-def _medium(question: Question) -> tuple:
-    """What is decoded for a question."""
+def _media_key(question: Question) -> tuple:
+    """Identifies the image or clip that is decoded for a question."""
     return question.kind, question.path, question.clip, question.start, question.end
 
 
 def in_batches(questions: list[Question], batch_size: int) -> list[list[Question]]:
-    """Batches in which questions about one medium follow each other, so that it is decoded once; media in the order of the questions."""
-    place: dict[tuple, int] = {}
+    """Cuts questions into batches, with those about the same image or clip consecutive and otherwise in their order."""
+    first: dict[tuple, int] = {}
     for number, question in enumerate(questions):
-        place.setdefault(_medium(question), number)
-    ordered = sorted(questions, key=lambda question: place[_medium(question)])
+        first.setdefault(_media_key(question), number)
+    ordered = sorted(questions, key=lambda question: first[_media_key(question)])
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
 @dataclass
-class _Read:
-    """A medium and the questions about it, with truths in its frames, made in a worker: `problems` says of each question why it cannot
-    be asked, if so.
+class _MediaGroup:
+    """An image or clip and the questions about it, with the ground truth at its frames, as a worker returns them.
 
-    `texts` are lists and no tensors, of which each would take a file descriptor on the way from the worker.
+    `problems` has for each question the reason why it cannot be asked, or None. `texts` are lists, since each tensor would need a file
+    descriptor to be sent from the worker.
     """
 
     media: MediaInfo | None
@@ -106,7 +111,7 @@ class _Read:
 
 
 class _MediaReader(torch.utils.data.Dataset):
-    """Media as model inputs, each read once for all questions about it."""
+    """Images and clips as model inputs, each decoded once for all questions about it."""
 
     def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype, reading: dict):
         self.groups, self.processor, self.dtype, self.reading = groups, processor, dtype, reading
@@ -114,7 +119,7 @@ class _MediaReader(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> _Read:
+    def __getitem__(self, index: int) -> _MediaGroup:
         group = self.groups[index]
         item = {"type": group[0].kind, "path": group[0].path}
         if group[0].clip is not None:
@@ -129,13 +134,13 @@ class _MediaReader(torch.utils.data.Dataset):
                 processor_kwargs=self.reading,
             )
         except MEDIA_ERRORS as error:
-            return _Read(None, {}, group, [{}] * len(group), [str(error)] * len(group))
-        # In the model's type, which is half the bytes on the way to a model in half precision.
+            return _MediaGroup(None, {}, group, [{}] * len(group), [str(error)] * len(group))
+        # In the dtype of the model: half the bytes to transfer for a model in half precision.
         pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
         media, processor = alone.media[0][-1], self.processor
         tokens = processor.replace_image_token({}, 0) if media.kind == "image" else processor.replace_video_token(pixels, 0)
         known = CachedMediaProcessor.from_processor(processor, media, tokens)
-        read = _Read(media, pixels, [], [], [])
+        result = _MediaGroup(media, pixels, [], [], [])
         for question in group:
             text: dict[str, list] = {}
             problem = None
@@ -144,22 +149,22 @@ class _MediaReader(torch.utils.data.Dataset):
                 text = _text(question, item, known)
             except MEDIA_ERRORS as error:
                 problem = str(error)
-            read.questions.append(question)
-            read.texts.append(text)
-            read.problems.append(problem)
-        return read
+            result.questions.append(question)
+            result.texts.append(text)
+            result.problems.append(problem)
+        return result
 
 
 def _text(question: Question, item: dict, processor: CachedMediaProcessor) -> dict[str, list]:
-    """What the processor makes of the words of a question behind the content item of its medium."""
+    """Token ids and coordinate values of a question about an image or clip that is processed already."""
     message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
     encoded = processor.apply_chat_template([message], tokenize=True, return_dict=True, add_generation_prompt=True)
     return {name: encoded[name][0] for name in ("input_ids", "coordinate_values") if name in encoded}
 
 
 @dataclass
-class _Asked:
-    """A question with its inputs; or with the problem with it."""
+class _EncodedQuestion:
+    """A question with its model inputs; or with `problem`, the reason why it cannot be asked."""
 
     question: Question
     media: MediaInfo | None
@@ -168,9 +173,11 @@ class _Asked:
     problem: str | None
 
 
-def _ask(questions: list[Question], model, processor: LlavaSTProcessor, num_workers: int, settings: EvaluationSettings) -> Iterator[_Asked]:
-    """Questions with their inputs, pixels on the model's device. Workers are about two batches ahead."""
-    groups = [list(group) for _, group in groupby(questions, _medium)]
+def _encode(
+    questions: list[Question], model, processor: LlavaSTProcessor, num_workers: int, settings: EvaluationSettings
+) -> Iterator[_EncodedQuestion]:
+    """Yields questions with their inputs, pixels on the model's device. Workers decode about two batches ahead."""
+    groups = [list(group) for _, group in groupby(questions, _media_key)]
     reading = {"video_backend": settings.video_backend, "allow_truncated": settings.allow_truncated}
     loader = DataLoader(
         _MediaReader(groups, processor, model.dtype, reading),
@@ -178,12 +185,12 @@ def _ask(questions: list[Question], model, processor: LlavaSTProcessor, num_work
         num_workers=num_workers,
         prefetch_factor=max(2, -(-2 * settings.batch_size // num_workers)) if num_workers else None,
     )
-    for read in loader:
-        # Once for all questions about it, and joined there: copies within the device take no time.
-        pixels = {name: tensor.to(model.device, non_blocking=True) for name, tensor in read.pixels.items()}
-        for question, text, problem in zip(read.questions, read.texts, read.problems, strict=True):
+    for group in loader:
+        # Transferred once for all questions about it; batches are concatenated on the device.
+        pixels = {name: tensor.to(model.device, non_blocking=True) for name, tensor in group.pixels.items()}
+        for question, text, problem in zip(group.questions, group.texts, group.problems, strict=True):
             tensors = {name: torch.tensor(values) for name, values in text.items()}
-            yield _Asked(question, None if problem else read.media, tensors, pixels, problem)
+            yield _EncodedQuestion(question, None if problem else group.media, tensors, pixels, problem)
 
 
 def run_benchmark(
@@ -197,65 +204,69 @@ def run_benchmark(
     show_overlap: bool = False,
 ) -> list[Prediction]:
     """
-    Answers questions, or those of them that were not answered before.
+    Answers the questions of a benchmark, or those that an interrupted run has left.
 
     Args:
-        questions: of one benchmark, ids unique.
-        model, processor: in evaluation mode, on its device. Under `accelerate launch` each process has one.
-        output: folder for the predictions.
+        questions: of one benchmark, with unique ids.
+        model, processor: in evaluation mode, on its device. Under `accelerate launch` each process has its own.
+        output: folder for the predictions. It is locked until all questions are answered.
         settings: see there.
-        read_answer: makes `(GroundingResult, notes)` of an answer.
-        num_workers: processes that decode the next batches while the model works; 0 for none.
-        show_overlap: whether the progress bar tells the mean overlap of answers and truths so far.
+        read_answer: returns `(GroundingResult, notes)` of an answer.
+        num_workers: number of processes that decode the next batches during generation; 0 decodes in this process.
+        show_overlap: show the mean IoU of answers and ground truth so far in the progress bar.
 
     Returns:
-        All predictions, in the order of the questions; in other processes than the main one as well.
+        All predictions in the order of the questions, in every process.
 
     Raises:
-        ValueError: where the folder holds predictions of other settings or other questions.
+        ValueError: if model and processor do not belong together, if the folder holds predictions of other settings or other questions,
+            or if another run is writing to it.
+        OSError: naming the file, if one cannot be written.
     """
+    check_model_matches_processor(model.config, processor)
     state, folder = this_process(), Path(output)
-    with state.main_process_first():
-        _check_settings(folder, settings, len(questions), state.is_main_process)
-    done = _answered(folder, questions, state)
-    batches = in_batches(questions, settings.batch_size)
-    missing = [batch for batch in batches if any(question.id not in done for question in batch)]
-    # Consecutive ones, so that no other process reads the same media, but for one medium where two shares meet.
-    first, last = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
-    mine = missing[first:last]
-    part = folder / f"part-{state.process_index:03d}.jsonl"
-    asked = _ask([question for batch in mine for question in batch], model, processor, num_workers, settings)
-    torch.manual_seed(settings.seed)
-    total, count = 0.0, 0
-    with tqdm(total=len(questions), initial=len(done), disable=not state.is_main_process, desc=settings.benchmark, unit="question") as bar:
-        for batch in mine:
-            predictions = _answer_batch(list(islice(asked, len(batch))), model, processor, settings, read_answer)
-            append_predictions(part, predictions)
-            bar.update(len(predictions) * (state.num_processes if state.num_processes > 1 else 1))
-            if show_overlap:
-                total, count = total + sum(map(overlap, predictions)), count + len(predictions)
-                bar.set_postfix_str(f"overlap {total / count:.3f}")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _merge(folder, questions)
-    state.wait_for_everyone()
+    # All processes of a run share the lock of the main one.
+    with locked_folder(folder) if state.is_main_process else nullcontext():
+        with state.main_process_first():
+            _check_settings(folder, settings, len(questions), state.is_main_process)
+        done = _answered(folder, questions, state)
+        batches = in_batches(questions, settings.batch_size)
+        missing = [batch for batch in batches if any(question.id not in done for question in batch)]
+        # Consecutive batches, so that at most one image or clip is read by two processes, where their shares meet.
+        first, last = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
+        torch.manual_seed(settings.seed)
+        with tqdm(
+            total=len(questions), initial=len(done), disable=not state.is_main_process, desc=settings.benchmark, unit="question"
+        ) as bar:
+            part = folder / f"part-{state.process_index:03d}.jsonl"
+            total, count = 0.0, 0
+            for predictions in _answer(missing[first:last], model, processor, settings, read_answer, num_workers):
+                append_predictions(part, predictions)
+                bar.update(len(predictions) * state.num_processes)
+                if show_overlap:
+                    total, count = total + sum(map(overlap, predictions)), count + len(predictions)
+                    bar.set_postfix_str(f"overlap {total / count:.3f}")
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _merge(folder, questions)
+        state.wait_for_everyone()
     return list(read_predictions(folder / PREDICTIONS))
 
 
 def this_process() -> PartialState:
-    """This process among those of the launcher. `accelerate launch --cpu` speaks of itself where `PartialState` does not look."""
+    """Returns the state of this process among those of the launcher. `PartialState` does not read what `accelerate launch --cpu` sets."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def overlap(prediction: Prediction) -> float:
-    """IoU of answer and truth in the widest sense that the task has: tubelets, else spans, else boxes; 0 for a missing one."""
-    said, true = prediction.prediction, prediction.truth
+    """IoU of answer and ground truth: of tubelets if the task has them, else of spans, else of boxes; 0 for a missing answer."""
+    answered, true = prediction.prediction, prediction.truth
     if true.tubelet is not None:
-        return float(tubelet_iou(Tubelets([said.tubelet]), Tubelets([true.tubelet]))[0])
-    if true.span is not None and said.span is not None:
-        return float(temporal_iou(np.array([said.span]), np.array([true.span]))[0])
-    if true.box is not None and said.box is not None:
-        return float(box_iou(np.array([said.box]), np.array([true.box]))[0])
+        return float(tubelet_iou(Tubelets([answered.tubelet]), Tubelets([true.tubelet]))[0])
+    if true.span is not None and answered.span is not None:
+        return float(temporal_iou(np.array([answered.span]), np.array([true.span]))[0])
+    if true.box is not None and answered.box is not None:
+        return float(box_iou(np.array([answered.box]), np.array([true.box]))[0])
     return 0.0
 
 
@@ -263,13 +274,15 @@ def _check_settings(folder: Path, settings: EvaluationSettings, num_questions: i
     path = folder / SETTINGS
     wanted = {**vars(settings), "questions": num_questions}
     if path.is_file():
-        found = {**_BEFORE, **json.loads(path.read_text())}
+        try:
+            found = {**_OLDER_SETTINGS, **json.loads(path.read_text(encoding="utf-8"))}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a valid settings file ({error}). Give another output folder.") from error
         different = [f"{name} was {found.get(name)!r} and is {value!r}" for name, value in wanted.items() if found.get(name) != value]
         if different:
             raise ValueError(f"{folder} holds answers of another run: {'; '.join(different)}. Give another output folder.")
     elif is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -277,19 +290,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _answered(folder: Path, questions: list[Question], state: PartialState) -> set[str]:
-    """Ids of the questions that were answered before."""
+    """Returns the ids of the questions that are answered already."""
     if state.is_main_process:
         for path in _files(folder):
             drop_broken_end(path)
     state.wait_for_everyone()
     done = {prediction.id for path in _files(folder) for prediction in read_predictions(path)}
-    if strangers := done - {question.id for question in questions}:
-        raise ValueError(f"{folder} holds answers to other questions, such as {min(strangers)!r}. Give another output folder.")
+    state.wait_for_everyone()  # no process may append answers while another one still reads the files
+    if unknown := done - {question.id for question in questions}:
+        raise ValueError(f"{folder} holds answers to other questions, such as {min(unknown)!r}. Give another output folder.")
     return done
 
 
 def _merge(folder: Path, questions: list[Question]) -> None:
-    """One file in the order of the questions. It takes the place of the parts in one step."""
+    """Writes one file in the order of the questions, which atomically replaces the parts of the processes."""
     found = {prediction.id: prediction for path in _files(folder) for prediction in read_predictions(path)}
     whole = folder / f".{PREDICTIONS}"
     whole.unlink(missing_ok=True)
@@ -299,12 +313,21 @@ def _merge(folder: Path, questions: list[Question]) -> None:
         path.unlink()
 
 
+def _answer(
+    batches: list[list[Question]], model, processor: LlavaSTProcessor, settings: EvaluationSettings, read_answer, num_workers: int
+) -> Iterator[list[Prediction]]:
+    """Yields the predictions of each batch."""
+    encoded = _encode([question for batch in batches for question in batch], model, processor, num_workers, settings)
+    for batch in batches:
+        yield _answer_batch(list(islice(encoded, len(batch))), model, processor, settings, read_answer)
+
+
 @torch.inference_mode()
-def _answer_batch(batch: list[_Asked], model, processor, settings: EvaluationSettings, read_answer) -> list[Prediction]:
-    answers = iter(_generate([asked for asked in batch if asked.problem is None], model, processor, settings))
+def _answer_batch(batch: list[_EncodedQuestion], model, processor, settings: EvaluationSettings, read_answer) -> list[Prediction]:
+    answers = iter(_generate([encoded for encoded in batch if encoded.problem is None], model, processor, settings))
     predictions = []
-    for asked in batch:
-        question = asked.question
+    for encoded in batch:
+        question = encoded.question
         prediction = Prediction(
             id=question.id,
             benchmark=settings.benchmark,
@@ -317,24 +340,24 @@ def _answer_batch(batch: list[_Asked], model, processor, settings: EvaluationSet
             model=settings.model,
             seed=settings.seed,
             versions=versions(),
-            skipped=asked.problem,
+            skipped=encoded.problem,
         )
-        if asked.media is not None:
+        if encoded.media is not None:
             prediction.answer, prediction.finished = next(answers)
-            prediction.media = asked.media.to_dict()
-            prediction.prediction, prediction.notes = read_answer(prediction.answer, question, asked.media, processor)
+            prediction.media = encoded.media.to_dict()
+            prediction.prediction, prediction.notes = read_answer(prediction.answer, question, encoded.media, processor)
         predictions.append(prediction)
     return predictions
 
 
-def _generate(batch: list[_Asked], model, processor, settings: EvaluationSettings) -> list[tuple[str, bool]]:
-    """Answers, and whether each ended by itself."""
+def _generate(batch: list[_EncodedQuestion], model, processor, settings: EvaluationSettings) -> list[tuple[str, bool]]:
+    """Returns the answers, and whether each ended before `max_new_tokens`."""
     if not batch:
         return []
-    texts = join_samples([asked.text for asked in batch], processor.tokenizer.pad_token_id, "left")
+    texts = join_samples([encoded.text for encoded in batch], processor.tokenizer.pad_token_id, "left")
     inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in texts.items()}
     for name in ("pixel_values", "pixel_values_videos"):
-        pixels = [asked.pixels[name] for asked in batch if name in asked.pixels]
+        pixels = [encoded.pixels[name] for encoded in batch if name in encoded.pixels]
         if pixels:
             inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
     generated = model.generate(**inputs, do_sample=False, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-ST for lmms-eval, as its model `llava_st`.
+"""The model `llava_st` of lmms-eval.
 
-lmms-eval finds `manifests` by the entry point group `lmms_eval.models`; the tasks of the folder `TASKS` go to its `--include_path`. Answers
-keep their coordinate tokens. This module can be imported without lmms-eval, the model cannot be made.
+lmms-eval finds `manifests` by the entry point group `lmms_eval.models`; pass the folder `TASKS` to its `--include_path`. Answers keep
+their coordinate tokens. This module can be imported without lmms-eval, but `LlavaST` cannot be created.
 """
 
 import json
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ...evaluation.runner import EvaluationSettings
 from ...model.batch_feature_llava_st import join_samples
+from ...model.compatibility_llava_st import check_model_matches_processor
 from ...model.media_files_llava_st import MEDIA_ERRORS
 from ...model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ...model.processing_llava_st import LlavaSTProcessor
@@ -34,8 +35,8 @@ except ModuleNotFoundError as error:
 
 
 TASKS = str(Path(__file__).parent / "tasks")
-# Ends an answer that is no whole one, where the task asks for it by the generation setting `mark_cut_off`: lmms-eval hands nothing but
-# the text from a model to a task.
+# Appended to an answer that was cut off, if the task sets `mark_cut_off` in its generation settings: lmms-eval passes only the text from
+# a model to a task.
 CUT_OFF = "<cut off>"
 _MAX_NEW_TOKENS = EvaluationSettings.max_new_tokens
 _BATCHES_AHEAD = 2
@@ -44,7 +45,7 @@ Chat = list[dict[str, Any]]
 
 
 def manifests():
-    """What lmms-eval registers: the model by its name, and where its class is."""
+    """Returns what lmms-eval registers: the name of the model and the path of its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [ModelManifest(model_id="llava_st", chat_class_path=f"{__name__}.LlavaST")]
@@ -52,18 +53,18 @@ def manifests():
 
 class LlavaST(_Base or object):
     """
-    The model as lmms-eval drives it.
+    LLaVA-ST with the interface of lmms-eval.
 
-    Args (the `--model_args` of lmms-eval, but for what it has options of its own for):
+    Args (`--model_args` of lmms-eval; `--device` and `--batch_size` are separate options):
         pretrained: folder or hub id of a checkpoint.
         device: such as "cuda:1"; by default the accelerator of this process. Under `accelerate launch` each process has its own.
-        batch_size: questions answered together.
+        batch_size: number of questions answered together.
         dtype: of the weights, such as "bfloat16"; "auto" for that of the checkpoint.
         attn_implementation: as in transformers.
-        max_batch_size: not used; lmms-eval passes it to all models.
+        max_batch_size: ignored; lmms-eval passes it to all models.
 
     Raises:
-        ValueError: where `batch_size` is no number from 1 on.
+        ValueError: if `batch_size` is not an integer of at least 1, or model and processor do not belong together.
         ImportError: without lmms-eval.
     """
 
@@ -79,21 +80,22 @@ class LlavaST(_Base or object):
         max_batch_size: int | None = None,
     ):
         if _Base is None:
-            raise ImportError("This is a model for lmms-eval, which is not installed (pip install lmms-eval).")
+            raise ImportError("LlavaST is a model for lmms-eval, which is not installed (pip install lmms-eval).")
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be a number of questions, at least 1.")
+            raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
         self.batch_size = int(batch_size)
-        # The slowest process may be late by more than the ten minutes that others would wait.
+        # The default timeout of ten minutes is too short if one process takes much longer than the others.
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
         self.processor = LlavaSTProcessor.from_pretrained(pretrained)
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         self.model = LlavaSTForConditionalGeneration.from_pretrained(pretrained, dtype=dtype, **options).eval().to(self.device)
+        check_model_matches_processor(self.model.config, self.processor)
 
     def generate_until(self, requests) -> list[str]:
-        """An answer to each request, in their order; empty where a medium cannot be read, with a warning."""
+        """Returns an answer to each request, in their order; empty, with a warning, if an image or video cannot be read."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(number)
@@ -114,10 +116,10 @@ class LlavaST(_Base or object):
         return lambda: doc_to_messages(self.task_dict[task][split][doc_id])
 
     def loglikelihood(self, requests):
-        raise NotImplementedError("llava_st generates answers; it gives no likelihoods of given ones.")
+        raise NotImplementedError("llava_st generates answers and does not compute likelihoods. Choose tasks with generated answers.")
 
     def generate_until_multi_round(self, requests):
-        raise NotImplementedError("llava_st answers single questions; it holds no conversations.")
+        raise NotImplementedError("llava_st answers single questions only. Choose tasks without several rounds.")
 
 
 def answer_chats(
@@ -128,15 +130,14 @@ def answer_chats(
     batch_size: int,
 ) -> Iterator[str]:
     """
-    Answers to chats in lmms-eval's form, in their order; the media of the next batches are decoded meanwhile.
+    Yields answers to chats in lmms-eval's format, in their order; images and videos of the next batches are decoded meanwhile.
 
     Args:
-        chats: each makes a chat, when it is its turn: a chat may hold pictures.
-        settings: lmms-eval's generation settings. Known are `max_new_tokens`, `temperature` (0 or none is greedy), `do_sample` (where it
-            is false, greedy too), `top_p`, `top_k`, `num_beams`, `until` (strings that an answer ends before) and `mark_cut_off` (see
-            `CUT_OFF`).
+        chats: functions that return a chat. They are called batch by batch, since a chat may contain decoded images.
+        settings: lmms-eval's generation settings. Supported are `max_new_tokens`, `temperature` (0 or None: greedy), `do_sample` (False:
+            greedy), `top_p`, `top_k`, `num_beams`, `until` (stop strings, excluded from the answer) and `mark_cut_off` (see `CUT_OFF`).
         model, processor: in evaluation mode, on its device.
-        batch_size: chats answered together.
+        batch_size: number of chats answered together.
     """
     options, stops = _options(settings), settings.get("until") or ()
     stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
@@ -161,7 +162,7 @@ def answer_chats(
 
 
 def _options(settings: dict) -> dict:
-    """lmms-eval's settings as those of `generate`. Tasks set others, which mean something to other models only."""
+    """Converts lmms-eval's settings to arguments of `generate`. Other settings of a task are for other models and ignored."""
     options = {"max_new_tokens": int(settings.get("max_new_tokens") or _MAX_NEW_TOKENS)}
     sampling = ("temperature", "top_p", "top_k")
     options["do_sample"] = settings.get("do_sample") is not False and (settings.get("temperature") or 0) > 0
@@ -170,12 +171,12 @@ def _options(settings: dict) -> dict:
 
 
 def _batches(chats: Sequence[Callable[[], Chat]], processor: LlavaSTProcessor, dtype: torch.dtype, batch_size: int) -> Iterator[list]:
-    """Model inputs of each batch, one sample at a time; None for one whose media cannot be read."""
+    """Yields the model inputs of each batch, as a list of samples; None for one whose image or video cannot be read."""
 
     def encode(makers: Sequence[Callable[[], Chat]]) -> list[dict | None]:
         return [_encoded(make(), processor, dtype) for make in makers]
 
-    # One thread is enough: decoders have threads of their own.
+    # One thread is enough, since decoders are multi-threaded.
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: deque[Future] = deque()
         for start in range(0, len(chats), batch_size):
@@ -193,7 +194,7 @@ def _encoded(chat: Chat, processor: LlavaSTProcessor, dtype: torch.dtype) -> dic
             [messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
     except MEDIA_ERRORS as error:
-        warnings.warn(f"A question is left without an answer: {error}", stacklevel=2)
+        warnings.warn(f"A question gets an empty answer: {error}", stacklevel=2)
         return None
     pixels = ("pixel_values", "pixel_values_videos")
     return {name: tensor.to(dtype) if name in pixels else tensor for name, tensor in encoded.items()}
@@ -201,21 +202,21 @@ def _encoded(chat: Chat, processor: LlavaSTProcessor, dtype: torch.dtype) -> dic
 
 def _item(part: dict) -> dict:
     """
-    A content item of lmms-eval as one of ours.
+    Converts a content item of lmms-eval to one of the chat template.
 
-    A video's `clip` is that of this package's own tasks: first and last frame. Others tell seconds, beside the address of the video or
+    The `clip` of a video, first and last frame, is set by this package's tasks. Others give seconds, next to the path of the video or
     together with it.
     """
     kind = part["type"]
     if kind == "text":
         return {"type": "text", "text": part["text"]}
     if kind not in ("image", "video"):
-        raise ValueError(f"llava_st looks at images and videos; the task shows it {kind!r}.")
-    medium, times = part["url"], {"start": part.get("start_time"), "end": part.get("end_time")}
-    if isinstance(medium, dict):
-        times = {"start": medium.get("video_start"), "end": medium.get("video_end")}
-        medium = next((medium[key] for key in ("url", "path", "video") if medium.get(key) is not None), None)
+        raise ValueError(f"llava_st supports text, images and videos, but the task contains {kind!r}.")
+    source, times = part["url"], {"start": part.get("start_time"), "end": part.get("end_time")}
+    if isinstance(source, dict):
+        times = {"start": source.get("video_start"), "end": source.get("video_end")}
+        source = next((source[key] for key in ("url", "path", "video") if source.get(key) is not None), None)
     if kind == "image":
-        return {"type": "image", "image": medium}
+        return {"type": "image", "image": source}
     clip = {"clip": list(part["clip"])} if part.get("clip") else {name: time for name, time in times.items() if time is not None}
-    return {"type": "video", "video": medium, **clip}
+    return {"type": "video", "video": source, **clip}

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks of this folder do, by the names that their YAML files call.
+"""Functions of the tasks of this folder, under the names that their YAML files use.
 
-lmms-eval wants a Hugging Face dataset for each task. The benchmarks are files of the user's own, in formats of their own, so the tasks
-name a placeholder of one row, and `process_docs` puts the questions in its place.
+lmms-eval requires a Hugging Face dataset for each task. The benchmarks are local files in various formats, so the tasks name a
+placeholder dataset of one row, and `process_docs` replaces it by the questions.
 
-Figures that are means over questions are computed for each by this package's `score` and averaged by lmms-eval, which so knows their
-standard errors; captions are scored together.
+Metrics that are means over questions are computed per question by this package's `score` and averaged by lmms-eval, which then also
+computes their standard errors; captions are scored together.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ from datasets import Dataset
 
 from ....evaluation.answers import ANSWER_PARSERS, ParseContext
 from ....evaluation.benchmarks import read_benchmark
-from ....evaluation.captions import FIGURES, missing_caption_tools, score_captions
+from ....evaluation.captions import METRICS, CaptionScoringError, missing_caption_tools, score_captions
 from ....evaluation.rows import OWN_PARSER, GroundingResult, Prediction, Question
 from ....evaluation.scoring import score
 from ....model.grounding_llava_st import MediaInfo
 from ..plugin import CUT_OFF
 
 
-# Benchmark → what its data are called in the environment: LLAVA_ST_<name>_ANNOTATIONS is a file, LLAVA_ST_<name>_MEDIA a folder.
+# Benchmark → name of its data in the environment: LLAVA_ST_<name>_ANNOTATIONS is a file, LLAVA_ST_<name>_MEDIA a folder.
 DATA = {
     "vidstg_declarative": "VIDSTG",
     "vidstg_interrogative": "VIDSTG",
@@ -36,23 +37,23 @@ DATA = {
     "st_align_svg": "ST_ALIGN_SVG",
     "st_align_elc": "ST_ALIGN_ELC",
 }
-# What `score` tells that means nothing for one answer.
+# Counts of `score` that are meaningless for one answer.
 _OF_MANY = ("count", "skipped")
-# ELC is scored as STVG is, and its captions beside that.
+# ELC is scored like STVG, and its captions in addition.
 _SCORED_AS = {"elc": "stvg"}
 
 
 def _questions(benchmark: str, placeholder: Dataset) -> Dataset:
     """
-    The questions of a benchmark in the place of a placeholder.
+    Returns the questions of a benchmark instead of the placeholder.
 
     Raises:
-        ValueError: naming an environment variable that is not set, or as `read_benchmark` does.
-        OSError: where a file cannot be read.
+        ValueError: naming an environment variable that is not set, or from `read_benchmark`.
+        OSError: if a file cannot be read.
     """
     variables = [f"LLAVA_ST_{DATA[benchmark]}_{part}" for part in ("ANNOTATIONS", "MEDIA")]
     if missing := [name for name in variables if not os.environ.get(name)]:
-        raise ValueError(f"Where {benchmark} is must be told in the environment; not set: {', '.join(missing)}.")
+        raise ValueError(f"The files of {benchmark} must be named by environment variables; not set: {', '.join(missing)}.")
     annotations, media = (os.environ[name] for name in variables)
     return Dataset.from_list([_doc(question) for question in read_benchmark(benchmark, annotations, media)])
 
@@ -67,7 +68,7 @@ st_align_elc = partial(_questions, "st_align_elc")
 
 
 def _doc(question: Question) -> dict[str, str]:
-    """A row. What is not text is JSON: as columns, tubelets would have one for each frame of any of them."""
+    """Converts a question to a row of text columns; tubelets are JSON, since as columns they would need one for each frame."""
     rest = asdict(replace(question, truth=GroundingResult(), given=GroundingResult()))
     rest = {name: value for name, value in rest.items() if name not in ("id", "prompt", "path", "truth")}
     return {
@@ -91,7 +92,7 @@ def doc_to_text(doc: dict) -> str:
 
 
 def doc_to_visual(doc: dict) -> list[str]:
-    """For models that take a video as a whole: what they see beside the clip is theirs to leave out."""
+    """For models that take a path: they process the whole video, not only the clip."""
     return [doc["path"]]
 
 
@@ -100,20 +101,20 @@ def doc_to_target(doc: dict) -> str:
 
 
 def doc_to_messages(doc: dict) -> list[dict]:
-    """The chat. `clip` is for this package's model; others do not know it, and look at the whole video."""
+    """Returns the chat. `clip` is read by this package's model; others ignore it and process the whole video."""
     question = _question(doc)
-    medium = {"type": question.kind, "url": question.path}
+    item: dict = {"type": question.kind, "url": question.path}
     if question.clip is not None:
-        medium["clip"] = list(question.clip)
-    return [{"role": "user", "content": [medium, {"type": "text", "text": question.prompt}]}]
+        item["clip"] = list(question.clip)
+    return [{"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}]
 
 
 def process_results(doc: dict, results: Sequence[str]) -> dict:
-    """The figures of one answer, by the names that `score` has for them; of captions, what was said and what is true."""
+    """Returns the metrics of one answer by their names in `score`; for captions, the pair of answer and ground truth."""
     prediction = _prediction(_question(doc), results[0])
     scored_as = _SCORED_AS.get(prediction.task, prediction.task)
-    figures = score(scored_as, [replace(prediction, task=scored_as)])
-    own = {name: float(value) for name, value in figures.items() if name not in _OF_MANY and not name.endswith(("_low", "_high"))}
+    scores = score(scored_as, [replace(prediction, task=scored_as)])
+    own: dict = {name: float(value) for name, value in scores.items() if name not in _OF_MANY and not name.endswith(("_low", "_high"))}
     if prediction.task != "elc":
         return own
     if prediction.finished and not prediction.prediction.caption:
@@ -121,20 +122,20 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
     if problem := missing_caption_tools():
         warnings.warn(problem, stacklevel=2)
         return own
-    return own | {name: [prediction.prediction.caption or "", prediction.truth.caption] for name in FIGURES}
+    return own | {name: [prediction.prediction.caption or "", prediction.truth.caption] for name in METRICS}
 
 
 def _prediction(question: Question, text: str) -> Prediction:
     """
-    What an answer says. Frames are those that the annotation counts.
+    Parses an answer. Its boxes are assigned to frames as the annotation counts them.
 
-    lmms-eval hands the answer alone from model to task, and not what the model saw.
+    lmms-eval passes only the text of an answer from the model to the task, not the size and frames of the video.
     """
-    assert question.size is not None and question.frames is not None  # all benchmarks of `DATA` tell
+    assert question.size is not None and question.frames is not None  # all benchmarks of `DATA` have both
     (width, height), (first, last) = question.size, question.frames
     answer = text.removesuffix(CUT_OFF)
-    asked = ParseContext(question.task, MediaInfo(question.kind, width, height, first_frame=first, last_frame=last), question.given)
-    said, notes = ANSWER_PARSERS[OWN_PARSER](answer, asked)
+    context = ParseContext(question.task, MediaInfo(question.kind, width, height, first_frame=first, last_frame=last), question.given)
+    found, notes = ANSWER_PARSERS[OWN_PARSER](answer, context)
     return Prediction(
         id=question.id,
         benchmark="",
@@ -144,25 +145,29 @@ def _prediction(question: Question, text: str) -> Prediction:
         given=question.given,
         answer=answer,
         finished=answer == text,
-        prediction=said,
+        prediction=found,
         notes=notes,
     )
 
 
 @lru_cache(maxsize=1)
-def _caption_figures(pairs: tuple[tuple[str, str], ...]) -> dict[str, float]:
-    # All figures of captions come at once, and lmms-eval asks for one after another.
-    return score_captions([said for said, _ in pairs], [true for _, true in pairs]).figures
+def _caption_metrics(pairs: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    # Cached, since all caption metrics are computed at once and lmms-eval asks for one after another.
+    try:
+        return score_captions([answered for answered, _ in pairs], [true for _, true in pairs]).metrics
+    except CaptionScoringError as error:  # lmms-eval would lose all other metrics
+        warnings.warn(str(error), stacklevel=2)
+        return dict.fromkeys(METRICS, math.nan)
 
 
-def _caption_figure(name: str, items: Sequence[Sequence[str]]) -> float:
-    return _caption_figures(tuple((said, true) for said, true in items))[name]
+def _caption_metric(name: str, items: Sequence[Sequence[str]]) -> float:
+    return _caption_metrics(tuple((answered, true) for answered, true in items))[name]
 
 
-bleu_1 = partial(_caption_figure, "BLEU-1")
-bleu_2 = partial(_caption_figure, "BLEU-2")
-bleu_3 = partial(_caption_figure, "BLEU-3")
-bleu_4 = partial(_caption_figure, "BLEU-4")
-meteor = partial(_caption_figure, "METEOR")
-rouge_l = partial(_caption_figure, "ROUGE_L")
-cider = partial(_caption_figure, "CIDEr")
+bleu_1 = partial(_caption_metric, "BLEU-1")
+bleu_2 = partial(_caption_metric, "BLEU-2")
+bleu_3 = partial(_caption_metric, "BLEU-3")
+bleu_4 = partial(_caption_metric, "BLEU-4")
+meteor = partial(_caption_metric, "METEOR")
+rouge_l = partial(_caption_metric, "ROUGE_L")
+cider = partial(_caption_metric, "CIDEr")
