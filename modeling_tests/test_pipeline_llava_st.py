@@ -319,26 +319,9 @@ def test_an_impossible_time_is_refused_by_name(grounder, video, question, messag
         grounder(video, max_new_tokens=1, **question)
 
 
-def test_a_model_and_a_processor_of_different_vocabularies_are_refused():
+def test_pipeline_model_and_processor_of_different_vocabularies_raises():
     with pytest.raises(ValueError, match="Model and processor do not belong together: "):
         pipeline("video-grounding", model=model_for(tiny_processor(num_temporal_bins=50)), processor=tiny_processor(num_temporal_bins=60))
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"ignore_prompt_x_coordinates": True}, {"use_downsample_image": True}, {"packer_spatial_stride": 1}, {"packer_temporal_stride": 2},
-        {"fast_spatial_stride": 1}, {"patch_size": 7},
-    ],
-)  # fmt: skip
-def test_a_processor_with_another_setting_is_refused_by_its_name(setting):
-    with pytest.raises(ValueError, match=rf"do not belong together: {next(iter(setting))} .* in the model and .* in the processor\.$"):
-        pipeline("video-grounding", model=model_for(tiny_processor()), processor=tiny_processor(**setting))
-
-
-def test_a_processor_of_another_picture_size_is_refused():
-    with pytest.raises(ValueError, match=r"image size \(126, 126\) in the model and \(252, 252\) in the processor; video size"):
-        pipeline("video-grounding", model=model_for(tiny_processor()), processor=tiny_processor(size=252))
 
 
 def test_no_questions_have_no_answers(grounder):

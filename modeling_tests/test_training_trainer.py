@@ -196,6 +196,13 @@ def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
         LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
 
 
+def test_trainer_model_and_processor_of_different_checkpoints_raises(tmp_path):
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path), **OPTIONS)
+    model = model_for(tiny_processor(num_temporal_bins=50))
+    with pytest.raises(ValueError, match=r"do not belong together: .*number of temporal bins is 50 in the model and 100 in the processor"):
+        LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), tiny_processor())
+
+
 def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)

@@ -19,7 +19,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
-from .coordinates_llava_st import coordinate_token
+from .compatibility_llava_st import check_model_matches_processor
 from .downloads_llava_st import DownloadLimits
 from .grounding_llava_st import MediaInfo, parse_answer
 from .inline_coordinates_llava_st import INLINE_COORDINATE
@@ -85,35 +85,6 @@ def _is_chat(inputs) -> bool:
     return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and isinstance(inputs[0], dict) and "role" in inputs[0]
 
 
-def _sides(size) -> tuple[int | None, int | None]:
-    return (size["height"], size["width"]) if size else (None, None)
-
-
-def _check_match(config, processor) -> None:
-    """Refuses a model and a processor whose token counts, ids or pictures differ: the answers would be noise, or none."""
-    tokenizer_start = processor.tokenizer.get_added_vocab().get(coordinate_token("temporal", 0))
-    square = (config.vision_config.image_size,) * 2
-    pairs = {
-        "id of <TEMP-000>": (config.coordinate_start_token_id, tokenizer_start),
-        "temporal bins": (config.num_temporal_bins if config.use_coordinate_tokens else 0, processor.num_temporal_bins),
-        "spatial bins": (config.num_spatial_bins if config.use_coordinate_tokens else 0, processor.num_spatial_bins),
-        "patch_size": (config.vision_config.patch_size, processor.patch_size),
-        "image size": (square, _sides(processor.image_processor.size)),
-        "video size": (square, _sides(processor.video_processor.size)),
-    }
-    names = (
-        "packer_spatial_stride",
-        "packer_temporal_stride",
-        "fast_spatial_stride",
-        "use_downsample_image",
-        "ignore_prompt_x_coordinates",
-    )
-    pairs |= {name: (getattr(config, name), getattr(processor, name)) for name in names}
-    differing = [f"{name} {ours} in the model and {theirs} in the processor" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if differing:
-        raise ValueError(f"Model and processor do not belong together: {'; '.join(differing)}.")
-
-
 def _check_times_of_frames(part: dict, media) -> None:
     """Refuses the frame rate or times of frames where they are no frame rate, or where the video is a file."""
     names = [name for name in ("fps", "timestamps") if name in part]
@@ -167,7 +138,7 @@ class VideoGroundingPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        _check_match(self.model.config, self.processor)
+        check_model_matches_processor(self.model.config, self.processor)
         if notice := self.model_notices.get(os.path.realpath(self.model.name_or_path)):
             logger.warning_once(notice)
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
+from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
@@ -63,6 +64,7 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
     ):
         if not isinstance(args, LlavaSTTrainingConfig):
             raise TypeError(f"args must be a LlavaSTTrainingConfig, got {type(args).__name__}.")
+        check_model_matches_processor(model.config, processing_class)
         _check_data(args, train_dataset)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             if dataset is not None and "conversations" in (dataset.column_names or ()):
