@@ -17,7 +17,8 @@ from PIL import Image
 
 from llava_st_hf.data import load_mixture
 from llava_st_hf.model import video_frames_llava_st
-from llava_st_hf.model.video_frames_llava_st import flatten_videos, folder_frames, is_still_image
+from llava_st_hf.model.media_kind_llava_st import is_still_image, media_kind
+from llava_st_hf.model.video_frames_llava_st import flatten_videos, folder_frames
 from modeling_tests.corpora import mixed_dataset, write_media
 from modeling_tests.media import moving_frames, write_animation, write_video
 from modeling_tests.processors import encode, film, photo, user
@@ -133,6 +134,15 @@ def test_images_in_memory_are_frames(processor, tmp_path):
 def test_urls_are_judged_by_their_suffix():
     assert is_still_image("https://host/a.png?size=3") and is_still_image("http://host/a.jpg")
     assert not any(map(is_still_image, ["http://host/a.mp4", "http://host/a.webp", "http://host/a.gif", "http://host/?name=a.png"]))
+
+
+@pytest.mark.parametrize(
+    "url, kind",
+    [("http://host/a.webp", "image"), ("https://host/a.jpg?size=3", "image"), ("http://host/a.gif", "video"),
+     ("http://host/a.apng", "video"), ("http://host/a.mp4", "video"), ("http://host/watch?v=a.png", "video")],
+)  # fmt: skip
+def test_media_kind_url_is_classified_by_its_suffix(url, kind):
+    assert media_kind(url) == kind
 
 
 def test_openai_items_are_read(processor, video, picture):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from llava_st_hf.model.video_frames_llava_st import flatten_videos, is_still_image
+from llava_st_hf.model.media_kind_llava_st import is_still_image
+from llava_st_hf.model.video_frames_llava_st import flatten_videos
 from modeling_tests.media import moving_frames, write_animation
 from modeling_tests.processors import encode, film, user
 

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipeline("video-grounding")`: a video or image and a question in, events with times and boxes out."""
 
-import math
-import mimetypes
 import os
 from collections.abc import Sized
-from numbers import Real
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-import numpy as np
-import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, Pipeline
@@ -19,14 +13,15 @@ from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
+from .checks_llava_st import check_rate
 from .compatibility_llava_st import check_model_matches_processor
 from .downloads_llava_st import DownloadLimits
 from .grounding_llava_st import MediaInfo, parse_answer
 from .inline_coordinates_llava_st import INLINE_COORDINATE
-from .media_files_llava_st import is_file_content, is_url
+from .media_kind_llava_st import media_kind
 from .messages_llava_st import read_box, read_span, read_time
 from .tasks_llava_st import TASKS, task_content
-from .video_frames_llava_st import flatten_videos, is_frames, is_still_image
+from .video_frames_llava_st import flatten_videos, is_frames
 
 
 logger = logging.get_logger(__name__)
@@ -35,25 +30,6 @@ _MEDIA_KEYS = ("video", "image")
 _QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
 _READING_KEYS = ("num_frames", "video_backend", "allow_truncated", "download_limits")  # arguments of the processor
 _VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # of the keys above those that stand in the item of the video
-
-
-def _medium_of(media) -> str:
-    """Whether a bare input is an "image" or a "video", from the kind of object, the content of a file or the suffix of a URL."""
-    if isinstance(media, PIL.Image.Image):
-        return "image"
-    if isinstance(media, (np.ndarray, torch.Tensor)):
-        return "image" if media.ndim <= 3 else "video"
-    if isinstance(media, (list, tuple)):
-        return "video"  # frames
-    if is_url(media):
-        kind = mimetypes.guess_type(urlsplit(media).path, strict=False)[0] or "video"
-        return "image" if kind.startswith("image/") and kind not in ("image/gif", "image/apng") else "video"
-    if isinstance(media, (str, os.PathLike)) or is_file_content(media):
-        return "image" if is_still_image(media) else "video"
-    raise ValueError(
-        "Media must be a path, a URL, bytes, an open file, a PIL image or an array; frames in a list go as "
-        f'{{"video": frames}}. Got {type(media).__name__}.'
-    )
 
 
 def _undecoded(media):
@@ -91,9 +67,7 @@ def _check_times_of_frames(part: dict, media) -> None:
     if not names:
         return
     if "fps" in part:
-        fps = part["fps"]
-        if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
-            raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
+        check_rate(part["fps"], "fps")
     if not all(is_frames(video) for video in flatten_videos(media)):
         is_for = "is" if len(names) == 1 and names[0] == "fps" else "are"
         raise ValueError(f"{' and '.join(names)} {is_for} for frames given one by one; a video file has its own times.")
@@ -256,7 +230,7 @@ class VideoGroundingPipeline(Pipeline):
             media = _undecoded(inputs[medium])
             question |= {key: value for key, value in inputs.items() if key in _QUESTION_KEYS}
         else:
-            medium, media = _medium_of(inputs), inputs
+            medium, media = media_kind(inputs), inputs
         if isinstance(media, os.PathLike):
             media = os.fspath(media)
         part = {key: question.pop(key) for key in _VIDEO_ITEM_KEYS if key in question}
