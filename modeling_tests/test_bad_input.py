@@ -231,7 +231,7 @@ def test_seconds_of_frames_without_a_rate_are_refused(ask):
         ("<vid_patch>", "'<vid_patch>'"),
         ("{<t0.9><t0.1>}", "ends before it starts"),
         ("[<w0.9><h0.1><w0.2><h0.2>]", "is reversed"),
-        ("<t2.5s>", "<t2.5s> lies outside the clip, which goes from 0 to 2 seconds"),
+        ("<t2.5s>", "<t2.5s> is outside the clip, which lasts from 0 to 2 seconds"),
         ("See <video> and <video>", "there are 3 <video> and 1 videos"),
         ("See <image>", "there are 1 <image> and 0 images"),
     ],

@@ -87,7 +87,7 @@ def test_ground_takes_the_frame_rate_of_a_folder_of_frames(clip, tmp_path, capsy
     question = ["--model", str(tmp_path / "model"), "--task", "tr", "--span", "0", "1.5", "--max-new-tokens", "2"]
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "2"]) == 0
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "4"]) == 1
-    assert "lies outside the clip, which goes from 0 to 1 seconds" in capsys.readouterr().err
+    assert "is outside the clip, which lasts from 0 to 1 seconds" in capsys.readouterr().err
     assert main(["ground", str(tmp_path / "frames"), *question]) == 1
     assert "the frame rate of the video is unknown" in capsys.readouterr().err
     assert main(["ground", clip, *question, "--fps", "2"]) == 1

@@ -16,7 +16,7 @@ from modeling_tests.reference import REFERENCE, requires_reference
 
 
 PICTURE = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
-NOWHERE = "The answer names no time or place that could be read."
+NOWHERE = "The answer has no valid time or box."
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         (5, {"text": "x"}, "Media must be a path"),
         ([{"role": "user", "content": "Hi"}], {"task": "tvg"}, "A chat says everything itself; task"),
         ({"image": PICTURE}, {"task": "reg", "box": [50, 5, 10, 20]}, "is reversed"),
-        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "lies outside the image, whose width is 100"),
+        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "is outside the image, whose width is 100"),
         ({"image": PICTURE}, {"task": "reg", "box": [0, 0, float("nan"), 20]}, "finite number"),
         ({"image": PICTURE}, {"task": "reg", "box": 7}, "A box has four numbers"),
         ({"image": PICTURE}, {"task": "reg", "box": {"xmin": 1, "ymin": 2, "xmax": 3}}, "has no 'ymax'"),
@@ -305,7 +305,7 @@ def test_a_wrong_question_is_refused_by_name(grounder, inputs, kwargs, message):
     "question, message",
     [
         ({"task": "tr", "span": (2.0, 1.0)}, "ends before it starts"),
-        ({"task": "tr", "span": (1.0, 99.0)}, "lies outside the clip, which goes from 0 to 10 seconds"),
+        ({"task": "tr", "span": (1.0, 99.0)}, "is outside the clip, which lasts from 0 to 10 seconds"),
         ({"task": "tr", "span": 3.0}, "must be a pair"),
         ({"task": "tvg", "text": "x", "start": 5.0, "end": 5.0}, "empty"),
         ({"task": "tvg", "text": "x", "clip": [50, 400]}, "beyond the video, which has 100 frames"),

@@ -58,7 +58,7 @@ def test_seconds_shortly_before_the_first_frame_mean_it(varies):
     assert (media.frame_times is not None) == varies
     assert media.time_position(2.0, "t") == media.time_position(2.0 - START_SLACK, "t") == 0.0
     for seconds in (2.0 - START_SLACK - 0.01, 0.0, 5.0):
-        with pytest.raises(ValueError, match=r"t lies outside the clip, which goes from 2 to"):
+        with pytest.raises(ValueError, match=r"t is outside the clip, which lasts from 2 to"):
             media.time_position(seconds, "t")
     with pytest.raises(ValueError, match="outside the clip"):
         metadata_of(times).media(10, 59).time_position(2.0, "t")  # the clip starts later
