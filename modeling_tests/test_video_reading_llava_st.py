@@ -129,7 +129,7 @@ def test_the_processor_reads_files_as_its_arguments_say(processor, video, cut, h
     assert by_decord and np.array_equal(pixels, exact["pixel_values_videos"])
     with pytest.raises(OSError, match=r"cut short.*allow_truncated=True \(--allow-truncated\)"):
         ask(processor, how, cut)
-    assert "cut short" in ask(processor, how, cut, allow_truncated=True).media[0][0].notes[0]
+    assert "cut short" in ask(processor, how, cut, allow_truncated=True).media_info[0][0].notes[0]
 
 
 def test_the_pipeline_reads_files_as_its_arguments_say(processor, video, cut):

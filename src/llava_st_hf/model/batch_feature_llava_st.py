@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What travels with model inputs, so that answers come back in seconds and pixels."""
 
+import warnings
+
 import torch
 from transformers import BatchFeature
 
@@ -14,13 +16,19 @@ SHARED, PADDING = -1, -2
 class LlavaSTBatchFeature(BatchFeature):
     """Model inputs, with what it takes to read the answer beside them.
 
-    `media[i]` lists sample i's media in order as [`MediaInfo`]: size, frame rate and clip of the original files. It is no key, so
-    `model.generate(**inputs)` takes the inputs as they are.
+    `media_info[i]` lists the images and videos of sample i in order as [`MediaInfo`]: size, frame rate and clip of the original files.
+    It is not a key, so `model.generate(**inputs)` does not get it.
     """
 
-    def __init__(self, data=None, *args, media: list[list[MediaInfo]] | None = None, **kwargs):
+    def __init__(self, data=None, *args, media_info: list[list[MediaInfo]] | None = None, **kwargs):
         super().__init__(data, *args, **kwargs)
-        self.media = media if media is not None else []
+        self.media_info = media_info if media_info is not None else []
+
+    @property
+    def media(self) -> list[list[MediaInfo]]:
+        """Former name of `media_info`."""
+        warnings.warn("inputs.media is now inputs.media_info; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+        return self.media_info
 
     def to(self, *args, **kwargs):
         """As in transformers, but a cast leaves `coordinates` in float32: bf16 would move them by a fifth of a bin."""
@@ -31,11 +39,11 @@ class LlavaSTBatchFeature(BatchFeature):
         return self
 
     def __getstate__(self):
-        return {**super().__getstate__(), "media": self.media}
+        return {**super().__getstate__(), "media_info": self.media_info}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.media = state["media"]
+        self.media_info = state["media_info"]
 
 
 def join_samples(

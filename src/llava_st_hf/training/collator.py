@@ -146,7 +146,7 @@ class LlavaSTDataCollator:
         for name in ("input_ids", "coordinates"):
             if name in shared:
                 shared[name] = shared[name][:length]
-        media = encoded.media[0][0]
+        media = encoded.media_info[0][0]
         return shared, CachedMediaProcessor.after(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
 
     def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:
