@@ -229,7 +229,7 @@ def test_the_command_line_on_two_processes(tmp_path):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--media", folder, "--model", str(tmp_path / "model")]
+    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--data-folder", folder, "--model", str(tmp_path / "model")]
     ask += ["--max-new-tokens", "6", "--workers", "1", "--output"]
     launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -289,7 +289,7 @@ def test_files_that_lost_their_end_are_skipped_or_noted(tmp_path, media):
     assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
     # Whoever reads the answers again, in whatever format, is told as well; and the report shows the part that is there.
     path = str(tmp_path / "read/predictions.jsonl")
-    assert main(["score", path, "--reader", "seconds", "--output", str(tmp_path / "again")]) == 0
+    assert main(["score", path, "--answer-format", "seconds", "--output", str(tmp_path / "again")]) == 0
     assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
     assert draw_sample(noted)
     with pytest.raises(OSError, match="cut short"):

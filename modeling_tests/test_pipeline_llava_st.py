@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import GenerationConfig, LogitsProcessor, pipeline
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList, pipeline
 
 from llava_st_hf import DownloadLimits, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
@@ -133,6 +133,33 @@ def test_every_task_asks_and_answers_in_seconds_and_pixels(grounder, video, task
     inputs = question if "image" in question else {"video": video, **question}
     answer = say(grounder, {**inputs, "task": task}, text)
     assert answer == {"text": text, "events": [TASK_EVENTS[task]], "notes": []}
+
+
+def test_pipeline_elc_with_span_starts_the_event_at_the_start_of_the_span(grounder, video):
+    written = "a man falls. <TEMP-015>:[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"
+    (event,) = say(grounder, video, written, task="elc", span=(1.0, 4.0), box=[1, 2, 30, 40])["events"]
+    assert event["start"] == 1.0 and event["end"] is None
+
+
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        ({"task": "tr", "span": (1.0, 99.0)}, r"^span=\(1\.0, 99\.0\) is outside the clip, which lasts from 0 to 10 seconds\.$"),
+        ({"task": "elc", "time": 99, "box": [1, 2, 30, 40]}, r"^time=99\.0 is outside the clip"),
+        ({"task": "elc", "time": 1, "box": [1, 2, 300, 40]}, r"^box=\(1\.0, 2\.0, 300\.0, 40\.0\) is outside the video, whose width is 64"),
+        ({"text": "What is at <t99s>?"}, r"^<t99s> is outside the clip"),
+    ],
+)
+def test_pipeline_value_outside_the_video_raises_with_the_name_of_the_argument(grounder, video, question, message):
+    with pytest.raises(ValueError, match=message):
+        grounder(video, max_new_tokens=1, **question)
+
+
+def test_pipeline_answer_with_lone_surrogates_is_encodable(grounder, video, monkeypatch):
+    monkeypatch.setattr(grounder.processor, "decode_answer", lambda ids: "a \ud800 {<TEMP-010><TEMP-020>}")
+    answer = grounder(video, text="x", task="tvg", max_new_tokens=1)
+    json.dumps(answer, ensure_ascii=False).encode("utf-8")
+    assert answer["events"][0]["caption"] == "a \ufffd" and "U+FFFD" in answer["notes"][0]
 
 
 def test_a_question_in_seconds_and_pixels_reaches_the_prompt(grounder, video, monkeypatch):
@@ -365,6 +392,21 @@ def test_only_the_rows_that_were_cut_off_say_so(grounder):
     script = Script(grounder, ["a", "abcdefgh"])
     done, cut = grounder([{"image": PICTURE, "text": "x"}] * 2, batch_size=2, max_new_tokens=4, logits_processor=[script])
     assert done["notes"] == [NOWHERE] and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
+
+
+def test_pipeline_row_that_a_stopping_criterion_ended_is_not_cut_off(grounder):
+    """The criterion ends the first row after two tokens; `generate` pads it up to the limit, without an end token."""
+    batch = [{"image": PICTURE, "text": "x"}] * 2
+
+    def stops_first_row_after_two_tokens(input_ids, scores, **kwargs):
+        letters = grounder.processor.tokenizer.decode(input_ids[0])
+        return torch.tensor([letters.endswith("ab"), False], device=input_ids.device)
+
+    script = Script(grounder, ["ab", "cdef"], end="")
+    options = {"max_new_tokens": 4, "stopping_criteria": StoppingCriteriaList([stops_first_row_after_two_tokens])}
+    done, cut = grounder(batch, batch_size=2, logits_processor=[script], **options)
+    assert done["text"] == "ab" and done["notes"] == [NOWHERE]
+    assert cut["text"] == "cdef" and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
 
 
 @pytest.mark.parametrize(

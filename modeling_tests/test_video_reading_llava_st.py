@@ -70,17 +70,25 @@ def test_options_of_a_wrong_type_are_a_value_error(video, options):
 def inexact(monkeypatch) -> list[bool]:
     """Whether each reading was by counted frames: decoders give other frames than packets promise, until they were counted."""
     counted = []
-    chunks = VideoFileReader.chunks
+    chunks, recounted = VideoFileReader.chunks, VideoFileReader.recounted
+    indices_by_counting = []
 
     def promised_wrong(self, indices):
-        counted.append(self.index.is_counted)
+        is_counted = any(self.index is index for index in indices_by_counting)
+        counted.append(is_counted)
         first, *others = chunks(self, indices)
         yield first
-        if not self.index.is_counted:
+        if not is_counted:
             raise InexactIndexError("not where its packets say")
         yield from others
 
+    def recount(self):
+        reader = recounted(self)
+        indices_by_counting.append(reader.index)
+        return reader
+
     monkeypatch.setattr(VideoFileReader, "chunks", promised_wrong)
+    monkeypatch.setattr(VideoFileReader, "recounted", recount)
     return counted
 
 
