@@ -42,7 +42,7 @@ def ask(request, grounder):
         inputs = grounder.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         pixels = inputs["pixel_values_videos" if kind == "video" else "pixel_values"]
         assert torch.isfinite(pixels).all() and pixels.abs().max() <= 1 + 1e-6
-        return inputs.media[0][0]
+        return inputs.media_info[0][0]
 
     return ask
 
@@ -224,14 +224,14 @@ def test_seconds_of_frames_without_a_rate_are_refused(ask):
         ("What is at [<w0.1><h0.2><w0.5>]?", "'[<w0.1><h0.2><w0.5>]' is not a box"),
         ("What is in {<t0.5>}?", "'{<t0.5>}' is not a span"),
         ("<h1>Now</h1>", "'<h1>' is an HTML heading"),
-        ("Hi<|im_end|>", "model's own token '<|im_end|>'"),
-        ("<|im_start|>system", "model's own token '<|im_start|>'"),
-        ("<|endoftext|>", "model's own token '<|endoftext|>'"),
+        ("Hi<|im_end|>", "special token '<|im_end|>'"),
+        ("<|im_start|>system", "special token '<|im_start|>'"),
+        ("<|endoftext|>", "special token '<|endoftext|>'"),
         ("<WIDTH-INPUT>", "'<WIDTH-INPUT>'"),
         ("<vid_patch>", "'<vid_patch>'"),
         ("{<t0.9><t0.1>}", "ends before it starts"),
         ("[<w0.9><h0.1><w0.2><h0.2>]", "is reversed"),
-        ("<t2.5s>", "<t2.5s> lies outside the clip, which goes from 0 to 2 seconds"),
+        ("<t2.5s>", "<t2.5s> is outside the clip, which lasts from 0 to 2 seconds"),
         ("See <video> and <video>", "there are 3 <video> and 1 videos"),
         ("See <image>", "there are 1 <image> and 0 images"),
     ],
@@ -244,7 +244,7 @@ def test_impossible_questions_are_refused(ask, video, text, message):
 def test_an_empty_prompt_is_refused(grounder, video):
     with pytest.raises(ValueError, match="The prompt is empty"):
         grounder.processor(text="")
-    with pytest.raises(ValueError, match="asks nothing"):
+    with pytest.raises(ValueError, match="must be a string that is not blank"):
         grounder(video, text="")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from llava_st_cli.arguments import build_parser
 from llava_st_hf import LlavaSTProcessor
 from llava_st_hf.cli import main
 from modeling_tests.factories import tiny_config
@@ -87,11 +88,11 @@ def test_ground_takes_the_frame_rate_of_a_folder_of_frames(clip, tmp_path, capsy
     question = ["--model", str(tmp_path / "model"), "--task", "tr", "--span", "0", "1.5", "--max-new-tokens", "2"]
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "2"]) == 0
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "4"]) == 1
-    assert "lies outside the clip, which goes from 0 to 1 seconds" in capsys.readouterr().err
+    assert "is outside the clip, which lasts from 0 to 1 seconds" in capsys.readouterr().err
     assert main(["ground", str(tmp_path / "frames"), *question]) == 1
     assert "the frame rate of the video is unknown" in capsys.readouterr().err
     assert main(["ground", clip, *question, "--fps", "2"]) == 1
-    assert "a video file has its own" in capsys.readouterr().err
+    assert "can only be given for a list or folder of frames" in capsys.readouterr().err
 
 
 def refusal(capsys, *argv) -> str:
@@ -104,14 +105,158 @@ def refusal(capsys, *argv) -> str:
 
 def test_no_tokens_are_refused(capsys):
     assert "--max-new-tokens must be at least 1, got 0" in refusal(
-        capsys, "ground", "a.mp4", "--model", "m", "--text", "x", "--max-new-tokens", 0
+        capsys, "ground", __file__, "--model", "m", "--text", "x", "--max-new-tokens", 0
     )
 
 
-def test_an_adapter_is_no_model(tmp_path, capsys):
+# Before the model is loaded
+
+
+@pytest.fixture
+def unloadable_model(tmp_path_factory):
+    """A checkpoint whose weights cannot be read: an error about anything else was raised before they were."""
+    folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
+    model_for(processor).config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--task", "tvgg", "--text", "x"], "--task tvgg is not a valid task; it must be one of rec, "),
+        (["--task", "tvg"], "--task tvg takes --text: --text is missing."),
+        (["--task", "tr", "--span", 0, 1, "--text", "x"], "--task tr takes --span: --text is not used."),
+        (["--task", "elc", "--span", 0, 1], "--task elc takes --time and --box: --box is missing."),
+        (["--task", "rec", "--text", "x"], "task='rec' is a task for images, but the input is a video"),
+        (["--task", "tr", "--span", 1, 0.5], "The span from 1 to 0.5 seconds"),
+        (["--task", "tr", "--span", 0.5, 99], "--span=(0.5, 99.0) is outside the clip, which lasts from 0 to 1.2 seconds."),
+        (["--text", "x", "--clip", 0, 99], "clip frames [0, 99]"),
+        (["--text", "x", "--fps", 2], "fps can only be given for a list or folder of frames"),
+        (["--text", "x", "--video-backend", "opencv"], "video_backend must be one of"),
+        (["--text", "x"], "Error while deserializing header"),  # the question is right
+    ],
+)
+def test_ground_wrong_question_raises_before_weights_are_read(clip, unloadable_model, capsys, options, message):
+    try:
+        line = refusal(capsys, "ground", clip, "--model", unloadable_model, *options)
+    except Exception as error:  # of the library that reads weights
+        line = str(error)
+    assert message in line
+
+
+def test_ground_model_and_processor_that_differ_raise_before_weights_are_read(clip, unloadable_model, capsys):
+    tiny_processor(num_temporal_bins=50).save_pretrained(unloadable_model)
+    assert "do not belong together" in refusal(capsys, "ground", clip, "--model", unloadable_model, "--text", "x")
+
+
+# Without torch
+
+
+def modules_of(*argv) -> tuple[int, set[str]]:
+    """Exit status of a command in a new process, and the modules that it imported."""
+    code = (
+        "import sys\nfrom llava_st_cli.main import main\nstatus = 0\n"
+        "try:\n    status = main(sys.argv[1:])\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "print('modules:', status, *sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=True)
+    _, status, *modules = run.stdout.splitlines()[-1].split()
+    return int(status), set(modules)
+
+
+COMMANDS = ["ground", "predict", "convert", "merge-lora", "create-stage1", "check-data", "eval", "score", "report"]
+
+
+@pytest.mark.parametrize("argv, status", [(["--help"], 0), *(([command, "--help"], 0) for command in COMMANDS), (["ground"], 2)])
+def test_help_and_usage_do_not_import_torch(argv, status):
+    found, modules = modules_of(*argv)
+    assert found == status and not modules & {"torch", "transformers", "numpy", "llava_st_hf"}
+
+
+EVAL = ["eval", "--benchmark", "jsonl", "--annotations", __file__, "--data-folder", ".", "--model", "m", "--output", "o"]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["ground", __file__], "The question is missing: give --text, or --task."),
+        (["ground", __file__, "--text", " "], "--text must not be blank, got ' '."),
+        (["ground", __file__, "--text", "x", "--span", 0, 1], "--span needs --task."),
+        (["ground", __file__, "--text", "x", "--clip", 0, 1, "--end", 1], "--clip cannot be combined with --start or --end"),
+        (["ground", "nowhere.mp4", "--text", "x"], "No such file or folder: nowhere.mp4"),
+        (["ground", __file__, "--text", "x", "--max-new-tokens", 0], "--max-new-tokens must be at least 1, got 0."),
+        (["check-data", "nowhere.yaml"], "The mixture nowhere.yaml is not a file."),
+        (["check-data", __file__, "--num-frames", 0], "--num-frames must be at least 1, got 0."),
+        ([*EVAL, "--limit", 0], "--limit must be at least 1, got 0."),
+        ([*EVAL, "--batch-size", -1], "--batch-size must be at least 1, got -1."),
+        ([*EVAL, "--workers", -1], "--workers must be at least 0, got -1."),
+        ([*EVAL, "--annotations", "nowhere.json"], "--annotations nowhere.json is not a file."),
+        ([*EVAL, "--data-folder", "nowhere"], "--data-folder nowhere is not a folder."),
+        ([*EVAL, "--output", __file__], "is a file; give a folder."),
+        (["score", "p", "--references", __file__], "--references needs --answer-format"),
+        (["score", "p", "--references", "nowhere", "--answer-format", "qwen3_vl"], "--references nowhere is not a file."),
+        (["convert", "m", __file__], "is a file; give a folder."),
+    ],
+)
+def test_wrong_arguments_raise_without_torch(argv, message):
+    code = (
+        "import sys\nfrom llava_st_cli.main import main\nstatus = main(sys.argv[1:])\nassert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True)
+    (line,) = run.stderr.splitlines()
+    assert run.returncode == 1 and run.stdout == "" and line.startswith("llava-st: ") and message in line
+
+
+# Names of version 0.1
+
+
+@pytest.mark.parametrize("old, new", [("validate", "check-data"), ("start-stage1", "create-stage1")])
+def test_old_command_runs_the_new_one_with_a_warning(tmp_path, capsys, old, new):
+    argv = [tmp_path / "nowhere", *[tmp_path / "out"] * (old == "start-stage1")]
+    with pytest.warns(FutureWarning, match=f"llava-st {old} is now llava-st {new}; the old name will be removed in version 0.3"):
+        found = refusal(capsys, old, *argv)
+    assert found == refusal(capsys, new, *argv)
+
+
+def test_old_options_set_the_new_ones_with_a_warning():
+    common = ["eval", "--benchmark", "b", "--annotations", "a", "--model", "m", "--output", "o"]
+    with pytest.warns(FutureWarning, match="--media is now --data-folder"):
+        assert build_parser().parse_args([*common, "--media", "f"]).data_folder == "f"
+    with pytest.warns(FutureWarning) as warned:
+        args = build_parser().parse_args(["score", "p", "--reader", "seconds", "--rows=r", "--protocol", "released"])
+    assert (args.answer_format, args.references, args.protocol) == ("seconds", "r", "original")
+    assert [str(warning.message).split(";")[0] for warning in warned] == [
+        "--reader is now --answer-format", "--rows is now --references", "--protocol released is now --protocol original",
+    ]  # fmt: skip
+
+
+def test_old_names_are_not_in_the_help():
+    parser = build_parser()
+    (commands,) = parser._subparsers._group_actions
+    text = "".join(command.format_help() for command in [parser, *commands.choices.values()])
+    for old in ("validate", "start-stage1", "--media ", "--reader", "--rows", "released"):
+        assert old not in text
+    assert "--data-folder FOLDER" in text and "--answer-format NAME" in text and "predict" in text
+
+
+def test_new_options_give_no_warning(recwarn):
+    build_parser().parse_args(["score", "p", "--answer-format", "seconds", "--references", "r", "--protocol", "original"])
+    assert not recwarn.list
+
+
+def test_missing_required_option_is_named_as_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["eval", "--benchmark", "b", "--annotations", "a", "--model", "m", "--output", "o"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: --data-folder")
+
+
+def test_an_adapter_is_no_model(clip, tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text("{}")
-    for argv in (["ground", "a.mp4", "--model", tmp_path], ["convert", tmp_path, "out"], ["merge-lora", tmp_path, tmp_path, "out"]):
-        assert "is an adapter and no whole model" in refusal(capsys, *argv)
+    ground = ["ground", clip, "--text", "x", "--model", tmp_path]
+    for argv in (ground, ["convert", tmp_path, "out"], ["merge-lora", tmp_path, tmp_path, "out"]):
+        assert "is an adapter, not a full model" in refusal(capsys, *argv)
 
 
 def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys):
@@ -124,7 +269,7 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path,
     "content, message",
     [
         ("[1]", "must hold a JSON object"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ('{"packer_width": 3}', "sets packer_width, which"),
         ('{"text_config": {"layers": 3}}', "sets text_config.layers, which"),
         ('{"packer_spatial_stride": "three"}', "does not fit .*packer_spatial_stride"),

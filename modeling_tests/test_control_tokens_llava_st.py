@@ -41,7 +41,7 @@ def model():
 
 
 def refused(token):
-    return pytest.raises(ValueError, match=re.escape(f"model's own token {token!r}"))
+    return pytest.raises(ValueError, match=re.escape(f"special token {token!r}"))
 
 
 @pytest.mark.parametrize("token", TOKENS)
@@ -65,7 +65,7 @@ def test_a_control_token_cut_in_two_by_content_items_is_refused(processor):
 
 @pytest.mark.parametrize("field", [{"role": "user<|im_end|>"}, {"name": "<|im_start|>"}, {"tool_calls": [{"arguments": {"<im_end>": 1}}]}])
 def test_a_control_token_in_another_field_of_a_message_is_refused(processor, field):
-    with pytest.raises(ValueError, match="model's own token"):
+    with pytest.raises(ValueError, match="special token"):
         encode(processor, {**user("Hi"), **field})
 
 
@@ -100,7 +100,7 @@ def test_an_accepted_text_has_only_the_control_tokens_of_the_template(pieces):
     try:
         found = count(text)
     except ValueError as error:
-        assert ("U+F0000" if SANITIZED_MARK in text else "model's own token") in str(error)
+        assert ("U+F0000" if SANITIZED_MARK in text else "special token") in str(error)
     else:
         assert found == count("Hi")
 
@@ -145,14 +145,14 @@ def test_rows_of_training_data_refuse_control_tokens():
 
 
 def test_the_collator_refuses_control_tokens(processor):
-    with pytest.raises(ValueError, match=r"Sample 'a' of the data: .*model's own token '<\|im_end\|>'"):
+    with pytest.raises(ValueError, match=r"Sample 'a' of the data: .*special token '<\|im_end\|>'"):
         LlavaSTDataCollator(processor)([{"id": "a", "messages": [user(TURN), answer("Yes.")]}])
 
 
 def test_questions_of_evaluations_refuse_control_tokens(tmp_path):
     row = {"image": "a.jpg", "task": "rec", "text": "a dog<|im_end|>", "box": [1, 2, 30, 40]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=r"rows\.jsonl, row 1: .*model's own token '<\|im_end\|>'"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, row 1: .*special token '<\|im_end\|>'"):
         read_benchmark("jsonl", str(tmp_path / "rows.jsonl"), str(tmp_path))
 
 
@@ -161,11 +161,11 @@ def test_the_command_line_refuses_control_tokens(processor, model, tmp_path, cap
     processor.save_pretrained(tmp_path)
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
     assert main(["ground", str(tmp_path / "a.png"), "--model", str(tmp_path), "--text", TURN]) == 1
-    assert "model's own token '<|im_end|>'" in capsys.readouterr().err
+    assert "special token '<|im_end|>'" in capsys.readouterr().err
 
 
 def test_lmms_eval_leaves_a_question_with_control_tokens_unanswered(processor, model):
-    with pytest.warns(UserWarning, match="left without an answer: .*model's own token"):
+    with pytest.warns(UserWarning, match="left without an answer: .*special token"):
         answers = list(answer_chats([lambda: [user(TURN)]], {"max_new_tokens": 2}, model, processor, 1))
     assert answers == [""]
 

@@ -38,6 +38,11 @@ def test_nearest_bin_is_within_half_a_bin(position, num_bins):
     assert abs(bin_to_position(index, num_bins) - position) <= 0.5 / (num_bins - 1) + 1e-12
 
 
+@pytest.mark.parametrize("half_way, index", [(0.5, 0), (1.5, 2), (2.5, 2), (3.5, 4), (97.5, 98), (98.5, 98)])
+def test_position_to_bin_half_way_rounds_to_even_as_the_original_code(half_way, index):
+    assert position_to_bin(half_way / 99, 100) == index
+
+
 @given(bins, st.data())
 def test_a_bin_is_the_nearest_to_its_own_position(num_bins, data):
     index = data.draw(st.integers(0, num_bins - 1))

@@ -92,14 +92,14 @@ BAD = [
     (tvg(clip=[5, 25]), "lie beyond the video, which has 20 frames"),
     (tvg(clip=[30, 40]), "lie beyond the video"),
     (tvg(start=1, end=5), "lies beyond the end"),
-    (tvg(span=(0.5, 9)), "<t9.0s> lies outside the clip"),
-    (tvg(clip=[10, 19], span=(0.2, 1.5)), "<t0.2s> lies outside the clip, which goes from 1 to 2 seconds"),
-    (tvg("uneven.mp4", clip=[1, 2], span=(0.1, 1.5)), "<t1.5s> lies outside the clip"),
+    (tvg(span=(0.5, 9)), "<t9.0s> is outside the clip"),
+    (tvg(clip=[10, 19], span=(0.2, 1.5)), "<t0.2s> is outside the clip, which lasts from 1 to 2 seconds"),
+    (tvg("uneven.mp4", clip=[1, 2], span=(0.1, 1.5)), "<t1.5s> is outside the clip"),
     (rec("nowhere.jpg"), "nowhere.jpg does not exist"),
     (rec("empty.jpg"), "empty.jpg is empty"),
     (rec("cut.jpg"), "damaged image"),
     (rec("text.jpg"), "not an image that can be read"),
-    (rec(box=(1, 2, 70, 40)), "<w70.0px> lies outside the image, whose width is 64 pixels"),
+    (rec(box=(1, 2, 70, 40)), "<w70.0px> is outside the image, whose width is 64 pixels"),
     (rec("sideways.jpg", box=(0, 0, 64, 40)), "whose width is 48 pixels"),
     (rec("../photo.jpg"), "has a '..'"),
     ("{", "no JSON"),
@@ -197,7 +197,7 @@ def test_files_that_lost_their_end_are_read_where_training_reads_them(tmp_path, 
     assert [problem.row for problem in validate_mixture(path)] == [1, 2, 3]
     assert "allow_truncated" in validate_mixture(path)[0].reason
     beyond, _ = validate_mixture(path, allow_truncated=True)  # the index of cut.mp4 is at its end, so it cannot be read at all
-    assert beyond.row == 2 and "<t1.9s> lies outside the clip" in beyond.reason
+    assert beyond.row == 2 and "<t1.9s> is outside the clip" in beyond.reason
 
 
 @pytest.mark.parametrize("decode, expected", [(False, ["clip.mp4", "clip.mp4", "uneven.mp4"]), (True, ["clip.mp4", "uneven.mp4"])])

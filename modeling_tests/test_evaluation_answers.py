@@ -65,7 +65,7 @@ def check(reader, task, text, wanted, note, **more):
         ("tvg", "From <TEMP-010> to <TEMP-020>.", GroundingResult(span=(10 / 99, 20 / 99)), None),
         ("tvg", "{<TEMP-020><TEMP-010>}", GroundingResult(span=(10 / 99, 20 / 99)), "reversed"),
         ("tvg", "{<TEMP-010>", NOTHING, "ends within a span"),
-        ("tvg", "{<TEMP-000><TEMP-999>}", GroundingResult(span=(0.0, 1.0)), "no token of this model"),
+        ("tvg", "{<TEMP-000><TEMP-999>}", GroundingResult(span=(0.0, 1.0)), "not a token of this model"),
         (
             "stvg",
             f"During {{<TEMP-010><TEMP-011>}}. Object bounding box: <TEMP-010>:{TOKENS}<TEMP-011>:{TOKENS}.",

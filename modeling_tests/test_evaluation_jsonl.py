@@ -316,7 +316,7 @@ def test_questions_have_the_trained_wording_and_give_away_what_the_task_gives(sh
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"span": [0.5, 9.0]}, "9 s lies outside the clip"),
+        ({"span": [0.5, 9.0]}, "9 s is outside the clip"),
         ({"boxes": [{"time": 0.5, "box": [1, 2, 300, 40]}]}, "lies outside the picture of 64x48"),
         ({"video": "gone.mp4"}, "gone.mp4"),
         ({"clip": [0, 6]}, "outside the clip"),
@@ -348,7 +348,7 @@ def model_folder(tmp_path_factory):
 
 
 def evaluate(annotations, media, model, output) -> int:
-    command = ["eval", "--benchmark", "jsonl", "--annotations", str(annotations), "--media", str(media), "--model", str(model)]
+    command = ["eval", "--benchmark", "jsonl", "--annotations", str(annotations), "--data-folder", str(media), "--model", str(model)]
     return llava_st([*command, "--output", str(output), "--max-new-tokens", "6", "--workers", "0", "--batch-size", "2"])
 
 
@@ -365,7 +365,7 @@ def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, s
         for prediction in read_predictions(output / "predictions.jsonl"):
             assert prediction.benchmark == f"jsonl_{task}"
             assert prediction.num_frames == (100 if task in IMAGE_TASKS else 20)
-        assert llava_st(["score", str(output), "--reader", "llava_st"]) == 0
+        assert llava_st(["score", str(output), "--answer-format", "llava_st"]) == 0
         assert json.loads(capsys.readouterr().out) == scores["default"]
     assert llava_st(["score", str(tmp_path / "runs" / "stvg"), "--protocol", "original"]) == 1
     assert "boxes at 20 frames of a clip" in capsys.readouterr().err
@@ -385,7 +385,7 @@ def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
         lines.append(json.dumps({"id": prediction.id, "answer": json.dumps(boxes)}) + "\n")
     (tmp_path / "peer.jsonl").write_text("".join(lines))
     output = tmp_path / "peer"
-    command = ["score", str(tmp_path / "peer.jsonl"), "--rows", str(rows), "--reader", "qwen2_5_vl", "--output", str(output)]
+    command = ["score", str(tmp_path / "peer.jsonl"), "--references", str(rows), "--answer-format", "qwen2_5_vl", "--output", str(output)]
     assert llava_st(command) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["m_viou"] == pytest.approx(1)  # at the frames of the truth, which are 20
@@ -395,4 +395,4 @@ def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
     assert llava_st(["report", str(output)]) == 0 and "qwen2_5_vl" in (output / "report.html").read_text()
     capsys.readouterr()
     assert llava_st(command) == 1
-    assert "holds predictions already" in capsys.readouterr().err
+    assert "already contains predictions" in capsys.readouterr().err

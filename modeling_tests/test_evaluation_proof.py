@@ -131,7 +131,7 @@ def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, caps
     monkeypatch.setattr("llava_st_hf.evaluation.commands.shut_down_processes", lambda: shut_down.append(True))
     annotations, media = MINIATURES["st_align_stvg"](tmp_path)
     output = tmp_path / "output"
-    command = ["eval", "--benchmark", "st_align_stvg", "--annotations", annotations, "--media", media, "--model", str(model_folder)]
+    command = ["eval", "--benchmark", "st_align_stvg", "--annotations", annotations, "--data-folder", media, "--model", str(model_folder)]
     command += ["--output", str(output), "--max-new-tokens", "8", "--workers", "0", "--batch-size", "2"]
     assert llava_st(command) == 0
     assert shut_down == [True]
@@ -149,11 +149,11 @@ def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, caps
     peer = tmp_path / "peer.jsonl"
     answers = [{"id": p.id, "answer": "From 0 to 1 seconds"} for p in read_predictions(rows)]
     peer.write_text("".join(json.dumps(answer) + "\n" for answer in answers[1:]))
-    assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds"]) == 0
+    assert llava_st(["score", str(peer), "--references", str(rows), "--answer-format", "seconds"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["skipped"] == 1 and figures["cut_off"] == 0 and figures["count"] == len(answers)
     assert figures["m_tiou"] > 0
-    assert llava_st(["score", str(peer), "--rows", str(rows), "--reader", "seconds", "--protocol", "original"]) == 1
+    assert llava_st(["score", str(peer), "--references", str(rows), "--answer-format", "seconds", "--protocol", "original"]) == 1
     assert "reads coordinate tokens only" in capsys.readouterr().err
 
 
@@ -168,28 +168,40 @@ def test_cli_score_boxes_in_pixels_of_seen_size(tmp_path, capsys):
     lines[1]["answer"] = None
     peer = tmp_path / "peer.jsonl"
     peer.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = ["score", str(peer), "--rows", str(tmp_path / "predictions.jsonl"), "--reader", "qwen2_5_vl"]
+    command = ["score", str(peer), "--references", str(tmp_path / "predictions.jsonl"), "--answer-format", "qwen2_5_vl"]
     assert llava_st(command) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["cut_off"], figures["skipped"], figures["unparsable"]) == (1, 1, 0)
     assert figures["miou"] == pytest.approx((len(lines) - 1) / len(lines))
-    for broken in ({"seen_size": 3}, {"seen_size": [0, 4]}, {"seen_size": ["a", 4]}, {"answer": 3}):
-        peer.write_text(json.dumps({**lines[0], **broken}))
+    size = "`seen_size` must be [width, height], integers of at least 1; got"
+    for line, message in (
+        (json.dumps({**lines[0], "seen_size": 3}), f"{size} 3."),
+        (json.dumps({**lines[0], "seen_size": [0, 4]}), f"{size} [0, 4]."),
+        (json.dumps({**lines[0], "seen_size": ["a", 4]}), f"{size} ['a', 4]."),
+        (json.dumps({**lines[0], "answer": 3}), "`answer` must be a string or null, got 3."),
+        (json.dumps({**lines[0], "finished": 3}), "`finished` must be true or false, got 3."),
+        (json.dumps({**lines[0], "id": 3}), "`id` must be a string, got 3."),
+        (json.dumps({"id": "a"}), "`answer` is missing"),
+        ("[1]", "Each line must be an object with `id` and `answer`; got '[1]'."),
+        ("{", "This is not valid JSON"),
+    ):
+        peer.write_text(line)
         assert llava_st(command) == 1
-        assert "line 1 is no object with id and answer" in capsys.readouterr().err
+        assert f"peer.jsonl, line 1: {message}" in capsys.readouterr().err
 
 
 def test_cli_invalid_arguments_are_named_before_a_model_is_loaded(tmp_path, capsys):
     annotations, media = MINIATURES["charades_sta"](tmp_path)
-    common = ["--media", media, "--model", "none", "--output", str(tmp_path / "out")]
+    common = ["--data-folder", media, "--model", "none", "--output", str(tmp_path / "out")]
+    charades = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, *common]
     for command, message in (
         (["eval", "--benchmark", "charades", "--annotations", annotations, *common], "no benchmark 'charades'"),
         (["eval", "--benchmark", "charades_sta", "--annotations", annotations + "x", *common], "charades"),
-        (["eval", "--benchmark", "charades_sta", "--annotations", annotations, *common, "--limit", "0"], "--limit 0"),
-        (["eval", "--benchmark", "charades_sta", "--annotations", annotations, *common, "--batch-size", "0"], "batch_size=0"),
+        ([*charades, "--limit", "0"], "--limit must be at least 1, got 0"),
+        ([*charades, "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["score", str(tmp_path / "none.jsonl")], "none.jsonl"),
-        (["score", annotations, "--rows", annotations], "--rows needs --reader"),
-        (["score", annotations, "--reader", "gpt"], "--reader gpt is unknown"),
+        (["score", annotations, "--references", annotations], "--references needs --answer-format"),
+        (["score", annotations, "--answer-format", "gpt"], "--answer-format gpt is not a valid format"),
     ):
         assert llava_st(command) == 1
         assert message in capsys.readouterr().err

@@ -341,7 +341,7 @@ def test_cli_eval_two_processes_equal_one(tmp_path):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--media", folder, "--model", str(tmp_path / "model")]
+    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--data-folder", folder, "--model", str(tmp_path / "model")]
     ask += ["--max-new-tokens", "6", "--workers", "1", "--output"]
     launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -401,7 +401,7 @@ def test_run_benchmark_truncated_file_is_skipped_or_noted(tmp_path, media):
     assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
     # The note is kept when the answers are parsed again, and the report draws the readable part.
     path = str(tmp_path / "read/predictions.jsonl")
-    assert main(["score", path, "--reader", "seconds", "--output", str(tmp_path / "again")]) == 0
+    assert main(["score", path, "--answer-format", "seconds", "--output", str(tmp_path / "again")]) == 0
     assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
     assert draw_sample(noted)
     with pytest.raises(OSError, match="cut short"):

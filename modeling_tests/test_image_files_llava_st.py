@@ -285,7 +285,7 @@ def test_limits_reach_the_downloads_of_a_processor(picture, way):
         with pytest.raises(OSError, match="not one of those allowed"):
             ask(one_host)
         assert server.requests == []
-        assert ask(DownloadLimits(allowed_hosts=["127.0.0.1"])).media[0][0].width == 90
+        assert ask(DownloadLimits(allowed_hosts=["127.0.0.1"])).media_info[0][0].width == 90
         assert len(server.requests) == 1  # downloaded once, for its size and its pixels
 
 

@@ -6,11 +6,13 @@ import threading
 from io import BytesIO
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from llava_st_hf import LlavaSTImageProcessor, load_image, original_size
+from llava_st_hf.model.image_processing_llava_st import resize_pixels
 from modeling_tests.media import moving_frames
 from modeling_tests.reference import preprocessing_case
 
@@ -59,6 +61,37 @@ def test_squashes_to_normalised_floats(processor, picture):
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (333, 77), (384, 384), (500, 333), (640, 360), (700, 690), (900, 1400)])
 def test_any_size_agrees_with_pil(processor, size):
     image = Image.fromarray(moving_frames(1, *size)[0])
+    assert_close_to_pil(pixels_of(processor, image)[0], pil_pixels(image))
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_float_image_with_a_hard_edge_stays_in_the_range_of_bytes(processor, white):
+    image = np.zeros((60, 90, 3), np.float32)
+    image[:, 45:] = white  # bicubic interpolation overshoots on both sides of the edge
+    pixels = pixels_of(processor, image)
+    assert pixels.min() == -1.0 and pixels.max() == 1.0
+
+
+@pytest.mark.parametrize("height, width, first", [(160, 100, "rows"), (139, 100, "columns"), (100, 160, "columns")])
+def test_resize_pixels_starts_with_the_rows_of_images_that_shrink_over_twice_as_much_in_height(height, width, first):
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    def resized(*sizes):
+        image = Image.fromarray(frame)
+        for size in sizes:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+    orders = {"rows": resized((width, 60), (60, 60)), "columns": resized((60, height), (60, 60))}
+    assert (orders["rows"] != orders["columns"]).any()
+    found = resize_pixels(torch.from_numpy(frame).permute(2, 0, 1)[None], (60, 60), "bicubic", None)[0].permute(1, 2, 0)
+    assert (found.numpy() == orders[first]).all()
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        assert (resized((60, 60)) == orders[first]).all()
+
+
+def test_tall_image_agrees_with_pil(processor):
+    image = Image.fromarray(moving_frames(1, 1200, 500)[0])
     assert_close_to_pil(pixels_of(processor, image)[0], pil_pixels(image))
 
 

@@ -2,6 +2,8 @@
 """Coordinates written inside a text: values, units, HTML headings, and the order of spans and boxes."""
 
 import re
+from contextlib import suppress
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,28 @@ def test_unreadable_coordinates_are_refused_as_written(written):
 @pytest.mark.parametrize("text", ["<table>", "<h1 class=x>", "<width>", "t0.5", "<t 0.5>"])
 def test_markup_is_no_coordinate(text):
     assert INLINE_COORDINATE.search(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        start + unit * 100_000 + end
+        for start in ("<t", "<t0.", "<w1e", "{<t", "[<w0.1><h")
+        for unit in ("0", " ", ",")
+        for end in ("", "x", ">")
+    ]
+    + ["<w0.1>" + " " * 100_000 + "<h1>", "<h1>" * 25_000, "{<t0.1>" * 15_000, "[<w0.1><h0.1><w0.2>" * 5_000],
+    ids=lambda text: repr(text[:12]),
+)
+def test_inline_coordinates_of_100000_characters_take_less_than_a_second(text):
+    began = process_time()
+    values = {}
+    for match in INLINE_COORDINATE.finditer(text):
+        values[match.start()] = (0.5, None)
+        with suppress(ValueError):
+            read_coordinate(match)
+    check_order(text, values)
+    assert process_time() - began < 1
 
 
 # HTML headings

@@ -175,6 +175,7 @@ def test_a_token_of_a_bin_counts_as_a_coordinate_of_a_box():
         "<t1>" + " " * 100_000,
         "[ " * 50_000,
         "<t1>,," * 20_000,
+        "<t" + "0" * 100_000,
     ],
     ids=lambda text: repr(text[:8]),
 )

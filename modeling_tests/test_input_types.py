@@ -17,7 +17,8 @@ from PIL import Image
 
 from llava_st_hf.data import load_mixture
 from llava_st_hf.model import video_frames_llava_st
-from llava_st_hf.model.video_frames_llava_st import flatten_videos, folder_frames, is_still_image
+from llava_st_hf.model.media_kind_llava_st import is_still_image, media_kind
+from llava_st_hf.model.video_frames_llava_st import flatten_videos, folder_frames
 from modeling_tests.corpora import mixed_dataset, write_media
 from modeling_tests.media import moving_frames, write_animation, write_video
 from modeling_tests.processors import encode, film, photo, user
@@ -92,10 +93,10 @@ def test_content_in_memory_is_read_like_its_file(grounder, processor, video, pic
     source = WAYS[way](path)
     expected = encode(processor, user({"type": medium, medium: str(path)}, "What?"))
     found = encode(processor, user({"type": medium, medium: source}, "What?"))
-    assert torch.equal(found[pixels], expected[pixels]) and found.media == expected.media
+    assert torch.equal(found[pixels], expected[pixels]) and found.media_info == expected.media_info
     for inputs in (source, {medium: source}):
         found, _ = look(grounder, monkeypatch, inputs)  # without a name, the content says whether it is an image or a video
-        assert torch.equal(found[pixels], expected[pixels]) and found.media == expected.media
+        assert torch.equal(found[pixels], expected[pixels]) and found.media_info == expected.media_info
     if way == "open file":
         assert source.tell() == 0
         source.close()
@@ -126,7 +127,7 @@ def test_images_in_memory_are_frames(processor, tmp_path):
     expected = encode(processor, user(film(paths, fps=2), "What?"))
     for frames in ([Path(path).read_bytes() for path in paths], [io.BytesIO(Path(path).read_bytes()) for path in paths]):
         found = encode(processor, user(film(frames, fps=2), "What?"))
-        assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media == expected.media
+        assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media_info == expected.media_info
     assert len(flatten_videos([b"no image", b"nor this"])) == 2  # two videos
 
 
@@ -135,11 +136,20 @@ def test_urls_are_judged_by_their_suffix():
     assert not any(map(is_still_image, ["http://host/a.mp4", "http://host/a.webp", "http://host/a.gif", "http://host/?name=a.png"]))
 
 
+@pytest.mark.parametrize(
+    "url, kind",
+    [("http://host/a.webp", "image"), ("https://host/a.jpg?size=3", "image"), ("http://host/a.gif", "video"),
+     ("http://host/a.apng", "video"), ("http://host/a.mp4", "video"), ("http://host/watch?v=a.png", "video")],
+)  # fmt: skip
+def test_media_kind_url_is_classified_by_its_suffix(url, kind):
+    assert media_kind(url) == kind
+
+
 def test_openai_items_are_read(processor, video, picture):
     expected = encode(processor, user(film(str(video), end=1.0), photo(str(picture)), "What?"))
     film_url = {"type": "video_url", "video_url": {"url": video.as_uri()}, "end": 1.0}
     found = encode(processor, user(film_url, {"type": "image_url", "image_url": as_data_url(picture, "")}, "What?"))
-    assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media == expected.media
+    assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media_info == expected.media_info
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
@@ -152,20 +162,20 @@ def test_each_video_is_sampled_as_its_item_says(processor, video):
     assert counts == [4, 4, 10]
     found = encode(processor, user(one, two, "What?"), processor_kwargs={"num_frames": 7})  # what an item says goes before
     assert found["pixel_values_videos"].shape[:2] == (2, 4)
-    assert [(medium.first_frame, medium.last_frame) for medium in found.media[0]] == [(10, 19), (0, 19)]
-    with pytest.raises(ValueError, match="equal numbers of frames; got 4 and 10"):
+    assert [(medium.first_frame, medium.last_frame) for medium in found.media_info[0]] == [(10, 19), (0, 19)]
+    with pytest.raises(ValueError, match="equal numbers of frames, got 4 and 10"):
         encode(processor, user(one, film(str(video)), "What?"))
 
 
 def test_unequal_numbers_of_frames_in_one_tensor_are_counted(processor, video):
     messages = [user(film(str(video), nframes=count), "What?") for count in (8, 4)]
     for batch in (messages, [[message] for message in messages]):
-        with pytest.raises(ValueError, match="videos of one batch need equal numbers of frames; got 8 and 4"):
+        with pytest.raises(ValueError, match="videos of a batch must have equal numbers of frames, got 8 and 4"):
             encode(processor, *batch, processor_kwargs={"padding": True})
 
 
 def test_what_items_and_arguments_both_say_is_refused(processor, video):
-    with pytest.raises(ValueError, match="`sampling` is given as an argument and follows from the keys of a video item too"):
+    with pytest.raises(ValueError, match="`sampling` is given as an argument and by the keys of a video item"):
         encode(processor, user(film(str(video), nframes=4), "What?"), processor_kwargs={"sampling": [{"num_frames": 3}]})
     with pytest.raises(ValueError, match="`video_metadata` is given as an argument"):
         encode(processor, user(film(list(FRAMES), fps=4), "What?"), processor_kwargs={"video_metadata": [{"fps": 3}]})
@@ -199,9 +209,9 @@ def test_a_folder_is_a_video_of_its_images_in_natural_order(grounder, processor,
     expected = encode(processor, user(film(FRAMES, fps=4), "What?"))
     for source in (folder, str(folder), f"{folder}/", folder.as_uri()):
         found = encode(processor, user(film(source, fps=4), "What?"))
-        assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media == expected.media
+        assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"]) and found.media_info == expected.media_info
     found, answer = look(grounder, monkeypatch, str(folder), fps=4, start=1.0)
-    assert found.media[0][0].first_frame == 4 and answer["events"] == []
+    assert found.media_info[0][0].first_frame == 4 and answer["events"] == []
     with pytest.raises(ValueError, match="the frame rate of the video is unknown"):
         grounder(str(folder), text="What is at <t1s>?")
 
@@ -269,12 +279,12 @@ def test_frames_may_come_with_their_times(grounder, processor, monkeypatch):
         found = encode(processor, user(film(list(FRAMES[:4]), timestamps=given), "<t3.0s>"))
         assert (
             torch.equal(found["coordinate_values"].nan_to_num(), expected["coordinate_values"].nan_to_num())
-            and found.media == expected.media
+            and found.media_info == expected.media_info
         )
     found, _ = look(grounder, monkeypatch, {"video": list(FRAMES[:4]), "timestamps": times, "start": 2.6, "end": 4})
-    assert found.media[0][0].frame_times == (2.5, 3.5)
+    assert found.media_info[0][0].frame_times == (2.5, 3.5)
     found = encode(processor, user(film([FRAMES[0]], timestamps=[3.0]), "What?"))
-    assert found.media[0][0].time(0.0) == 3.0
+    assert found.media_info[0][0].time(0.0) == 3.0
 
 
 @pytest.mark.parametrize("times", [[0, 1], [0, 2, 1], [0, 1, 1], [-1, 0, 1], [0, 1, float("nan")], [0, 1, "2"], [0, True, 2], 3, "012"])
@@ -294,7 +304,7 @@ def test_a_wrong_number_of_times_is_counted(processor):
 @pytest.mark.parametrize("key, value", [("fps", 2), ("timestamps", [0, 1])])
 def test_a_file_has_its_own_times(grounder, video, key, value):
     for source in (str(video), video.read_bytes()):
-        with pytest.raises(ValueError, match=f"{key} (is|are) for frames given one by one; a video file has its own times"):
+        with pytest.raises(ValueError, match=f"{key} can only be given for a list or folder of frames"):
             grounder({"video": source}, text="What?", **{key: value})
 
 
@@ -325,7 +335,7 @@ def test_the_processor_takes_rows_of_a_mixture_as_they_are(processor, mixture):
         expected = encode(processor, {"role": "user", "content": bare}, *row["messages"][1:])
         for messages in (row["messages"], copy["messages"]):
             found = encode(processor, *messages)
-            assert torch.equal(found["input_ids"], expected["input_ids"]) and found.media == expected.media
+            assert torch.equal(found["input_ids"], expected["input_ids"]) and found.media_info == expected.media_info
 
 
 def test_a_dataset_is_answered_row_by_row(grounder, video):

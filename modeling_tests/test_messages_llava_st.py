@@ -155,6 +155,7 @@ def test_bare_strings_and_single_items_are_content():
         ({"type": "box", "box": 5}, r"A box has four numbers, .*got 5"),
         ({"type": "box", "box": [1, 2, 3]}, r"got \[1, 2, 3\]"),
         ({"type": "box", "box": [30, 2, 3, 4]}, r"\[30, 2, 3, 4\] is reversed"),
+        ({"type": "box", "box": [1, 9, 5, 2]}, r"\[1, 9, 5, 2\] is reversed"),
         ({"type": "box", "box": [1, 2, math.inf, 4]}, "must be a finite number, got inf"),
         ({"type": "video", "video": "a", "clip": [0, 1], "end": 3}, "not both"),
         ({"type": "video", "path": "a", "start_time": 1}, "type 'video' has no 'start_time'; its keys are type, video, url, path, clip"),

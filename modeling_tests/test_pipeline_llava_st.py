@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import GenerationConfig, LogitsProcessor, pipeline
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList, pipeline
 
 from llava_st_hf import DownloadLimits, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
@@ -16,7 +16,7 @@ from modeling_tests.reference import ORIGINAL_CHECKPOINT, config_overrides
 
 
 PICTURE = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
-NOWHERE = "The answer names no time or place that could be read."
+NOWHERE = "The answer has no valid time or box."
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,33 @@ def test_every_task_asks_and_answers_in_seconds_and_pixels(grounder, video, task
     inputs = question if "image" in question else {"video": video, **question}
     answer = say(grounder, {**inputs, "task": task}, text)
     assert answer == {"text": text, "events": [TASK_EVENTS[task]], "notes": []}
+
+
+def test_pipeline_elc_with_span_starts_the_event_at_the_start_of_the_span(grounder, video):
+    written = "a man falls. <TEMP-015>:[<WIDTH-000><HEIGHT-000><WIDTH-099><HEIGHT-099>]"
+    (event,) = say(grounder, video, written, task="elc", span=(1.0, 4.0), box=[1, 2, 30, 40])["events"]
+    assert event["start"] == 1.0 and event["end"] is None
+
+
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        ({"task": "tr", "span": (1.0, 99.0)}, r"^span=\(1\.0, 99\.0\) is outside the clip, which lasts from 0 to 10 seconds\.$"),
+        ({"task": "elc", "time": 99, "box": [1, 2, 30, 40]}, r"^time=99\.0 is outside the clip"),
+        ({"task": "elc", "time": 1, "box": [1, 2, 300, 40]}, r"^box=\(1\.0, 2\.0, 300\.0, 40\.0\) is outside the video, whose width is 64"),
+        ({"text": "What is at <t99s>?"}, r"^<t99s> is outside the clip"),
+    ],
+)
+def test_pipeline_value_outside_the_video_raises_with_the_name_of_the_argument(grounder, video, question, message):
+    with pytest.raises(ValueError, match=message):
+        grounder(video, max_new_tokens=1, **question)
+
+
+def test_pipeline_answer_with_lone_surrogates_is_encodable(grounder, video, monkeypatch):
+    monkeypatch.setattr(grounder.processor, "decode_answer", lambda ids: "a \ud800 {<TEMP-010><TEMP-020>}")
+    answer = grounder(video, text="x", task="tvg", max_new_tokens=1)
+    json.dumps(answer, ensure_ascii=False).encode("utf-8")
+    assert answer["events"][0]["caption"] == "a \ufffd" and "U+FFFD" in answer["notes"][0]
 
 
 def test_a_question_in_seconds_and_pixels_reaches_the_prompt(grounder, video, monkeypatch):
@@ -256,24 +283,24 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
 @pytest.mark.parametrize(
     "inputs, kwargs, message",
     [
-        ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is about videos, but the input is an image"),
-        ([PICTURE] * 2, {"task": "tvg", "text": "x"}, 'is an image. Frames of a video go as {"video": frames}'),
-        ({"video": "v"}, {"task": "rec", "text": "x"}, "task='rec' is about images"),
+        ({"image": PICTURE}, {"task": "tvg", "text": "x"}, "task='tvg' is a task for videos, but the input is an image"),
+        ([PICTURE] * 2, {"task": "tvg", "text": "x"}, 'is an image. Frames of a video are given as {"video": frames}'),
+        ({"video": "v"}, {"task": "rec", "text": "x"}, "task='rec' is a task for images"),
         ({"image": PICTURE}, {"task": "nonsense"}, "task='nonsense' is unknown"),
         ({"image": PICTURE}, {"task": "rec"}, "misses text"),
         ({"image": PICTURE}, {"task": "dgc", "box": [1, 2, 3, 4]}, "has no use for box"),
-        ({"image": PICTURE}, {}, "text=None asks nothing"),
-        ({"image": PICTURE}, {"text": "   "}, "asks nothing"),
-        ({"image": PICTURE}, {"text": 5}, "text=5 asks nothing"),
+        ({"image": PICTURE}, {}, "`text` must be .* got text=None"),
+        ({"image": PICTURE}, {"text": "   "}, "must be a string that is not blank"),
+        ({"image": PICTURE}, {"text": 5}, "got text=5"),
         ({"image": PICTURE}, {"text": "x", "box": [1, 2, 3, 4]}, "box need a task"),
-        ({"image": PICTURE}, {"text": "x", "clip": [1, 2]}, "clip cut out a part of a video"),
+        ({"image": PICTURE}, {"text": "x", "clip": [1, 2]}, "clip can only be given for a video"),
         ({"image": PICTURE, "video": "v", "text": "x"}, {}, "exactly one of 'video' and 'image'"),
         ({"picture": PICTURE, "text": "x"}, {}, "exactly one of 'video' and 'image'"),
         ({"image": PICTURE, "prompt": "x"}, {}, "got image, prompt"),
         (5, {"text": "x"}, "Media must be a path"),
-        ([{"role": "user", "content": "Hi"}], {"task": "tvg"}, "A chat says everything itself; task"),
+        ([{"role": "user", "content": "Hi"}], {"task": "tvg"}, "`task` cannot be combined with chat messages"),
         ({"image": PICTURE}, {"task": "reg", "box": [50, 5, 10, 20]}, "is reversed"),
-        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "lies outside the image, whose width is 100"),
+        ({"image": PICTURE}, {"task": "reg", "box": [0, 0, 500, 20]}, "is outside the image, whose width is 100"),
         ({"image": PICTURE}, {"task": "reg", "box": [0, 0, float("nan"), 20]}, "finite number"),
         ({"image": PICTURE}, {"task": "reg", "box": 7}, "A box has four numbers"),
         ({"image": PICTURE}, {"task": "reg", "box": {"xmin": 1, "ymin": 2, "xmax": 3}}, "has no 'ymax'"),
@@ -283,16 +310,16 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         ({"image": PICTURE}, {"task": ["rec"], "text": "x"}, "is unknown"),
         ({"video": "v"}, {"task": "elc", "box": [1, 2, 3, 4]}, "takes time and box; this call misses time"),
         ((PICTURE, PICTURE), {"text": "x"}, 'Give frames as {"video": frames}'),
-        ((), {"text": "x"}, "A tuple of 0 is no input"),
+        ((), {"text": "x"}, "A tuple of 0 is not an input"),
         ({"role": "user"}, {}, 'with "role" and "content"'),
-        ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps cut out a part of a video or say when"),
-        ({"image": PICTURE}, {"text": "x", "timestamps": [0]}, "timestamps cut out a part of a video or say when"),
-        ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps is for frames given one by one"),
-        ({"video": [PICTURE]}, {"text": "x", "fps": 0}, "fps=0 must be a positive number"),
-        ({"video": [PICTURE]}, {"text": "x", "fps": "5"}, "fps='5' must be a positive number"),
+        ({"image": PICTURE}, {"text": "x", "fps": 5}, "fps can only be given for a video"),
+        ({"image": PICTURE}, {"text": "x", "timestamps": [0]}, "timestamps can only be given for a video"),
+        ({"video": "v.mp4"}, {"text": "x", "fps": 5}, "fps can only be given for a list or folder of frames"),
+        ({"video": [PICTURE]}, {"text": "x", "fps": 0}, "fps must be a finite number .* above 0, got 0"),
+        ({"video": [PICTURE]}, {"text": "x", "fps": "5"}, "fps must be a finite number .* above 0, got '5'"),
         ({"video": [PICTURE]}, {"text": "x", "fps": 5, "processor_kwargs": {"video_metadata": [{"fps": 5}]}}, "not both"),
-        ({"video": [PICTURE] * 4}, {"task": "tr", "span": (0, 1)}, "span: the frame rate of the video is unknown. Give fps"),
-        ({"video": [PICTURE] * 4}, {"text": "What is at <t0.1s>?"}, "<t0.1s>: the frame rate of the video is unknown. Give fps"),
+        ({"video": [PICTURE] * 4}, {"task": "tr", "span": (0, 1)}, "span: the frame rate of the video is unknown. Give `fps`"),
+        ({"video": [PICTURE] * 4}, {"text": "What is at <t0.1s>?"}, "<t0.1s>: the frame rate of the video is unknown. Give `fps`"),
         ({"image": PICTURE}, {"text": "x", "num_return_sequences": 2, "do_sample": True}, "num_return_sequences must be 1"),
     ],
 )  # fmt: skip
@@ -305,7 +332,7 @@ def test_a_wrong_question_is_refused_by_name(grounder, inputs, kwargs, message):
     "question, message",
     [
         ({"task": "tr", "span": (2.0, 1.0)}, "ends before it starts"),
-        ({"task": "tr", "span": (1.0, 99.0)}, "lies outside the clip, which goes from 0 to 10 seconds"),
+        ({"task": "tr", "span": (1.0, 99.0)}, "is outside the clip, which lasts from 0 to 10 seconds"),
         ({"task": "tr", "span": 3.0}, "must be a pair"),
         ({"task": "tvg", "text": "x", "start": 5.0, "end": 5.0}, "empty"),
         ({"task": "tvg", "text": "x", "clip": [50, 400]}, "beyond the video, which has 100 frames"),
@@ -357,7 +384,7 @@ def test_a_cut_off_answer_says_so(grounder):
     assert answer == {
         "text": "abc",
         "events": [],
-        "notes": [NOWHERE, "The answer was cut off after 3 tokens; raise max_new_tokens for all of it."],
+        "notes": [NOWHERE, "The answer was cut off after 3 tokens. Increase max_new_tokens to get all of it."],
     }
 
 
@@ -365,6 +392,21 @@ def test_only_the_rows_that_were_cut_off_say_so(grounder):
     script = Script(grounder, ["a", "abcdefgh"])
     done, cut = grounder([{"image": PICTURE, "text": "x"}] * 2, batch_size=2, max_new_tokens=4, logits_processor=[script])
     assert done["notes"] == [NOWHERE] and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
+
+
+def test_pipeline_row_that_a_stopping_criterion_ended_is_not_cut_off(grounder):
+    """The criterion ends the first row after two tokens; `generate` pads it up to the limit, without an end token."""
+    batch = [{"image": PICTURE, "text": "x"}] * 2
+
+    def stops_first_row_after_two_tokens(input_ids, scores, **kwargs):
+        letters = grounder.processor.tokenizer.decode(input_ids[0])
+        return torch.tensor([letters.endswith("ab"), False], device=input_ids.device)
+
+    script = Script(grounder, ["ab", "cdef"], end="")
+    options = {"max_new_tokens": 4, "stopping_criteria": StoppingCriteriaList([stops_first_row_after_two_tokens])}
+    done, cut = grounder(batch, batch_size=2, logits_processor=[script], **options)
+    assert done["text"] == "ab" and done["notes"] == [NOWHERE]
+    assert cut["text"] == "cdef" and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(proce
     if kind == "http":
         server.shutdown()
     is_file = kind in ("path", "Path", "file", "http")
-    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
     expected = encode(processor, user(film(FRAMES), "When?"))
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     difference = (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs()
@@ -108,7 +108,7 @@ def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(proce
 )
 def test_a_clip_is_given_in_frames_or_seconds(processor, video, clip, first, last):
     inputs = encode(processor, user(film(video, **clip), "What <t0.0>?"))
-    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0, first, last)]]
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, first, last)]]
     expected = encode(processor, user(film(FRAMES[first : last + 1]), "What <t0.0>?"))
     assert (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs().mean() < 0.05
 
@@ -121,7 +121,7 @@ def test_clips_in_messages_and_in_arguments_are_refused(processor, video):
 def test_frames_with_metadata_speak_in_seconds(processor):
     metadata = {"fps": 5.0, "total_num_frames": 20}
     inputs = encode(processor, user(film(FRAMES), {"type": "time", "time": 1.9}), processor_kwargs={"video_metadata": [metadata]})
-    assert inputs.media[0][0].fps == 5.0
+    assert inputs.media_info[0][0].fps == 5.0
     assert positions(inputs) == [pytest.approx(9.5 / 19)]
 
 
@@ -132,9 +132,9 @@ def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend
     kwargs = {"processor_kwargs": {"video_backend": backend}}
     inputs = encode(processor, user(film(path), {"type": "time", "time": 2.0}), **kwargs)
     assert positions(inputs) == [pytest.approx(20 / 27, abs=1e-4)]
-    assert inputs.media[0][0].time(20 / 27) == 2.0 and inputs.media[0][0].time(1.0) == 9.0
+    assert inputs.media_info[0][0].time(20 / 27) == 2.0 and inputs.media_info[0][0].time(1.0) == 9.0
     inputs = encode(processor, user(film(path, start=1.9, end=5.0), {"type": "time", "time": 2.0}), **kwargs)
-    media = inputs.media[0][0]
+    media = inputs.media_info[0][0]
     assert (media.first_frame, media.last_frame) == (19, 22) and media.frame_times == pytest.approx((1.9, 2.0, 3.0, 4.0), abs=1e-4)
     assert positions(inputs) == [pytest.approx(1 / 3, abs=1e-3)]
     # Frames 20 and 27 are on screen for a second each, whatever came before them.
@@ -146,7 +146,7 @@ def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend
 @pytest.mark.parametrize("sampling", [{"num_frames": 1}, {"num_frames": 2}, {"fps": 0.3}, {"do_sample_frames": False}])
 def test_seconds_refer_to_the_clip_however_few_frames_of_it_are_seen(processor, video, sampling):
     inputs = encode(processor, user(film(video, clip=[5, 15]), {"type": "time", "time": 1.0}), processor_kwargs=sampling)
-    assert inputs.media == [[MediaInfo("video", 64, 48, 10.0, 5, 15)]]
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, 5, 15)]]
     assert positions(inputs) == [pytest.approx(0.5)]
 
 
@@ -154,7 +154,7 @@ def test_frames_sampled_before_keep_their_times(processor):
     def media(frames, indices, **metadata):
         metadata = {"fps": 10.0, "frames_indices": indices, **metadata}
         inputs = encode(processor, user(film(frames), "When?"), processor_kwargs={"video_metadata": [metadata]})
-        return inputs.media[0][0]
+        return inputs.media_info[0][0]
 
     assert media(FRAMES, list(range(50, 70)), total_num_frames=20) == MediaInfo("video", 64, 48, 10.0, 50, 69)
     assert media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100) == MediaInfo("video", 64, 48, 10.0, 0, 90)
@@ -194,7 +194,7 @@ def test_impossible_sampling_is_a_plain_error(processor, kwargs, message, nested
 def test_pixels_that_do_not_fit_the_tokens_are_refused(processor, kwargs):
     height, width = (56, 56) if "size" in kwargs else (48, 64)
     for kind, media in (("image", {"images": PICTURE, "text": "<image>"}), ("video", {"videos": FRAMES, "text": "<video>"})):
-        with pytest.raises(ValueError, match=f"The {kind} came out with {height}x{width} pixels .* counted for 126x126"):
+        with pytest.raises(ValueError, match=f"The processed {kind} has {height}x{width} pixels .* is that of 126x126"):
             processor(**media, **{f"{kind}s_kwargs": kwargs})
     own_size = np.zeros((126, 126, 3), dtype=np.uint8)
     assert processor(images=own_size, text="<image>", do_resize=False, size={"height": 126, "width": 126})["pixel_values"]
@@ -206,7 +206,7 @@ def test_image_sizes_are_those_a_person_sees(processor, folder):
     exif[0x0112] = 6
     sideways.save(folder / "sideways.jpg", exif=exif)
     inputs = encode(processor, user(photo(str(folder / "sideways.jpg")), photo(), "Where?"))
-    assert inputs.media == [[MediaInfo("image", 48, 64), MediaInfo("image", 64, 48)]]
+    assert inputs.media_info == [[MediaInfo("image", 48, 64), MediaInfo("image", 64, 48)]]
 
 
 def test_media_tokens_are_the_streams_with_their_markers(processor):
@@ -282,8 +282,8 @@ def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor
         ("<w-inf>", "'<w-inf>' is not a finite number"),
         ("<w1s>", "'<w1s>' has the wrong unit"),
         ("<t5px>", "'<t5px>' has the wrong unit"),
-        ("<t99s>", "<t99s> lies outside the clip, which goes from 0 to 2 seconds"),
-        ("<w65.5px>", "<w65.5px> lies outside the video, whose width is 64 pixels"),
+        ("<t99s>", "<t99s> is outside the clip, which lasts from 0 to 2 seconds"),
+        ("<w65.5px>", "<w65.5px> is outside the video, whose width is 64 pixels"),
         ("{<t0.5><t0.4>}", "{<t0.5><t0.4>}' ends before it starts"),
         ("{<t1.5s>, <t1.4s>}", "ends before it starts"),
         ("[<w0.5><h0.1><w0.4><h0.2>]", "is reversed"),
@@ -293,10 +293,10 @@ def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor
         ("[<w0.1><h0.2>]", "'[<w0.1><h0.2>]' is not a box"),
         ("{<t0.5>}", "'{<t0.5>}' is not a span"),
         ("<h1>", "'<h1>' is an HTML heading"),
-        ("<TEMP-100>", "'<TEMP-100>' is no token of this model, which has 100 temporal bins"),
-        ("<WIDTH-INPUT>", "model's own token '<WIDTH-INPUT>'"),
-        ("<TEMP-OUTPUT>", "model's own token '<TEMP-OUTPUT>'"),
-        ("<im_patch>", "model's own token '<im_patch>'"),
+        ("<TEMP-100>", "'<TEMP-100>' is not a token of this model, which has 100 temporal bins"),
+        ("<WIDTH-INPUT>", "special token '<WIDTH-INPUT>'"),
+        ("<TEMP-OUTPUT>", "special token '<TEMP-OUTPUT>'"),
+        ("<im_patch>", "special token '<im_patch>'"),
         ("<video>", "there are 2 <video> and 1 videos"),
     ],
 )
@@ -423,7 +423,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
         expected = single.get("coordinate_values", torch.full((1, length), math.nan))
         assert torch.equal(batch["coordinate_values"][row, -length:].nan_to_num(-1), expected[0].nan_to_num(-1))
         assert batch["coordinate_values"][row, :-length].isnan().all()
-        assert batch.media[row] == single.media[0]
+        assert batch.media_info[row] == single.media_info[0]
         images += [single[key] for key in ("pixel_values",) if key in single]
         videos += [single[key] for key in ("pixel_values_videos",) if key in single]
     assert torch.equal(batch["pixel_values"], torch.cat(images))
@@ -432,7 +432,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
 
 def test_a_batch_of_text_alone(processor):
     batch = encode_batch(processor, [[user("a")], [user("longer")]])
-    assert set(batch) == {"input_ids", "attention_mask"} and batch.media == [[], []]
+    assert set(batch) == {"input_ids", "attention_mask"} and batch.media_info == [[], []]
 
 
 def test_truncation_drops_positions_with_their_tokens(processor):
@@ -476,7 +476,7 @@ def test_media_must_be_as_many_as_their_placeholders(processor, text, images, me
 def test_a_call_with_nothing_and_audio_are_refused(processor):
     with pytest.raises(ValueError, match="at least one input"):
         processor()
-    with pytest.raises(ValueError, match="it was given audio"):
+    with pytest.raises(ValueError, match="`audio` is not supported"):
         processor(text="a", audio=np.zeros(10))
 
 
@@ -485,12 +485,12 @@ def test_a_call_with_nothing_and_audio_are_refused(processor):
 
 def test_media_travel_with_the_inputs_and_are_no_model_input(processor, video):
     inputs = encode(processor, user(film(video), "<t0.5>"))
-    media = inputs.media
+    media = inputs.media_info
     assert "media" not in inputs
     copied = pickle.loads(pickle.dumps(inputs))
-    assert copied.media == media and torch.equal(copied["input_ids"], inputs["input_ids"])
+    assert copied.media_info == media and torch.equal(copied["input_ids"], inputs["input_ids"])
     moved = inputs.to(torch.bfloat16)
-    assert moved.media == media and moved["pixel_values_videos"].dtype == torch.bfloat16
+    assert moved.media_info == media and moved["pixel_values_videos"].dtype == torch.bfloat16
     assert moved["input_ids"].dtype == torch.long
 
 
@@ -505,10 +505,10 @@ def test_a_model_takes_what_the_processor_makes_and_answers_come_back_in_units(p
         "events": [{"start": 0.5, "end": 1.5, "caption": "a dog", "boxes": []}],
         "notes": [],
     }
-    assert processor.post_process_grounding(written, media=inputs.media) == [read]
-    with pytest.raises(ValueError, match="do not begin with the prompt"):
+    assert processor.post_process_grounding(written, media_info=inputs.media_info) == [read]
+    with pytest.raises(ValueError, match="does not begin with the prompt"):
         processor.post_process_grounding(generated[:, 1:], inputs)
-    with pytest.raises(ValueError, match="There are 1 answers, and media for None"):
+    with pytest.raises(ValueError, match="one entry for each of the 1 answers, got None"):
         processor.post_process_grounding(written)
 
 
@@ -534,7 +534,7 @@ def test_round_trips_through_the_auto_classes(folder, video):
         assert (loaded.num_temporal_bins, loaded.num_spatial_bins) == (50, 20)
         inputs = encode(loaded, user(photo(), film(video), "{<t0.5s><t1s>} <w0.3>"))
         assert all(torch.equal(inputs[key].nan_to_num(-1), expected[key].nan_to_num(-1)) for key in expected)
-        assert inputs.media == expected.media
+        assert inputs.media_info == expected.media_info
     assert type(AutoImageProcessor.from_pretrained(folder / "saved")) is LlavaSTImageProcessor
     assert type(AutoVideoProcessor.from_pretrained(folder / "saved")) is LlavaSTVideoProcessor
     assert len(AutoTokenizer.from_pretrained(folder / "saved")) == len(processor.tokenizer)
@@ -550,7 +550,7 @@ def test_a_tokenizer_of_another_model_is_refused():
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
-    with pytest.raises(ValueError, match=r"The tokenizer has no <im_start>.*not that of a LLaVA-ST model"):
+    with pytest.raises(ValueError, match=r"The tokenizer has no <im_start>.*Use the tokenizer of a LLaVA-ST model"):
         LlavaSTProcessor(LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor())
 
 

@@ -320,7 +320,7 @@ def test_checkpoint_to_resume_is_the_given_or_the_last_one(tmp_path):
         return checkpoint_to_resume(LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options))
 
     assert resume() is None
-    with pytest.raises(ValueError, match="has no complete checkpoint. Remove the argument"):
+    with pytest.raises(ValueError, match=r"has no complete checkpoint. Remove the argument"):
         resume(resume_from_checkpoint="true")
     write_checkpoint(tmp_path / "run", 4)
     write_checkpoint(tmp_path / "run", 8)

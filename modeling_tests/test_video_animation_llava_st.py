@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from llava_st_hf.model.video_frames_llava_st import flatten_videos, is_still_image
+from llava_st_hf.model.media_kind_llava_st import is_still_image
+from llava_st_hf.model.video_frames_llava_st import flatten_videos
 from modeling_tests.media import moving_frames, write_animation
 from modeling_tests.processors import encode, film, user
 
@@ -34,7 +35,7 @@ def test_an_animated_image_is_the_video_that_it_is(grounder, processor, tmp_path
         assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"])
         assert (
             torch.equal(found["coordinate_values"].nan_to_num(), expected["coordinate_values"].nan_to_num())
-            and found.media == expected.media
+            and found.media_info == expected.media_info
         )
     for source in (str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
         found = grounder.preprocess(source, text="What?")["model_inputs"]

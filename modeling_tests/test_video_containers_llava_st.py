@@ -18,7 +18,7 @@ from modeling_tests.numbered_videos import encode, numbered_frame, open_stream, 
 CODECS = {"WebM": "VP9", "Ogg": "VP8", "GIF": "GIF", "ASF": "WMV 2", "MPEG-PS": "MPEG-2", "AVI": "MPEG-4"}  # H.264 in others
 CONTAINERS = (
     *("MP4", "MP4, index first", "MP4, fragmented", "MOV", "Matroska", "WebM", "AVI", "FLV"),
-    *("GIF", "APNG", "Ogg", "ASF", "NUT", "MPEG-PS", "MPEG-TS", "M2TS"),
+    *("GIF", "Ogg", "ASF", "NUT", "MPEG-PS", "MPEG-TS", "M2TS"),
 )
 SECONDS = 5.0  # for a walk over headers that are made to be many; a second or two when nothing else runs
 
@@ -27,11 +27,7 @@ SECONDS = 5.0  # for a walk over headers that are made to be many; a second or t
 def files(tmp_path_factory):
     """The bytes of a whole file of each container."""
     folder = tmp_path_factory.mktemp("containers")
-    kinds = {"APNG": "APNG"}
-    return {
-        name: write_numbered(folder, name, kinds.get(name, CODECS.get(name, "H.264")), "no B-frames").path.read_bytes()
-        for name in CONTAINERS
-    }
+    return {name: write_numbered(folder, name, CODECS.get(name, "H.264"), "no B-frames").path.read_bytes() for name in CONTAINERS}
 
 
 def check(folder, data: bytes) -> None:
@@ -74,7 +70,7 @@ def test_cuts_anywhere_are_found_but_at_the_boundaries_of_packets(tmp_path, file
     assert len(missed) <= {"MP4, fragmented": 2, "MPEG-TS": 2, "M2TS": 2, "MPEG-PS": 10}.get(container, 0), missed
 
 
-@pytest.mark.parametrize("container", ["MP4", "MP4, index first", "MOV", "Matroska", "WebM", "AVI", "GIF", "APNG", "ASF", "MPEG-PS"])
+@pytest.mark.parametrize("container", ["MP4", "MP4, index first", "MOV", "Matroska", "WebM", "AVI", "GIF", "ASF", "MPEG-PS"])
 @pytest.mark.parametrize(
     "tail", [bytes(100), b"hello world, this is text", bytes(range(200, 255)), b"\xff" * 64], ids=["zeros", "text", "high", "ones"]
 )
@@ -93,10 +89,10 @@ def test_a_file_that_is_no_container_passes(tmp_path):
         check(tmp_path, data)
 
 
-@given(data=st.binary(max_size=300), magic=st.integers(0, 9))
+@given(data=st.binary(max_size=300), magic=st.integers(0, 8))
 def test_any_bytes_pass_or_are_named(tmp_path_factory, data, magic):
     starts = (b"\0\0\0\x10ftyp", b"\x1a\x45\xdf\xa3", b"RIFF\x10\0\0\0AVI ", b"FLV\1\5\0\0\0\x09", b"GIF89a", b"OggS", b"\x30\x26\xb2\x75")
-    starts += (b"nut/mult", b"\0\0\1\xba", b"\x89PNG\r\n\x1a\n")
+    starts += (b"nut/mult", b"\0\0\1\xba")
     path = tmp_path_factory.getbasetemp() / "any.bin"
     path.write_bytes(starts[magic] + data)
     try:
@@ -235,7 +231,6 @@ CRAFTED = {
     "sub-blocks": lambda: b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 10 * MANY,
     "extensions": lambda: b"GIF89a" + bytes(7) + (b"!\xfe" + b"\1a" * 20 + b"\0") * MANY,
     "pages": lambda: (b"OggS" + bytes(23)) * MANY,
-    "chunks": lambda: b"\x89PNG\r\n\x1a\n" + bytes(12) * MANY,
     "start codes": lambda: b"\0\0\1\xba" + b"\0\0\1\0" * MANY,
 }
 

@@ -51,6 +51,20 @@ def test_times_stay_within_20_milliseconds_at_low_rates():
     assert np.abs([metadata.seconds(frame) - time for frame, time in enumerate(times)]).max() < 0.02
 
 
+@pytest.mark.parametrize("fps", [24.0, 30.0, 60.0, 120.0, 240.0])
+@pytest.mark.parametrize("start", [0.0, 0.0004])
+def test_file_metadata_times_rounded_to_milliseconds_are_a_constant_rate(fps, start):
+    metadata = metadata_of(np.round(start + np.arange(300) / fps, 3), fps)
+    assert metadata.frame_times is None and metadata.fps == fps
+
+
+@pytest.mark.parametrize("fps", [30.0, 240.0])
+def test_file_metadata_one_frame_two_milliseconds_late_is_a_varying_rate_above_50_fps(fps):
+    times = np.arange(300) / fps
+    times[100] += 0.002
+    assert (metadata_of(times, fps).frame_times is not None) == (fps > 50)
+
+
 @pytest.mark.parametrize("varies", [False, True])
 def test_seconds_shortly_before_the_first_frame_mean_it(varies):
     times = 2.0 + np.arange(60) / 30 + (0.3 * (np.arange(60) > 30) if varies else 0)
@@ -58,7 +72,7 @@ def test_seconds_shortly_before_the_first_frame_mean_it(varies):
     assert (media.frame_times is not None) == varies
     assert media.time_position(2.0, "t") == media.time_position(2.0 - START_SLACK, "t") == 0.0
     for seconds in (2.0 - START_SLACK - 0.01, 0.0, 5.0):
-        with pytest.raises(ValueError, match=r"t lies outside the clip, which goes from 2 to"):
+        with pytest.raises(ValueError, match=r"t is outside the clip, which lasts from 2 to"):
             media.time_position(seconds, "t")
     with pytest.raises(ValueError, match="outside the clip"):
         metadata_of(times).media(10, 59).time_position(2.0, "t")  # the clip starts later

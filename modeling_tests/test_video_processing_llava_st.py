@@ -90,6 +90,12 @@ def test_indices_run_evenly_from_end_to_end(first, length, num_frames):
     assert gaps.min() >= 0 and gaps.max() - gaps.min() <= 2
 
 
+@pytest.mark.parametrize("seconds, count", [(2.7, 2), (3.0, 3), (0.5, 1)])
+def test_sample_frames_at_a_rate_rounds_the_number_of_frames_down(processor, seconds, count):
+    metadata = VideoMetadata(total_num_frames=int(seconds * 10), fps=10.0)
+    assert len(processor.sample_frames(metadata, fps=1)) == count
+
+
 def test_one_frame_is_the_first():
     assert sample_frame_indices(5, 9, 1) == [5]
 

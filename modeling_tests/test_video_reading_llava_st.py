@@ -70,17 +70,25 @@ def test_options_of_a_wrong_type_are_a_value_error(video, options):
 def inexact(monkeypatch) -> list[bool]:
     """Whether each reading was by counted frames: decoders give other frames than packets promise, until they were counted."""
     counted = []
-    chunks = VideoFileReader.chunks
+    chunks, recounted = VideoFileReader.chunks, VideoFileReader.recounted
+    indices_by_counting = []
 
     def promised_wrong(self, indices):
-        counted.append(self.index.is_counted)
+        is_counted = any(self.index is index for index in indices_by_counting)
+        counted.append(is_counted)
         first, *others = chunks(self, indices)
         yield first
-        if not self.index.is_counted:
+        if not is_counted:
             raise InexactIndexError("not where its packets say")
         yield from others
 
+    def recount(self):
+        reader = recounted(self)
+        indices_by_counting.append(reader.index)
+        return reader
+
     monkeypatch.setattr(VideoFileReader, "chunks", promised_wrong)
+    monkeypatch.setattr(VideoFileReader, "recounted", recount)
     return counted
 
 
@@ -129,7 +137,7 @@ def test_the_processor_reads_files_as_its_arguments_say(processor, video, cut, h
     assert by_decord and np.array_equal(pixels, exact["pixel_values_videos"])
     with pytest.raises(OSError, match=r"cut short.*allow_truncated=True \(--allow-truncated\)"):
         ask(processor, how, cut)
-    assert "cut short" in ask(processor, how, cut, allow_truncated=True).media[0][0].notes[0]
+    assert "cut short" in ask(processor, how, cut, allow_truncated=True).media_info[0][0].notes[0]
 
 
 def test_the_pipeline_reads_files_as_its_arguments_say(processor, video, cut):

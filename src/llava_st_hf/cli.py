@@ -1,29 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `llava-st` command."""
+"""The commands of `llava-st`, for arguments that `llava_st_cli` has parsed."""
 
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 
+from llava_st_cli.main import main as main
 
-_OVERRIDES_HELP = "file with configuration values that the checkpoint's config.json does not have"
+
+# Arguments of `ground` that go to the pipeline.
+_QUESTION = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps", "video_backend", "allow_truncated")
+_ARGUMENT = re.compile(rf"\b(?=(?:{'|'.join(_QUESTION)})=)")
 
 
 def _ground(args: argparse.Namespace) -> None:
     if args.model is not None:
         _refuse_adapter(args.model)
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
     from transformers import pipeline
 
-    import llava_st_hf  # noqa: F401  (registers the pipeline)
+    from .model.compatibility_llava_st import check_model_matches_processor
+    from .model.configuration_llava_st import LlavaSTConfig
+    from .model.pipeline_llava_st import prepare_question
+    from .model.processing_llava_st import LlavaSTProcessor
+    from .shapes.demo_model import DEMO_MODEL_PATH
 
-    grounder = pipeline("video-grounding", model=args.model)
-    names = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps", "max_new_tokens", "video_backend", "allow_truncated")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    print(json.dumps(grounder(args.media, **given), indent=2, ensure_ascii=False))
+    _check_task(args)
+    model = args.model or DEMO_MODEL_PATH
+    # The processor takes seconds to load and decodes the media, so errors in the question are found before the weights are read.
+    processor = LlavaSTProcessor.from_pretrained(model)
+    check_model_matches_processor(LlavaSTConfig.from_pretrained(model), processor)
+    given = {name: getattr(args, name) for name in _QUESTION if getattr(args, name) is not None}
+    try:
+        question = prepare_question(processor, args.media, **given)
+    except ValueError as error:
+        raise ValueError(_ARGUMENT.sub("--", str(error))) from error
+    grounder = pipeline("video-grounding", model=model, processor=processor)
+    options = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    print(json.dumps(grounder(question, **options), indent=2, ensure_ascii=False))
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    """Raises an error that names the options which the task needs, or does not use."""
+    from .model.tasks_llava_st import TASKS
+
+    if args.task is None:
+        return
+    if args.task not in TASKS:
+        raise ValueError(f"--task {args.task} is not a valid task; it must be one of {', '.join(TASKS)}.")
+    needs = TASKS[args.task].needs
+    given = {name for name in ("text", "span", "time", "box") if getattr(args, name) is not None}
+    if "time" in needs and "time" not in given and "span" in given:  # the start of a span is a time
+        given = given - {"span"} | {"time"}
+    missing = [f"--{name}" for name in needs if name not in given]
+    unused = [f"--{name}" for name in sorted(given) if name not in needs]
+    if missing or unused:
+        problems = [f"{' and '.join(missing)} is missing"] * bool(missing) + [f"{' and '.join(unused)} is not used"] * bool(unused)
+        takes = " and ".join(f"--{name}" for name in needs) or "only the image"
+        raise ValueError(f"--task {args.task} takes {takes}: {', and '.join(problems)}.")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -68,11 +104,11 @@ def _start_stage1(args: argparse.Namespace) -> None:
     save_model_and_processor(model, processor, args.output)
 
 
-def _validate(args: argparse.Namespace) -> None:
+def _check_data(args: argparse.Namespace) -> None:
     try:
         from .data.validate import examine_mixture
     except ModuleNotFoundError as error:
-        raise ValueError(f"`llava-st validate` needs {error.name}: pip install 'llava-st-hf[data]'.") from error
+        raise ValueError(f"`llava-st check-data` needs {error.name}: pip install 'llava-st-hf[data]'.") from error
 
     report = examine_mixture(
         args.mixture,
@@ -97,13 +133,17 @@ def _refuse_file(output: str) -> None:
 
 def _refuse_adapter(model: str) -> None:
     if os.path.isfile(os.path.join(model, "adapter_config.json")):
-        raise ValueError(f"{model} is an adapter and no whole model: merge it into its base with `llava-st merge-lora` first.")
+        raise ValueError(f"{model} is an adapter, not a full model. Merge it into its base model with `llava-st merge-lora` first.")
 
 
 def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], object] | None = None) -> dict:
-    """Configuration values from a file, tried on the model's configuration before its weights are read.
+    """
+    Reads configuration values from a JSON file and checks them with the model's configuration before its weights are read.
 
-    `read_config` reads the configuration of a checkpoint that is no LLaVA-ST yet.
+    Args:
+        path: of the file; None for no values.
+        model: folder or hub id of the checkpoint.
+        read_config: reads the configuration of a checkpoint that is not a LLaVA-ST model.
     """
     if path is None:
         return {}
@@ -115,7 +155,7 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
         with open(path, encoding="utf-8") as file:
             overrides = json.load(file)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise ValueError(f"{path} must hold a JSON object of configuration values; it holds {overrides!r:.100}.")
     known = LlavaSTConfig().to_dict()
@@ -132,99 +172,8 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
     return overrides
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava-st", description="LLaVA-ST: when something happens in a video, and where.")
-    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-
-    ground = commands.add_parser("ground", help="answer one question about a video or image, as JSON")
-    ground.add_argument("media", help="path or URL of a video or image, or a folder of image files that are the frames of a video")
-    ground.add_argument("--model", help="folder or hub id, ours or as released; by default the small model that comes with the package")
-    ground.add_argument("--text", help="the question; with --task, the sentence or expression")
-    ground.add_argument("--task", help="rec, reg, dgc, tvg, tr, stvg, svg or elc")
-    ground.add_argument("--clip", type=int, nargs=2, metavar=("FIRST", "LAST"), help="part of the video, in frames")
-    ground.add_argument("--start", type=float, metavar="SECONDS", help="where the part of the video to look at starts")
-    ground.add_argument("--end", type=float, metavar="SECONDS", help="where it ends")
-    ground.add_argument("--span", type=float, nargs=2, metavar=("START", "END"), help="seconds")
-    ground.add_argument("--time", type=float, help="seconds")
-    ground.add_argument("--box", type=float, nargs=4, metavar=("X1", "Y1", "X2", "Y2"), help="pixels")
-    ground.add_argument("--fps", type=float, help="frames per second of a folder of frames; a video file has its own")
-    _add_reading(ground)
-    ground.add_argument("--max-new-tokens", type=int)
-    ground.set_defaults(run=_ground)
-
-    convert = commands.add_parser("convert", help="save a released checkpoint in this package's layout")
-    convert.add_argument("model", help="folder or hub id")
-    convert.add_argument("output", help="folder to write")
-    convert.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
-    convert.set_defaults(run=_convert)
-
-    merge = commands.add_parser("merge-lora", help="merge an adapter folder, trained here or released, into its base model")
-    merge.add_argument("base", help="folder or hub id of the model it was trained on")
-    merge.add_argument("adapter", help="the adapter folder")
-    merge.add_argument("output", help="folder to write")
-    merge.add_argument("--processor", help="where the processor is, if not with the base")
-    merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
-    merge.set_defaults(run=_merge_lora)
-
-    start = commands.add_parser("create-stage1", help="make the model that stage 1 trains of a LLaVA-OneVision-Qwen2 checkpoint")
-    start.add_argument("checkpoint", help="folder or hub id, in transformers' layout or as released")
-    start.add_argument("output", help="folder to write")
-    start.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights written")
-    start.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
-    start.set_defaults(run=_start_stage1)
-
-    validate = commands.add_parser("validate", help="report all that is wrong with a training mixture and its media")
-    validate.add_argument("mixture", help="YAML file")
-    validate.add_argument("--no-media", action="store_true", help="look at the annotations alone")
-    validate.add_argument(
-        "--num-frames", type=int, default=100, help="frames that are decoded of each part of a video: as many as the model samples"
-    )
-    validate.add_argument("--decode", action="store_true", help="decode all frames of each video")
-    _add_reading(validate)
-    validate.set_defaults(run=_validate)
-    _add_evaluation(commands)
-    return parser
-
-
-def _add_reading(command: argparse.ArgumentParser) -> None:
-    """How video files are read."""
-    command.add_argument("--video-backend", metavar="NAME", help="what reads video files: pyav, the default, or decord")
-    command.add_argument("--allow-truncated", action="store_true", help="read truncated video files as far as they go")
-
-
-def _add_evaluation(commands: argparse._SubParsersAction) -> None:
-    evaluate = commands.add_parser("eval", help="answer the questions of a benchmark and score the answers; goes on where it was")
-    evaluate.add_argument(
-        "--benchmark", required=True, metavar="NAME", help="refcoco_val, charades_sta, st_align_stvg, …; jsonl for your own"
-    )
-    evaluate.add_argument("--annotations", required=True, metavar="FILE", help="the benchmark's annotation file, as published")
-    evaluate.add_argument("--media", required=True, metavar="FOLDER", help="where its videos or pictures are")
-    evaluate.add_argument("--model", required=True, help="folder or hub id, ours or as released")
-    evaluate.add_argument("--output", required=True, metavar="FOLDER", help="for predictions and scores")
-    evaluate.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="of the weights")
-    evaluate.add_argument("--batch-size", type=int, default=1, help="questions answered together")
-    evaluate.add_argument("--max-new-tokens", type=int, default=1536, help="of an answer")
-    evaluate.add_argument("--workers", type=int, default=2, help="processes that decode the next videos meanwhile")
-    evaluate.add_argument("--limit", type=int, help="the first so many questions alone")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the wording of questions")
-    _add_reading(evaluate)
-    evaluate.set_defaults(run=_evaluation("run_eval"))
-
-    scored = commands.add_parser("score", help="score predictions again, ours or those of another model on the same rows")
-    scored.add_argument("predictions", help="predictions.jsonl or its folder; with --rows, lines with id and answer")
-    scored.add_argument("--reader", help="read the answers again: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds")
-    scored.add_argument("--rows", metavar="FILE", help="predictions.jsonl with the questions, truths and media of these ids")
-    scored.add_argument("--output", metavar="FOLDER", help="write the predictions and their scores there, for a report")
-    scored.add_argument("--protocol", choices=("default", "original", "released"), default="default")
-    scored.set_defaults(run=_evaluation("run_score"))
-
-    report = commands.add_parser("report", help="write report.md and report.html: scores, charts, best and worst samples")
-    report.add_argument("folder", help="output of `llava-st eval`, or a folder of such")
-    report.set_defaults(run=_evaluation("run_report"))
-
-
 def _evaluation(name: str) -> Callable[[argparse.Namespace], None]:
-    """A function of `evaluation.commands`, imported when it is called: it needs more packages than the other commands."""
+    """Returns a function that imports and runs `name` of `evaluation.commands`, which needs the packages of the extra `eval`."""
 
     def run(args: argparse.Namespace) -> None:
         try:
@@ -236,15 +185,17 @@ def _evaluation(name: str) -> Callable[[argparse.Namespace], None]:
     return run
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; problems with the input are one line on stderr and exit status 1."""
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"llava-st: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+#: Command → function that runs it.
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "ground": _ground,
+    "convert": _convert,
+    "merge-lora": _merge_lora,
+    "create-stage1": _start_stage1,
+    "check-data": _check_data,
+    "eval": _evaluation("run_eval"),
+    "score": _evaluation("run_score"),
+    "report": _evaluation("run_report"),
+}
 
 
 if __name__ == "__main__":

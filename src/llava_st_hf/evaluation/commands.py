@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `llava-st eval`, `score` and `report` do."""
+"""The commands `llava-st eval`, `score` and `report`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import shut_down_processes
+from ..model.checks_llava_st import is_integer
 from .answers import ANSWER_PARSERS, ParseContext
 from .benchmarks import BENCHMARKS, read_benchmark
 from .original_protocol import follows_original_program
@@ -20,20 +21,18 @@ from .scoring import PROTOCOLS, score
 
 
 def read_own_answer(answer: str, question, media, processor) -> tuple:
-    """What an answer of LLaVA-ST says; see `run_benchmark`."""
+    """Parses an answer of LLaVA-ST; see `run_benchmark`."""
     asked = ParseContext(question.task, media, question.given, processor.num_temporal_bins, processor.num_spatial_bins, question.num_frames)
     return ANSWER_PARSERS[OWN_PARSER](answer, asked)
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    # Before anything slow: settings and annotations.
-    questions = read_benchmark(args.benchmark, args.annotations, args.media, args.seed)
-    # A file of one's own is told from those of other tasks by its own.
+    # Settings and annotations are checked before the model is loaded.
+    questions = read_benchmark(args.benchmark, args.annotations, args.data_folder, args.seed)
+    # The name of a custom file includes its task.
     name = args.benchmark if BENCHMARKS[args.benchmark].task is not None else f"{args.benchmark}_{questions[0].task}"
     reading = {"video_backend": args.video_backend or "pyav", "allow_truncated": args.allow_truncated}
     settings = EvaluationSettings(name, args.model, args.batch_size, args.max_new_tokens, args.seed, **reading)
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit} leaves no question.")
     questions = questions[: args.limit]
 
     from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
@@ -54,19 +53,17 @@ def run_eval(args: argparse.Namespace) -> None:
 
 
 def run_score(args: argparse.Namespace) -> None:
-    if args.reader is not None and args.reader not in ANSWER_PARSERS:
-        raise ValueError(f"--reader {args.reader} is unknown; there are {', '.join(ANSWER_PARSERS)}.")
+    if args.answer_format is not None and args.answer_format not in ANSWER_PARSERS:
+        raise ValueError(f"--answer-format {args.answer_format} is not a valid format; it must be one of {', '.join(ANSWER_PARSERS)}.")
     if args.output is not None and os.path.exists(os.path.join(args.output, PREDICTIONS)):
-        raise ValueError(f"{args.output} holds predictions already. Give another output folder.")
+        raise ValueError(f"--output {args.output} already contains predictions. Give another folder.")
     path = os.path.join(args.predictions, PREDICTIONS) if os.path.isdir(args.predictions) else args.predictions
-    if args.rows is not None and args.reader is None:
-        raise ValueError("--rows needs --reader: the format of these answers.")
-    if args.rows is not None:
-        predictions = list(_joined(path, args.rows, args.reader))
+    if args.references is not None:
+        predictions = list(_joined(path, args.references, args.answer_format))
     else:
         predictions = list(read_predictions(path))
-        if args.reader is not None:
-            predictions = [_read_again(prediction, args.reader) for prediction in predictions]
+        if args.answer_format is not None:
+            predictions = [_parse_again(prediction, args.answer_format) for prediction in predictions]
     if not predictions:
         raise ValueError(f"{path} has no predictions.")
     tasks = sorted({prediction.task for prediction in predictions})
@@ -80,50 +77,75 @@ def run_score(args: argparse.Namespace) -> None:
     print(json.dumps(scores.to_dict(), indent=2))
 
 
-def _joined(answers: str, rows: str, reader: str) -> Iterator[Prediction]:
+def _joined(answers: str, references: str, answer_format: str) -> Iterator[Prediction]:
     """
-    The rows of one file with the answers of another; a row without one counts as skipped.
+    Yields the samples of a predictions file with the answers of another file; a sample without an answer counts as skipped.
 
     Args:
-        answers: path of lines with `id` and `answer`. They may have `finished`, false where the answer was cut off, and `seen_size`,
-            `[width, height]` in pixels of what the model was shown, where its boxes are pixels of that.
-        rows: path of a predictions file.
-        reader: of the answers.
+        answers: path of a JSONL file, see `_read_answer`.
+        references: path of a predictions file.
+        answer_format: of the answers.
     """
     found: dict[str, tuple[str | None, bool, tuple[int, int] | None]] = {}
     with open(answers, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                values = json.loads(line)
-                size = values.get("seen_size")
-                if size is not None:
-                    width, height = map(int, size)
-                    if width < 1 or height < 1:
-                        raise ValueError(f"seen_size={size}")
-                    size = width, height
-                answer = values["answer"]
-                if not isinstance(answer, str | None):
-                    raise TypeError(f"answer={answer!r:.50} is no text")
-                found[values["id"]] = answer, bool(values.get("finished", True)), size
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{answers}, line {number} is no object with id and answer: {error!r}") from error
-    for row in read_predictions(rows):
-        # Who answered and how is not told by `answers`.
-        row = replace(row, prediction=GroundingResult(), notes=[], reader=reader, model=None, seed=None, versions={})
+                sample_id, answer = _read_answer(line)
+            except ValueError as error:
+                raise ValueError(f"{answers}, line {number}: {error}") from error
+            found[sample_id] = answer
+    for row in read_predictions(references):
+        # The file with the answers does not state which model gave them and how.
+        row = replace(row, prediction=GroundingResult(), notes=[], reader=answer_format, model=None, seed=None, versions={})
         answer, finished, seen_size = found.pop(row.id, (None, True, None))
-        # Where the medium could not be opened, no answer can be placed in it.
+        # If the media could not be opened, an answer cannot be converted to seconds and pixels.
         skipped = row.skipped if answer is not None else f"{os.path.basename(answers)} has no answer to it."
-        yield _read_again(replace(row, answer=answer, finished=finished, skipped=skipped), reader, seen_size)
+        yield _parse_again(replace(row, answer=answer, finished=finished, skipped=skipped), answer_format, seen_size)
     if found:
-        raise ValueError(f"{answers} answers {min(found)!r}, which is no row of {rows}.")
+        raise ValueError(f"{answers} has an answer for the id {min(found)!r}, which is not in {references}.")
 
 
-def _read_again(prediction: Prediction, reader: str, seen_size: tuple[int, int] | None = None) -> Prediction:
+def _read_answer(line: str) -> tuple[str, tuple[str | None, bool, tuple[int, int] | None]]:
+    """
+    Parses a line with an answer of another model.
+
+    Args:
+        line: a JSON object with `id` and `answer` (null if there is none). Optional keys: `finished`, false if the answer was cut
+            off; `seen_size`, `[width, height]` in pixels of the model's input, if its boxes are pixels of that.
+
+    Returns:
+        `(id, (answer, finished, seen_size))`.
+
+    Raises:
+        ValueError: naming the key, its value and what was expected.
+    """
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"This is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Each line must be an object with `id` and `answer`; got {line.strip()!r:.100}.")
+    for key in ("id", "answer"):
+        if key not in values:
+            raise ValueError(f"`{key}` is missing; each line must be an object with `id` and `answer`.")
+    if not isinstance(values["id"], str):
+        raise ValueError(f"`id` must be a string, got {values['id']!r:.100}.")
+    if not isinstance(values["answer"], str | None):
+        raise ValueError(f"`answer` must be a string or null, got {values['answer']!r:.100}.")
+    finished, size = values.get("finished", True), values.get("seen_size")
+    if not isinstance(finished, bool):
+        raise ValueError(f"`finished` must be true or false, got {finished!r:.100}.")
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(is_integer(side) and side >= 1 for side in size)):
+        raise ValueError(f"`seen_size` must be [width, height], integers of at least 1; got {size!r:.100}.")
+    return values["id"], (values["answer"], finished, None if size is None else (size[0], size[1]))
+
+
+def _parse_again(prediction: Prediction, answer_format: str, seen_size: tuple[int, int] | None = None) -> Prediction:
     if prediction.answer is None:
         return prediction
-    asked = ParseContext(prediction.task, prediction.medium(), prediction.given, num_frames=prediction.num_frames, seen_size=seen_size)
-    grounding, notes = ANSWER_PARSERS[reader](prediction.answer, asked)
-    return replace(prediction, prediction=grounding, notes=notes, reader=reader)
+    context = ParseContext(prediction.task, prediction.medium(), prediction.given, num_frames=prediction.num_frames, seen_size=seen_size)
+    grounding, notes = ANSWER_PARSERS[answer_format](prediction.answer, context)
+    return replace(prediction, prediction=grounding, notes=notes, reader=answer_format)
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ class _MediaReader(torch.utils.data.Dataset):
             return _MediaGroup(None, {}, group, [{}] * len(group), [str(error)] * len(group))
         # In the dtype of the model: half the bytes to transfer for a model in half precision.
         pixels = {name: alone[name].to(self.dtype) for name in ("pixel_values", "pixel_values_videos") if name in alone}
-        media, processor = alone.media[0][-1], self.processor
+        media, processor = alone.media_info[0][-1], self.processor
         tokens = processor.replace_image_token({}, 0) if media.kind == "image" else processor.replace_video_token(pixels, 0)
         known = CachedMediaProcessor.from_processor(processor, media, tokens)
         result = _MediaGroup(media, pixels, [], [], [])

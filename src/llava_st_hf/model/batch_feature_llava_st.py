@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`BatchFeature` subclass that stores the metadata of each sample's media, needed to convert answers to seconds and pixels."""
 
+import warnings
+
 import torch
 from transformers import BatchFeature
 
@@ -17,14 +19,20 @@ class LlavaSTBatchFeature(BatchFeature):
     Args:
         data (`dict`, *optional*):
             Model inputs.
-        media (`list[list[MediaInfo]]`, *optional*):
+        media_info (`list[list[MediaInfo]]`, *optional*):
             For each sample its images and videos in order: size, frame rate and clip of the original files. Stored as the attribute
-            `media`, which `model.generate(**inputs)` does not get.
+            `media_info`, which `model.generate(**inputs)` does not get.
     """
 
-    def __init__(self, data=None, *args, media: list[list[MediaInfo]] | None = None, **kwargs):
+    def __init__(self, data=None, *args, media_info: list[list[MediaInfo]] | None = None, **kwargs):
         super().__init__(data, *args, **kwargs)
-        self.media = media if media is not None else []
+        self.media_info = media_info if media_info is not None else []
+
+    @property
+    def media(self) -> list[list[MediaInfo]]:
+        """Former name of `media_info`."""
+        warnings.warn("inputs.media is now inputs.media_info; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+        return self.media_info
 
     def to(self, *args, **kwargs):
         """Same as in transformers, but a cast keeps `coordinate_values` in float32: bfloat16 would round them by up to a fifth of a bin."""
@@ -35,11 +43,11 @@ class LlavaSTBatchFeature(BatchFeature):
         return self
 
     def __getstate__(self):
-        return {**super().__getstate__(), "media": self.media}
+        return {**super().__getstate__(), "media_info": self.media_info}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.media = state["media"]
+        self.media_info = state["media_info"]
 
 
 def join_samples(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control tokens in the texts of messages: refused, because only the chat template and the processor may write them."""
+"""Check that messages contain no control tokens, which only the chat template and the processor may write."""
 
 import re
 from collections.abc import Iterable
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from .configuration_llava_st import SPECIAL_TOKENS
 
 
-# transformers writes this private character before control tokens that it encodes as plain text (`sanitize_control_tokens`). In the
-# text of a user it would hide the token behind it.
+# transformers writes this private-use character before control tokens that it encodes as plain text (`sanitize_control_tokens`). In a
+# user's text it would hide the control token after it.
 SANITIZED_MARK = "\U000f0000"
 UNMARKED = f"(?<!{SANITIZED_MARK})"
 
 
 def control_token_pattern(tokens: Iterable[str] = ()) -> re.Pattern:
     """
-    Matches the model's visual and placeholder tokens, every `<|name|>` as Qwen2's tokenizers have them, and `tokens`.
+    Returns a pattern that matches the visual and placeholder tokens of the model, every `<|name|>` as in Qwen2 tokenizers, and `tokens`.
 
     Args:
-        tokens: further ones, such as the special tokens of a tokenizer.
+        tokens: further tokens, such as the special tokens of a tokenizer.
     """
     longest_first = sorted({*SPECIAL_TOKENS.values(), *tokens}, key=lambda token: (-len(token), token))
     return re.compile("|".join([*map(re.escape, longest_first), r"<\|\w+\|>"]))
@@ -29,24 +29,26 @@ CONTROL_TOKEN = control_token_pattern()
 
 def check_control_tokens(text: str, pattern: re.Pattern = CONTROL_TOKEN) -> None:
     """
+    Raises an error if a text contains a control token.
+
     Args:
-        text: the whole text of one message: a token may be cut in two by the items of its content.
+        text: the whole text of one message, because a token may be split between content items.
         pattern: of `control_token_pattern`.
 
     Raises:
         ValueError: naming the token, or the character U+F0000.
     """
     if SANITIZED_MARK in text:
-        raise ValueError(f"The text holds the character U+F0000, by which transformers marks control tokens. Leave it out: {text[:100]!r}.")
+        raise ValueError(f"The text contains the character U+F0000, which marks control tokens in transformers. Remove it: {text[:100]!r}.")
     if (token := pattern.search(text)) is not None:
         raise ValueError(
-            f"The text holds the model's own token {token[0]!r}, which only the chat template and the processor may write: {text[:100]!r}."
+            f"The text contains the special token {token[0]!r}, which only the chat template and the processor may write: {text[:100]!r}."
         )
 
 
 def check_messages(conversation: list, pattern: re.Pattern = CONTROL_TOKEN) -> None:
     """
-    Refuses control tokens in the role, the text and any further field of each message.
+    Raises an error for control tokens in the role, the text or any further field of a message.
 
     Args:
         conversation: a chat of messages whose content is a string or a list of items, or a list of such chats.

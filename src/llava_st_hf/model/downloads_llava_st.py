@@ -4,7 +4,6 @@
 import contextlib
 import http.client
 import ipaddress
-import math
 import re
 import socket
 import ssl
@@ -17,6 +16,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+
+from .checks_llava_st import is_finite_number, is_integer
 
 
 MAX_REDIRECTS = 5
@@ -58,10 +59,9 @@ class DownloadLimits:
     def __post_init__(self):
         for name in ("video_bytes", "image_bytes", "seconds"):
             value = getattr(self, name)
-            kinds = (int, float) if name == "seconds" else int
-            if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value <= 0:
-                number = "number" if name == "seconds" else "whole number"
-                raise ValueError(f"{name} of DownloadLimits must be a positive {number}, got {value!r}")
+            is_valid, number = (is_finite_number, "finite number") if name == "seconds" else (is_integer, "integer")
+            if not is_valid(value) or value <= 0:
+                raise ValueError(f"{name} of DownloadLimits must be a positive {number}, got {value!r}.")
         if not isinstance(self.public_addresses_only, bool):
             raise ValueError(f"public_addresses_only of DownloadLimits must be True or False, got {self.public_addresses_only!r}")
         hosts = self.allowed_hosts

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer means: spans, boxes and tubelets in seconds and pixels of the original file.
+"""Parser of generated answers: coordinate tokens → spans, boxes and tubelets in seconds and pixels of the original file.
 
-`parse_answer` reads any text a model may write, well formed or not, and never raises on it: what can be read is returned,
-and what could not be is said in plain notes.
+Parsing never raises an exception for any generated text. Malformed answers are parsed as far as possible; `notes` lists what was
+ignored and why. The time is linear in the length of the answer.
 """
 
 import re
@@ -12,28 +12,42 @@ from dataclasses import asdict, dataclass, field
 from .coordinates_llava_st import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position, check_position
 
 
-# Seconds before the first frame of a file that still mean this frame.
+# Times up to this many seconds before the first frame of a file refer to the first frame.
 START_SLACK = 0.5
+
+
+class OutsideMediaError(ValueError):
+    """
+    A time or pixel coordinate is outside the clip, video or image that it refers to.
+
+    Args:
+        written: how the user wrote the coordinate.
+        reason: the rest of the message.
+    """
+
+    def __init__(self, written: str, reason: str):
+        super().__init__(f"{written} {reason}")
+        self.written, self.reason = written, reason
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """A picture or (a clip of) a video, as far as it takes to turn positions into seconds and pixels and back.
+    """Size, frame rate and clip of one image or video, as needed to convert positions into seconds and pixels and back.
 
     Args:
         kind: "image" or "video".
-        width, height: of the original file as a person sees it (rotation applied), in pixels.
-        fps: frames per second of the file; None where unknown (frames given without metadata) and for images.
+        width, height: of the original file after EXIF or container rotation, in pixels.
+        fps: frames per second of the file; None if unknown (frames given without metadata) and for images.
         start_time: seconds from the start of the container at which frame 0 of the file is displayed.
         first_frame, last_frame: the clip that the model sees, as indices of the original frames, both included. Positions
             in time are fractions of this clip.
-        frame_times: seconds from the start of the container of each of those frames, where the frame rate varies; None where
+        frame_times: seconds from the start of the container of each of those frames if the frame rate varies; None if
             frame i is displayed at start_time + i / fps.
-        frames: indices of the original frames that the clip is made of, where it leaves some out unevenly; None if evenly.
-            Then positions are fractions of this list, and `frame_times` has one entry for each of it.
-        end_time: with `frame_times`, seconds at which the last of those frames leaves the screen; None if as long after it as a
-            frame of the mean rate lasts.
-        notes: what a reader of the answer must know of the file, such as that its end is missing.
+        frames: indices of the original frames in the clip if they are unevenly spaced; None if evenly. Positions are then fractions
+            of this list, and `frame_times` has one entry per index.
+        end_time: with `frame_times`, the seconds until which the last of those frames is displayed; None for the duration of one
+            frame at the mean rate after it.
+        notes: facts about the file that affect the answer, such as a missing end. They are copied to the notes of the answer.
     """
 
     kind: str
@@ -78,36 +92,42 @@ class MediaInfo:
     def time_position(self, seconds: float, written: str) -> float:
         """Fraction of the clip at `seconds` from the start of the container.
 
-        A time up to `START_SLACK` seconds before the first frame of the file is that frame: many pictures start slightly later
-        than their sound, and people write 0 for the start.
+        A time up to `START_SLACK` seconds before the first frame of the file refers to that frame: in many files the video starts
+        slightly later than the sound, and users write 0 for the start.
+
+        Args:
+            seconds: from the start of the container.
+            written: the name of the value in error messages.
 
         Raises:
-            ValueError: naming `written`, for a picture, an unknown frame rate, or a time outside the clip.
+            ValueError: naming `written`, if the media is an image, the frame rate is unknown, or the time is outside the clip.
         """
         if self.kind != "video":
-            raise ValueError(f"{written} is a time, but the media before it is an image.")
+            raise OutsideMediaError(written, "is a time, but the media before it is an image.")
         if self.frame_times is not None:
             return self._position_in_times(self.frame_times, seconds, written)
         if self.fps is None:
-            raise ValueError(f"{written} is in seconds; the frame rate of the video is unknown. Give fps or timestamps of the video item.")
+            raise OutsideMediaError(
+                written, "is in seconds, but the frame rate of the video is unknown. Give fps or timestamps of the video item."
+            )
         frames = self.last_frame - self.first_frame
         if self.first_frame == 0 and self.start_time - START_SLACK <= seconds < self.start_time and seconds >= 0:
             return 0.0
         frame = (seconds - self.start_time) * self.fps
-        # The clip's last frame is shown until the next one would be: its whole duration belongs to it.
+        # The last frame of the clip is displayed until the next one would be: its whole duration belongs to the clip.
         if not self.first_frame - 0.5 <= frame <= self.last_frame + 1.5:
             start, end = (self.start_time + frame / self.fps for frame in (self.first_frame, self.last_frame + 1))
-            raise ValueError(f"{written} lies outside the clip, which goes from {start:g} to {end:g} seconds.")
+            raise OutsideMediaError(written, f"is outside the clip, which lasts from {start:g} to {end:g} seconds.")
         return min(max((frame - self.first_frame) / frames, 0.0), 1.0) if frames else 0.0
 
     def _position_in_times(self, times: tuple[float, ...], seconds: float, written: str) -> float:
         mean_gap = 1 / (self.fps or 1)
         end = self.end_time if self.end_time is not None else times[-1] + mean_gap
-        # Half a frame of slack at either end, as at a constant rate.
+        # Half a frame of tolerance at either end, as for a constant rate.
         if self.first_frame == 0 and times[0] - START_SLACK <= seconds < times[0] and seconds >= 0:
             return 0.0
         if not times[0] - mean_gap / 2 <= seconds <= end + mean_gap / 2:
-            raise ValueError(f"{written} lies outside the clip, which goes from {times[0]:g} to {end:g} seconds.")
+            raise OutsideMediaError(written, f"is outside the clip, which lasts from {times[0]:g} to {end:g} seconds.")
         after = bisect_left(times, seconds)
         if after in (0, len(times)):
             return 0.0 if after == 0 or len(times) == 1 else 1.0
@@ -117,36 +137,41 @@ class MediaInfo:
     def pixel_position(self, axis: str, pixels: float, written: str) -> float:
         """Fraction of the height or width at `pixels` from the top or left.
 
+        Args:
+            axis: "height" or "width".
+            pixels: in the original image or frame.
+            written: the name of the value in error messages.
+
         Raises:
-            ValueError: naming `written`, where it lies outside the picture by more than a pixel.
+            ValueError: naming `written`, if it is outside the image or frame by more than one pixel.
         """
         length = self.width if axis == "width" else self.height
         if not -1 <= pixels <= length + 1:
-            raise ValueError(f"{written} lies outside the {self.kind}, whose {axis} is {length} pixels.")
+            raise OutsideMediaError(written, f"is outside the {self.kind}, whose {axis} is {length} pixels.")
         return check_position(min(max(pixels / length, 0.0), 1.0), written)
 
     def to_dict(self) -> dict:
-        # What most videos do not have is left out.
+        """The fields as JSON-serializable values, without those that most videos do not have."""
         rare = ("frame_times", "frames", "end_time", "start_time", "notes")
         return {name: value for name, value in asdict(self).items() if value or name not in rare}
 
 
 def _at(values: tuple, position: float) -> float:
-    """What stands at a fraction of the way through `values`, in between two of them if need be."""
-    place = position * (len(values) - 1)
-    before = min(int(place), len(values) - 1)
+    """Linear interpolation in `values` at a fraction of their length."""
+    index = position * (len(values) - 1)
+    before = min(int(index), len(values) - 1)
     after = min(before + 1, len(values) - 1)
-    return values[before] + (place - before) * (values[after] - values[before])
+    return values[before] + (index - before) * (values[after] - values[before])
 
 
 _T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-(\d{{3}})>" for axis in AXES)
 _SEP = r"[\s,]*"
-_COLON = r"\s*(?::\s*)?"  # so written, and not \s*:?\s*, blanks are scanned once
-# A bracket may be missing or followed by blanks; blanks alone are not part of a box, so that a scan stays linear.
+_COLON = r"\s*(?::\s*)?"  # not \s*:?\s*, which would scan blanks once per blank
+# A bracket may be missing or followed by blanks; blanks alone are not part of a box, so that the time of a scan is linear.
 _OPEN = r"(?:\[[\s,]*)?"
 _CORNERS = rf"{_W}{_SEP}{_H}{_SEP}{_W}{_SEP}{_H}"
 _SPATIAL = r"<(?:WIDTH|HEIGHT)-\d{3}>"
-# Longest reading first: a time with its box, a box, a span, what is left of a broken box, a time alone.
+# Longest match first: a time with its box, a box, a span, the remains of an incomplete box, a time alone.
 _ITEM = re.compile(
     rf"(?P<moment>{_T}{_COLON}{_OPEN}{_CORNERS}{_SEP}\]?)"
     rf"|(?P<box>{_OPEN}{_CORNERS}{_SEP}\]?)"
@@ -154,18 +179,36 @@ _ITEM = re.compile(
     rf"|(?P<broken>(?:{_T}{_COLON})?{_OPEN}(?:{_SPATIAL}{_SEP})+\]?)"
     rf"|(?P<time>{_T}(?:\s*:)?)"
 )
-# Words of the answer's frame, which say nothing of what happens.
-_FRAME_WORDS = re.compile(r"object bounding box(?:es)?\s*:?|\b(?:starts|ends)\s+(?:in|at)\b", re.IGNORECASE)
-# … and those that lead into a time.
-_LEAD = re.compile(
-    r"\b(?:(?:and|then)\s+){0,2}(?:(?:in|during|within)\s+the\s+(?:span|period|time\s+(?:range|period|frame))(?:\s+of)?"
-    r"|during|between|from|at)\s*[{(\[]*\s*$",
+# The patterns below are applied to text in which every run of blanks is one space.
+_BLANKS = re.compile(r"\s+")
+# Text of the answer format that is not part of a caption.
+_FORMAT_TEXT = re.compile(r"object bounding box(?:es)? ?:?|\b(?:starts|ends) (?:in|at)\b", re.IGNORECASE)
+# … and text that introduces the time after it: "and then in the time range of {", "between", ". The time is".
+_PERIOD = r"(?:time|span|period|interval)(?: (?:range|period|frame|span|interval))?(?: of(?: time)?)?"
+_INTRODUCTION = re.compile(
+    rf"(?:\b(?:(?:and|then|thus|so) ){{0,2}}(?:(?:in|during|within) the {_PERIOD}|during|between|from|at)"
+    rf"|(?:^ ?|(?<=[.,;:!?])|(?<=[.,;:!?] ))(?:the )?{_PERIOD}(?: is| was)?)[ :{{(\[]*$",
     re.IGNORECASE,
 )
+_LONGEST_INTRODUCTION = 100  # characters
 _END_BEFORE = re.compile(r"\b(?:ends?|until|ending)\b[^.<]{0,20}$", re.IGNORECASE)
 _START_BEFORE = re.compile(r"\b(?:starts?|starting)\b[^.<]{0,20}$", re.IGNORECASE)
+# A number before a box where a time token belongs, "12:" or "frame 12:"; "person 1:" is a caption.
+_PLAIN_NUMBER = re.compile(
+    r"(?:^|(?<=[.,;:!?)\]}] )|(?<=[.,;:!?)\]}])|\b(?:frame|time|timestamp|second|at) )[ (\[{]?(?P<number>\d{1,9}(?:\.\d{1,9})? ?s?) ?: ?$",
+    re.IGNORECASE,
+)
+_LONGEST_PLAIN_NUMBER = 40  # characters
 _NOTHING_MORE = re.compile(r"[\s,]*(?:<[A-Z]*-?\d*)?\Z")
 _PART_OF_TOKEN = re.compile(r"<(?:[A-Z]{1,6}(?:-\d{0,3})?)?$")
+
+
+def _without_introduction(text: str) -> str:
+    """`text` without words at its end that introduce the time after it."""
+    text = text.rstrip()
+    start = max(0, len(text) - _LONGEST_INTRODUCTION)
+    found = _INTRODUCTION.search(text, start)
+    return text if found is None else text[: found.start()]
 
 
 @dataclass
@@ -175,23 +218,23 @@ class _Event:
     words: list[str] = field(default_factory=list)
     moments: list[tuple[float | None, tuple[float, float, float, float]]] = field(default_factory=list)
 
-    # Whether words stood before the event's span: then its caption ends with it.
-    is_led: bool = False
+    # Whether the caption came before the span: then the next span ends it.
+    has_caption_first: bool = False
 
     def caption(self) -> str | None:
         return _clean(" ".join(self.words))
 
-    def is_placeless(self) -> bool:
+    def has_no_coordinates(self) -> bool:
         return self.start is None and self.end is None and not self.moments
 
     def is_empty(self) -> bool:
-        return self.is_placeless() and not self.caption()
+        return self.has_no_coordinates() and not self.caption()
 
 
 def _clean(caption: str) -> str | None:
-    caption = re.sub(r"\s+", " ", _FRAME_WORDS.sub(" ", caption))
-    caption = re.sub(r" +([.,;:])", r"\1", caption)
-    caption = re.sub(r"([.,;:])(?: ?[,;:])+", r"\1", caption).strip(" ,.;:[]{}()")  # what stood between was a coordinate
+    caption = _BLANKS.sub(" ", _FORMAT_TEXT.sub(" ", _BLANKS.sub(" ", caption)))
+    caption = re.sub(r" ([.,;:])", r"\1", caption)
+    caption = re.sub(r"([.,;:])(?: ?[,;:])+", r"\1", caption).strip(" ,.;:[]{}()")  # the text between them was a coordinate
     caption = re.sub(r"^(?:(?:and|then)\b[ ,]*){1,2}|(?:[ ,]+(?:and|then)){1,2}$", "", caption, flags=re.IGNORECASE)
     return re.sub(r" +", " ", caption) if re.search(r"\w", caption) else None
 
@@ -204,28 +247,32 @@ def _in_order(low: float, high: float, what: str, notes: list[str]) -> tuple[flo
 
 
 class _Reader:
-    """Reads the events of one answer, in positions. Notes go to `notes`."""
+    """Parses the events of one answer, in positions. Notes are appended to `notes`."""
 
     def __init__(self, text: str, num_temporal_bins: int, num_spatial_bins: int, is_video: bool, notes: list[str]):
         self.text, self.is_video, self.notes = text, is_video, notes
         self.num_bins = {"TEMP": num_temporal_bins, "HEIGHT": num_spatial_bins, "WIDTH": num_spatial_bins}
         self.events: list[_Event] = []
         self.event = _Event()
+        self.plain_numbers: list[str] = []  # before boxes, where a time token belongs
 
     def read(self) -> list[_Event]:
         cursor = 0
         for item in _ITEM.finditer(self.text):
-            before, cursor = self.text[cursor : item.start()], item.end()
+            before, cursor = _BLANKS.sub(" ", self.text[cursor : item.start()]), item.end()
             positions = [self._position(*token) for token in COORDINATE_TOKEN.findall(item[0])]
             getattr(self, f"_read_{item.lastgroup}")(item, before, positions)
         rest = self.text[cursor:]
-        if _PART_OF_TOKEN.search(rest):
+        if _PART_OF_TOKEN.search(rest[-12:]):
             self.notes.append(f"The answer ends within a token, {rest[rest.rindex('<') :]!r}.")
             rest = rest[: rest.rindex("<")]
-        if self.is_video or not self.event.moments:  # in a picture, what follows the last box has none
+        if self.is_video or not self.event.moments:  # in an image, text after the last box is not the caption of a box
             self.event.words.append(rest)
         self._close()
-        return self.events
+        if self.plain_numbers:
+            examples = ", ".join(map(repr, self.plain_numbers[:3])) + ", …" * (len(self.plain_numbers) > 3)
+            self.notes.append(f"Plain numbers before boxes ({examples}) are not time tokens; the times of these boxes are unknown.")
+        return _merge_repeated_spans(self.events)
 
     def _close(self):
         if not self.event.is_empty():
@@ -235,7 +282,7 @@ class _Reader:
     def _position(self, name: str, number: str) -> float:
         last = self.num_bins[name] - 1
         if int(number) > last:
-            self.notes.append(f"<{name}-{number}> is no token of this model; it was read as the last one, {last}.")
+            self.notes.append(f"<{name}-{number}> is not a token of this model; it was read as the last one, {last}.")
         return bin_to_position(min(int(number), last), last + 1)
 
     def _corners(self, item: re.Match, corners: list[float]) -> tuple[float, float, float, float]:
@@ -245,22 +292,22 @@ class _Reader:
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
     def _is_last(self, item: re.Match) -> bool:
-        """Whether no words follow: the answer may have been cut off here."""
+        """Whether no text follows: the answer may have been cut off here."""
         return _NOTHING_MORE.match(self.text, item.end()) is not None
 
     def _read_span(self, item: re.Match, before: str, positions: list[float]):
         event = self.event
-        before = _LEAD.sub("", before.rstrip())
+        before = _without_introduction(before)
         if event.start is None and not event.moments:
             event.words.append(before)
-        elif event.is_led and re.match(r"\s*[.;!?]", before):  # "A {…}. B {…}."
+        elif event.has_caption_first and re.match(r" ?[.;!?]", before):  # "A {…}. B {…}."
             self._close()
             self.event.words.append(before)
         else:  # "{…} A. {…} B."
             event.words.append(before)
             self._close()
         event = self.event
-        event.is_led = event.caption() is not None
+        event.has_caption_first = event.caption() is not None
         event.start, event.end = _in_order(positions[0], positions[1], f"The span {item[0].strip()}", self.notes)
 
     def _read_moment(self, item: re.Match, before: str, positions: list[float]):
@@ -268,7 +315,12 @@ class _Reader:
         self.event.moments.append((positions[0], self._corners(item, positions[1:])))
 
     def _read_box(self, item: re.Match, before: str, positions: list[float]):
-        if not self.is_video and self.event.moments and _clean(before):  # in a picture each box grounds the phrase before it
+        if self.is_video:
+            start = max(0, len(before) - _LONGEST_PLAIN_NUMBER)
+            if (found := _PLAIN_NUMBER.search(before[start:])) is not None:
+                self.plain_numbers.append(found["number"].strip())
+                before = before[: start + found.start()]
+        elif self.event.moments and _clean(before):  # in an image each box belongs to the phrase before it
             self._close()
         self.event.words.append(before)
         self.event.moments.append((None, self._corners(item, positions)))
@@ -279,13 +331,13 @@ class _Reader:
         if self._is_last(item):
             self.notes.append(f"The answer ends within a box, {written!r}.")
         else:
-            self.notes.append(f"{written!r} is no box: it takes <WIDTH><HEIGHT><WIDTH><HEIGHT>.")
+            self.notes.append(f"{written!r} is not a valid box, which is [<WIDTH><HEIGHT><WIDTH><HEIGHT>]; it was ignored.")
 
     def _read_time(self, item: re.Match, before: str, positions: list[float]):
         event, written = self.event, item[0].strip()
         is_end, is_start = _END_BEFORE.search(before), _START_BEFORE.search(before)
-        opens_span = re.search(r"\{\s*$", before)
-        before = _LEAD.sub("", before.rstrip())
+        opens_span = before.rstrip().endswith("{")
+        before = _without_introduction(before)
         if is_end:
             event.end = positions[0]
         elif is_start:
@@ -296,7 +348,7 @@ class _Reader:
             self.notes.append(f"The moment {written!r} has no box.")
         elif opens_span and self._is_last(item):
             self.notes.append(f"The answer ends within a span, {'{' + written!r}.")
-        elif event.is_placeless():
+        elif event.has_no_coordinates():
             event.start = event.end = positions[0]
         elif event.start == event.end and not event.moments and _clean(before):  # "At …, A. At …, B."
             event.words.append(before)
@@ -304,8 +356,32 @@ class _Reader:
             self.event.start = self.event.end = positions[0]
             return
         else:
-            self.notes.append(f"The time {written!r} belongs to no span or box and was left out.")
+            self.notes.append(f"The time {written!r} does not belong to a span or box and was ignored.")
         event.words.append(before)
+
+
+def _merge_repeated_spans(events: list[_Event]) -> list[_Event]:
+    """
+    Merges events with equal spans of which at most one has a caption: an answer that gives its span again in a sentence, as in
+    "{…}, a man walks. The time is {…}.", names one event. Equal spans with a caption each stay separate events.
+    """
+    merged: list[_Event] = []
+    first: dict[tuple[float, float], _Event] = {}  # span → the first event with it
+    captioned: set[tuple[float, float]] = set()  # spans whose first event has a caption
+    for event in events:
+        if event.start is None or event.end is None:
+            merged.append(event)
+            continue
+        span, has_caption = (event.start, event.end), event.caption() is not None
+        earlier = first.setdefault(span, event)
+        if earlier is event or (has_caption and span in captioned):
+            merged.append(event)
+        else:
+            earlier.words += event.words
+            earlier.moments += event.moments
+        if has_caption:
+            captioned.add(span)
+    return merged
 
 
 def parse_answer(
@@ -318,22 +394,25 @@ def parse_answer(
     box: tuple[float, float, float, float] | None = None,
 ) -> dict:
     """
-    Reads a model's answer.
+    Parses a generated answer.
 
     Args:
         text: the answer, with coordinate tokens as text (`<TEMP-041>`).
-        media: what the answer is about; without it, times and boxes cannot be told and the text alone is returned.
+        media: the image or video of the question; without it only the text is returned, because times and boxes have no units.
         num_temporal_bins, num_spatial_bins: bins of the time axis, and of height and width.
-        span, start, box: what the question already gave, as fractions. It fills in what the answer leaves out: the span of
-            an event asked to be described, the start of one whose end was asked for, the region of a caption.
+        span, start, box: values of the prompt, as fractions. They are copied to the result if the answer does not repeat them: the
+            span of an event to describe, the start of an event whose end was asked for, the region to caption.
 
     Returns:
-        `{"text", "events", "notes"}`, JSON-ready. An event of a video has `start` and `end` (seconds from the start of the
-        file, None where neither answer nor question tells), `caption` (None without one) and `boxes`, a list of
-        `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels; an event of a picture has
-        `caption` and `boxes` without times. `notes` says in plain words what could not be read.
+        `{"text", "events", "notes"}`, JSON-serializable. Lone surrogates in `text` are replaced by U+FFFD. An event of a video has
+        `start` and `end` (seconds from the start of the file, None if neither answer nor prompt contains them), `caption` (None if
+        there is none) and `boxes`, a list of `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels;
+        an event of an image has `caption` and `boxes` without times. `notes` lists in plain text what was ignored and why.
     """
     notes: list[str] = [] if media is None else [*media.notes]
+    text, num_replaced = _replace_lone_surrogates(text)
+    if num_replaced:
+        notes.append(f"Lone surrogates in the answer ({num_replaced}) are not valid Unicode; they were replaced by U+FFFD.")
     result = {"text": text, "events": [], "notes": notes}
     if media is None:
         if COORDINATE_TOKEN.search(text):
@@ -342,39 +421,49 @@ def parse_answer(
     is_video = media.kind == "video"
     events = _Reader(text, num_temporal_bins, num_spatial_bins, is_video, notes).read()
     if not is_video and any(e.start is not None or e.end is not None or any(t is not None for t, _ in e.moments) for e in events):
-        notes.append("The answer gives times, but the question was about an image; they are left out.")
+        notes.append("The answer gives times, but the question was about an image; they were ignored.")
 
-    asked = span is not None or start is not None or box is not None
-    if not asked and all(event.is_placeless() for event in events):
-        notes.append("The answer names no time or place that could be read.")
+    has_prompt_values = span is not None or start is not None or box is not None
+    if not has_prompt_values and all(event.has_no_coordinates() for event in events):
+        notes.append("The answer has no valid time or box.")
         return result
     if not events:
-        notes.append("The answer says nothing.")
+        notes.append("The answer is empty.")
         return result
     if is_video and media.fps is None:
-        notes.append("The frame rate of the video is unknown, so times are left out.")
+        notes.append("The frame rate of the video is unknown, so the result has no times.")
 
     for number, event in enumerate(events):
-        given = number == 0 and len(events) == 1
-        if given and span is not None and event.start is None and event.end is None:
+        takes_prompt_values = number == 0 and len(events) == 1
+        if takes_prompt_values and span is not None and event.start is None and event.end is None:
             event.start, event.end = span
-        if given and start is not None:
-            # What the question gave stands; a time alone in the answer is then the end that was asked for.
+        if takes_prompt_values and start is not None:
+            # The start in the prompt is kept; a single time in the answer is then the end that was asked for.
             if event.end is not None and event.end < start:
-                notes.append(f"The answer's end lies before the start at {media.time(start)} s that the question gave, and was left out.")
+                notes.append(f"The end in the answer is before the start in the prompt ({media.time(start)} s) and was ignored.")
                 event.end = None
             event.start = start
         if event.start is not None and event.end is not None:
             event.start, event.end = _in_order(event.start, event.end, "The event's span", notes)
-        if given and box is not None and not event.moments:
+        if takes_prompt_values and box is not None and not event.moments:
             event.moments = [(start, box)]
         if is_video and event.start is None and event.end is None and (times := [t for t, _ in event.moments if t is not None]):
-            event.start, event.end = min(times), max(times)  # a tubelet without a span lasts as long as its boxes
+            event.start, event.end = min(times), max(times)  # the span of a tubelet without one is that of its boxes
         if is_video and media.fps is None and event.start is not None and event.end is not None:
-            notes.append(f"Event {number + 1} goes from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
-        if is_video or event.moments or event.caption():  # a time alone is nothing in a picture
+            notes.append(f"Event {number + 1} lasts from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
+        if is_video or event.moments or event.caption():  # a time alone is not an event of an image
             result["events"].append(_to_units(event, media, is_video))
     return result
+
+
+def _replace_lone_surrogates(text: str) -> tuple[str, int]:
+    """`text` with U+FFFD for every lone surrogate, which UTF-8 cannot encode, and their number; pairs become one character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return replaced, replaced.count("\ufffd") - text.count("\ufffd")
+    return text, 0
 
 
 def _to_units(event: _Event, media: MediaInfo, is_video: bool) -> dict:

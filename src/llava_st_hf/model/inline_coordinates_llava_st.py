@@ -15,7 +15,8 @@ from .coordinates_llava_st import check_position
 INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}
 
 # `<t>`, `<tnan>` and HTML's `<h1>` match so that they can be refused by name; `<table>` or `<h1 class=…>` do not.
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
+# The alternatives of a number exclude each other, so that long runs of digits are matched in linear time.
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
 INLINE_COORDINATE = re.compile(rf"<(?P<letter>[thw])(?P<number>{_NUMBER})?(?P<unit>s|px)?>")
 
 COORDINATE_ADVICE = (

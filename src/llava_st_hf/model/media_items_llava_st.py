@@ -4,8 +4,9 @@
 import base64
 import binascii
 
+from .checks_llava_st import check_rate
 from .video_frames_llava_st import flatten_videos, is_frames
-from .video_sampling_llava_st import check_num_frames, check_rate
+from .video_sampling_llava_st import check_num_frames
 
 
 IMAGE_KEYS = ("image", "url", "path", "base64")

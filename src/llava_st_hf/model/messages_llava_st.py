@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat messages: the template, and content items in seconds and pixels."""
 
-import math
-from numbers import Real
-
+from .checks_llava_st import is_finite_number
 from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
 
 
@@ -53,12 +51,9 @@ def _plain(value):
 
 def _number(value, what: str) -> float:
     value = _plain(value)
-    try:
-        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # a whole number beyond all floats
-        pass
-    raise ValueError(f"{what} must be a finite number, got {value!r}.")
+    if not is_finite_number(value):
+        raise ValueError(f"{what} must be a finite number, got {value!r}.")
+    return float(value)
 
 
 def read_time(seconds) -> float:

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipeline("video-grounding")`: a video or image and a question in, events with times and boxes out."""
+"""`pipeline("video-grounding")`: spans and bounding boxes for a question about a video or image."""
 
-import math
-import mimetypes
 import os
 from collections.abc import Sized
-from numbers import Real
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-import numpy as np
-import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, Pipeline
@@ -20,51 +14,15 @@ from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
 from .compatibility_llava_st import check_model_matches_processor
-from .downloads_llava_st import DownloadLimits
 from .grounding_llava_st import MediaInfo, parse_answer
-from .inline_coordinates_llava_st import INLINE_COORDINATE
-from .media_files_llava_st import is_file_content, is_url
-from .messages_llava_st import read_box, read_span, read_time
-from .tasks_llava_st import TASKS, task_content
-from .video_frames_llava_st import flatten_videos, is_frames, is_still_image
+from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, is_chat, prepare_question
 
 
 logger = logging.get_logger(__name__)
 
-_MEDIA_KEYS = ("video", "image")
-_QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
-_READING_KEYS = ("num_frames", "video_backend", "allow_truncated", "download_limits")  # arguments of the processor
-_VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # of the keys above those that stand in the item of the video
-
-
-def _medium_of(media) -> str:
-    """Whether a bare input is an "image" or a "video", from the kind of object, the content of a file or the suffix of a URL."""
-    if isinstance(media, PIL.Image.Image):
-        return "image"
-    if isinstance(media, (np.ndarray, torch.Tensor)):
-        return "image" if media.ndim <= 3 else "video"
-    if isinstance(media, (list, tuple)):
-        return "video"  # frames
-    if is_url(media):
-        kind = mimetypes.guess_type(urlsplit(media).path, strict=False)[0] or "video"
-        return "image" if kind.startswith("image/") and kind not in ("image/gif", "image/apng") else "video"
-    if isinstance(media, (str, os.PathLike)) or is_file_content(media):
-        return "image" if is_still_image(media) else "video"
-    raise ValueError(
-        "Media must be a path, a URL, bytes, an open file, a PIL image or an array; frames in a list go as "
-        f'{{"video": frames}}. Got {type(media).__name__}.'
-    )
-
-
-def _undecoded(media):
-    """The bytes, or else the path, of an Image or Video column of `datasets` with `decode=False`; other media as they are."""
-    if isinstance(media, dict) and set(media) == {"bytes", "path"}:
-        return media["path"] if media["bytes"] is None else media["bytes"]
-    return media
-
 
 class _Rows(Dataset):
-    """The rows of a `datasets.Dataset`, or the values of a column of it, as PyTorch's loader takes them."""
+    """The samples of a `datasets.Dataset`, or the values of one of its columns, as a PyTorch dataset."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -77,41 +35,31 @@ class _Rows(Dataset):
 
 
 def _is_of_datasets(inputs) -> bool:
-    """Whether it is a dataset or a column of the library `datasets`, which this package does not need otherwise."""
+    """Whether `inputs` is a dataset or a column of the library `datasets`, without an import of that library."""
     return any(kind.__module__.split(".")[0] == "datasets" for kind in type(inputs).__mro__) and not isinstance(inputs, dict)
 
 
-def _is_chat(inputs) -> bool:
-    return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and isinstance(inputs[0], dict) and "role" in inputs[0]
-
-
-def _check_times_of_frames(part: dict, media) -> None:
-    """Refuses the frame rate or times of frames where they are no frame rate, or where the video is a file."""
-    names = [name for name in ("fps", "timestamps") if name in part]
-    if not names:
-        return
-    if "fps" in part:
-        fps = part["fps"]
-        if isinstance(fps, bool) or not isinstance(fps, Real) or not math.isfinite(fps) or fps <= 0:
-            raise ValueError(f"fps={fps!r} must be a positive number of frames per second.")
-    if not all(is_frames(video) for video in flatten_videos(media)):
-        is_for = "is" if len(names) == 1 and names[0] == "fps" else "are"
-        raise ValueError(f"{' and '.join(names)} {is_for} for frames given one by one; a video file has its own times.")
-
-
 def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int | None) -> list[bool]:
-    """Of each row whether `generate` stopped it for its length alone: `limit` tokens without an end token."""
+    """
+    Whether the length limit ended each answer.
+
+    Args:
+        answers: (batch_size, length) generated ids.
+        limit: maximum number of generated tokens.
+        ends: ids of the end tokens.
+        pad: id of the padding token.
+    """
     if limit is None or answers.shape[1] < limit:
         return [False] * len(answers)
-    # A row that ends in padding was done before the others, by a stop string or a criterion of the caller's.
+    # A row that ends in padding was finished before the others, by a stop string or another stopping criterion.
     return [not set(row) & set(ends) and row[-1:] != [pad] for row in answers.tolist()]
 
 
 class VideoGroundingPipeline(Pipeline):
     """
-    Answers questions about videos and images with times and places.
+    Spatio-temporal grounding: answers questions about videos and images with time spans in seconds and bounding boxes in pixels.
 
-    Without `model` it takes the small model that comes with the package, which was trained on drawn moving shapes only and works offline.
+    Without `model` the demo model of this package is used, which was trained on synthetic shapes only and needs no download.
 
     ```python
     from transformers import pipeline
@@ -124,7 +72,7 @@ class VideoGroundingPipeline(Pipeline):
     ```
     """
 
-    #: Real path of a checkpoint folder → text that is logged once when a pipeline is made of it.
+    #: Real path of a checkpoint folder → message that is logged once when a pipeline with it is created.
     model_notices: ClassVar[dict[str, str]] = {}
 
     _load_processor = True
@@ -144,168 +92,70 @@ class VideoGroundingPipeline(Pipeline):
 
     def __call__(self, inputs, **kwargs):
         """
+        Answers one question or several.
+
         Args:
             inputs: one of
 
                 - media: a path or URL of a video or image, its bytes or an open binary file, a folder of image files (the frames of
-                  a video), a PIL image, an array or tensor of frames (frames in a list go as `{"video": frames}`: a list is a list
-                  of inputs);
-                - a dictionary with "video" or "image" and any of the question's keys below;
+                  a video), a PIL image, an array or tensor of frames. A list of frames is given as `{"video": frames}`, because a list
+                  is a list of inputs;
+                - a dictionary with "video" or "image" and any of the arguments of the question below;
                 - a chat: messages in the transformers format (see `LlavaSTProcessor.apply_chat_template`);
-                - a list, generator, `torch.utils.data.Dataset` or `datasets.Dataset` of such, or a column of the last; what is
-                  `None` in a row counts as absent.
-            text (`str`): the question; with `task`, the expression or sentence that its wording is filled with.
-            task (`str`): "rec", "reg", "dgc", "tvg", "tr", "stvg", "svg" or "elc"; picks the wording of the prompt.
-            clip (`[first, last]`), or start, end (`float`): the part of the video to look at, in frames or in seconds.
-            span (`(start, end)`): seconds, what "tr" and "svg" are about.
-            time (`float`): seconds, the start of the event that "elc" is about.
-            box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): pixels, what "reg" and "elc" are about.
-            fps (`float`): frames per second of a video given as frames or as a folder of frames; a file has its own.
-            timestamps (`list[float]`): in place of `fps`, seconds at which each of the frames is displayed, ascending.
-            video_backend (`str`): what reads video files: "pyav", the default, or "decord", which reads files of the kinds that
-                docs/video_input.md lists; all others go to PyAV.
-            allow_truncated (`bool`): read truncated video files as far as they go, in place of refusing them; `notes` then says so.
-            download_limits (`DownloadLimits`): what a download may take, and which hosts it may come from.
-            batch_size (`int`): how many questions are answered at once.
+                - a [`PreparedQuestion`] of `prepare_question`;
+                - a list, generator, `torch.utils.data.Dataset` or `datasets.Dataset` of such, or a column of the last. Values that are
+                  `None` in a sample count as absent.
+            text (`str`): the question; with `task`, the expression or sentence that the prompt template is filled with.
+            task (`str`): prompt template used in training: "rec", "reg", "dgc", "tvg", "tr", "stvg", "svg" or "elc".
+            clip (`[first, last]`), or start, end (`float`): clip of the video, in frames (both included) or in seconds.
+            span (`(start, end)`): time span in seconds. Required by "tr" (describe this span) and "svg" (localize within this span).
+            time (`float`): start of the event in seconds. Required by "elc".
+            box (`[x1, y1, x2, y2]` or `{"xmin", "ymin", "xmax", "ymax"}`): bounding box in pixels. Required by "reg" and "elc".
+            fps (`float`): frames per second of a video given as frames or as a folder of frames; an error for a video file, whose
+                rate is read from the container.
+            timestamps (`list[float]`): instead of `fps`, seconds at which each of the frames is displayed, ascending.
+            num_frames (`int`): number of frames to sample.
+            video_backend (`str`): video decoder: "pyav" (default), or "decord" for the files that docs/video_input.md lists.
+            allow_truncated (`bool`): read truncated video files up to their end instead of raising an error; `notes` then states it.
+            download_limits (`DownloadLimits`): maximum size and time of downloads, and the hosts that are allowed.
+            batch_size (`int`): number of questions per batch.
             max_new_tokens and other arguments of `generate`.
 
         Returns:
-            For one input a dictionary, for a list a list, for a generator or dataset an iterator:
-            `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes"}` in seconds and pixels
-            of the original file. Events of an image have a caption and boxes without times. `notes` says what could not be read,
-            and what to know of the file.
+            A dictionary for one input, a list for a list, an iterator for a generator or dataset:
+            `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes"}`. Seconds are relative to
+            the start of the file, also for a clip; boxes are in pixels of the original image or frame, after EXIF or container rotation.
+            Events of an image have a caption and boxes without times. `notes` lists what was ignored in the answer and why.
 
         Raises:
-            ValueError, OSError: naming what is wrong with media or question. Nothing is raised on what the model writes.
+            ValueError, OSError: naming what is wrong with media or question. Generated text never raises an exception.
         """
         if isinstance(inputs, list) and not inputs:
             return []
-        if isinstance(inputs, tuple) and not _is_chat(inputs) and not (inputs and _is_chat(inputs[0])):
-            raise ValueError(f'A tuple of {len(inputs)} is no input. Give frames as {{"video": frames}}, and several inputs as a list.')
+        if isinstance(inputs, tuple) and not is_chat(inputs) and not (inputs and is_chat(inputs[0])):
+            raise ValueError(f'A tuple of {len(inputs)} is not an input. Give frames as {{"video": frames}}, several inputs as a list.')
         if _is_of_datasets(inputs):
             inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
-        question = {name: kwargs.pop(name) for name in _QUESTION_KEYS if name in kwargs}
-        reading = {name: kwargs.pop(name) for name in (*_READING_KEYS, "processor_kwargs") if name in kwargs}
+        question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
+        reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs") if name in kwargs}
         return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, {}
 
     # Input
 
-    def preprocess(
-        self,
-        inputs,
-        num_frames: int | None = None,
-        video_backend: str | None = None,
-        allow_truncated: bool | None = None,
-        download_limits: DownloadLimits | None = None,
-        processor_kwargs: dict | None = None,
-        **question,
-    ) -> dict[str, Any]:
-        messages, question = self._messages(inputs, question)
-        reading = zip(_READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True)
-        processor_kwargs = {**(processor_kwargs or {}), **{name: value for name, value in reading if value is not None}}
-        if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
-            self._check_rate(messages, question)
-        model_inputs = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            processor_kwargs=processor_kwargs,
-        )
-        media = model_inputs.media[0]
-        medium = media[-1] if media else None
-        return {"model_inputs": dict(model_inputs), "context": (medium, self._given(medium, question))}
-
-    @staticmethod
-    def _check_rate(messages: list[dict], question: dict) -> None:
-        """Refuses seconds about frames without a frame rate, with advice that fits a call of the pipeline."""
-        item = messages[0]["content"][0]
-        if not question or item["type"] != "video" or "fps" in item or "timestamps" in item:
-            return
-        seconds = [name for name in ("start", "end") if name in item] + [name for name in ("span", "time") if name in question]
-        seconds += [match[0] for match in INLINE_COORDINATE.finditer(question.get("text", "")) if match["unit"] == "s"]
-        if seconds and all(is_frames(video) for video in flatten_videos(item["video"])):
-            raise ValueError(
-                f"{', '.join(seconds)}: the frame rate of the video is unknown. Give fps, the frames per second, or timestamps beside them."
-            )
-
-    def _messages(self, inputs, question: dict) -> tuple[list[dict], dict]:
-        """A chat, and what its question gave: checked, in seconds and pixels."""
-        question = {key: value for key, value in question.items() if value is not None}
-        messages = getattr(inputs, "messages", inputs)  # a chat as transformers wraps it
-        if _is_chat(messages):
-            if question:
-                raise ValueError(f"A chat says everything itself; {', '.join(question)} cannot be given beside it.")
-            return list(messages), {}
-        inputs = _undecoded(inputs)
-        if isinstance(inputs, dict):
-            inputs = {key: value for key, value in inputs.items() if value is not None}
-            if "role" in inputs:
-                raise ValueError(f'A message of a chat is a dictionary with "role" and "content"; got {inputs!r:.200}.')
-            medium = next((key for key in _MEDIA_KEYS if key in inputs), None)
-            unknown = set(inputs) - {*_MEDIA_KEYS, *_QUESTION_KEYS}
-            if medium is None or unknown or all(key in inputs for key in _MEDIA_KEYS):
-                raise ValueError(
-                    f"An input has exactly one of 'video' and 'image', and any of {', '.join(_QUESTION_KEYS)}; "
-                    f"got {', '.join(map(str, inputs))}."
-                )
-            media = _undecoded(inputs[medium])
-            question |= {key: value for key, value in inputs.items() if key in _QUESTION_KEYS}
-        else:
-            medium, media = _medium_of(inputs), inputs
-        if isinstance(media, os.PathLike):
-            media = os.fspath(media)
-        part = {key: question.pop(key) for key in _VIDEO_ITEM_KEYS if key in question}
-        if medium == "image" and part:
-            raise ValueError(f"{', '.join(part)} cut out a part of a video or say when its frames are displayed; the input is an image.")
-        _check_times_of_frames(part, media)
-        for name, read in (("span", read_span), ("time", read_time), ("box", read_box)):
-            if name in question:
-                question[name] = read(question[name])
-        return [{"role": "user", "content": [{"type": medium, medium: media, **part}, *self._words(medium, question)]}], question
-
-    @staticmethod
-    def _words(medium: str, question: dict) -> list[dict]:
-        task, text = question.get("task"), question.get("text")
-        if task is None:
-            unused = [key for key in ("span", "box", "time") if key in question]
-            if unused:
-                raise ValueError(f"{', '.join(unused)} need a task ({', '.join(TASKS)}); in free text write them like <t1.8s> or <w320px>.")
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"text={text!r} asks nothing; give text, or a task that needs none.")
-            return [{"type": "text", "text": text}]
-        if isinstance(task, str) and task in TASKS and TASKS[task].medium != medium:
-            given = 'an image. Frames of a video go as {"video": frames}' if medium == "image" else "a video"
-            raise ValueError(f"task={task!r} is about {TASKS[task].medium}s, but the input is {given}.")
-        return task_content(task, text=text, span=question.get("span"), time=question.get("time"), box=question.get("box"))
-
-    @staticmethod
-    def _given(media: MediaInfo | None, question: dict) -> dict[str, Any]:
-        """What the question already gave, as the fractions that fill in what the answer leaves out."""
-        given: dict[str, Any] = {}
-        if media is None or "task" not in question:
-            return given
-        if "span" in question and "span" in TASKS[question["task"]].needs:
-            given["span"] = tuple(media.time_position(seconds, "span") for seconds in question["span"])
-        if question["task"] == "elc":
-            given["start"] = media.time_position(question["time"] if "time" in question else question["span"][0], "time")
-        if "box" in question:
-            axes = ("width", "height", "width", "height")
-            given["box"] = tuple(media.pixel_position(axis, pixels, "box") for axis, pixels in zip(axes, question["box"], strict=True))
-        return given
+    def preprocess(self, inputs, **question) -> PreparedQuestion:
+        return inputs if isinstance(inputs, PreparedQuestion) else prepare_question(self.processor, inputs, **question)
 
     # Model
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        """As in transformers, with a collate that knows exact positions and samples without media."""
+        """As in transformers, with a collate function for exact coordinates and samples without media."""
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
-            num_workers = min(num_workers, 1)  # a generator cannot be shared out
+            num_workers = min(num_workers, 1)  # a generator cannot be split between processes
             dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
         loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=self._collate)
         batches = PipelineIterator(loader, self.forward, forward_params)
@@ -327,7 +177,7 @@ class VideoGroundingPipeline(Pipeline):
                 inputs[name] = inputs[name].to(self.model.dtype)
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs)
         if (self._setting(generate_kwargs, "num_return_sequences") or 1) != 1:
-            raise ValueError("num_return_sequences must be 1: there is one answer to each question.")
+            raise ValueError(f"num_return_sequences must be 1, got {self._setting(generate_kwargs, 'num_return_sequences')}.")
         generated = self.model.generate(**inputs, **generate_kwargs)
         if isinstance(generated, ModelOutput):
             generated = generated.sequences
@@ -335,7 +185,7 @@ class VideoGroundingPipeline(Pipeline):
         return {"answers": answers, "cut_off": self._rows_cut_off(answers, length, generate_kwargs), "contexts": batch["contexts"]}
 
     def _setting(self, generate_kwargs: dict, name: str):
-        """A generation setting as `generate` sees it: the call's, else its configuration's, else the model's."""
+        """Value of a generation setting: of the call, else of its `generation_config`, else of the model."""
         sources = (generate_kwargs.get("generation_config"), self.model.generation_config)
         values = (generate_kwargs.get(name), *(getattr(source, name, None) for source in sources))
         return next((value for value in values if value is not None), None)
@@ -346,14 +196,14 @@ class VideoGroundingPipeline(Pipeline):
         if limit is None and max_length is not None:
             limit = max_length - prompt_length
         ends = self._setting(generate_kwargs, "eos_token_id")
-        if ends is None:  # nothing stops `generate` then, but the model has said that it is done
+        if ends is None:  # `generate` does not stop at an end token then, but the answer is complete at it
             ends = tokenizer.eos_token_id
         ends = torch.as_tensor([] if ends is None else ends).flatten().tolist()
         pad = self._setting(generate_kwargs, "pad_token_id")
         cut_off = _cut_off(answers, limit, ends, tokenizer.pad_token_id if pad is None else pad)
         stops = self._setting(generate_kwargs, "stop_strings") or ()
         stops = (stops,) if isinstance(stops, str) else stops
-        # A stop string may be complete with the very last token allowed.
+        # A stop string may be completed by the last token allowed.
         return [cut and not any(stop in tokenizer.decode(ids) for stop in stops) for cut, ids in zip(cut_off, answers, strict=True)]
 
     # Output
@@ -366,10 +216,10 @@ class VideoGroundingPipeline(Pipeline):
         processor = self.processor
         answer = parse_answer(processor.decode_answer(ids), media, processor.num_temporal_bins, processor.num_spatial_bins, **given)
         if cut_off:
-            answer["notes"].append(f"The answer was cut off after {len(ids)} tokens; raise max_new_tokens for all of it.")
+            answer["notes"].append(f"The answer was cut off after {len(ids)} tokens. Increase max_new_tokens to get all of it.")
         return answer
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves model and processor. No code is copied beside them: importing this package is what registers the pipeline."""
+        """Saves model and processor. No code is copied, because importing this package registers the pipeline."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)

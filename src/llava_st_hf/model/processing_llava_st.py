@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processor class for LLaVA-ST: messages and media → model inputs; generated ids → grounding."""
+"""Processor class for LLaVA-ST: converts messages and media to model inputs, and generated ids to spans and bounding boxes."""
 
 import math
 import re
+import warnings
 from inspect import signature
 
 import torch
@@ -36,7 +37,7 @@ from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProces
 
 _SPECIAL_TOKEN = re.compile(f"{UNMARKED}(?:{'|'.join(map(re.escape, SPECIAL_TOKENS.values()))})")
 _ANSWER = re.compile(rf"{UNMARKED}<\|im_start\|>assistant\n(.*?)(?:{UNMARKED}<\|im_end\|>|\Z)", re.DOTALL)
-# Whether this version of transformers can encode control tokens of messages as plain text; earlier ones take the argument and do nothing.
+# Whether this version of transformers can encode control tokens of messages as plain text; earlier ones ignore the argument.
 _CAN_SANITIZE = "sanitize_control_tokens" in signature(ProcessorMixin.apply_chat_template).parameters
 
 
@@ -50,13 +51,13 @@ class LlavaSTProcessor(ProcessorMixin):
     r"""
     Wraps image processor, video processor and tokenizer.
 
-    Text may hold exact coordinates anywhere: `<t0.409>`, `<h0.442>`, `<w0.352>` as fractions of the clip, the height and the
+    Text may contain exact coordinates anywhere: `<t0.409>`, `<h0.442>`, `<w0.352>` as fractions of the clip, the height and the
     width, `<t1.8s>` in seconds and `<w320px>` in pixels of the image or video before it. Boxes are `[<w><h><w><h>]`, spans
     `{<t><t>}`. Each becomes the token of its nearest bin, and its exact value is in `coordinate_values`.
 
     Args:
         image_processor (`LlavaSTImageProcessor`), tokenizer (`PreTrainedTokenizerBase`), video_processor (`LlavaSTVideoProcessor`):
-            The three parts. Coordinate bins are those that the tokenizer has.
+            The tokenizer determines the number of coordinate bins.
         patch_size (`int`, *optional*, defaults to 14):
             Patch size of the vision encoder, in pixels.
         packer_spatial_stride, packer_temporal_stride, fast_spatial_stride (`int`, *optional*, defaults to 3, 5, 3):
@@ -97,7 +98,7 @@ class LlavaSTProcessor(ProcessorMixin):
         added = tokenizer.get_added_vocab()
         missing = [token for token in VISUAL_TOKENS.values() if token not in added]
         if missing:
-            raise ValueError(f"The tokenizer has no {', '.join(missing)}: it is not that of a LLaVA-ST model.")
+            raise ValueError(f"The tokenizer has no {', '.join(missing)}. Use the tokenizer of a LLaVA-ST model.")
         self.image_token_id = added[VISUAL_TOKENS["image_token_id"]]
         self.video_token_id = added[VISUAL_TOKENS["video_token_id"]]
         self.image_token_ids = [added[token] for field, token in VISUAL_TOKENS.items() if field.startswith("image")]
@@ -105,7 +106,7 @@ class LlavaSTProcessor(ProcessorMixin):
         names = [match["name"] for match in map(COORDINATE_TOKEN.fullmatch, added) if match]
         counts = {axis: names.count(TOKEN_NAMES[axis]) for axis in AXES}
         if counts["height"] != counts["width"]:
-            raise ValueError(f"The tokenizer has {counts['height']} height and {counts['width']} width tokens; they must be as many.")
+            raise ValueError(f"The tokenizer has {counts['height']} height and {counts['width']} width tokens; the numbers must be equal.")
         self.num_temporal_bins, self.num_spatial_bins = counts["temporal"], counts["height"]
         coordinates = {coordinate_token(axis, i) for axis in AXES for i in range(counts[axis])}
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -130,14 +131,14 @@ class LlavaSTProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         if cls._released_config(pretrained_model_name_or_path, **kwargs) is None:
             return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        # A released folder has a tokenizer only; its program has sizes and normalisation in its code.
+        # A checkpoint of the original layout has a tokenizer only; image sizes and normalization are constants of the original code.
         kwargs.pop("subfolder", None)
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, subfolder="", **kwargs)
         return [LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor()]
 
     @staticmethod
     def _released_config(pretrained_model_name_or_path, **kwargs) -> LlavaSTConfig | None:
-        """The configuration of a folder in the released layout, else None."""
+        """The configuration of a checkpoint in the original layout, else None."""
         hub = {name: kwargs[name] for name in ("cache_dir", "token", "revision", "local_files_only", "force_download") if name in kwargs}
         try:
             raw, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
@@ -147,10 +148,10 @@ class LlavaSTProcessor(ProcessorMixin):
             return None
         return LlavaSTConfig.from_pretrained(pretrained_model_name_or_path, **hub)
 
-    # MediaInfo
+    # Media
 
     def _num_stream_tokens(self, num_frames: int) -> tuple[int, int]:
-        """Tokens of the fast and of the slow stream of a video."""
+        """Number of tokens of the fast and of the slow stream of a video."""
         size = self.video_processor.size
         rows, columns = (size[side] // self.patch_size // self.packer_spatial_stride for side in ("height", "width"))
         fast = num_frames * (rows // self.fast_spatial_stride) * (columns // self.fast_spatial_stride)
@@ -162,7 +163,7 @@ class LlavaSTProcessor(ProcessorMixin):
 
     @staticmethod
     def _stream_text(kind: str, count: int) -> str:
-        """`count` tokens: start marker, patches, end marker, as the released program writes them."""
+        """`count` tokens: start marker, patches, end marker, in the order of the original LLaVA-ST code."""
         start, end = VISUAL_TOKENS[f"{kind}_start_token_id"], VISUAL_TOKENS[f"{kind}_end_token_id"]
         patch = VISUAL_TOKENS["image_token_id" if kind == "image" else "video_token_id"]
         return start + patch * (count - 2) + end if count > 1 else patch * count
@@ -175,7 +176,7 @@ class LlavaSTProcessor(ProcessorMixin):
         return self._stream_text("video", fast) + self._stream_text("slow_video", slow)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """As in transformers; videos become a flat list, in which samples without one have no part."""
+        """Same as in transformers, but videos become a flat list without entries for samples that have none."""
         if images is not None:
             options = {**kwargs.get("common_kwargs", {}), **kwargs.get("images_kwargs", {}), **kwargs}
             images = self.image_processor.fetch_images(images, options.get("download_limits"))
@@ -185,17 +186,17 @@ class LlavaSTProcessor(ProcessorMixin):
         return images, text, None if videos is None or (isinstance(videos, list) and not videos) else flatten_videos(videos), audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Refuses calls with nothing in them, and media that are not as many as their placeholders in the text."""
+        """Raises an error for calls without inputs, and for numbers of media that differ from their placeholders in the text."""
         if audio is not None:
-            raise ValueError("LLaVA-ST takes images, videos and text; it was given audio.")
+            raise ValueError("`audio` is not supported; LLaVA-ST takes images, videos and text.")
         if images is None and text is None and videos is None:
             raise ValueError(f"You need to provide at least one input to call {type(self).__name__}: images, text or videos.")
         if text is None:
             return
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError(f"`text` must be a string or a list of strings, got {text!r:.200}.")
-        if any(SANITIZED_MARK in sample for sample in text):  # where transformers wrote it, `text` comes here without
-            raise ValueError("`text` holds the character U+F0000, by which transformers marks control tokens. Leave it out.")
+        if any(SANITIZED_MARK in sample for sample in text):  # not those that transformers writes: they are not in `text` here
+            raise ValueError("`text` contains the character U+F0000, which transformers uses to mark control tokens. Remove it.")
         given = {"image": 0 if images is None else len(make_flat_list_of_images(images)), "video": len(videos or ())}
         for kind, token in (("image", self.image_token), ("video", self.video_token)):
             found = sum(sample.count(token) for sample in text)
@@ -207,13 +208,13 @@ class LlavaSTProcessor(ProcessorMixin):
 
     @staticmethod
     def _check_pixels(kind: str, pixels, size) -> None:
-        """Refuses pixels of another size than the processor's own, which the numbers of tokens are counted from."""
+        """Raises an error if the size of the pixels differs from `size`, from which the number of tokens is computed."""
         for picture in pixels:
             height, width = picture.shape[-2:]
             if (height, width) != (size["height"], size["width"]):
                 raise ValueError(
-                    f"The {kind} came out with {height}x{width} pixels (height x width), but its tokens are counted for "
-                    f"{size['height']}x{size['width']}: set `size` in the {kind} processor and not in the call, and leave `do_resize` on."
+                    f"The processed {kind} has {height}x{width} pixels (height x width), but its number of tokens is that of "
+                    f"{size['height']}x{size['width']}. Set `size` in the {kind} processor, not in the call, and keep do_resize=True."
                 )
 
     def _process_images(self, images, **kwargs):
@@ -236,7 +237,7 @@ class LlavaSTProcessor(ProcessorMixin):
     # Text
 
     def get_text_with_replacements(self, text, images_replacements=(), videos_replacements=(), audio_replacements=()):
-        """Writes media and coordinates as tokens. The offsets returned hold, of each coordinate, how it was written."""
+        """Replaces media and coordinates by tokens. The returned offsets contain the text of each coordinate before that."""
         media = {self.image_token: iter(images_replacements), self.video_token: iter(videos_replacements)}
         pattern = re.compile(
             f"{UNMARKED}(?:(?P<media>{re.escape(self.image_token)}|{re.escape(self.video_token)})|(?P<inline>{INLINE_COORDINATE.pattern})"
@@ -245,11 +246,11 @@ class LlavaSTProcessor(ProcessorMixin):
         texts, offsets = [], []
         for sample in text:
             if not sample:
-                raise ValueError("The prompt is empty.")
+                raise ValueError("The prompt is empty. Give a text.")
             if (found := _SPECIAL_TOKEN.search(sample)) is not None:
                 raise ValueError(
-                    f"The text holds the model's own token {found[0]!r}. Write {self.image_token} or {self.video_token} for media, and "
-                    "coordinates like <t0.409>, <h0.442>, <w0.352>."
+                    f"The text contains the special token {found[0]!r}. Write {self.image_token} or {self.video_token} for media, and "
+                    "coordinates as <t0.409>, <h0.442>, <w0.352>."
                 )
             check_spelling(sample)
             answers = [match.span(1) for match in _ANSWER.finditer(sample)]
@@ -263,7 +264,7 @@ class LlavaSTProcessor(ProcessorMixin):
                     kind = "image" if match[0] == self.image_token else "video"
                     replacement = next(media[match[0]], None)
                     if replacement is None:
-                        raise ValueError(f"The text has more {match[0]} than there are {kind}s.")
+                        raise ValueError(f"The text has more {match[0]} than {kind}s were passed.")
                     sample_media.append(replacement.media)
                 else:
                     axis, position = self._read(match, sample_media)
@@ -293,14 +294,14 @@ class LlavaSTProcessor(ProcessorMixin):
         return texts, offsets
 
     def _read(self, match: re.Match, sample_media: list[MediaInfo]) -> tuple[str, float]:
-        """Axis and position of a coordinate, inline or as a token."""
+        """Converts a coordinate, inline or as a token, to its axis and position."""
         if not self.num_temporal_bins:
-            raise ValueError(f"The text holds the coordinate {match[0]!r}, but this tokenizer has no coordinate tokens (a stage-1 model).")
+            raise ValueError(f"The text contains the coordinate {match[0]!r}, but this tokenizer has no coordinate tokens (stage 1).")
         if match["literal"]:
             axis = AXIS_OF_NAME[match["name"]]
             num_bins = self._num_bins(axis)
             if int(match["bin"]) >= num_bins:
-                raise ValueError(f"{match[0]!r} is no token of this model, which has {num_bins} {axis} bins.")
+                raise ValueError(f"{match[0]!r} is not a token of this model, which has {num_bins} {axis} bins.")
             return axis, bin_to_position(int(match["bin"]), num_bins)
         to_position = None
         if sample_media:
@@ -329,6 +330,8 @@ class LlavaSTProcessor(ProcessorMixin):
         **kwargs: Unpack[LlavaSTProcessorKwargs],
     ) -> LlavaSTBatchFeature:
         """
+        Converts text and media to model inputs.
+
         Args:
             images, videos: media in the order of their `<image>` and `<video>` in the text, flat or one list per sample.
             text (`str` or `list[str]`): prompts, rendered by the chat template or written by hand.
@@ -362,15 +365,17 @@ class LlavaSTProcessor(ProcessorMixin):
         frames = [len(pixels) for pixels in data.get("pixel_values_videos", ())]
         if return_tensors is not None and len(set(frames)) > 1:
             counts = " and ".join(map(str, frames))
-            raise ValueError(f"videos of one batch need equal numbers of frames; got {counts} (set by nframes or fps of their items)")
-        return LlavaSTBatchFeature(dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion, media=media)
+            raise ValueError(f"The videos of a batch must have equal numbers of frames, got {counts}. Set num_frames.")
+        return LlavaSTBatchFeature(
+            dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion, media_info=media
+        )
 
     def _coordinates(self, input_ids: list[int], positions: list[float | None]) -> list[float]:
-        """The exact positions beside the tokens they became; NaN elsewhere."""
+        """Exact positions at the indices of their coordinate tokens; NaN elsewhere."""
         coordinates = [math.nan] * len(input_ids)
         places = [index for index, token_id in enumerate(input_ids) if token_id in self._coordinate_ids]
         if len(places) > len(positions):
-            raise ValueError(f"The text has {len(positions)} coordinates, but {len(places)} coordinate tokens came of it.")
+            raise ValueError(f"The text has {len(positions)} coordinates, but its token ids have {len(places)}.")
         # Truncation takes tokens from one end; positions are dropped from the same.
         if self.tokenizer.truncation_side == "left":
             positions = positions[len(positions) - len(places) :]
@@ -379,7 +384,7 @@ class LlavaSTProcessor(ProcessorMixin):
         return coordinates
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
-        """Refuses a prompt whose media tokens were cut off by truncation."""
+        """Raises an error if truncation removed media tokens."""
         for ids, sample in zip(text_inputs["input_ids"], text, strict=True):
             ids = list(ids)
             for modality, token_ids in (("image", self.image_token_ids), ("video", self.video_token_ids)):
@@ -393,15 +398,16 @@ class LlavaSTProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """
-        As in transformers, with content items for people who think in seconds and pixels:
+        Same as `ProcessorMixin.apply_chat_template`, plus the content types `span`, `time`, `box` and clip arguments for `video`:
 
-        - `{"type": "video", "path": …, "clip": [first, last]}` (frames, both included) or `"start"`, `"end"` in seconds; how many frames
-          are sampled, `"nframes"` or, of a file, `"fps"`; when frames given one by one are displayed, `"fps"` or `"timestamps"`;
+        - `{"type": "video", "path": …}` with a clip, `"clip": [first, last]` in frames (both included) or `"start"`, `"end"` in seconds;
+          with the number of sampled frames, `"nframes"` or, for a file, `"fps"`; with the times of a list of frames, `"fps"` in frames
+          per second or `"timestamps"` in seconds;
         - `{"type": "span", "start": 1.8, "end": 2.5}`, `{"type": "time", "time": 1.8}` in seconds from the start of the file;
-        - `{"type": "box", "box": [x1, y1, x2, y2]}` in pixels of the original.
+        - `{"type": "box", "box": [x1, y1, x2, y2]}` in pixels of the original image or frame.
 
-        Each refers to the image or video before it. Keys whose value is None count as absent. Control tokens such as `<|im_end|>` in a
-        message are a `ValueError`; with `sanitize_control_tokens=True` (transformers ≥ 5.23) they become plain text.
+        Spans, times and boxes refer to the image or video before them. Keys whose value is None count as absent. Control tokens such as
+        `<|im_end|>` in a message raise a `ValueError`; with `sanitize_control_tokens=True` (transformers ≥ 5.23) they become plain text.
         """
         conversation, options = prepare_conversation(conversation)
         if not (_CAN_SANITIZE and kwargs.get("sanitize_control_tokens")):
@@ -409,60 +415,77 @@ class LlavaSTProcessor(ProcessorMixin):
         processor_kwargs = dict(kwargs.get("processor_kwargs") or {})
         for name in options:
             if name in {*kwargs, *processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
-                raise ValueError(f"`{name}` is given as an argument and follows from the keys of a video item too; give it once, not both.")
+                raise ValueError(f"`{name}` is given as an argument and by the keys of a video item. Give one of them, not both.")
         if options:
             kwargs["processor_kwargs"] = {**processor_kwargs, **options}
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     # Answers
 
-    def post_process_grounding(self, generated_ids, inputs: LlavaSTBatchFeature | None = None, media=None, **question) -> list[dict]:
+    def post_process_grounding(
+        self,
+        generated_ids,
+        inputs: LlavaSTBatchFeature | None = None,
+        media_info: list[list[MediaInfo]] | None = None,
+        media: list[list[MediaInfo]] | None = None,
+        **question,
+    ) -> list[dict]:
         """
-        What generated answers mean, in seconds and pixels.
+        Parses generated answers into spans and bounding boxes in seconds and pixels.
 
         Args:
             generated_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                Output of `generate`; with `inputs`, the prompt is cut off.
+                Output of `generate`; with `inputs`, the prompt is removed.
             inputs ([`LlavaSTBatchFeature`], *optional*):
-                What the processor made of the questions.
+                Output of the processor for the questions.
+            media_info (`list[list[MediaInfo]]`, *optional*):
+                `inputs.media_info`, if `generated_ids` contains answers only. Give either this or `inputs`.
             media (`list[list[MediaInfo]]`, *optional*):
-                In place of `inputs`, where ids are answers only.
+                Former name of `media_info`.
             question:
-                `span`, `start`, `box` that the question gave, as fractions; see `parse_answer`.
+                `span`, `start`, `box` of the prompt, as fractions; see `parse_answer`.
 
         Returns:
             One dictionary per answer: see `parse_answer`.
+
+        Raises:
+            ValueError: if the numbers of answers, prompts and entries of `media_info` differ, or `generated_ids` does not start with
+            the prompts.
         """
+        if media is not None:
+            warnings.warn("The argument media is now media_info; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+            media_info = media
         generated_ids = torch.atleast_2d(torch.as_tensor(generated_ids))
         if inputs is not None:
             prompt = torch.as_tensor(inputs["input_ids"])
             if len(prompt) != len(generated_ids):
-                raise ValueError(f"There are {len(generated_ids)} sequences in generated_ids, and {len(prompt)} prompts in `inputs`.")
+                raise ValueError(f"generated_ids has {len(generated_ids)} sequences, but `inputs` has {len(prompt)} prompts.")
             if not torch.equal(generated_ids[:, : prompt.shape[1]].cpu(), prompt.cpu()):
-                raise ValueError("generated_ids do not begin with the prompts of `inputs`; pass media=inputs.media with answers alone.")
-            generated_ids, media = generated_ids[:, prompt.shape[1] :], inputs.media
-        if media is None or len(media) != len(generated_ids):
-            raise ValueError(f"There are {len(generated_ids)} answers, and media for {None if media is None else len(media)}.")
+                raise ValueError("generated_ids does not begin with the prompts. For answers only, pass media_info=inputs.media_info.")
+            generated_ids, media_info = generated_ids[:, prompt.shape[1] :], inputs.media_info
+        if media_info is None or len(media_info) != len(generated_ids):
+            number = None if media_info is None else len(media_info)
+            raise ValueError(f"media_info must have one entry for each of the {len(generated_ids)} answers, got {number}.")
         return [
             parse_answer(self.decode_answer(ids), sample[-1] if sample else None, self.num_temporal_bins, self.num_spatial_bins, **question)
-            for ids, sample in zip(generated_ids, media, strict=True)
+            for ids, sample in zip(generated_ids, media_info, strict=True)
         ]
 
     def decode_answer(self, ids) -> str:
-        """The text of an answer, its coordinate tokens kept and other special tokens dropped."""
+        """Decodes an answer. Coordinate tokens are kept, other special tokens are removed."""
         coordinates = self._coordinate_ids
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         ids = [i for i in torch.as_tensor(ids).tolist() if i in coordinates or i not in special]
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
-        """Decoded texts. Coordinate tokens are special tokens of the released tokenizer, so they are kept by hand."""
+        """Decodes answers. Coordinate tokens are kept, although they are special tokens of the original tokenizer."""
         if not skip_special_tokens:
             return self.tokenizer.decode(generated_outputs, skip_special_tokens=False, **kwargs)
         return [self.decode_answer(ids) for ids in torch.atleast_2d(torch.as_tensor(generated_outputs))]
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
-        """Placeholder tokens of media of given sizes, (height, width) and (frames, height, width): all sizes are squashed to one."""
+        """Numbers of placeholder tokens for media of given sizes, (height, width) and (frames, height, width)."""
         data = {}
         if image_sizes is not None:
             data["num_image_tokens"] = [self._num_image_tokens()] * len(image_sizes)

@@ -279,20 +279,6 @@ def _gif(file: BinaryIO, length: int) -> str | None:
     return "it has no end mark"
 
 
-def _png(file: BinaryIO, length: int) -> str | None:
-    position = 8
-    for _ in range(MAX_HEADERS):
-        file.seek(position)
-        header = file.read(8)
-        end = position + 12 + int.from_bytes(header[:4], "big")
-        if len(header) < 8 or end > length:
-            return "it ends before its end mark"
-        if header[4:] == b"IEND":
-            return None
-        position = end
-    return "it has no end mark"
-
-
 def _ogg(file: BinaryIO, length: int) -> str | None:
     """The last page must be whole, and one of the last pages must be marked as the last of its stream."""
     start = max(0, length - TAIL_BYTES)
@@ -403,5 +389,4 @@ _CHECKS: tuple[tuple[int, bytes, Callable[[BinaryIO, int], str | None]], ...] = 
     (0, b"\x06\x0e\x2b\x34", _mxf),
     (0, b"nut/mult", _nut),
     (0, b"\x00\x00\x01\xba", _program_stream),
-    (0, b"\x89PNG\r\n\x1a\n", _png),
 )

@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos given as frames in memory or as image files, behind the interface of the readers of video files."""
 
-import io
-import math
-import mimetypes
 import os
 import re
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
-from numbers import Integral, Real
-from urllib.parse import urlsplit
 
 import numpy as np
 import PIL.Image
@@ -19,17 +13,15 @@ import torch
 from transformers.image_utils import ChannelDimension
 from transformers.video_utils import VideoInput, VideoMetadata, VideoMetadataType
 
+from .checks_llava_st import check_rate, is_finite_number, is_integer
 from .downloads_llava_st import DownloadLimits
 from .image_processing_llava_st import channels_first, checked_pixels, float_scale, load_image, pil_to_array
-from .media_files_llava_st import MEDIA_ERRORS, is_data_url, is_file_content, is_url, local_path, source_name, write_content
-from .video_animation_llava_st import count_pictures
+from .media_files_llava_st import is_file_content, is_url, source_name
+from .media_kind_llava_st import folder_path, is_still_image
 from .video_decoding_llava_st import CHUNK_BYTES
 from .video_metadata_llava_st import LlavaSTVideoMetadata
-from .video_sampling_llava_st import check_rate
 
 
-# Media types of images that may be animated.
-_MAYBE_ANIMATED = {"image/gif", "image/png", "image/webp", "image/apng", "image/avif"}
 # Objects of torchcodec, which `datasets` makes of its Video columns.
 _DECODER_ADVICE = ": give the path or the bytes of the file (a Video column of datasets has them with decode=False)"
 
@@ -133,7 +125,7 @@ def flatten_videos(videos: VideoInput) -> list:
         return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
     if isinstance(videos, PIL.Image.Image):
         return [[videos]]
-    if isinstance(videos, (str, os.PathLike)) and (folder := _folder(videos)) is not None:
+    if isinstance(videos, (str, os.PathLike)) and (folder := folder_path(videos)) is not None:
         return [folder_frames(folder)]
     if isinstance(videos, (str, os.PathLike)) or is_file_content(videos):
         return [[videos]] if is_still_image(videos) else [videos]
@@ -160,65 +152,6 @@ def _is_frame(item) -> bool:
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return item.ndim in (2, 3)
     return isinstance(item, PIL.Image.Image)
-
-
-def is_still_image(source) -> bool:
-    """
-    Whether a file is one picture and no video, nor a folder.
-
-    Args:
-        source: bytes, a `data:` URL or an open file, judged by content; a path, judged by its suffix, where a GIF, PNG, WebP or AVIF is
-            opened to see whether it is animated; or an `http(s)://` URL, judged by its suffix alone, where GIF, WebP and AVIF count as
-            videos.
-    """
-    if is_url(source):
-        return _image_type(urlsplit(source).path) not in ("", *_MAYBE_ANIMATED - {"image/png"})
-    if is_data_url(source) or is_file_content(source):
-        return _content_is_still(source)
-    kind = _image_type(os.fsdecode(source))
-    if not kind or _folder(source) is not None:
-        return False
-    if kind not in _MAYBE_ANIMATED:
-        return True
-    try:
-        return count_pictures(local_path(source)) < 2
-    except MEDIA_ERRORS:  # the reader of images names what is wrong with it
-        return True
-
-
-def _content_is_still(source) -> bool:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return count_pictures(io.BytesIO(source)) == 1
-    if is_data_url(source):
-        content = io.BytesIO()
-        if source[5:11].lower() != "video/":
-            write_content(source, content, "video", DownloadLimits(), 0)
-            content.seek(0)
-        return count_pictures(content) == 1
-    if isinstance(source, io.TextIOBase) or not source.seekable():
-        return False  # looking at its content would use it up; the reader of videos refuses text files by name
-    position = source.tell()
-    try:
-        source.seek(0)
-        return count_pictures(source) == 1
-    finally:
-        source.seek(position)
-
-
-def _image_type(path: str) -> str:
-    """The media type that the suffix of a path says, such as `image/png`; empty where it says no image."""
-    kind = "image/apng" if path.lower().endswith(".apng") else mimetypes.guess_type(path, strict=False)[0] or ""
-    return kind if kind.startswith("image/") else ""
-
-
-def _folder(source: str | os.PathLike) -> str | None:
-    """The path of a folder on the disk, if `source` names one."""
-    if is_url(source) or is_data_url(source):
-        return None
-    path = os.fsdecode(source)
-    if path[:7].lower() == "file://":
-        path = urllib.request.url2pathname(urlsplit(path).path)
-    return path if os.path.isdir(path) else None
 
 
 def folder_frames(folder: str) -> list[str]:
@@ -282,7 +215,7 @@ def check_metadata(metadata: VideoMetadata | dict | None) -> None:
 def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
     """Which frames of the file `num_frames` frames in memory are. Fills in `total_num_frames`, and checks what there is."""
     total, indices = metadata.total_num_frames, metadata.frames_indices
-    if total is not None and (not isinstance(total, Integral) or isinstance(total, bool) or total < 1):
+    if total is not None and (not is_integer(total) or total < 1):
         raise ValueError(f"`video_metadata` total_num_frames must be a whole number of at least 1, got {total!r}")
     if indices is None:
         if total not in (None, num_frames):
@@ -294,9 +227,7 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
     else:
         if isinstance(indices, (np.ndarray, torch.Tensor)):
             indices = indices.tolist()
-        if not isinstance(indices, (list, tuple)) or not all(
-            isinstance(index, Integral) and not isinstance(index, bool) for index in indices
-        ):
+        if not isinstance(indices, (list, tuple)) or not all(map(is_integer, indices)):
             raise ValueError(f"`video_metadata` frames_indices must be a list of whole numbers, got {indices!r}")
         positions = [int(index) for index in indices]
         if len(positions) != num_frames:
@@ -312,9 +243,7 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
     if times is not None:
         if isinstance(times, (np.ndarray, torch.Tensor)):
             times = times.tolist()
-        numbers = isinstance(times, (list, tuple)) and all(
-            isinstance(time, Real) and not isinstance(time, bool) and math.isfinite(time) for time in times
-        )
+        numbers = isinstance(times, (list, tuple)) and all(map(is_finite_number, times))
         if (
             not numbers
             or len(times) != metadata.total_num_frames

@@ -143,7 +143,6 @@ class VideoIndex:
             a seek is not exact.
         hidden: the presentation times of frames that the decoder gives and that an edit list hides.
         is_plain: whether no packet is hidden, no picture precedes its keyframe, and there is one video stream.
-        is_counted: whether all frames were decoded once to count them.
         notes: see `LlavaSTVideoMetadata`.
     """
 
@@ -157,7 +156,6 @@ class VideoIndex:
     keyframes: np.ndarray
     hidden: frozenset[int]
     is_plain: bool
-    is_counted: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -315,7 +313,7 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
 
 
 def _index(
-    path: str, packets: _Packets, times: np.ndarray, presented: np.ndarray | None, keyframes: list[int], is_plain=False, is_counted=False
+    path: str, packets: _Packets, times: np.ndarray, presented: np.ndarray | None, keyframes: list[int], is_plain=False
 ) -> VideoIndex:
     """What `VideoIndex` has; `times` are those of the frames in units of the time base."""
     return VideoIndex(
@@ -329,7 +327,6 @@ def _index(
         keyframes=np.array(keyframes, dtype=np.int64),
         hidden=_hidden_times(packets),
         is_plain=is_plain,
-        is_counted=is_counted,
     )
 
 
@@ -392,9 +389,9 @@ def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = Fa
     else:
         times, can_seek = _known_times(path, packets, found), packets.container not in UNSEEKABLE and None not in found and not tolerant
     if not can_seek:
-        return _index(path, packets, times, None, [], is_counted=True)
+        return _index(path, packets, times, None, [])
     keyframes = [time for time, keyframe in zip(packets.pts, packets.keyframe, strict=True) if keyframe and time is not None]
-    return _index(path, packets, times, times, sorted(keyframes), is_counted=True)
+    return _index(path, packets, times, times, sorted(keyframes))
 
 
 def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:

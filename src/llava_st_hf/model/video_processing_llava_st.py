@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor, validate_kwargs, validate_typed_dict
 from transformers.video_utils import VideoInput, VideoMetadata
 
+from .checks_llava_st import check_rate
 from .downloads_llava_st import checked_limits
 from .image_processing_llava_st import (
     INTERPOLATION_MODES,
@@ -35,7 +36,7 @@ from .video_decoding_llava_st import check_backend, read_video_file
 from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 from .video_reading_llava_st import check_allow_truncated, read_video_metadata
-from .video_sampling_llava_st import MAX_SAMPLED_FRAMES, SECONDS_SLACK, check_num_frames, check_rate, resolve_clip, sample_frame_indices
+from .video_sampling_llava_st import MAX_SAMPLED_FRAMES, SECONDS_SLACK, check_num_frames, resolve_clip, sample_frame_indices
 
 
 class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):

@@ -3,10 +3,11 @@
 
 import math
 from bisect import bisect_left, bisect_right
-from numbers import Integral, Real
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
+
+from .checks_llava_st import is_finite_number, is_integer
 
 
 # Seconds given by people and by annotations carry rounding of this order; a frame is four orders longer.
@@ -31,16 +32,10 @@ def sample_frame_indices(first: int, last: int, num_frames: int) -> list[int]:
 
 def check_num_frames(num_frames, name: str = "num_frames") -> None:
     """Raises `ValueError` unless it is a whole number from 1 to `MAX_SAMPLED_FRAMES`; `name` is what the caller calls it."""
-    if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
+    if not is_integer(num_frames) or num_frames < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {num_frames!r}")
     if int(num_frames) > MAX_SAMPLED_FRAMES:
         raise ValueError(f"{name} must be at most {MAX_SAMPLED_FRAMES}, which is 18 GB of pixels at 384x384; got {num_frames!r}")
-
-
-def check_rate(fps, name: str) -> None:
-    """Raises `ValueError` unless it is a finite number above 0; `name` is what the caller calls it."""
-    if not isinstance(fps, Real) or isinstance(fps, bool) or not math.isfinite(fps) or fps <= 0:
-        raise ValueError(f"{name} must be a finite number of frames per second above 0, got {fps!r}")
 
 
 def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
@@ -72,7 +67,7 @@ def resolve_clip(clip: dict | None, metadata: VideoMetadata) -> tuple[int, int]:
 def _resolve_frames(frames: tuple[int, int], total: int) -> tuple[int, int]:
     if not isinstance(frames, (list, tuple, np.ndarray)) or len(frames) != 2:
         raise ValueError(f"clip frames must be [first, last]; got {frames!r}")
-    if not all(isinstance(frame, Integral) and not isinstance(frame, bool) for frame in frames):
+    if not all(map(is_integer, frames)):
         raise ValueError(f"clip frames must be whole numbers; got {frames!r}")
     first, last = int(frames[0]), int(frames[1])
     if first < 0 or last < first:
@@ -93,7 +88,7 @@ def _resolve_seconds(clip: dict[str, float], total: int, metadata: VideoMetadata
         finish = begin + total / fps
     start, end = clip.get("start", 0.0), clip.get("end", finish)
     for value in (start, end):
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise ValueError(f"clip times must be finite numbers of seconds; got {clip}")
     # A container's own duration may exceed the frames' by less than a frame.
     if start >= finish or end > finish + last_gap:

@@ -167,7 +167,7 @@ class LlavaSTDataCollator:
         for name in ("input_ids", "coordinate_values"):
             if name in prefix:
                 prefix[name] = prefix[name][:length]
-        media = encoded.media[0][0]
+        media = encoded.media_info[0][0]
         return prefix, CachedMediaProcessor.from_processor(self.processor, media, VISUAL_TOKENS[f"{media.kind}_token_id"])
 
     def _encode(self, processor: LlavaSTProcessor, messages: list[dict]) -> tuple[dict[str, torch.Tensor], LlavaSTBatchFeature]:

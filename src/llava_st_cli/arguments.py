@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the commands of `llava-st`."""
+
+import argparse
+
+from .renamed import add_renamed_argument, protocol
+
+
+_OVERRIDES_HELP = "Path of a JSON file with configuration values that are missing in the checkpoint's config.json."
+_CHECKPOINT_HELP = "Folder or Hugging Face Hub id of a checkpoint, in this package's layout or in the original one."
+_OUTPUT_HELP = "Path of the folder that is written."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. `args.command` is the name of the command."""
+    parser = argparse.ArgumentParser(
+        prog="llava-st", description="LLaVA-ST: spatio-temporal video grounding with time spans and bounding boxes."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    _add_ground(commands)
+    _add_checkpoint_commands(commands)
+    _add_check_data(commands)
+    _add_eval(commands)
+    _add_score(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, help: str, aliases: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help, aliases=aliases)
+    command.set_defaults(command=name)
+    return command
+
+
+def _add_ground(commands: argparse._SubParsersAction) -> None:
+    ground = _add_command(commands, "ground", "Answer one question about a video or an image and print the result as JSON.", ("predict",))
+    ground.add_argument("media", help="Path or URL of a video or image, or a folder of image files that are the frames of a video.")
+    ground.add_argument("--model", help=f"{_CHECKPOINT_HELP} Default: the demo model of this package, trained on synthetic shapes only.")
+    ground.add_argument("--text", help="The question; with --task, the expression or sentence that the prompt template is filled with.")
+    ground.add_argument(
+        "--task",
+        help="Prompt template: rec (referring expression comprehension), reg (region captioning), dgc (dense grounded captioning), "
+        "tvg (temporal grounding), tr (temporal referring), stvg (spatio-temporal grounding), svg (spatial grounding in a video) or elc "
+        "(event localization and captioning).",
+    )
+    ground.add_argument("--clip", type=int, nargs=2, metavar=("FIRST", "LAST"), help="First and last frame of the clip, both included.")
+    ground.add_argument("--start", type=float, metavar="SECONDS", help="Start of the clip in seconds from the start of the file.")
+    ground.add_argument("--end", type=float, metavar="SECONDS", help="End of the clip in seconds from the start of the file.")
+    ground.add_argument(
+        "--span", type=float, nargs=2, metavar=("START", "END"), help="Time span of the prompt in seconds. Required by tr and svg."
+    )
+    ground.add_argument("--time", type=float, metavar="SECONDS", help="Start of the event of elc in seconds. Required by elc.")
+    ground.add_argument(
+        "--box",
+        type=float,
+        nargs=4,
+        metavar=("X1", "Y1", "X2", "Y2"),
+        help="Bounding box of the prompt in pixels of the original image or frame. Required by reg and elc.",
+    )
+    ground.add_argument("--fps", type=float, help="Frames per second of a folder of frames; an error for a video file.")
+    _add_reading(ground)
+    ground.add_argument("--max-new-tokens", type=int, metavar="N", help="Maximum number of generated tokens.")
+
+
+def _add_checkpoint_commands(commands: argparse._SubParsersAction) -> None:
+    convert = _add_command(commands, "convert", "Save a checkpoint of the original layout in this package's layout.")
+    convert.add_argument("model", help="Folder or Hugging Face Hub id of the checkpoint.")
+    convert.add_argument("output", help=_OUTPUT_HELP)
+    convert.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
+
+    merge = _add_command(commands, "merge-lora", "Merge a LoRA adapter, of this package or of the original code, into its base model.")
+    merge.add_argument("base", help="Folder or Hugging Face Hub id of the model that the adapter was trained on.")
+    merge.add_argument("adapter", help="Folder of the adapter.")
+    merge.add_argument("output", help=_OUTPUT_HELP)
+    merge.add_argument("--processor", help="Folder or Hugging Face Hub id of the processor. Default: that of the base model.")
+    merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
+
+    create = _add_command(commands, "create-stage1", "Create the stage-1 model from a LLaVA-OneVision-Qwen2 checkpoint.")
+    create.add_argument(
+        "checkpoint",
+        help="Folder or Hugging Face Hub id of the checkpoint, in the layout of transformers or the original one.",
+    )
+    create.add_argument("output", help=_OUTPUT_HELP)
+    create.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="Weight dtype. Default: %(default)s."
+    )
+    create.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
+
+
+def _add_check_data(commands: argparse._SubParsersAction) -> None:
+    check = _add_command(commands, "check-data", "List all problems of a training mixture and of its videos and images.")
+    check.add_argument("mixture", help="Path of the YAML file of the mixture.")
+    check.add_argument("--no-media", action="store_true", help="Check the annotations only, and open no videos and images.")
+    check.add_argument(
+        "--num-frames",
+        type=int,
+        default=100,
+        metavar="N",
+        help="Number of frames sampled of each clip. Default: %(default)s.",
+    )
+    check.add_argument("--decode", action="store_true", help="Decode all frames of each video.")
+    _add_reading(check)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--video-backend", metavar="NAME", help="Video decoder: pyav or decord. Default: pyav.")
+    command.add_argument("--allow-truncated", action="store_true", help="Read truncated video files as far as possible.")
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    evaluate = _add_command(commands, "eval", "Run a benchmark and compute its metrics. Resumes if the output folder exists.")
+    evaluate.add_argument(
+        "--benchmark",
+        required=True,
+        metavar="NAME",
+        help="Name of the benchmark, such as refcoco_val, charades_sta or st_align_stvg; jsonl for a custom annotation file.",
+    )
+    evaluate.add_argument("--annotations", required=True, metavar="FILE", help="Path of the annotation file, in its published format.")
+    add_renamed_argument(
+        evaluate, "--data-folder", "--media", required=True, metavar="FOLDER", help="Folder that paths in the annotations are relative to."
+    )
+    evaluate.add_argument("--model", required=True, help=_CHECKPOINT_HELP)
+    evaluate.add_argument("--output", required=True, metavar="FOLDER", help="Folder for predictions and scores.")
+    evaluate.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="Weight dtype. Default: that of the checkpoint."
+    )
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="Number of questions per batch. Default: %(default)s.")
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=1536, metavar="N", help="Maximum number of tokens of an answer. Default: %(default)s."
+    )
+    evaluate.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="Number of processes that decode videos and images. Default: %(default)s."
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="Evaluate only the first N samples.")
+    evaluate.add_argument("--seed", type=int, default=0, help="Seed for the choice of prompt templates. Default: %(default)s.")
+    _add_reading(evaluate)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    score = _add_command(commands, "score", "Score predictions again, or score answers of another model to the same questions.")
+    score.add_argument(
+        "predictions",
+        help="Path of predictions.jsonl or its folder; with --references, of a JSONL file with `id` and `answer`.",
+    )
+    add_renamed_argument(
+        score,
+        "--answer-format",
+        "--reader",
+        metavar="NAME",
+        help="Parse the answers again in this format: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds.",
+    )
+    add_renamed_argument(
+        score,
+        "--references",
+        "--rows",
+        metavar="FILE",
+        help="Path of a predictions.jsonl with the questions and ground truth of these ids. Needs --answer-format.",
+    )
+    score.add_argument("--output", metavar="FOLDER", help="Folder to which predictions and scores are written, for a report.")
+    score.add_argument(
+        "--protocol",
+        type=protocol,
+        choices=("default", "original"),
+        default="default",
+        help="How metrics are computed: default, or original for the computation of the original LLaVA-ST code. Default: %(default)s.",
+    )
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = _add_command(commands, "report", "Write report.md and report.html with scores, charts, best and worst samples.")
+    report.add_argument("folder", help="Output folder of `llava-st eval`, or a folder of such folders.")

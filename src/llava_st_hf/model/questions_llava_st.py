@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions of `pipeline("video-grounding")`: checked, and converted to model inputs by the processor."""
+
+import os
+
+from .batch_feature_llava_st import LlavaSTBatchFeature
+from .checks_llava_st import check_rate
+from .downloads_llava_st import DownloadLimits
+from .grounding_llava_st import MediaInfo, OutsideMediaError
+from .inline_coordinates_llava_st import INLINE_COORDINATE
+from .media_kind_llava_st import media_kind
+from .messages_llava_st import box_text, read_box, read_span, read_time, span_text, time_text
+from .tasks_llava_st import TASKS, task_content
+from .video_frames_llava_st import flatten_videos, is_frames
+
+
+MEDIA_KEYS = ("video", "image")
+QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
+READING_KEYS = ("num_frames", "video_backend", "allow_truncated", "download_limits")  # arguments of the processor
+_VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # those of `QUESTION_KEYS` that are keys of a video item
+_PROMPT_VALUES = {"span": (read_span, lambda span: span_text(*span)), "time": (read_time, time_text), "box": (read_box, box_text)}
+
+
+class PreparedQuestion(dict):
+    """Model inputs of one question (`model_inputs`), with its media and prompt values (`context`); see `prepare_question`."""
+
+
+def prepare_question(
+    processor,
+    inputs,
+    num_frames: int | None = None,
+    video_backend: str | None = None,
+    allow_truncated: bool | None = None,
+    download_limits: DownloadLimits | None = None,
+    processor_kwargs: dict | None = None,
+    **question,
+) -> PreparedQuestion:
+    """
+    Checks a question, decodes its media and builds the model inputs. Needs no model.
+
+    Args:
+        processor: [`LlavaSTProcessor`].
+        inputs, question: see `VideoGroundingPipeline.__call__`.
+        num_frames, video_backend, allow_truncated, download_limits: arguments of the processor.
+        processor_kwargs: further arguments of the processor.
+
+    Raises:
+        ValueError, OSError: naming what is wrong with media or question.
+    """
+    messages, question = question_messages(inputs, question)
+    reading = zip(READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True)
+    processor_kwargs = {**(processor_kwargs or {}), **{name: value for name, value in reading if value is not None}}
+    if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
+        _check_times_can_be_converted(messages, question)
+    try:
+        model_inputs: LlavaSTBatchFeature = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            processor_kwargs=processor_kwargs,
+        )
+    except OutsideMediaError as error:
+        name = _argument_names(question).get(error.written)
+        if name is None:
+            raise
+        raise ValueError(f"{name} {error.reason}") from error
+    media = model_inputs.media_info[0]
+    medium = media[-1] if media else None
+    return PreparedQuestion(model_inputs=dict(model_inputs), context=(medium, _prompt_positions(medium, question)))
+
+
+def is_chat(inputs) -> bool:
+    """Whether an input is a list of chat messages."""
+    return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and isinstance(inputs[0], dict) and "role" in inputs[0]
+
+
+def question_messages(inputs, question: dict) -> tuple[list[dict], dict]:
+    """
+    Builds the chat of one question.
+
+    Args:
+        inputs: one input of the pipeline.
+        question: the arguments of the call, of `QUESTION_KEYS`; keys in `inputs` have precedence.
+
+    Returns:
+        `(messages, question)`: the question's values are checked, and in seconds and pixels. Empty for a chat.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    question = {key: value for key, value in question.items() if value is not None}
+    messages = getattr(inputs, "messages", inputs)  # a chat as transformers wraps it
+    if is_chat(messages):
+        if question:
+            names = ", ".join(f"`{name}`" for name in question)
+            raise ValueError(
+                f"{names} cannot be combined with chat messages. Put the values into the message content, for example "
+                '{"type": "text", "text": …}, {"type": "span", "start": 1.8, "end": 2.5} or {"type": "box", "box": [x1, y1, x2, y2]}.'
+            )
+        return list(messages), {}
+    inputs = _undecoded(inputs)
+    if isinstance(inputs, dict):
+        inputs = {key: value for key, value in inputs.items() if value is not None}
+        if "role" in inputs:
+            raise ValueError(f'A message of a chat is a dictionary with "role" and "content"; got {inputs!r:.200}.')
+        kind = next((key for key in MEDIA_KEYS if key in inputs), None)
+        unknown = set(inputs) - {*MEDIA_KEYS, *QUESTION_KEYS}
+        if kind is None or unknown or all(key in inputs for key in MEDIA_KEYS):
+            raise ValueError(
+                f"An input must have exactly one of 'video' and 'image', and optionally {', '.join(QUESTION_KEYS)}; "
+                f"got {', '.join(map(str, inputs))}."
+            )
+        media = _undecoded(inputs[kind])
+        question |= {key: value for key, value in inputs.items() if key in QUESTION_KEYS}
+    else:
+        kind, media = media_kind(inputs), inputs
+    if isinstance(media, os.PathLike):
+        media = os.fspath(media)
+    options = {key: question.pop(key) for key in _VIDEO_ITEM_KEYS if key in question}
+    if kind == "image" and options:
+        raise ValueError(f"{', '.join(options)} can only be given for a video; the input is an image.")
+    _check_times_of_frames(options, media)
+    for name, (read, _) in _PROMPT_VALUES.items():
+        if name in question:
+            question[name] = read(question[name])
+    return [{"role": "user", "content": [{"type": kind, kind: media, **options}, *_prompt(kind, question)]}], question
+
+
+def _undecoded(media):
+    """The bytes, or else the path, of an Image or Video column of `datasets` with `decode=False`; other media unchanged."""
+    if isinstance(media, dict) and set(media) == {"bytes", "path"}:
+        return media["path"] if media["bytes"] is None else media["bytes"]
+    return media
+
+
+def _check_times_of_frames(options: dict, media) -> None:
+    """Raises an error for an invalid frame rate, and for a frame rate or times of frames that are given for a video file."""
+    names = [name for name in ("fps", "timestamps") if name in options]
+    if not names:
+        return
+    if "fps" in options:
+        check_rate(options["fps"], "fps")
+    if not all(is_frames(video) for video in flatten_videos(media)):
+        raise ValueError(f"{' and '.join(names)} can only be given for a list or folder of frames; a video file has its own times.")
+
+
+def _check_times_can_be_converted(messages: list[dict], question: dict) -> None:
+    """Raises an error if seconds are given for frames without a frame rate."""
+    item = messages[0]["content"][0]
+    if not question or item["type"] != "video" or "fps" in item or "timestamps" in item:
+        return
+    seconds = [name for name in ("start", "end") if name in item] + [name for name in ("span", "time") if name in question]
+    seconds += [match[0] for match in INLINE_COORDINATE.finditer(question.get("text", "")) if match["unit"] == "s"]
+    if seconds and all(is_frames(video) for video in flatten_videos(item["video"])):
+        raise ValueError(
+            f"{', '.join(seconds)}: the frame rate of the video is unknown. Give `fps`, in frames per second, or `timestamps`, in seconds."
+        )
+
+
+def _prompt(kind: str, question: dict) -> list[dict]:
+    """Content items of the question after its image or video."""
+    task, text = question.get("task"), question.get("text")
+    if task is None:
+        unused = [key for key in _PROMPT_VALUES if key in question]
+        if unused:
+            raise ValueError(
+                f"{', '.join(unused)} need a task ({', '.join(TASKS)}); in free text write values like <t1.8s> or <w320px>."
+            )
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"`text` must be a string that is not blank, or a `task` must be given; got text={text!r}.")
+        return [{"type": "text", "text": text}]
+    if isinstance(task, str) and task in TASKS and TASKS[task].medium != kind:
+        given = 'an image. Frames of a video are given as {"video": frames}' if kind == "image" else "a video"
+        raise ValueError(f"task={task!r} is a task for {TASKS[task].medium}s, but the input is {given}.")
+    return task_content(task, text=text, span=question.get("span"), time=question.get("time"), box=question.get("box"))
+
+
+def _argument_names(question: dict) -> dict[str, str]:
+    """Inline coordinate in the prompt → the argument of the question that it comes from, with its value."""
+    return {
+        coordinate[0]: f"{name}={question[name]!r}"
+        for name, (_, write) in _PROMPT_VALUES.items()
+        if name in question
+        for coordinate in INLINE_COORDINATE.finditer(write(question[name]))
+    }
+
+
+def _prompt_positions(media: MediaInfo | None, question: dict) -> dict:
+    """The values of the prompt as fractions, which are copied to a result that does not repeat them; see `parse_answer`."""
+    given: dict = {}
+    if media is None or "task" not in question:
+        return given
+    if "span" in question and "span" in TASKS[question["task"]].needs:
+        given["span"] = tuple(media.time_position(seconds, "span") for seconds in question["span"])
+    if question["task"] == "elc":
+        given["start"] = media.time_position(question["time"] if "time" in question else question["span"][0], "time")
+    if "box" in question:
+        axes = ("width", "height", "width", "height")
+        given["box"] = tuple(media.pixel_position(axis, pixels, "box") for axis, pixels in zip(axes, question["box"], strict=True))
+    return given
