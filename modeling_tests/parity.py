@@ -133,7 +133,8 @@ def main() -> int:
     }
     print("| quantity | largest difference | bound |\n|---|---|---|")
     for name, bound in bounds.items():
-        print(f"| {name} | {found[name]:.1e} | {bound:.0e} |" if isinstance(found[name], float) else f"| {name} | {found[name]} | {bound} |")
+        is_count = isinstance(bound, int)
+        print(f"| {name} | {found[name] if is_count else f'{found[name]:.1e}'} | {bound if is_count else f'{bound:.4g}'} |")
     return int(any(found[name] > bound for name, bound in bounds.items()))
 
 
