@@ -115,7 +115,7 @@ def _ask_alone(grounder, one: dict, **options) -> dict | None:
     try:
         return grounder(one, **options)
     except MEDIA_ERRORS as error:
-        print(f"refused: {error}")
+        print(f"error: {error}")
         return None
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     truths = np.array([row["span"] for row in questions])  # (scenes, 2) seconds
     writers: dict[str, tuple[str, Callable[[Scene, Path], None]]] = {PLAIN: (".mp4", write_video)}
     writers |= {name: (kind.suffix, partial(write_scene, kind=kind)) for name, kind in KINDS.items()}
-    print("| file | mean tIoU | difference | same answer | with notes | refused | seconds |")
+    print("| file | mean tIoU | difference | same answer | with notes | errors | seconds |")
     print("|---|---|---|---|---|---|---|")
     plain: tuple[float, np.ndarray] | None = None
     for name, (suffix, write) in writers.items():
@@ -154,8 +154,8 @@ def main() -> None:
             plain = mean, spans
         same = int((np.abs(spans - plain[1]) < 0.01).all(axis=1).sum())
         noted = sum(bool(answer["notes"]) for answer in answers if answer is not None)
-        refused = sum(answer is None for answer in answers)
-        figures = [f"{mean:.3f}", f"{mean - plain[0]:+.3f}", f"{same} of {len(spans)}", noted, refused, f"{seconds:.0f}"]
+        errors = sum(answer is None for answer in answers)
+        figures = [f"{mean:.3f}", f"{mean - plain[0]:+.3f}", f"{same} of {len(spans)}", noted, errors, f"{seconds:.0f}"]
         print("|", " | ".join(map(str, [name, *figures])), "|", flush=True)
 
 

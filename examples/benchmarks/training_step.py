@@ -386,7 +386,7 @@ def report(live: LiveBytes, title: str, limit_gb: float, details: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--estimate", action="store_true", help="peak memory of the released sizes, without a GPU")
+    parser.add_argument("--estimate", action="store_true", help="estimate the peak memory of the published sizes, without a GPU")
     parser.add_argument("--limit", type=float, default=40, help="memory of the GPU that is estimated, in GB")
     parser.add_argument("--videos", type=int, default=2, help="samples of a batch that is estimated")
     parser.add_argument("--accumulation", type=int, default=2, help="batches to a step that is estimated")
