@@ -59,10 +59,10 @@ NUM_QUESTIONS = 100  # of each task, from the validation split
 METRICS = {
     "rec": "miou",
     "reg": "exact_match",
-    "dgc": "named@0.5",
+    "dgc": "object_recall@0.5",
     "tvg": "miou",
     "tr": "exact_match",
-    "svg": "msiou",
+    "svg": "m_siou",
 }
 
 

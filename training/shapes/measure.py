@@ -33,14 +33,14 @@ from llava_st_hf.shapes.files import write_questions
 TARGETS = {
     "rec": {"miou": (0.80, 0.87)},
     "reg": {"exact_match": (0.85, 0.95)},
-    "dgc": {"named@0.5": (0.75, 0.88)},
+    "dgc": {"object_recall@0.5": (0.75, 0.88)},
     "tvg": {"miou": (0.80, 0.90)},
     "tr": {"exact_match": (0.80, 0.92)},
-    "stvg": {"mtiou": (0.80, 0.88), "msiou": (0.50, 0.66), "mstiou": (0.42, 0.56)},
-    "svg": {"msiou": (0.50, 0.68)},
-    "elc": {"mtiou": (0.78, 0.86), "exact_match": (0.85, 0.92)},
+    "stvg": {"m_tiou": (0.80, 0.88), "m_siou": (0.50, 0.66), "m_viou": (0.42, 0.56)},
+    "svg": {"m_siou": (0.50, 0.68)},
+    "elc": {"m_tiou": (0.78, 0.86), "exact_match": (0.85, 0.92)},
 }
-PERCENT_METRICS = ("exact_match", "named@0.5")
+PERCENT_METRICS = ("exact_match", "object_recall@0.5")
 _MAX_NEW_TOKENS = 200  # a tubelet over all 20 frames has about 150 tokens
 
 
