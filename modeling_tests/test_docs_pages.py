@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
-from llava_st_hf import cli
+from llava_st_cli.arguments import build_parser
 from llava_st_hf.training import LlavaSTTrainingConfig
 
 
@@ -102,7 +102,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_docs_command_lines_are_accepted_by_the_parser(command):
-    cli._parser().parse_args(shlex.split(command)[1:])
+    build_parser().parse_args(shlex.split(command)[1:])
 
 
 def test_training_page_options_are_fields_of_the_recipe():
@@ -116,10 +116,15 @@ def test_training_page_options_are_fields_of_the_recipe():
 def test_development_page_lists_every_module_with_its_public_names():
     rows = re.findall(r"^\| (`.+?) \| *(.*?) *\|", read(ROOT / "docs/development.md"), re.MULTILINE)
     listed = {module: re.findall(r"`(\w+)`", names) for modules, names in rows for module in re.findall(r"`(\S+\.py)`", modules)}
-    package = ROOT / "src/llava_st_hf"
-    modules = {str(file.relative_to(package)) for file in package.rglob("*.py") if file.name != "__init__.py"}
-    assert set(listed) == modules
+    packages = {"": ROOT / "src/llava_st_hf", "llava_st_cli/": ROOT / "src/llava_st_cli"}
+    files = {
+        f"{prefix}{file.relative_to(package)}": file
+        for prefix, package in packages.items()
+        for file in package.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    assert set(listed) == set(files)
     for modules_of_row, names in rows:
-        text = "".join(read(package / module) for module in re.findall(r"`(\S+\.py)`", modules_of_row))
+        text = "".join(read(files[module]) for module in re.findall(r"`(\S+\.py)`", modules_of_row))
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"^(class|def) {name}\b|^{name}\b.* = ", text, re.MULTILINE), f"{modules_of_row}: {name}"
