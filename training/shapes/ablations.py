@@ -41,13 +41,12 @@ sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes"
 import measure  # noqa: E402
 import sft  # noqa: E402
 from initialization import init_coordinate_embeddings  # noqa: E402
-from train import CORES, STAGES  # noqa: E402
+from train import CORES, HAS_AMX_BF16, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.data import load_mixture, pack_by_video  # noqa: E402
 from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
-from llava_st_hf.training.muon import TILES  # noqa: E402
 
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
@@ -87,7 +86,7 @@ def _mean_of_windows(self: LlavaSTWindowPacker, hidden_states: torch.Tensor) -> 
 def change(variant: str) -> None:
     """Replaces methods of the model's classes, for the rest of this process."""
     if variant == "no_lape":
-        LlavaSTModel._add_positions = lambda self, features, token_table: features
+        LlavaSTModel._add_positions = lambda self, features, *args: features
     elif variant == "average_pooling":
         LlavaSTWindowPacker.forward = _mean_of_windows
     elif variant == "hard_targets":
@@ -168,7 +167,7 @@ def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int,
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
-    settings["bf16"] = TILES  # faster on CPUs with AMX, slower on others
+    settings["bf16"] = HAS_AMX_BF16  # faster on CPUs with AMX, slower on others
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))

@@ -23,7 +23,6 @@ from vision_pretraining import NUM_FRAMES
 
 import llava_st_hf
 from llava_st_hf.shapes.files import write_questions, write_training_data
-from llava_st_hf.training.muon import TILES
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,6 +58,8 @@ def train_start(folder: Path) -> None:
     subprocess.run([sys.executable, script, folder / "data", folder / "start", "--steps", str(VISION_STEPS)], check=True)
 
 
+# Whether this CPU multiplies matrices of bfloat16 in hardware (AMX).
+HAS_AMX_BF16 = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 # Stage, or part of one, which is also the name of its recipe → folder that it starts from.
 STAGES = {
     "stage1": "start",
@@ -79,7 +80,7 @@ def train_stage(folder: Path, name: str) -> None:
         "--mixture", folder / f"data/{name}.yaml",
         "--model_name_or_path", folder / STAGES[name],
         "--output_dir", folder / name,
-        "--bf16", TILES,  # faster on CPUs with AMX, slower on others
+        "--bf16", HAS_AMX_BF16,  # faster on CPUs with AMX, slower on others
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CORES // PROCESSES))}
     subprocess.run(list(map(str, command)), check=True, env=environment)
