@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grounds a video: prints the answer, and leaves it as JSON, as an annotated video, and as a picture.
+"""Localizes an event in a video: prints the answer, and writes it as JSON, as an annotated video, and as an image.
 
-    make demo                                            # a clip made here, the small model that comes with the package
-    make demo MODEL=path/or/hub-id VIDEO=clip.mp4 TEXT="person takes a laptop from the shelf"
+    make demo                                            # a synthetic clip and the demo model that is part of the package
+    make demo MODEL=path/or/hub-id VIDEO=clip.mp4 TEXT="The person takes a laptop from the shelf."
 
 or, without make:
 
-    python examples/demo.py --model path/or/hub-id --video clip.mp4 --text "person takes a laptop from the shelf"
+    python examples/demo.py --model path/or/hub-id --video clip.mp4 --text "The person takes a laptop from the shelf."
 """
 
 import argparse
@@ -35,34 +35,36 @@ from llava_st_hf.visualization import (
 )
 
 
-SAMPLE, EVENT = 9, 1  # a clip of the test split, which no model was trained on, and what to look for in it
-STRIP, HEIGHT = 6, 160  # frames of the picture, and their height in pixels
+SAMPLE, EVENT = 9, 1  # a clip of the test split of the Shapes dataset, and the index of the event to find
+STRIP, HEIGHT = 6, 160  # number of frames in the image, and their height in pixels
 
 
 # ============================================================ Drawing
 
 
 def box_at(boxes: list[dict], time: float) -> list[float] | None:
-    """`[x1, y1, x2, y2]` in pixels at a time (seconds), between two moments of an answer on the way from one to the other; None outside."""
-    times = [moment["time"] for moment in boxes]
+    """Returns `[x1, y1, x2, y2]` in pixels at a time in seconds, interpolated between the boxes of an answer; None outside them."""
+    times = [item["time"] for item in boxes]
     if not times or not times[0] <= time <= times[-1]:
         return None
-    return [float(np.interp(time, times, [moment["box"][side] for moment in boxes])) for side in ("xmin", "ymin", "xmax", "ymax")]
+    return [float(np.interp(time, times, [item["box"][side] for item in boxes])) for side in ("xmin", "ymin", "xmax", "ymax")]
 
 
-def annotate(video: str, output: Path, events: list[dict], truth) -> tuple[list[Image.Image], float]:
+def annotate(video: str, output: Path, events: list[dict], ground_truth) -> tuple[list[Image.Image], float]:
     """
     Writes the video with boxes drawn on it.
 
     Args:
-        events: of the answer.
-        truth: time in seconds → true box or None.
+        video: path of the video to read.
+        output: path of the video to write.
+        events: `events` of the pipeline's answer.
+        ground_truth: function of a time in seconds; returns the ground-truth box or None.
 
     Returns:
-        `(pictures, duration)`: a few frames with their time, and seconds.
+        `(images, duration)`: STRIP annotated frames with their times, and the duration in seconds.
     """
     wanted = set(np.linspace(0, read_video_metadata(video).total_num_frames - 1, STRIP).round().astype(int).tolist())
-    pictures, time = [], 0.0
+    images, time = [], 0.0
     with av.open(video) as source, av.open(str(output), "w") as target:
         stream = source.streams.video[0]
         drawn = target.add_stream("libx264", rate=stream.average_rate, options={"crf": "16"})
@@ -71,8 +73,8 @@ def annotate(video: str, output: Path, events: list[dict], truth) -> tuple[list[
             first = frame.time if first is None else first
             time = frame.time - first
             image = frame.to_image()
-            zoom = max(1, round(480 / image.height))  # small clips would be hard to see
-            boxes = [(truth(time), TRUTH_COLOUR), *((box_at(event["boxes"], time), ANSWER_COLOUR) for event in events)]
+            zoom = max(1, round(480 / image.height))  # enlarges small clips
+            boxes = [(ground_truth(time), TRUTH_COLOUR), *((box_at(event["boxes"], time), ANSWER_COLOUR) for event in events)]
             image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
             image = draw_boxes(image, [([side * zoom for side in box], colour, None) for box, colour in boxes if box])
             if number == 0:
@@ -80,23 +82,23 @@ def annotate(video: str, output: Path, events: list[dict], truth) -> tuple[list[
             target.mux(drawn.encode(av.VideoFrame.from_image(image)))
             if number in wanted:
                 small = image.resize((image.width * HEIGHT // image.height, HEIGHT), Image.Resampling.LANCZOS)
-                pictures.append(add_caption(small, f"{time:.1f} s"))
+                images.append(add_caption(small, f"{time:.1f} s"))
         target.mux(drawn.encode())
-    return pictures, time
+    return images, time
 
 
-# ============================================================ GroundingResult
+# ============================================================ Demo
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="folder or hub id; by default the small model that comes with the package")
-    parser.add_argument("--video", help="path; by default a clip made here")
-    parser.add_argument("--text", help="what to find")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for what is made")
+    parser.add_argument("--model", help="folder or hub id; by default the demo model of the package")
+    parser.add_argument("--video", help="path; by default a synthetic clip")
+    parser.add_argument("--text", help="sentence that describes the event to localize; required with --video")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the output files")
     args = parser.parse_args()
     if args.video and not args.text:
-        parser.error("--text says what to find in --video.")
+        parser.error("--video needs --text, the sentence that describes the event to localize.")
     logging.disable_progress_bar()
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -108,9 +110,9 @@ def main() -> None:
         write_video(scene, video)
         if not text:
             known, text = True, happening(scene, event)
-            spans.append(((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, "truth"))
+            spans.append(((event.start / scene.duration, event.end / scene.duration), TRUTH_COLOUR, "ground truth"))
 
-    def truth(time: float) -> tuple[float, ...] | None:
+    def ground_truth(time: float) -> tuple[float, ...] | None:
         return scene.box(event.thing, time) if known and event.start <= time <= event.end else None
 
     grounder = pipeline("video-grounding", model=args.model)
@@ -120,14 +122,15 @@ def main() -> None:
     print(json.dumps(answer, indent=2, ensure_ascii=False))
     (args.output / "answer.json").write_text(json.dumps({"question": question, **answer}, indent=2, ensure_ascii=False), encoding="utf-8")
 
-    pictures, duration = annotate(video, args.output / "annotated.mp4", answer["events"], truth)
+    images, duration = annotate(video, args.output / "annotated.mp4", answer["events"], ground_truth)
     for event_found in answer["events"]:
         if event_found["start"] is not None and event_found["end"] is not None and duration:
             spans.append(((event_found["start"] / duration, event_found["end"] / duration), ANSWER_COLOUR, "answer"))
-    strip = side_by_side(pictures)
+    strip = side_by_side(images)
     rows = [add_caption(strip, text), *([draw_timeline(strip.width, spans)] if spans else [])]
     one_above_another(rows).save(args.output / "demo.png")
-    print(f"Left in {args.output}: answer.json, annotated.mp4, demo.png (the answer in orange{', the truth in blue' if known else ''}).")
+    legend = "answer in orange" + (", ground truth in blue" if known else "")
+    print(f"Wrote to {args.output}: answer.json, annotated.mp4, demo.png ({legend}).")
 
 
 if __name__ == "__main__":

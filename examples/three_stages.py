@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three stages of training in a minute: a model of random weights, videos and pictures made here, and the recipes tiny_stage*.yaml.
+"""Runs the three stages of training with a tiny random model, synthetic videos and images, and the recipes tiny_stage*.yaml.
 
     python examples/three_stages.py runs/tiny
 
-It shows the machinery, from annotations to an answer in seconds and pixels: so short a training makes no model that can answer.
+It takes about a minute on two CPU cores and shows all steps from annotations to an answer in seconds and pixels. The trained model is
+useless.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FPS, FRAMES, HEIGHT, WIDTH, SIZE = 10, 30, 96, 128, 24
 
 
 def frame_of(color: str, left: int | None) -> np.ndarray:
-    """A grey scene, with a square in it unless `left` is None."""
+    """Draws a grey texture, with a square at column `left` unless it is None; returns uint8 (height, width, 3)."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     frame = np.stack([110 + 30 * np.sin(rows / 9) + 20 * np.cos(columns / 11)] * 3, axis=-1).astype(np.uint8)
     if left is not None:
@@ -40,7 +41,8 @@ def frame_of(color: str, left: int | None) -> np.ndarray:
 
 
 def write_video(path: Path, color: str, first: int, last: int) -> list[dict]:
-    """A square that is there from frame `first` to frame `last` and moves right; returns its tubelet in seconds and pixels."""
+    """Writes a video of a square that is visible from frame `first` to frame `last` and moves right; returns its tubelet in seconds and
+    pixels."""
     boxes = []
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
@@ -56,7 +58,7 @@ def write_video(path: Path, color: str, first: int, last: int) -> list[dict]:
 
 
 def write_data(folder: Path) -> None:
-    """Media, annotations in this package's own format (docs/data.md), and a mixture for each stage."""
+    """Writes videos, images, annotations (JSONL, docs/data.md) and a mixture for each stage."""
     folder.mkdir(parents=True, exist_ok=True)
     stages: dict[int, list[dict]] = {1: [], 2: [], 3: []}
     for number in range(6):
@@ -88,7 +90,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_start(folder: Path) -> None:
-    """A model as stage 1 begins with: no coordinate tokens yet. 9×9 patches and 20 frames in place of 27×27 and 100."""
+    """Writes a stage-1 model, without coordinate tokens. It has 9×9 patches and 20 frames instead of 27×27 and 100."""
     tokenizer = build_tokenizer(num_bins=0)
     size = {"height": 126, "width": 126}
     processor = llava_st_hf.LlavaSTProcessor(
@@ -104,7 +106,7 @@ def write_start(folder: Path) -> None:
 
 
 def train(stage: int, folder: Path) -> None:
-    """Runs a recipe as one would by hand, in this folder."""
+    """Runs the recipe of a stage; input and output are in `folder`."""
     before = "start" if stage == 1 else f"stage{stage - 1}"
     command = [
         sys.executable, "-m", "accelerate.commands.launch",

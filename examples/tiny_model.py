@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LLaVA-ST of random weights, small enough to build in a second: for trying the machinery, not for answers.
+"""Builds a LLaVA-ST with random weights, small enough to build in a second, to try code without a checkpoint.
 
 python examples/tiny_model.py tiny-random-llava-st
 """
@@ -19,8 +19,8 @@ from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_
 
 
 def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
-    """Single bytes, the chat tokens of Qwen2, and the special tokens of LLaVA-ST in the released order. A model of stage 1 has no
-    bins (0) yet."""
+    """Builds a byte-level tokenizer with the chat tokens of Qwen2 and the special tokens of LLaVA-ST, in the order of the published
+    checkpoint. A stage-1 model has `num_bins=0`."""
     vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,7 +37,7 @@ def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
 def build_model(
     tokenizer: Qwen2Tokenizer, seed: int = 0, image_size: int = 384, use_coordinate_tokens: bool = True
 ) -> llava_st_hf.LlavaSTForConditionalGeneration:
-    """The released architecture with two narrow layers in every part; by default with its 27×27 patches, 100 frames and 100 bins."""
+    """Builds the published architecture with two narrow layers in each module; by default with 27×27 patches, 100 frames and 100 bins."""
     torch.manual_seed(seed)
     config = llava_st_hf.LlavaSTConfig(
         use_coordinate_tokens=use_coordinate_tokens,
@@ -67,7 +67,7 @@ def build_model(
 
 
 def save_tiny_model(folder: str, seed: int = 0) -> None:
-    """Writes model and processor to `folder`, as a checkpoint that every Auto class loads."""
+    """Writes model and processor to `folder`, a checkpoint for all Auto classes."""
     tokenizer = build_tokenizer()
     processor = llava_st_hf.LlavaSTProcessor(
         image_processor=llava_st_hf.LlavaSTImageProcessor(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small model of shapes as its training begins, without an hour of it: training/shapes/start.py."""
+"""The demo model as it is initialized, before any training (training/shapes/start.py)."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ import start
 
 
 def write_stage2(folder: Path) -> Path:
-    """Writes a model as stage 2 begins with, but for what stage 1 teaches; returns its folder."""
+    """Writes an untrained model with coordinate tokens, as stage 2 expects it; returns its folder."""
     tokenizer = start.build_tokenizer([])
     start.build_model(tokenizer).save_pretrained(folder / "start")
     start.build_processor(tokenizer).save_pretrained(folder / "start")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/data.md shows is what the readers take."""
+"""The examples in docs/data.md are accepted by the readers."""
 
 import json
 import re
@@ -16,8 +16,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("yaml", "json")}
 
 
-def test_the_rows_shown_cover_all_tasks_and_load(tmp_path):
-    _, tasks, chat = BLOCKS["json"]
+def test_data_page_rows_cover_all_tasks_and_load(tmp_path):
+    tasks, chat, _ = BLOCKS["json"]
     (tmp_path / "mine.jsonl").write_text(tasks + chat)
     found = [sample for _, sample in read_jsonl(str(tmp_path / "mine.jsonl"))]
     assert [sample.task for sample in found if isinstance(sample, GroundingSample)] == list(TASKS) and len(found) == len(TASKS) + 1
@@ -25,12 +25,12 @@ def test_the_rows_shown_cover_all_tasks_and_load(tmp_path):
     assert load_mixture(tmp_path / "m.yaml", cache_dir=str(tmp_path / "cache"))["task"][:] == [*TASKS, "talk"]
 
 
-def test_the_st_align_sample_shown_is_one():
-    row = st_align_row(json.loads(BLOCKS["json"][0]), "/data", "st", "tvg", "1")
+def test_data_page_st_align_sample_is_read():
+    row = st_align_row(json.loads(BLOCKS["json"][2]), "/data", "st", "tvg", "1")
     assert row.keys() == FEATURES.keys() and row["messages"][1]["content"][0]["text"] == "During {<t0.253><t0.871>}."
 
 
-def test_the_mixture_shown_is_one(tmp_path):
+def test_data_page_mixture_is_read(tmp_path):
     for entry in yaml.safe_load(BLOCKS["yaml"][0])["datasets"]:
         path = tmp_path / entry["json_path"]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training/shapes/ablations.py takes away, and that it takes away nothing else."""
+"""Each variant of training/shapes/ablations.py changes its component and no other."""
 
 import json
 import sys
@@ -40,28 +40,28 @@ def pixels_of(model, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_without_lape_pictures_do_not_hear_coordinate_rows_and_elsewhere_they_do(model, change):
+def test_no_lape_makes_image_features_independent_of_coordinate_embeddings(model, change):
     image = pixels_of(model, 1)
-    rows = model.get_input_embeddings().weight[model.config.coordinate_start_token_id :][:300]
+    embeddings = model.get_input_embeddings().weight[model.config.coordinate_start_token_id :][:300]
 
-    def answers_to_rows() -> bool:
+    def depends_on_embeddings() -> bool:
         with torch.no_grad():
             before = model.get_image_features(image).pooler_output
-            kept = rows.clone()
-            rows.mul_(2)
+            original = embeddings.clone()
+            embeddings.mul_(2)
             after = model.get_image_features(image).pooler_output
-            rows.copy_(kept)
+            embeddings.copy_(original)
         return not torch.equal(before, after)
 
-    assert answers_to_rows()
+    assert depends_on_embeddings()
     for variant in ("average_pooling", "hard_targets", "one_stage"):
         change(variant)
-        assert answers_to_rows(), variant
+        assert depends_on_embeddings(), variant
     change("no_lape")
-    assert not answers_to_rows()
+    assert not depends_on_embeddings()
 
 
-def test_averages_have_the_shapes_of_the_packer(model, change):
+def test_average_pooling_averages_windows_to_the_shape_of_the_packer(model, change):
     windows = model.model.packer.fast  # (1, 4, 4)
     grid, hidden = model.config.grid_size, model.config.text_config.hidden_size
     features = torch.randn(2, 3, grid, grid, hidden, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ def test_averages_have_the_shapes_of_the_packer(model, change):
     torch.testing.assert_close(averaged[1, 2, 0, 1], features[1, 2, :height, width : 2 * width].mean((0, 1)))
 
 
-def test_hard_targets_tell_nothing_to_neighbours(model, change):
+def test_hard_targets_give_the_loss_of_the_nearest_bin_without_propagation(model, change):
     first = model.config.coordinate_start_token_id
     token = first + 40
     ids = torch.tensor([[5, 6, 7, token]])
@@ -83,9 +83,9 @@ def test_hard_targets_tell_nothing_to_neighbours(model, change):
     coordinates = torch.full(ids.shape, float("nan"))
     coordinates[0, 3] = 40.4 / (model.config.num_temporal_bins - 1)  # between two bins
 
-    def loss(places: torch.Tensor | None) -> float:
+    def loss(positions: torch.Tensor | None) -> float:
         with torch.no_grad():
-            return model(input_ids=ids, labels=labels, coordinate_values=places).loss.item()
+            return model(input_ids=ids, labels=labels, coordinate_values=positions).loss.item()
 
     model.train()
     try:
@@ -98,30 +98,32 @@ def test_hard_targets_tell_nothing_to_neighbours(model, change):
         model.eval()
 
 
-def test_a_joint_stage_has_as_many_questions_of_each_part(tmp_path, monkeypatch):
+def test_one_stage_mixture_has_the_number_of_questions_of_all_parts(tmp_path, monkeypatch):
     write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=10, num_easy_images=20, num_frames=20)
     monkeypatch.setattr(ablations, "PARTS", {"stage2_words": 2, "stage2_edges": 1, "stage3": 1})
     steps = ablations.write_joint_mixture(tmp_path, tmp_path / "joint.yaml")
     questions = {}
     for row in load_mixture(tmp_path / "joint.yaml"):
         questions.setdefault(row["task"], []).append(row)
-    # 8 of 20 pictures of words, and 4 of the 10 pictures and 10 videos of edges; of these, pictures have 4 such questions and 8 edges.
+    # 8 of the 20 images of stage2_words with 10 questions each, and 4 of the 10 images and 10 videos of stage2_edges, 2 of them images
+    # with 4 such questions and 8 about edges.
     assert len(questions["vqa"]) == 8 * 10 + 2 * 4
     assert len(questions["edge"]) == 2 * 8
     asked = {Path(row["messages"][0]["content"][0]["path"]).name for row in questions["middle"]}
     assert sum(name.startswith("easy-") for name in asked) == 2
     assert {"rec", "reg", "dgc"} <= set(questions)
-    assert steps == 3  # these media once, with all their questions, and 4 of stage 3, in batches of 4
+    assert steps == 3  # one epoch in batches of 4: these images and videos with all their questions, and 4 of stage 3
     entries = yaml.safe_load((tmp_path / "joint.yaml").read_text())["datasets"]
     assert len(entries) == len({entry["json_path"] for entry in entries})
 
 
-def test_tables_have_means_and_deviations_over_the_seeds_that_are_there(tmp_path, capsys):
+def test_tables_have_mean_and_deviation_over_the_seeds_with_results(tmp_path, capsys):
     for seed, value in enumerate((0.2, 0.4)):
         run = tmp_path / f"ablations/no_lape-{seed}"
         (run / "stage2_edges").mkdir(parents=True)
-        figures = {task: {key: value * (100 if key in ablations.measure.SHARES else 1)} for task, key in ablations.COLUMNS.items()}
-        (run / "figures.json").write_text(json.dumps(figures))
+        scale = dict.fromkeys(ablations.measure.PERCENT_METRICS, 100)
+        metrics = {task: {key: value * scale.get(key, 1)} for task, key in ablations.METRICS.items()}
+        (run / "metrics.json").write_text(json.dumps(metrics))
         history = [{"step": step, "time_bin_error": step / 10 + seed} for step in range(18, 181, 18)]
         (run / "stage2_edges/trainer_state.json").write_text(json.dumps({"log_history": [*history, {"step": 180}]}))
     ablations.print_table(tmp_path)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast annotation files become training rows, and in how much memory.
+"""Measures how fast annotation files are converted to training rows, and the memory that this takes.
 
     python examples/benchmarks/annotations.py
 
-Needs `llava-st-hf[data]` and `psutil`, 4 GB of disk, no GPU, no network and no other files. It writes ST-Align files of its own, 100,000
-and 1,000,000 rows, as a list and as lines, loads each with a fresh cache in a process of its own, and prints
+Needs `llava-st-hf[data]`, `psutil` and 4 GB of disk. It writes ST-Align files with 100,000 and 1,000,000 rows, as JSON lists and as
+JSONL, loads each with an empty cache in its own process, and prints
 
-- `rows/s`: rows of the file over the time of `load_mixture`;
-- `growth`: peak resident memory while loading and then reading 1,000 rows spread over the whole, above what was resident before, without
-  the pages of the Arrow files, which the system takes back when it needs them. It should hardly depend on the number of rows;
-- `random`: the same after loading half of the rows at random, from the cache. It grows by some bytes for each row.
+- `rows/s`: rows of the file divided by the time of `load_mixture`;
+- `growth`: peak resident memory while loading and then reading 1,000 rows spread over the file, minus the memory before, without the
+  pages of the Arrow files, which the system can free. It should hardly depend on the number of rows;
+- `random`: the same after loading half of the rows at random, from the cache. It grows by some bytes per row.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROWS = (100_000, 1_000_000)
 
 
 def sample(number: int) -> dict:
-    """A start and a box, asked how it goes on; three boxes for an answer."""
+    """An ELC sample: start time and box in the question, three boxes in the answer."""
     share = (number % 1000) / 1000
     box = "[<WIDTH-{0}><HEIGHT-{0}><WIDTH-{0}><HEIGHT-{0}>]"
     moments = ("<TEMP-OUTPUT>:" + box.format("OUTPUT")) * 3
@@ -57,7 +57,7 @@ def write_file(path: Path, rows: int) -> None:
 
 
 def measure(path: Path, rows: int) -> None:
-    """Loads one file and prints its line."""
+    """Loads one file and prints its row of the table."""
     import psutil
 
     from llava_st_hf.data import load_mixture
@@ -100,7 +100,7 @@ def measure(path: Path, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # used by the subprocesses
     arguments = parser.parse_args()
     if arguments.one is not None:
         measure(arguments.one, arguments.rows[0])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the bundled model finds when something happens, by the kind of file that the same scene lies in.
+"""Measures the temporal grounding accuracy of the demo model on the same scenes encoded in different kinds of video file.
 
     python examples/benchmarks/containers.py                  # 60 scenes; more with --scenes
 
-Needs `av` with libx264 and libx265, no GPU, no network and no other files: it encodes scenes of the shapes data set's test split in each
-kind of file, asks the same question of the task tvg about each, and prints for each kind the mean temporal IoU of answers and truths, its
-difference to plain MP4, how many answers are the same as those about plain MP4, and how many came with notes or were refused. A file that
-is refused counts as 0. Answers in other codecs may differ slightly, since their pixels do.
+Needs `av` with libx264 and libx265. It encodes scenes of the test split of the Shapes dataset in each kind of file, asks the same
+question of task `tvg` about each, and prints for each kind the mean temporal IoU of answers and ground truth, its difference to plain
+MP4, the number of answers equal to those about plain MP4, and the numbers of answers with notes and of files that could not be read. The
+latter count as 0. Answers may differ slightly between codecs, because the decoded pixels do.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from llava_st_hf.shapes.scenes import Painter, Scene, make_scene, scene_seed
 
 
 FIRST = 9000  # number of the first scene
-FRAMES = 20  # that the bundled model samples
+FRAMES = 20  # sampled by the demo model
 GOP_FRAMES = 12
 BATCH_SIZE = 20
 
@@ -42,10 +42,10 @@ class Kind:
     A kind of file.
 
     Args:
-        suffix: of the file's name, which says its container.
+        suffix: file name suffix, which selects the container.
         codec: ffmpeg's name of the encoder.
-        options: of the encoder.
-        lead: frames before the scene that an edit list hides, as `ffmpeg -ss T -c copy` leaves them.
+        options: options of the encoder.
+        lead: frames before the scene that an edit list hides, as in files written by `ffmpeg -ss T -c copy`.
     """
 
     suffix: str
@@ -74,9 +74,9 @@ KINDS = {
 
 
 def write_scene(scene: Scene, path: Path, kind: Kind) -> None:
-    """Encodes a scene."""
+    """Encodes a scene as a file of this kind."""
     painter = Painter(scene)
-    lead = range(scene.num_frames - kind.lead, scene.num_frames)  # pictures that would make the answer wrong
+    lead = range(scene.num_frames - kind.lead, scene.num_frames)  # frames that would change the answer if they were counted
     with av.open(str(path), "w") as container:
         stream = container.add_stream(kind.codec, rate=scene.fps, options=kind.options)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
@@ -87,7 +87,7 @@ def write_scene(scene: Scene, path: Path, kind: Kind) -> None:
             frame.pts, frame.time_base = time, stream.codec_context.time_base
             packets += stream.encode(frame)
         for packet in packets + stream.encode():
-            packet.pts -= kind.lead  # in frames; muxers that have edit lists hide what lies before 0
+            packet.pts -= kind.lead  # in frames; muxers with edit lists hide frames before 0
             packet.dts -= kind.lead
             container.mux(packet)
 
@@ -99,7 +99,7 @@ def question_about(scene: Scene, number: int) -> dict:
 
 
 def ask(grounder, paths: list[Path], questions: list[dict], **options) -> list[dict | None]:
-    """Answers; None where a file is refused, which then goes without the others of its batch."""
+    """Returns the answers; None for a file that cannot be read."""
     inputs = [{"video": path, "task": "tvg", "text": row["text"]} for path, row in zip(paths, questions, strict=True)]
     answers: list[dict | None] = []
     for start in range(0, len(inputs), BATCH_SIZE):
@@ -115,7 +115,7 @@ def _ask_alone(grounder, one: dict, **options) -> dict | None:
     try:
         return grounder(one, **options)
     except MEDIA_ERRORS as error:
-        print(f"refused: {error}")
+        print(f"error: {error}")
         return None
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     truths = np.array([row["span"] for row in questions])  # (scenes, 2) seconds
     writers: dict[str, tuple[str, Callable[[Scene, Path], None]]] = {PLAIN: (".mp4", write_video)}
     writers |= {name: (kind.suffix, partial(write_scene, kind=kind)) for name, kind in KINDS.items()}
-    print("| file | mean tIoU | difference | same answer | with notes | refused | seconds |")
+    print("| file | mean tIoU | difference | same answer | with notes | errors | seconds |")
     print("|---|---|---|---|---|---|---|")
     plain: tuple[float, np.ndarray] | None = None
     for name, (suffix, write) in writers.items():
@@ -154,8 +154,8 @@ def main() -> None:
             plain = mean, spans
         same = int((np.abs(spans - plain[1]) < 0.01).all(axis=1).sum())
         noted = sum(bool(answer["notes"]) for answer in answers if answer is not None)
-        refused = sum(answer is None for answer in answers)
-        figures = [f"{mean:.3f}", f"{mean - plain[0]:+.3f}", f"{same} of {len(spans)}", noted, refused, f"{seconds:.0f}"]
+        errors = sum(answer is None for answer in answers)
+        figures = [f"{mean:.3f}", f"{mean - plain[0]:+.3f}", f"{same} of {len(spans)}", noted, errors, f"{seconds:.0f}"]
         print("|", " | ".join(map(str, [name, *figures])), "|", flush=True)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of a decode step against stock Qwen2 with the same weights, in one run.
+"""Compares the time of a decode step with Qwen2 of transformers with the same weights.
 
     python examples/benchmarks/decode_step.py                # the shape of Qwen2-0.5B, fp32 on CPU, 2,600 tokens of context
     python examples/benchmarks/decode_step.py --hidden-size 3584 --layers 28 --device cuda --dtype bfloat16
 
-Steps of the two models alternate, so that whatever else the machine does falls on both.
+The steps of the two models alternate, so that other load on the machine affects both.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 
 
 def build(args) -> tuple[LlavaSTForConditionalGeneration, Qwen2ForCausalLM]:
-    """LLaVA-ST and a Qwen2 that shares its decoder and head."""
+    """Returns LLaVA-ST and a Qwen2 that shares its decoder and head."""
     config = LlavaSTConfig(
         vision_config={
             "hidden_size": 64,

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an evaluation keeps the model busy: the runner against a loop over inputs that are ready in memory.
+"""Compares the throughput of the evaluation runner with a loop that only generates from inputs in memory.
 
     python examples/benchmarks/evaluation_runner.py
 
-The runner decodes, asks, reads answers and writes them to disk; the loop only generates. Both answer the same batches on the same
-device with a small random model, and each question is about a video of its own.
+The runner decodes videos, generates, parses answers and writes them to disk; the loop only generates. Both process the same batches on
+the same device with a small random model, and each question is about another video.
 
-The model works on an accelerator where there is one. Elsewhere it is given one thread, so that with two cores decoding has one to
-itself, as it has beside an accelerator: what is measured is then what the runner keeps the model waiting, and not how a model and a
-decoder share cores. `--threads 2` measures that.
+The model runs on a GPU if there is one. Otherwise it has one thread, so that with two cores decoding has a core of its own, as it has
+with a GPU: the result is the time that the model waits for the runner. `--threads 2` measures model and decoder sharing cores.
 
-Rates are of the whole, with the start of the workers and the first batch, which nothing can be decoded meanwhile to; and of all that
-comes after the first batch, as in a benchmark of thousands of questions. Beside them stands the share of the runner's time that it
-spent in `generate`, which says the same where other programs disturb the two in unlike ways.
+Rates are given in total, with the start of the workers and the first batch, for which no decoding can be done in advance, and after the
+first batch, as in a benchmark of thousands of questions. The share of the runner's time in `generate` is less sensitive to other load.
 """
 
 import argparse
@@ -46,7 +44,7 @@ def write_video(path: Path, number: int) -> None:
 
 
 def small_model() -> tuple[LlavaSTForConditionalGeneration, LlavaSTProcessor]:
-    """Released numbers of patches and frames; a decoder that has something to do."""
+    """Builds a random model with the published numbers of patches and frames, and a decoder large enough to take most of the time."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -107,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
 
         def timed(**inputs) -> torch.Tensor:
             start = time.perf_counter()
-            answers = generate(**inputs).cpu()  # waits for the device
+            answers = generate(**inputs).cpu()  # .cpu() waits for the device
             worked.append((start, time.perf_counter()))
             return answers
 
@@ -122,11 +120,11 @@ def main(args: argparse.Namespace) -> None:
             return rates(start, [end for _, end in worked], args.batch_size)
 
         def runner(run: int) -> tuple[float, float, float, float]:
-            """Rates, and shares of the time in which the model worked: whole and after the first batch."""
+            """Returns rates, and shares of the time in `generate`: in total and after the first batch."""
             worked.clear()
             start = time.perf_counter()
             run_benchmark(questions, model, processor, Path(folder, f"run{run}"), settings, read_own_answer, num_workers=args.workers)
-            end = time.perf_counter()  # the last answers are written, and the file put in order
+            end = time.perf_counter()  # after the last answers are written and sorted
             ends = [end for _, end in worked[:-1]] + [end]
             busy = [end - start for start, end in worked]
             return *rates(start, ends, args.batch_size), sum(busy) / (end - start), sum(busy[1:]) / (end - ends[0])

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many samples a second the data loader gives to training, for each CPU core, and where their time goes.
+"""Measures the samples per second of the data loader for each CPU core, and the time of its parts.
 
     python examples/benchmarks/loader.py                     # 640x360, 30 seconds each; more with --width, --height, --seconds
 
-Needs `av` with libx264: it encodes a few videos of its own, makes rows of them as `load_mixture`
-does, and passes them through `LlavaSTDataCollator` in a torch `DataLoader`. torch has one thread in each process, as in its workers.
+Needs `av` with libx264. It encodes a few videos, makes rows of them as `load_mixture` does, and passes them through `LlavaSTDataCollator`
+in a torch `DataLoader`. torch has one thread in each process.
 
-- The split is the CPU time of one sample in the main process: frames out of the file (read once more by themselves, opening
-  included), resizing, normalising, and the rest (chat template, tokens, labels, rounding of the pixels, padding).
-- `vs decode` is the time of a sample over the time of reading the same frames alone; 1 means that all else is hidden or free.
+- The parts are the CPU time of one sample in the main process: reading frames (measured by reading them once more, opening included),
+  resizing, normalizing, and the rest (chat template, tokens, labels, conversion of the pixels, padding).
+- `vs decode` is the time of a sample divided by the time of reading the same frames alone; 1 means that the rest is free or hidden.
 - Every frame read is counted: the script stops if one sample reads a frame twice.
-- A core's samples are those of the CPU time: decoders have threads of their own, so one process may keep several cores busy.
+- Samples per core are computed from the CPU time: decoders have their own threads, so one process may use several cores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ ANSWER = "{<t0.1234><t0.5678>}: " + ", ".join(f"<t{k / 20}>[<w0.1234><h0.25><w0.
 
 
 def make_processor() -> LlavaSTProcessor:
-    """The released sizes; the tokenizer has a token for each byte, so text is longer than with the released one."""
+    """Returns a processor with the published sizes. Its tokenizer has a token for each byte, so text is longer than with Qwen2's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     by_byte = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     by_byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ def make_dataset(paths: list[Path], samples: int) -> Dataset:
 
 @contextmanager
 def count_frames():
-    """Yields a list that fills with the number of every frame that a reader gives."""
+    """Yields a list to which the index of every frame that is read is appended."""
     given: list[int] = []
 
     def counting(chunks):
@@ -82,7 +82,7 @@ def count_frames():
 
 @contextmanager
 def time_parts():
-    """Yields a dictionary that fills with CPU seconds of resizing and normalising, in whatever thread they run."""
+    """Yields a dictionary in which CPU seconds of resizing and normalizing are summed, over all threads."""
     seconds = {"resize": 0.0, "normalise": 0.0}
 
     def timed(function, part):
@@ -104,17 +104,17 @@ def time_parts():
 
 
 def read_frames(path: Path, num_frames: int) -> int:
-    """Bare decoding of the frames that training looks at."""
+    """Decodes the frames that training samples, without further processing."""
     reader = open_video_file(str(path))
     indices = sample_frame_indices(0, reader.metadata.total_num_frames - 1, num_frames)
     return sum(len(frames) for frames in reader.chunks(sorted(set(indices))))
 
 
 def check_frames(collator: LlavaSTDataCollator, rows: Dataset) -> int:
-    """Frames read for one sample.
+    """Returns the number of frames read for one sample.
 
     Raises:
-        AssertionError: where one of them was read twice.
+        AssertionError: if a frame was read twice.
     """
     with count_frames() as given:
         collator([rows[0]])
@@ -123,7 +123,7 @@ def check_frames(collator: LlavaSTDataCollator, rows: Dataset) -> int:
 
 
 def split_of_a_sample(collator: LlavaSTDataCollator, rows: Dataset, repeats: int) -> dict[str, float]:
-    """CPU seconds of the parts of one sample, of the best run."""
+    """Returns CPU seconds of the parts of one sample, of the best run."""
     best: dict[str, float] = {}
     number = collator.processor.video_processor.num_frames
     path = rows[0]["messages"][0]["content"][0]["path"]
@@ -143,7 +143,7 @@ def split_of_a_sample(collator: LlavaSTDataCollator, rows: Dataset, repeats: int
 
 
 def loader_seconds(collator: LlavaSTDataCollator, rows: Dataset, workers: int, batch_size: int) -> float:
-    """Seconds that the loader takes for all rows; its workers' start does not count."""
+    """Returns the seconds of one pass over all rows, without the start of the workers."""
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0)
     for _ in range(2):  # workers start in the first pass
         start = time.perf_counter()

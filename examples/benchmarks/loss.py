@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and time of the loss against full-vocabulary logits with dense soft targets, in one run.
+"""Compares memory and time of the loss with full-vocabulary logits and dense soft targets.
 
     python examples/benchmarks/loss.py                       # 152k tokens of vocabulary, 2,600 supervised positions, fp32
     python examples/benchmarks/loss.py --hidden-size 3584 --device cuda --dtype bfloat16
 
-Each variant runs in a process of its own. Memory is the peak of forward and backward beyond the inputs and beyond the
-gradients that both variants return.
+Each variant runs in its own process. Memory is the peak of forward and backward pass minus the inputs and the gradients that both return.
 """
 
 import argparse
@@ -55,14 +54,14 @@ def measure(args) -> dict:
     torch.manual_seed(0)
     make = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     hidden = torch.randn(args.tokens, args.hidden_size, **make).requires_grad_()
-    # Filled in place: a temporary here would raise the peak before anything is measured.
+    # Filled in place: a temporary tensor would raise the peak before the measurement.
     weight = torch.empty(args.vocab_size, args.hidden_size, **make).normal_(std=0.02).requires_grad_(args.train_head)
     lower = torch.randint(args.vocab_size - 1, (args.tokens,), device=args.device)
     lower[::4] = args.vocab_size - NUM_COORDINATES + torch.arange(len(lower[::4]), device=args.device) % 99
     share = torch.zeros(args.tokens, device=args.device)
     share[::4] = 0.3
     upper = lower + (share > 0)
-    # Twice: the first pass warms libraries up, and its memory is in the peak of the second as it would be in training.
+    # Twice: the first pass initializes libraries, whose memory is also part of the peak in training.
     before = peak_bytes(args.device)
     for _ in range(2):
         hidden.grad = weight.grad = None

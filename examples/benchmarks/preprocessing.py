@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast videos become model inputs, and in how much memory.
+"""Measures time and memory of video preprocessing.
 
     python examples/benchmarks/preprocessing.py
 
-Needs `decord2` and `av`, no GPU, no network and no other files, and Linux for the memory: it
-encodes its own videos, 25 frames per second, and prints one line per resolution with the ratios
+Needs `decord2`, `av` and Linux. It encodes videos at 25 frames per second and prints one line per resolution with the ratios
 
-- `frames vs PIL`: time of PIL frame by frame (bicubic to 384x384, /255 and normalised in float64, stacked, cast to float32) over
-  time of the video processor, on 100 frames in memory. Higher is better.
-- `file vs decode`: time from file to tensor over time of decord alone (`get_batch` of the same frames). Lower is better,
-  and 1 means that resizing is hidden behind decoding.
-- `peak vs output`: peak memory above what was used before the call, from file to tensor in a process of its own, over
-  the size of the output tensor. Lower is better.
+- `frames vs PIL`: time of PIL frame by frame (bicubic to 384x384, /255 and normalized in float64, stacked, cast to float32) divided by
+  the time of the video processor, on 100 frames in memory. Higher is better.
+- `file vs decode`: time from file to tensor divided by the time of decord alone (`get_batch` of the same frames). Lower is better, and 1
+  means that resizing is hidden behind decoding.
+- `peak vs output`: peak memory from file to tensor in its own process, minus the memory before, divided by the size of the output tensor.
+  Lower is better.
 
-Every time is the best of `--repeats` runs, the two sides of a ratio taking turns.
+Every time is the best of `--repeats` runs; the two sides of a ratio alternate.
 """
 
 import argparse
@@ -36,7 +35,7 @@ LADDER = [(320, 180), (640, 360), (1280, 720), (1920, 1080), (360, 640)]  # widt
 
 
 def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
-    """A drifting texture under a little noise, which costs the decoder about what a filmed scene does."""
+    """Encodes a drifting texture with some noise, which takes about as long to decode as a recorded scene."""
     generator = np.random.default_rng(0)
     texture = np.asarray(Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize((width, height)))
     with av.open(str(path), "w") as container:
@@ -50,7 +49,7 @@ def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
 
 
 def pil_baseline(frames: np.ndarray) -> torch.Tensor:
-    """What the ordinary PIL pipeline does, frame by frame."""
+    """Resizes and normalizes with PIL and numpy, frame by frame."""
     pixels = []
     for frame in frames:
         image = np.asarray(Image.fromarray(frame).resize((384, 384), Image.Resampling.BICUBIC))
@@ -60,7 +59,7 @@ def pil_baseline(frames: np.ndarray) -> torch.Tensor:
 
 
 def best_times(*functions, repeats: int) -> list[float]:
-    """The least time in seconds of each function; they take turns, so that a slow moment hits all of them."""
+    """Returns the minimum time in seconds of each function. The calls alternate, so that other load affects all of them."""
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for position, function in enumerate(functions):
@@ -71,7 +70,7 @@ def best_times(*functions, repeats: int) -> list[float]:
 
 
 def measure(processor: LlavaSTVideoProcessor, path: Path, indices: list[int], repeats: int) -> str:
-    """The printed line of one video."""
+    """Returns the row of the table for one video."""
     frames = decord.VideoReader(str(path)).get_batch(indices).asnumpy()  # (100, height, width, 3)
     ours, pil = best_times(
         lambda: processor(frames, do_sample_frames=False, return_tensors="pt"), lambda: pil_baseline(frames), repeats=repeats
@@ -88,23 +87,23 @@ def measure(processor: LlavaSTVideoProcessor, path: Path, indices: list[int], re
 
 
 def peak_over_output(path: Path) -> float:
-    """Runs this script on one file in a process of its own and reads the ratio that it prints."""
+    """Runs this script on one file in a subprocess and returns the ratio that it prints."""
     command = [sys.executable, __file__, "--measure-peak", str(path)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_peak(path: str) -> None:
     processor = LlavaSTVideoProcessor()
-    # Loads the libraries and starts the thread pools, which are no part of one call's memory.
+    # Loads libraries and starts thread pools before the measurement.
     processor(np.zeros((1, 400, 700, 3), dtype=np.uint8), num_frames=1, return_tensors="pt")
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is used now
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current memory
     before = resident_bytes("VmRSS")
     pixels = processor(path, return_tensors="pt").pixel_values_videos
     print((resident_bytes("VmHWM") - before) / pixels.nbytes)
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: `VmRSS` now, `VmHWM` at most."""
+    """Returns the resident memory of this process in bytes: `VmRSS` (current) or `VmHWM` (peak)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs that an answer can name bins only.
+"""Computes the upper bound of the metrics that follows from the quantization of coordinates to bins.
 
     python examples/benchmarks/rounding.py
 
-Needs no GPU, no network and no files. It draws truths like those of RefCOCO (boxes of pictures), Charades-STA (spans of 30-second clips,
-8 s in the mean) and spatio-temporal benchmarks (tubelets of things that move), has an oracle answer each with the tokens nearest to the
-truth, reads the answers and scores them, and prints the figures by the size of what was to be found: the most that a model can reach.
+It draws ground truth like that of RefCOCO (boxes in images), Charades-STA (spans of 30-second clips, 8 s on average) and spatio-temporal
+benchmarks (tubelets of moving objects), answers each with the tokens nearest to the ground truth (an oracle), parses and scores the
+answers, and prints the metrics by the size of boxes and spans.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_
 from llava_st_hf.model.grounding_llava_st import MediaInfo
 
 
-# Sizes from … to, the last of all.
-SIDES = ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.6), (0.05, 0.6))  # fractions of the picture's
+# Ranges of sizes; the last one covers most of the others.
+SIDES = ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.6), (0.05, 0.6))  # fractions of the image side
 LENGTHS = ((1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 30.0), (1.0, 30.0))  # seconds
 PICTURE = MediaInfo("image", 640, 480)
 CLIP_30_S = MediaInfo("video", 640, 360, fps=30.0, last_frame=899)
@@ -42,7 +42,7 @@ def box_text(box: Box, media: MediaInfo) -> str:
 
 
 def box_in(draw: random.Random, sides: tuple[float, float], media: MediaInfo) -> Box:
-    """A box anywhere in the picture, in pixels, each of its sides drawn from between two fractions."""
+    """Draws a box in pixels whose sides are between two fractions of the image."""
     width, height = draw.uniform(*sides), draw.uniform(*sides)
     x, y = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
     return x * media.width, y * media.height, (x + width) * media.width, (y + height) * media.height
@@ -56,14 +56,14 @@ def rec(draw: random.Random, sides: tuple[float, float]) -> tuple[MediaInfo, Gro
 def tvg(draw: random.Random, lengths: tuple[float, float]) -> tuple[MediaInfo, GroundingResult, str]:
     length = 0.0
     while not lengths[0] <= length < lengths[1]:
-        length = draw.gammavariate(4.0, 2.0)  # 8 s in the mean
+        length = draw.gammavariate(4.0, 2.0)  # mean 8 s
     start = draw.uniform(0, 30 - length)
     span = start / 30, (start + length) / 30
     return CLIP_30_S, GroundingResult(span=span), "{" + "".join(token("temporal", position) for position in span) + "}"
 
 
 def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[MediaInfo, GroundingResult, str]:
-    """A thing that goes from one place to another within 3 to 12 seconds, with a box in every frame of the annotation."""
+    """Draws an object that moves for 3 to 12 seconds, with a box in every frame of the annotation."""
     last = CLIP_20_S.last_frame
     length = draw.randint(90, 360)
     first = draw.randint(0, last - length)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast predictions are scored.
+"""Measures how fast predictions are scored.
 
     taskset -c 0 python examples/benchmarks/scoring.py
 
-Needs no GPU, no network and no files. It scores STVG predictions of its own, tubelets of about 25 boxes in prediction and truth, as
-objects (what an evaluation has in hand) and as the dicts that a predictions file has, with all intervals, and prints seconds, rows per
-second, peak resident memory, and how much longer ten times the rows take: 10 is linear.
+It scores synthetic STVG predictions, tubelets of about 25 boxes in prediction and ground truth, given as objects and as the dicts of a
+predictions file, with all confidence intervals, and prints seconds, rows per second, peak resident memory, and the ratio of the times of
+ten times the rows: 10 is linear.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from llava_st_hf.evaluation.scoring import score
 
 
 ROWS = (10_000, 100_000)
-# Different ones; more rows repeat them, which scoring cannot know.
+# Number of different predictions; larger files repeat them.
 DIFFERENT = 1_000
 WIDTH, HEIGHT, LAST_FRAME = 640, 360, 990
 

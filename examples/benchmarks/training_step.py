@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where time and memory of a training step go, and how both grow with frames and with the batch.
+"""Measures time and memory of the parts of a training step, and how both grow with frames and batch size.
 
-    python examples/benchmarks/training_step.py              # on a GPU the released sizes in bf16, else a narrow model in fp32
-    python examples/benchmarks/training_step.py --estimate   # peak memory of the released sizes, computed without a GPU
+    python examples/benchmarks/training_step.py              # on a GPU the published sizes in bf16, else a narrow model in fp32
+    python examples/benchmarks/training_step.py --estimate   # estimated peak memory of the published sizes; needs no GPU
 
-A step is one of stage 2: LoRA of rank 128, packer, input embeddings and coordinate rows are trained, in float32; layers of the
-decoder are recomputed in the backward pass; AdamW. A sample is a video of 100 frames, 2,520 tokens, with 200 tokens of text, of
-which 150 are supervised. The narrow model of a CPU has the released token counts: every length is real, only widths are not.
+The step is that of stage 2: LoRA of rank 128, packer, input embeddings and coordinate embeddings are trained in float32; decoder layers
+are recomputed in the backward pass; AdamW. A sample is a video of 100 frames (2,520 tokens) with 200 tokens of text, of which 150 are
+supervised. The narrow model for CPUs has the published numbers of tokens with smaller hidden sizes.
 
-`--estimate` runs the same step on tensors without data and adds up what is alive. It does not see what an allocator loses to
-rounding and fragmentation, the workspaces of kernels (cuBLAS, flash attention), the CUDA context (about 0.5 GB), nor DDP's buckets
-(as large as the gradients). Layer norms are computed in float32, as autocast does it on a GPU.
+`--estimate` runs the same step on tensors without data and adds up the live ones. It does not include fragmentation and rounding of the
+allocator, workspaces of kernels (cuBLAS, flash attention), the CUDA context (about 0.5 GB), and DDP's buckets (as large as the
+gradients). Layer norms are computed in float32, as autocast does on a GPU.
 """
 
 import argparse
@@ -51,14 +51,14 @@ NARROW = {
 
 
 def build(device: str, narrow: bool):
-    """A model with random weights as stage 2 trains it."""
+    """Builds a model with random weights and the trainable modules of stage 2."""
     half = torch.float32 if narrow else torch.bfloat16
     with torch.device(device):
         base = LlavaSTForConditionalGeneration._from_config(LlavaSTConfig(**NARROW) if narrow else LlavaSTConfig(), dtype=half)
         model = prepare_model_for_training(base, ["packer", "input_embeddings", "coordinate_embeddings", "lora"], lora_r=128)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # as LlavaSTTrainer does it
+            parameter.data = parameter.data.float()  # as LlavaSTTrainer does
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
@@ -68,7 +68,7 @@ def build_optimizer(model) -> torch.optim.Optimizer:
 
 
 def make_batch(config: LlavaSTConfig, videos: int, frames: int, device: str, dtype: torch.dtype) -> dict:
-    """Samples of one video: 25 tokens, the video, 25 tokens, and an answer of which every fourth token is an exact position."""
+    """Builds samples of one video: 25 tokens, the video, 25 tokens, and an answer in which every fourth token is a coordinate."""
     fast, slow = frames * config.fast_grid_size**2, -(-frames // config.packer_temporal_stride) * config.packed_grid_size**2
     patch, bare = config.video_token_id, TEXT_TOKENS - SUPERVISED_TOKENS
     video = [config.video_start_token_id, *[patch] * (fast - 2), config.video_end_token_id]
@@ -87,7 +87,7 @@ def make_batch(config: LlavaSTConfig, videos: int, frames: int, device: str, dty
 
 
 def micro_step(model, batch: dict, part, device: str, half: bool) -> None:
-    """Forward and backward; `part` is a context that is told what runs."""
+    """Runs forward and backward pass; `part(name)` is a context manager around each part."""
     with torch.autocast(device, torch.bfloat16, enabled=half):
         items = SUPERVISED_TOKENS * len(batch["input_ids"])
         chunk_size = vision_memory.choose_vision_chunk_size(model.config.vision_config, batch, sharded=False)  # as LlavaSTTrainer does it
@@ -104,7 +104,7 @@ def update(model, optimizer, part) -> None:
 
 
 def name_parts(model, part) -> None:
-    """Has the parts of the forward pass call `part`."""
+    """Wraps the modules of the forward pass in `part`."""
     whole = model.get_base_model()
 
     def watch(owner, method: str, name: str) -> None:
@@ -124,7 +124,7 @@ def name_parts(model, part) -> None:
 
 
 def parameter_groups(model, optimizer) -> dict[str, list[torch.Tensor]]:
-    """Weights, gradients and optimizer state, as far as they are there."""
+    """Returns weights, gradients and optimizer state, as far as they are allocated."""
     groups: dict[str, list[torch.Tensor]] = {"frozen weights": [], "trained weights, float32": [], "gradients": []}
     for parameter in model.parameters():
         groups["trained weights, float32" if parameter.requires_grad else "frozen weights"].append(parameter)
@@ -138,8 +138,8 @@ def parameter_groups(model, optimizer) -> dict[str, list[torch.Tensor]]:
 
 
 class Clock:
-    """Seconds of each part, parts inside one another only in the inner one. On a GPU its own time, by synchronising; on a CPU that
-    of all cores together, which other programs on the machine disturb less than the clock's."""
+    """Seconds of each part; nested parts count in the inner one only. On a GPU wall time with synchronization; on a CPU the CPU time of all
+    cores, which depends less on other load than wall time."""
 
     def __init__(self, device: str):
         self.device, self.seconds, self.open = device, Counter(), ["rest"]
@@ -167,7 +167,7 @@ class Clock:
             self.open.pop()
 
     def take(self) -> Counter:
-        """What went by since the last call."""
+        """Returns the time since the last call."""
         self._pass()
         seconds, self.seconds = self.seconds, Counter()
         return seconds
@@ -177,7 +177,7 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is used now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current memory
 
 
 def peak_bytes(device: str) -> int:
@@ -188,11 +188,11 @@ def peak_bytes(device: str) -> int:
 
 
 def measure_steps(model, optimizer, clock: Clock, videos: int, frames: int, repeats: int) -> tuple[dict[str, float], int, dict[str, int]]:
-    """Least seconds of each part, the peak in bytes, and the bytes of each group of weights at its end."""
+    """Returns the minimum seconds of each part, the peak memory in bytes, and the bytes of each group of weights after the step."""
     device, half = clock.device, model.dtype == torch.bfloat16
     batch = make_batch(model.config, videos, frames, device, model.dtype)
     runs: list[Counter] = []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first is a warm-up
         reset_peak(device)
         clock.take()
         micro_step(model, batch, clock, device, half)
@@ -212,7 +212,7 @@ def measure(repeats: int) -> None:
     name_parts(model, clock)
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"torch {torch.__version__}, {what}; {size:,.0f} million parameters in {model.dtype}; least of {repeats} steps")
+    print(f"torch {torch.__version__}, {what}; {size:,.0f} million parameters in {model.dtype}; minimum of {repeats} steps")
 
     times, peak, sizes = measure_steps(model, optimizer, clock, 2, 100, repeats)
     total = sum(times.values())
@@ -230,7 +230,7 @@ def measure(repeats: int) -> None:
         + f"{'step':>17s}   peak"
     )
     results = {}
-    for videos, frames in ((1, 100), (1, 25), (1, 50), (1, 200), (2, 100), (4, 100)):  # what the others are compared with first
+    for videos, frames in ((1, 100), (1, 25), (1, 50), (1, 200), (2, 100), (4, 100)):  # the baseline first
         results[videos, frames], peak, _ = measure_steps(model, optimizer, clock, videos, frames, repeats)
         base, times = results[1, 100], results[videos, frames]
         cells = [f"{times[part]:9.3f} ({times[part] / base[part]:4.2f})" for part in TRAINABLE_MODULES[:-1]]
@@ -244,10 +244,10 @@ def measure(repeats: int) -> None:
 
 class LiveBytes(TorchDispatchMode):
     """
-    Adds up the storages that are alive, by what they are, and keeps the sum at its highest.
+    Adds up the bytes of live storages by group, and records the peak.
 
-    Questions that only data could answer get the answer of a batch as `make_batch` has it: no padding, as many features as tokens,
-    and so many supervised tokens.
+    Operations whose result depends on data return that of a batch of `make_batch`: no padding, as many features as tokens, and
+    `supervised` supervised tokens.
     """
 
     def __init__(self, supervised: int):
@@ -277,7 +277,7 @@ class LiveBytes(TorchDispatchMode):
         self.total -= nbytes
 
     def name(self, group: str, tensors) -> None:
-        """Says what tensors are that were made as something else."""
+        """Assigns tensors to another group."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key in self.sizes:
@@ -286,7 +286,7 @@ class LiveBytes(TorchDispatchMode):
                 self.now[self.labels[key]] += self.sizes[key]
 
     def _numbers(self, indices: list) -> list:
-        """Boolean masks as the row and column numbers that they stand for."""
+        """Replaces Boolean masks by row and column indices."""
         numbers = []
         for index in indices:
             if index is not None and index.dtype == torch.bool:
@@ -351,8 +351,8 @@ def estimate(limit_gb: float, videos: int, accumulation: int, details: bool) -> 
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda owner: live.name("gradients", [owner.grad]))
         batch = make_batch(model.config, videos, 100, "cpu", torch.bfloat16)
-        print(f"Released sizes, batch {videos} of 100 frames, bfloat16 with float32 trained weights; GB = 1e9 bytes")
-        for step in range(2):  # the first makes the optimizer's state
+        print(f"Published sizes, batch {videos} of 100 frames, bfloat16 with float32 trained weights; GB = 1e9 bytes")
+        for step in range(2):  # the first allocates the optimizer state
             for micro in range(accumulation):
                 for group, tensors in parameter_groups(model, optimizer).items():
                     live.name(group, tensors)
@@ -385,13 +385,13 @@ def report(live: LiveBytes, title: str, limit_gb: float, details: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--estimate", action="store_true", help="peak memory of the released sizes, without a GPU")
+    parser.add_argument("--estimate", action="store_true", help="estimate the peak memory of the published sizes, without a GPU")
     parser.add_argument("--limit", type=float, default=40, help="memory of the GPU that is estimated, in GB")
     parser.add_argument("--videos", type=int, default=2, help="samples of a batch that is estimated")
     parser.add_argument("--accumulation", type=int, default=2, help="batches to a step that is estimated")
     parser.add_argument("--details", action="store_true", help="with the tensors that the estimated peak is made of")
     args = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)  # of PEFT's ways with transformers
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
     if args.estimate:
         estimate(args.limit, args.videos, args.accumulation, args.details)
     else:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long video files take from file to tensor, and how many bytes of them are read, for both backends.
+"""Measures the time from video file to tensor, and the bytes read, for both video backends.
 
     python examples/benchmarks/video_files.py
 
-Needs `decord2` and `av`, no GPU, no network and no other files, and Linux for the bytes: it encodes 25 s of 640x360 H.264 at 30
-frames per second, once for each distance of keyframes, and copies its packets into other containers and into a file of two hours.
-Of each file 100 frames are read, as `LlavaSTVideoProcessor` does. One line per file:
+Needs `decord2`, `av` and Linux. It encodes 25 s of 640x360 H.264 at 30 frames per second, once for each distance of keyframes, and copies
+the packets into other containers and into a file of two hours. `LlavaSTVideoProcessor` reads 100 frames of each file. One line per file:
 
-- `decord alone`: `VideoReader(path).get_batch(indices)` of the same frames, without resizing; `wrong`: how many of them are other
-  frames than PyAV's, which the tests compare with numbers in the pixels.
-- `pyav`, `decord`: from file to tensor with this `video_backend`, and the ratio to `decord alone`. `(pyav)` where the exact reader
-  took over, because decord would give wrong frames.
-- `index`: the part of it that finds out which frames there are, with PyAV.
-- `read`: bytes read of the file, as a part of its size, with PyAV.
-
-Every time is the least of `--repeats` runs, the readers taking turns.
+- `decord alone`: `VideoReader(path).get_batch(indices)` of the same frames, without resizing; `wrong`: number of its frames that differ
+  from PyAV's, which the tests compare with numbers in the pixels.
+- `pyav`, `decord`: from file to tensor with this `video_backend`, and the ratio to `decord alone`. `(pyav)`: the file was passed to PyAV,
+  because decord would return wrong frames.
+- `index`: the part of the time until the index of frames is complete, with PyAV.
+- `read`: bytes read of the file relative to its size, with PyAV.
 """
 
 import argparse
@@ -40,7 +37,7 @@ TWO_HOURS = 2 * 3600
 
 
 def encode(path: Path, options: dict[str, str], codec: str = "libx264") -> Path:
-    """A drifting texture under a little noise, which costs the decoder about what a filmed scene does."""
+    """Encodes a drifting texture with some noise, which takes about as long to decode as a recorded scene."""
     generator = np.random.default_rng(0)
     small = generator.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     texture = np.asarray(Image.fromarray(small).resize((WIDTH, HEIGHT)))
@@ -56,7 +53,7 @@ def encode(path: Path, options: dict[str, str], codec: str = "libx264") -> Path:
 
 
 def copy(path: Path, source: Path, seconds: float = NUM_FRAMES / RATE) -> Path:
-    """The packets of a file in another container, again and again until `seconds` are full."""
+    """Copies the packets of a file to another container, repeated until it lasts `seconds`."""
     rounds = round(seconds * RATE / NUM_FRAMES)
     with av.open(str(path), "w") as output:
         for number in range(rounds):
@@ -73,13 +70,13 @@ def copy(path: Path, source: Path, seconds: float = NUM_FRAMES / RATE) -> Path:
 
 
 def bytes_read() -> int:
-    """Bytes that this process has read from files and pipes so far (Linux)."""
+    """Returns the bytes that this process has read from files and pipes so far (Linux)."""
     line = next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar"))
     return int(line.split()[1])
 
 
 def measure(processor: LlavaSTVideoProcessor, path: Path, repeats: int) -> str:
-    """The printed line of one file."""
+    """Returns the row of the table for one file."""
     indices = sample_frame_indices(0, len(read_index(str(path)).times) - 1, 100)
 
     def alone() -> np.ndarray:

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The paper's ablations in small: what each idea is worth in the world of shapes, with several seeds.
+The paper's ablations at the scale of the demo model, on the Shapes dataset, with several seeds.
 
     python training/shapes/ablations.py runs/shapes --variant no_lape --seed 1
-    python training/shapes/ablations.py runs/shapes --all           # every variant and seed that is not there yet
+    python training/shapes/ablations.py runs/shapes --all           # every variant and seed without a result
     python training/shapes/ablations.py runs/shapes --table
 
-Each run starts from the trained vision encoder in `runs/shapes/start` and goes through recipes and data of training/shapes/train.py on
-one core, in batches of half the size, for the steps of `PARTS`. What differs is one thing:
+Each run starts from the trained vision encoder in `runs/shapes/start` and uses the recipes and data of training/shapes/train.py on one
+core, with half the batch size, for the steps of `PARTS`. Each variant changes one component:
 
-| variant | |
+| variant | change |
 |---|---|
-| full | nothing: the method |
-| no_lape | visual features carry no coordinate embeddings |
-| hard_targets | answers are learned as the nearest bin, and neighbours of a bin do not learn with it |
-| average_pooling | the packer's windows are averaged, to the same numbers of tokens |
-| one_stage | as many questions of each part, shuffled into one |
+| full | none |
+| no_lape | visual features have no coordinate embeddings |
+| hard_targets | the target is the nearest bin (one-hot), without Neighbouring Token Propagation |
+| average_pooling | the packer averages its windows, to the same numbers of tokens |
+| one_stage | the questions of all parts, shuffled into one stage |
 
-It is a program by itself and no option of the package: what it takes away, nobody should have to choose.
+The variants are not options of the package: this script replaces methods of its classes.
 """
 
 import argparse
@@ -51,11 +51,11 @@ from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
 VARIANTS = ("full", "no_lape", "hard_targets", "average_pooling", "one_stage")
 SEEDS = (0, 1, 2)
-# Steps of each recipe, one after the other: enough that edges and times are found.
+# Steps of each recipe, in this order. Box edges and times are learned within them.
 PARTS = {"stage1": 30, "stage2_words": 60, "stage2_edges": 180, "stage2": 160, "stage3": 120}
-QUESTIONS = 100  # of each task, from the validation split
-# One of the three tasks with a tubelet: they take a minute each to measure, and are learned last.
-COLUMNS = {
+NUM_QUESTIONS = 100  # of each task, from the validation split
+# Metric of each task in the table. Of the three tasks with tubelets only SVG: they take longest to evaluate, and are learned last.
+METRICS = {
     "rec": "miou",
     "reg": "exact_match",
     "dgc": "object_recall@0.5",
@@ -65,11 +65,18 @@ COLUMNS = {
 }
 
 
-# ============================================================ What is taken away
+# ============================================================ Variants
 
 
 def _mean_of_windows(self: LlavaSTWindowPacker, hidden_states: torch.Tensor) -> torch.Tensor:
-    """In place of `LlavaSTWindowPacker.forward`, with its shapes."""
+    """Averages windows; replaces `LlavaSTWindowPacker.forward`.
+
+    Args:
+        hidden_states: (videos, frames, rows, columns, hidden).
+
+    Returns:
+        (videos, frames / t, rows / h, columns / w, hidden) for windows of t × h × w.
+    """
     videos, frames, rows, columns, hidden = hidden_states.shape
     t, h, w = self.window
     windows = hidden_states.view(videos, frames // t, t, rows // h, h, columns // w, w, hidden)
@@ -77,7 +84,7 @@ def _mean_of_windows(self: LlavaSTWindowPacker, hidden_states: torch.Tensor) -> 
 
 
 def change(variant: str) -> None:
-    """Changes the classes of the model in this process."""
+    """Replaces methods of the model's classes, for the rest of this process."""
     if variant == "no_lape":
         LlavaSTModel._add_positions = lambda self, features, *args: features
     elif variant == "average_pooling":
@@ -96,7 +103,7 @@ def change(variant: str) -> None:
 
 
 def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
-    """Trains a variant in this process; returns the folder of the model."""
+    """Trains a variant in this process, from the data and start model of `runs`; returns the folder of the trained model."""
     change(variant)
     if variant == "one_stage":
         init_coordinate_embeddings(runs / "start", output / "rows")
@@ -114,7 +121,7 @@ def train(runs: Path, variant: str, seed: int, output: Path) -> Path:
 
 
 def entries_of(data: Path, name: str) -> list[dict]:
-    """Annotation files of a part, with the share of each, in per cent, as `percent`."""
+    """Returns the mixture entries of a part, each with the share of its rows that is used, in per cent, as `percent`."""
     entries = []
     for entry in yaml.safe_load((data / f"{name}.yaml").read_text())["datasets"]:
         share = entry.pop("sampling_strategy")  # all, or first:N%
@@ -124,6 +131,7 @@ def entries_of(data: Path, name: str) -> list[dict]:
 
 
 def write_mixture(file: Path, entries: list[dict]) -> None:
+    """Writes entries of `entries_of` as a mixture."""
     lines = []
     for entry in entries:
         lines.append({**entry, "sampling_strategy": f"first:{entry['percent']:.3f}%"})
@@ -132,7 +140,7 @@ def write_mixture(file: Path, entries: list[dict]) -> None:
 
 
 def write_joint_mixture(data: Path, file: Path) -> int:
-    """Writes a mixture with as many questions as `PARTS` have together; returns in how many steps of stage 3 they are seen once."""
+    """Writes a mixture with as many questions as all of `PARTS` together; returns the number of stage-3 steps that are one epoch of it."""
     joint: dict[str, dict] = {}
     for name, steps in PARTS.items():
         entries = entries_of(data, name)
@@ -150,34 +158,34 @@ def _recipe(name: str) -> dict:
 
 
 def _num_groups(mixture: Path, name: str) -> int:
-    """Rows of batches that a recipe makes of a mixture."""
+    """Number of packed sequences that a recipe makes of a mixture."""
     return len(pack_by_video(load_mixture(mixture), _recipe(name).get("max_conversations_per_sequence", 1)))
 
 
 def train_stage(name: str, start: Path, output: Path, mixture: Path, steps: int, seed: int) -> None:
-    """Runs a recipe shapes_stage*.yaml for so many steps."""
+    """Runs the recipe shapes_<name>.yaml for `steps` steps."""
     recipe = REPOSITORY / f"training/recipes/shapes_{name}.yaml"
     settings = {"mixture": mixture, "model_name_or_path": start, "output_dir": output, "max_steps": steps, "seed": seed}
     settings |= {"warmup_steps": max(1, steps // 12), "save_steps": steps, "logging_steps": max(1, steps // 10)}
-    settings["bf16"] = HAS_AMX_BF16  # a fifth faster with these units, and slower without
+    settings["bf16"] = HAS_AMX_BF16  # faster on CPUs with AMX, slower on others
     parser = TrlParser((sft.DataArguments, LlavaSTTrainingConfig, ModelConfig))
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sft.main(*parser.parse_args_and_config(["--config", str(recipe), *words]))
 
 
 def run(runs: Path, variant: str, seed: int) -> None:
-    """Trains and measures a variant, and writes its figures."""
+    """Trains and evaluates a variant, and writes metrics.json."""
     output = runs / "ablations" / f"{variant}-{seed}"
     output.mkdir(parents=True, exist_ok=True)
     folder = train(runs, variant, seed, output)
     model = LlavaSTForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = LlavaSTProcessor.from_pretrained(folder)
-    figures = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, QUESTIONS, COLUMNS)
-    (output / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    metrics = measure.measure(model, processor, runs / "validation", output / "measured", variant, 25, NUM_QUESTIONS, METRICS)
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
-def run_apart(runs: Path, variant: str, seed: int) -> None:
-    """The same in a process of its own: what one takes away, another must have."""
+def run_in_subprocess(runs: Path, variant: str, seed: int) -> None:
+    """Runs `run` in a process of its own, because variants change classes; its output goes to output.log."""
     command = [sys.executable, __file__, str(runs), "--variant", variant, "--seed", str(seed)]
     output = runs / "ablations" / f"{variant}-{seed}"
     output.mkdir(parents=True, exist_ok=True)
@@ -185,54 +193,56 @@ def run_apart(runs: Path, variant: str, seed: int) -> None:
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
 
 
-# ============================================================ The table
+# ============================================================ Tables
 
 
 def _over_seeds(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation; nothing where there are no values."""
+    """Formats mean and standard deviation; returns an empty string for no values."""
     if not values:
         return ""
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else np.nan:.{digits}f}"
 
 
 def print_table(runs: Path) -> None:
-    """Mean and standard deviation over seeds of each figure, as fractions."""
-    print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in COLUMNS.items()) + " |\n|---|---|" + "---|" * len(COLUMNS))
+    """Prints mean and standard deviation over seeds of each metric, as fractions."""
+    print("| variant | seeds | " + " | ".join(f"{task} {key}" for task, key in METRICS.items()) + " |\n|---|---|" + "---|" * len(METRICS))
     for variant in VARIANTS:
-        found = [json.loads(path.read_text()) for path in sorted((runs / "ablations").glob(f"{variant}-*/figures.json"))]
+        found = [json.loads(path.read_text()) for path in sorted((runs / "ablations").glob(f"{variant}-*/metrics.json"))]
         cells = []
-        for task, key in COLUMNS.items():
-            cells.append(_over_seeds([figures[task][key] / (100 if key in measure.SHARES else 1) for figures in found], 3))
+        for task, key in METRICS.items():
+            cells.append(_over_seeds([metrics[task][key] / (100 if key in measure.PERCENT_METRICS else 1) for metrics in found], 3))
         print(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
 
 
 def print_errors(runs: Path, error: str) -> None:
-    """How many bins answers are off while edges and times are learned, "box_bin_error" or "time_bin_error": mean and standard deviation
-    over seeds."""
+    """Prints a logged bin error ("box_bin_error" or "time_bin_error") at steps of the part where box edges and times are learned: mean and
+    standard deviation over seeds."""
     part = "stage2_edges"
-    shown = [PARTS[part] * fifth // 5 for fifth in range(1, 6)]
-    print(f"| {part}, {error} | " + " | ".join(f"step {step}" for step in shown) + " |\n|---|" + "---|" * len(shown))
+    steps = [PARTS[part] * fifth // 5 for fifth in range(1, 6)]
+    print(f"| {part}, {error} | " + " | ".join(f"step {step}" for step in steps) + " |\n|---|" + "---|" * len(steps))
     for variant in VARIANTS:
         found = []
         for path in (runs / "ablations").glob(f"{variant}-*/{part}/trainer_state.json"):
             history = json.loads(path.read_text())["log_history"]
             errors = {entry["step"]: entry[error] for entry in history if error in entry}
-            found.append([errors[step] for step in shown])
+            found.append([errors[step] for step in steps])
         if found:
             print(f"| {variant} | " + " | ".join(_over_seeds(values, 1) for values in zip(*found, strict=True)) + " |")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The paper's ablations in small.")
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--variant", choices=VARIANTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--table", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("runs", type=Path, help="folder of training/shapes/train.py")
+    parser.add_argument("--variant", choices=VARIANTS, help="variant to train and evaluate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the data")
+    parser.add_argument(
+        "--all", action="store_true", help="train and evaluate every variant and seed without a result, and print the tables"
+    )
+    parser.add_argument("--table", action="store_true", help="print the tables of the results")
     arguments = parser.parse_args()
-    for needed in ("start", "data", "validation"):  # said here: what a run of its own says stands in its log
+    for needed in ("start", "data", "validation"):  # checked here, because errors of runs in subprocesses are in their logs only
         if (arguments.variant or arguments.all) and not (arguments.runs / needed).is_dir():
-            parser.error(f"{arguments.runs / needed} is missing: python training/shapes/train.py {arguments.runs} makes it.")
+            parser.error(f"{arguments.runs / needed} is missing. Create it with: python training/shapes/train.py {arguments.runs}")
     if arguments.variant:
         run(arguments.runs, arguments.variant, arguments.seed)
     elif arguments.all:
@@ -240,12 +250,12 @@ if __name__ == "__main__":
             (variant, seed)
             for seed in SEEDS
             for variant in VARIANTS
-            if not (arguments.runs / "ablations" / f"{variant}-{seed}/figures.json").is_file()
+            if not (arguments.runs / "ablations" / f"{variant}-{seed}/metrics.json").is_file()
         ]
-        with ThreadPoolExecutor(CORES) as pool:  # one core each: so small a model gains little from a second
-            runs = [pool.submit(run_apart, arguments.runs, *one) for one in missing]
+        with ThreadPoolExecutor(CORES) as pool:  # one core each: this model is hardly faster on two
+            runs = [pool.submit(run_in_subprocess, arguments.runs, *one) for one in missing]
         for made in runs:
-            made.result()  # raises what has gone wrong in one, when the others are done
+            made.result()  # raises the error of a run, after the others have finished
     if arguments.table or arguments.all:
         print_table(arguments.runs)
         for error in ("box_bin_error", "time_bin_error"):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Measures a model of the world of shapes on a held-out split, task by task, with the package's own evaluation.
+Evaluates a model on a held-out split of the Shapes dataset, task by task.
 
-    python training/shapes/measure.py runs/shapes/test --output runs/shapes/measured     # the bundled model
+    python training/shapes/measure.py runs/shapes/test --output runs/shapes/measured     # the demo model
     python training/shapes/measure.py runs/shapes/test --model runs/shapes/export --output runs/shapes/measured
 
-Where the folder is missing, 500 questions of each task of the test split are made there. Greedy; predictions are kept in the output folder,
-which `llava-st report` turns into a page.
+If the folder of the split does not exist, 500 questions of each task of the test split are written to it; `--world 1` writes others.
+Decoding is greedy. `llava-st report` makes a page of the predictions in the output folder.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.shapes.files import write_questions
 
 
-# What a model should reach that was trained on two CPU cores, and on one H100. `SHARES` are per cent in the figures, and fractions here.
-FLOORS = {
+# Targets for a model trained on two CPU cores, and for one trained on one H100. Metrics of `PERCENT_METRICS` are percentages in
+# scores.json, and fractions here and in the printed table.
+TARGETS = {
     "rec": {"miou": (0.80, 0.87)},
     "reg": {"exact_match": (0.85, 0.95)},
     "dgc": {"object_recall@0.5": (0.75, 0.88)},
@@ -39,34 +40,50 @@ FLOORS = {
     "svg": {"m_siou": (0.50, 0.68)},
     "elc": {"m_tiou": (0.78, 0.86), "exact_match": (0.85, 0.92)},
 }
-SHARES = ("exact_match", "object_recall@0.5")
-_LONGEST = 200  # tokens of an answer; a tubelet over all 20 frames has about 150
+PERCENT_METRICS = ("exact_match", "object_recall@0.5")
+_MAX_NEW_TOKENS = 200  # a tubelet over all 20 frames has about 150 tokens
 
 
 def measure(
     model, processor, split: Path, output: Path, name: str, batch_size: int, limit: int | None, tasks: Iterable[str] = TASKS
 ) -> dict[str, dict[str, float]]:
-    """Figures of each of `tasks`."""
-    figures = {}
+    """
+    Evaluates `model` and writes predictions and scores of each task to a folder in `output`.
+
+    Args:
+        model, processor: of the same checkpoint.
+        split: folder with `<task>.jsonl` and `media`, as `write_questions` writes it.
+        output: folder to write to.
+        name: of the model, for the report.
+        batch_size: questions answered together.
+        limit: number of questions of each task; `None` for all.
+        tasks: keys of `TASKS`.
+
+    Returns:
+        Task → metrics, as `score` returns them.
+    """
+    metrics = {}
     for task in tasks:
         questions = read_benchmark("jsonl", str(split / f"{task}.jsonl"), str(split / "media"))[:limit]
-        settings = EvaluationSettings(f"jsonl_{task}", name, batch_size, _LONGEST)
+        settings = EvaluationSettings(f"jsonl_{task}", name, batch_size, _MAX_NEW_TOKENS)
         predictions = run_benchmark(questions, model, processor, output / task, settings, read_own_answer, num_workers=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where Java is missing: similarity of captions says little of so small a language
-            figures[task] = score(task, predictions)
-        (output / task / "scores.json").write_text(json.dumps({"default": figures[task]}, indent=2) + "\n")
-    return figures
+            # Caption metrics need Java. They are not used here: captions are compared by exact match.
+            warnings.simplefilter("ignore")
+            metrics[task] = score(task, predictions)
+        (output / task / "scores.json").write_text(json.dumps({"default": metrics[task]}, indent=2) + "\n")
+    return metrics
 
 
-def print_table(figures: dict[str, dict[str, float]]) -> None:
-    print("| task | figure | measured | 95 % interval | floor (2 CPU cores) | floor (H100) | unreadable answers |")
+def print_table(metrics: dict[str, dict[str, float]]) -> None:
+    """Prints the metrics of `TARGETS` with their 95 % intervals, and the share of answers that are cut off or cannot be parsed."""
+    print("| task | metric | measured | 95 % interval | target (2 CPU cores) | target (H100) | unreadable answers |")
     print("|---|---|---|---|---|---|---|")
-    for task, floors in FLOORS.items():
-        found = figures[task]
+    for task, targets in TARGETS.items():
+        found = metrics[task]
         lost = (found["unparsable"] + found["cut_off"]) / found["count"]
-        for key, (cpu, gpu) in floors.items():
-            scale = 100 if key in SHARES else 1
+        for key, (cpu, gpu) in targets.items():
+            scale = 100 if key in PERCENT_METRICS else 1
             value, low, high = (found[name] / scale for name in (key, f"{key}_low", f"{key}_high"))
             mark = "" if value >= cpu else " (below)"
             print(f"| {task} | {key} | {value:.3f}{mark} | {low:.3f} – {high:.3f} | {cpu:.2f} | {gpu:.2f} | {lost:.1%} |")
@@ -74,18 +91,19 @@ def print_table(figures: dict[str, dict[str, float]]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("split", type=Path)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default=DEMO_MODEL_PATH, help="folder or hub id; by default the model that comes with the package")
-    parser.add_argument("--batch-size", type=int, default=25)
-    parser.add_argument("--limit", type=int, help="questions of each task; by default all")
+    parser.add_argument("split", type=Path, help="folder of the questions; written if it does not exist")
+    parser.add_argument("--output", type=Path, required=True, help="folder for predictions and scores")
+    parser.add_argument("--world", type=int, default=0, help="seed of the questions that are written; docs/shapes.md has 0 and 1")
+    parser.add_argument("--model", default=DEMO_MODEL_PATH, help="folder or hub id; by default the demo model")
+    parser.add_argument("--batch-size", type=int, default=25, help="questions answered together")
+    parser.add_argument("--limit", type=int, help="number of questions of each task; by default all")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     if not arguments.split.is_dir():
-        write_questions(arguments.split, "test", QUESTIONS_PER_TASK["test"], NUM_FRAMES)
+        write_questions(arguments.split, "test", QUESTIONS_PER_TASK["test"], NUM_FRAMES, world=arguments.world)
     processor = LlavaSTProcessor.from_pretrained(arguments.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     start = time.monotonic()
-    figures = measure(model, processor, arguments.split, arguments.output, arguments.model, arguments.batch_size, arguments.limit)
-    print_table(figures)
-    print(f"{sum(int(found['count']) for found in figures.values())} questions in {time.monotonic() - start:.0f} seconds")
+    metrics = measure(model, processor, arguments.split, arguments.output, arguments.model, arguments.batch_size, arguments.limit)
+    print_table(metrics)
+    print(f"{sum(int(found['count']) for found in metrics.values())} questions in {time.monotonic() - start:.0f} seconds")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Draws the pictures of docs/shapes.md: scenes of the world with their truth, and the curves of the training.
+Draws the images of docs/shapes.md: scenes of the Shapes dataset with their ground truth, and the training losses.
 
     pip install 'llava-st-hf[pictures]'
     python training/shapes/pictures.py runs/shapes docs/images
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import pyplot
 from PIL import Image
 from train import STAGES
-from vision_pretraining import WORDS
+from vision_pretraining import ATTRIBUTES
 
 from llava_st_hf.shapes.questions import happening
 from llava_st_hf.shapes.scenes import Painter, make_scene, scene_seed
@@ -22,19 +22,19 @@ from llava_st_hf.visualization import TRUTH_COLOUR, add_caption, draw_boxes, dra
 
 
 SCENES = (1, 2, 3)
-FRAMES, SIDE = 6, 150  # of a scene, and pixels of each
-COLUMNS = 4  # of the curves
+FRAMES, SIDE = 6, 150  # frames of a scene, and the width of each in pixels
+COLUMNS = 4  # of plots
 
 
 def draw_scene(number: int) -> Image.Image:
-    """Frames of a video of the validation split with the boxes of what is happening, and when it does."""
+    """Draws frames of a video of the validation split with the boxes of the current events, above a timeline of all events."""
     scene = make_scene(scene_seed("validation", number), is_video=True)
     painter = Painter(scene)
-    frames = [painter.frame(place) for place in range(scene.num_frames)]
+    frames = [painter.frame(index) for index in range(scene.num_frames)]
     drawn = []
-    for place in np.linspace(0, scene.num_frames - 1, FRAMES).round().astype(int):
-        time = place / scene.fps
-        image = Image.fromarray(frames[place]).resize((SIDE, SIDE * scene.height // scene.width), Image.Resampling.BICUBIC)
+    for index in np.linspace(0, scene.num_frames - 1, FRAMES).round().astype(int):
+        time = index / scene.fps
+        image = Image.fromarray(frames[index]).resize((SIDE, SIDE * scene.height // scene.width), Image.Resampling.BICUBIC)
         zoom = SIDE / scene.width
         boxes = [scene.box(event.thing, time) for event in scene.events if event.start <= time <= event.end]
         drawn.append(
@@ -46,7 +46,7 @@ def draw_scene(number: int) -> Image.Image:
 
 
 def draw_curves(runs: Path, path: Path) -> None:
-    """Losses of the vision encoder, and of each task in each part of the three stages."""
+    """Plots the losses of the vision encoder, and of each task in each part of the three stages, to an image file."""
     rows = -(-(1 + len(STAGES)) // COLUMNS)
     figure, grid = pyplot.subplots(rows, COLUMNS, figsize=(5 * COLUMNS, 3.6 * rows), constrained_layout=True)
     axes, unused = np.split(grid.flatten(), [1 + len(STAGES)])
@@ -54,13 +54,13 @@ def draw_curves(runs: Path, path: Path) -> None:
         axis.remove()
     vision = json.loads((runs / "start/vision_log.json").read_text())
     axes[0].plot([entry["step"] for entry in vision], [entry["loss"] for entry in vision], label="loss")
-    for name in WORDS:
-        axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} right")
+    for name in ATTRIBUTES:
+        axes[0].plot([entry["step"] for entry in vision], [entry[name] for entry in vision], label=f"{name} accuracy")
     axes[0].set(title="vision encoder", xlabel="step")
     for stage, axis in zip(STAGES, axes[1:], strict=True):
         log = json.loads((runs / stage / "trainer_state.json").read_text())["log_history"]
         names = sorted({name for entry in log for name in entry if name.startswith("loss_")})
-        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # more than ten tasks
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # there are more than ten tasks
         for name in names:
             points = [(entry["step"], entry[name]) for entry in log if name in entry]
             axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), linewidth=1)
@@ -73,8 +73,8 @@ def draw_curves(runs: Path, path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("runs", type=Path, help="folder of training/shapes/train.py")
+    parser.add_argument("output", type=Path, help="folder for the images")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     one_above_another([draw_scene(number) for number in SCENES], gap=14).save(arguments.output / "shapes_world.jpg", quality=88)

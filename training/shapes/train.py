@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Makes a small model of shapes from nothing: world, vision encoder, three stages.
+Trains the demo model from scratch: Shapes dataset, vision encoder, three stages.
 
     python training/shapes/train.py runs/shapes --output runs/shapes/export
 
-Everything goes through what users have: the three stages are `training/sft.py` with the recipes shapes_stage*.yaml. A run that was
-interrupted goes on where it was when the same command is given again. docs/shapes.md tells of the world.
+The three stages are `training/sft.py` with the recipes shapes_stage*.yaml, as users run it. To resume an interrupted run, run the same
+command again. docs/shapes.md describes dataset and model.
 """
 
 import argparse
@@ -28,37 +28,39 @@ from llava_st_hf.shapes.files import write_questions, write_training_data
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES = 9000, 8000, 2000, 5000
 VISION_STEPS = 2000
-# Two processes of one core each are nearly twice as fast as one process of two: so small a model is mostly small operations. Recipes count
-# on two, also where there are more cores.
+# Two processes of one core each are faster than one process of two, because the steps of this model are many small operations. The batch
+# sizes of the recipes are for two processes.
 PROCESSES, CORES = 2, len(os.sched_getaffinity(0))
 QUESTIONS_PER_TASK = {"validation": 100, "test": 500}
 
 
 def once(folder: Path, name: str, work) -> None:
-    """Does a part of the work, unless an earlier run has; notes how long it took in `folder/times.json`."""
-    noted = folder / "times.json"
-    times = json.loads(noted.read_text()) if noted.is_file() else {}
+    """Calls `work` unless an earlier run has finished this part; writes its duration in seconds to `folder/times.json`."""
+    file = folder / "times.json"
+    times = json.loads(file.read_text()) if file.is_file() else {}
     if name in times:
         return
     start = time.monotonic()
     work()
     times[name] = round(time.monotonic() - start)
-    noted.write_text(json.dumps(times, indent=1))
+    file.write_text(json.dumps(times, indent=1))
     print(f"{name}: {times[name]} seconds", flush=True)
 
 
 def write_data(folder: Path) -> None:
+    """Writes the training split and a mixture for each recipe."""
     write_training_data(folder / "data", NUM_VIDEOS, NUM_IMAGES, NUM_EASY_VIDEOS, NUM_EASY_IMAGES, NUM_FRAMES)
 
 
 def train_start(folder: Path) -> None:
+    """Writes the model that stage 1 starts from."""
     script = REPOSITORY / "training/shapes/start.py"
     subprocess.run([sys.executable, script, folder / "data", folder / "start", "--steps", str(VISION_STEPS)], check=True)
 
 
 # Whether this CPU multiplies matrices of bfloat16 in hardware (AMX).
 HAS_AMX_BF16 = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-# Name of a stage or part of one, and of its recipe → what it starts from.
+# Stage, or part of one, which is also the name of its recipe → folder that it starts from.
 STAGES = {
     "stage1": "start",
     "stage2_words": "stage1_rows",
@@ -70,7 +72,7 @@ STAGES = {
 
 
 def train_stage(folder: Path, name: str) -> None:
-    """Runs a recipe as one would by hand."""
+    """Runs the recipe of a stage on PROCESSES processes."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES),
         REPOSITORY / "training/sft.py",
@@ -78,26 +80,26 @@ def train_stage(folder: Path, name: str) -> None:
         "--mixture", folder / f"data/{name}.yaml",
         "--model_name_or_path", folder / STAGES[name],
         "--output_dir", folder / name,
-        "--bf16", HAS_AMX_BF16,  # a fifth faster with these units, and slower without
+        "--bf16", HAS_AMX_BF16,  # faster on CPUs with AMX, slower on others
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CORES // PROCESSES))}
     subprocess.run(list(map(str, command)), check=True, env=environment)
 
 
 def export(trained: Path, output: Path) -> None:
-    """Writes the model with weights in half the bytes, to be read as float32, which processors are fast at."""
+    """Writes the model with float16 weights, which halves the file. They are loaded as float32, the fastest dtype on CPU."""
     model = llava_st_hf.LlavaSTForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
     model.save_pretrained(output)
     llava_st_hf.LlavaSTProcessor.from_pretrained(trained).save_pretrained(output)
     file = output / "model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors lets nobody else read it
+    file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/shapes"))
-    parser.add_argument("--output", type=Path, help="also write the model in half the bytes to this folder")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/shapes"), help="folder of data and runs")
+    parser.add_argument("--output", type=Path, help="folder to also write the model to, with float16 weights")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
