@@ -26,7 +26,7 @@ ALLOWED = {
     "training": {"model", "checkpoints", "data", "version", "deprecation", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "locking", "distributed"},
     "integrations": {"model", "data", "evaluation"},
-    "cli": {"model", "checkpoints", "data", "evaluation", "version"},
+    "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
     "__init__": {"model", "shapes", "version", "deprecation"},
 }
 # Beside the standard library.
