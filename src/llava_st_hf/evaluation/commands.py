@@ -90,10 +90,10 @@ def _joined(answers: str, references: str, answer_format: str) -> Iterator[Predi
     with open(answers, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                sample_id, answer = _read_answer(line)
+                sample_id, given = _read_answer(line)
             except ValueError as error:
                 raise ValueError(f"{answers}, line {number}: {error}") from error
-            found[sample_id] = answer
+            found[sample_id] = given
     for row in read_predictions(references):
         # The file with the answers does not state which model gave them and how.
         row = replace(row, prediction=GroundingResult(), notes=[], reader=answer_format, model=None, seed=None, versions={})

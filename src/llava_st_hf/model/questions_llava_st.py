@@ -165,9 +165,7 @@ def _prompt(kind: str, question: dict) -> list[dict]:
     if task is None:
         unused = [key for key in _PROMPT_VALUES if key in question]
         if unused:
-            raise ValueError(
-                f"{', '.join(unused)} need a task ({', '.join(TASKS)}); in free text write values like <t1.8s> or <w320px>."
-            )
+            raise ValueError(f"{', '.join(unused)} need a task ({', '.join(TASKS)}); in free text write values like <t1.8s> or <w320px>.")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"`text` must be a string that is not blank, or a `task` must be given; got text={text!r}.")
         return [{"type": "text", "text": text}]
