@@ -56,7 +56,7 @@ def test_save_model_with_a_write_that_fails_leaves_no_model(tmp_path):
     try:
         with pytest.raises(OSError, match="checkpoint-2 could not be saved"):
             trainer.train()
-        with pytest.raises(OSError, match="The model could not be saved to .*/run "):
+        with pytest.raises(OSError, match=r"The model could not be saved to .*/run "):
             trainer.save_model()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

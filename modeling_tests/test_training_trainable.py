@@ -110,7 +110,7 @@ def test_merge_adapter_of_another_model_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="is not for"):
         merge_adapter(tmp_path / "adapter", tmp_path / "narrow")
     tiny_model(tiny_config(text_config={"num_hidden_layers": 1})).save_pretrained(tmp_path / "short")
-    with pytest.raises(ValueError, match="contains .*which is not in"):
+    with pytest.raises(ValueError, match=r"contains .*which is not in"):
         merge_adapter(tmp_path / "adapter", tmp_path / "short")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(ValueError, match="is damaged"):
@@ -141,5 +141,5 @@ def test_prepare_model_for_training_with_invalid_modules_is_an_error(parts, mess
 
 
 def test_prepare_model_for_training_coordinate_embeddings_of_a_stage_1_model_is_an_error():
-    with pytest.raises(ValueError, match="no coordinate tokens .*prepare_base_model"):
+    with pytest.raises(ValueError, match=r"no coordinate tokens .*prepare_base_model"):
         prepare_model_for_training(tiny_model(tiny_config(use_coordinate_tokens=False)), ["coordinate_embeddings"])
