@@ -164,11 +164,11 @@ def begun_run(tmp_path) -> Path:
 
 CHANGES = [
     {"seed": 3}, {"model": "other"}, {"num_samples": 7}, {"lora_r": 8}, {"trainable_modules": ["packer"]},
-    {"learning_rates": {"lora": 0.1}},
-    {"learning_rate": 2e-3}, {"video_backend": "decord"}, {"allow_truncated": True}, {"lr_scheduler_type": "cosine"}, {"warmup_steps": 5},
-    {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"adam_beta1": 0.8}, {"adam_beta2": 0.98}, {"adam_epsilon": 1e-6}, {"optim": "sgd"},
-    {"dataloader_drop_last": True}, {"weight_decay": 0.1}, {"max_grad_norm": 0.5}, {"gradient_accumulation_steps": 2}, {"muon": True},
-    {"ignore_data_skip": True}, {"loss_on": "original"}, {"neftune_noise_alpha": 5.0}, {"average_tokens_across_devices": False},
+    {"learning_rates": {"lora": 0.1}}, {"learning_rate": 2e-3}, {"video_backend": "decord"}, {"allow_truncated": True},
+    {"lr_scheduler_type": "cosine"}, {"warmup_steps": 5}, {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"adam_beta1": 0.8},
+    {"adam_beta2": 0.98}, {"adam_epsilon": 1e-6}, {"optim": "sgd"}, {"dataloader_drop_last": True}, {"weight_decay": 0.1},
+    {"max_grad_norm": 0.5}, {"gradient_accumulation_steps": 2}, {"muon": True}, {"ignore_data_skip": True}, {"loss_on": "original"},
+    {"neftune_noise_alpha": 5.0}, {"average_tokens_across_devices": False},
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainingArguments
 
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, prepare_model_for_training
+from llava_st_hf.training import trainer as trainer_module
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.corpora import mixed_rows, row, write_media
 from modeling_tests.one_training import OPTIONS, make_trainer
@@ -95,6 +96,21 @@ def test_broken_samples_are_counted_and_logged_up_to_a_limit(tmp_path, caplog):
         trainer_of(tmp_path, rows, max_steps=6, on_error="skip", max_errors=2).train()
     with pytest.raises(ValueError, match=r"Sample '9\d' of made"):
         trainer_of(tmp_path, rows, max_steps=6).train()
+
+
+def test_max_errors_counts_different_samples_of_all_processes_together(tmp_path, monkeypatch):
+    rows = [*mixed_rows(write_media(tmp_path), 3), row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
+    options = {"max_steps": 4, "on_error": "skip", "logging_steps": 4}
+
+    def gather(objects):  # as if another process had dropped the same sample and two others
+        return [*objects, {*objects[0], "Sample '92'", "Sample '93'"}] if isinstance(objects[0], set) else objects
+
+    monkeypatch.setattr(trainer_module, "gather_object", gather)
+    trainer = trainer_of(tmp_path, rows, max_errors=3, **options)
+    trainer.train()
+    assert trainer.state.log_history[0]["skipped_samples"] == 3
+    with pytest.raises(RuntimeError, match="3 samples could not be used, more than max_errors=2"):
+        trainer_of(tmp_path, rows, max_errors=2, **options).train()
 
 
 def test_a_step_in_which_nothing_can_be_learned_changes_nothing(tmp_path):
