@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from llava_st_hf.evaluation.ground_truth import to_clip_coordinates
 from llava_st_hf.evaluation.rows import Box, Question
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.model.grounding_llava_st import MediaInfo
@@ -170,14 +171,19 @@ def media_of(question: Question) -> MediaInfo:
     return MediaInfo("video", width, height, fps=float(FPS), first_frame=first, last_frame=last)
 
 
-def oracle(question: Question) -> str:
-    """The right answer in LLaVA-ST's own tokens: the bins nearest to the truth."""
-    return shifted_oracle(question, 0)
+def in_clip(question: Question, num_frames: int = 100) -> Question:
+    """The question with its ground truth at the frames that a model samples."""
+    return to_clip_coordinates(question, media_of(question), num_frames)
 
 
-def shifted_oracle(question: Question, bins: int) -> str:
-    """The same with every time and place so many bins later, further right and lower, as far as there are bins."""
-    truth, media = question.truth, media_of(question)
+def oracle(question: Question, num_frames: int = 100) -> str:
+    """The right answer in LLaVA-ST's own tokens: the bins nearest to the ground truth."""
+    return shifted_oracle(question, 0, num_frames)
+
+
+def shifted_oracle(question: Question, bins: int, num_frames: int = 100) -> str:
+    """The same with every time `bins` bins later and every box as many further right and lower, as far as there are bins."""
+    truth, media = in_clip(question, question.num_frames or num_frames).truth, media_of(question)
 
     def token(axis: str, position: float) -> str:
         index = position_to_bin(position, DEFAULT_NUM_BINS) + bins
@@ -206,6 +212,6 @@ def shifted_oracle(question: Question, bins: int) -> str:
     return f"During {{{start}{end}}}. {tubelet}" if question.task == "stvg" else f"Ends in {end}, {truth.caption}. {tubelet}"
 
 
-def empty_oracle(question: Question) -> str:
-    """An answer that says nothing."""
+def empty_oracle(question: Question, num_frames: int = 100) -> str:
+    """An empty answer."""
     return ""

@@ -35,15 +35,15 @@ def test_refcoco_goes_together_by_position(tmp_path):
 @pytest.mark.parametrize(
     "image, annotation, reason",
     [
-        ({}, {"id": 6}, "id 5, the annotation beside it 6"),
-        ({}, {"bbox": [1, 2, 3]}, "width, height"),
+        ({}, {"id": 6}, "id 5, the annotation at the same position the id 6"),
+        ({}, {"bbox": [1, 2, 3]}, "'bbox[3]' is missing."),
         ({}, {"bbox": [1, 2, 0, 3]}, "above 0"),
         ({}, {"bbox": [1, 2, "3", 3]}, "finite number"),
-        ({}, {"bbox": [60, 2, 20, 3]}, "outside the picture of 64x48"),
-        ({}, {"bbox": None}, "no 'bbox'"),
+        ({}, {"bbox": [60, 2, 20, 3]}, "outside the image of 64x48"),
+        ({}, {"bbox": None}, "'bbox' must be a list, not None."),
         ({"caption": ""}, {}, "not blank"),
-        ({"width": 64.5}, {}, "whole number"),
-        ({"file_name": None}, {}, "no 'file_name'"),
+        ({"width": 64.5}, {}, "'width' must be an integer"),
+        ({"file_name": None}, {}, "'file_name' must be a string"),
     ],
 )
 def test_a_bad_pair_of_refcoco_is_a_problem_of_its_row(tmp_path, image, annotation, reason):
@@ -54,7 +54,7 @@ def test_a_bad_pair_of_refcoco_is_a_problem_of_its_row(tmp_path, image, annotati
 
 def test_refcoco_lists_of_unequal_length_are_told(tmp_path):
     rows = refcoco(tmp_path, [IMAGE, IMAGE], [ANNOTATION])
-    assert "no annotation at this place" in rows[1][1]
+    assert "'annotations' has no item at this position" in rows[1][1]
 
 
 # Charades-STA
@@ -71,7 +71,8 @@ def test_charades_times_are_fractions_and_videos_get_a_suffix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "timestamp, reason", [([0.5, 0.2], "ends before"), ([0, 1.5], "1.5"), ([0.1], "[start, end]"), (None, "no 'timestamp'")]
+    "timestamp, reason",
+    [([0.5, 0.2], "before the start"), ([0, 1.5], "1.5"), ([0.1], "'timestamp[1]' is missing"), (None, "'timestamp' must be a list")],
 )
 def test_a_bad_row_of_charades_is_a_problem(tmp_path, timestamp, reason):
     ((_, problem),) = read_charades_sta(written(tmp_path / "charades.json", [{"image_id": "a", "caption": "b", "timestamp": timestamp}]))
@@ -97,12 +98,12 @@ def test_hc_stvg_counts_frames_from_one_and_cuts_boxes_at_the_edge(tmp_path, ann
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"bbox": []}, "no boxes"),
+        ({"bbox": []}, "'bbox' must not be empty."),
         ({"st_frame": 11}, "11 frames"),
         ({"st_frame": 0}, "'st_frame'"),
         ({"bbox": [[10, 4, 20, 30], [70, 4, 20, 30]]}, "The box of frame 4"),
-        ({"caption": None}, "'caption' (or 'English')"),
-        ({"width": None}, "no 'width'"),
+        ({"caption": None}, "'caption' (or 'English', in version 2) is missing"),
+        ({"width": None}, "'width' and 'height' (or 'img_size', in version 2) are missing"),
     ],
 )
 def test_a_bad_video_of_hc_stvg_is_a_problem(tmp_path, change, reason):
@@ -153,12 +154,12 @@ def test_vidstg_makes_a_sample_of_each_sentence(tmp_path):
     "change, reason",
     [
         ({"vid": "9"}, "no <group>/9.json"),
-        ({"temporal_gt": {"begin_fid": 0, "end_fid": 7}}, "no part of 'used_segment'"),
-        ({"temporal_gt": {"begin_fid": 7, "end_fid": 7}}, "no part of 'used_segment'"),
-        ({"temporal_gt": {"begin_fid": 3, "end_fid": 13}}, "no part of 'used_segment'"),
+        ({"temporal_gt": {"begin_fid": 0, "end_fid": 7}}, "not within 'used_segment'"),
+        ({"temporal_gt": {"begin_fid": 7, "end_fid": 7}}, "not within 'used_segment'"),
+        ({"temporal_gt": {"begin_fid": 3, "end_fid": 13}}, "not within 'used_segment'"),
         ({"captions": [{"description": "x", "target_id": 4}]}, "target 4 has no boxes"),
-        ({"captions": [], "questions": []}, "neither 'captions' nor 'questions'"),
-        ({"fps": None}, "no 'fps'"),
+        ({"captions": [], "questions": []}, "'captions' and 'questions' are both empty or missing"),
+        ({"fps": None}, "'fps' must be a finite number, not None."),
     ],
 )
 def test_a_bad_row_of_vidstg_is_a_problem(tmp_path, change, reason):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.data.json_rows import BrokenFileError, read_rows
+from llava_st_hf.data.hc_stvg import read_hc_stvg
+from llava_st_hf.data.json_rows import MAX_DEPTH, BrokenFileError, _DepthGuard, read_rows
 from llava_st_hf.data.paths import join_path
 
 
@@ -33,14 +35,14 @@ def test_numbers_of_lists_are_floats_and_whole_numbers(tmp_path):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        (b'{"a": 1', "no JSON"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
-        (b'{"a": 1e999}', "beyond all floats"),
-        (b'{"a": "\xff"}', "no JSON"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"[1]", "A row is an object"),
-        (b'"text"', "A row is an object"),
+        (b'{"a": 1', "not valid JSON"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "beyond the range of a float"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"[" * 100_000, "nested deeper than 100"),
+        (b"[1]", "The row must be an object"),
+        (b'"text"', "The row must be an object"),
     ],
 )
 def test_a_broken_line_is_a_problem_of_its_row(tmp_path, line, reason):
@@ -57,10 +59,73 @@ def test_a_broken_list_names_file_and_row(tmp_path, tail):
     rows = read_rows(str(path))
     assert next(rows) == (1, {"a": 1})
     number, problem = next(rows)
-    assert number == 2 and "A row is an object, not 7" in problem
+    assert number == 2 and "The row must be an object, not 7" in problem
     assert next(rows) == (3, {"a": 3})
     with pytest.raises(BrokenFileError, match=r"cut\.json, row 4"):
         next(rows)
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_read_rows_accepts_the_maximum_depth_and_names_a_deeper_row(tmp_path, suffix):
+    as_list, separator, ends = suffix == "json", {"json": b",", "jsonl": b"\n"}[suffix], {"json": (b"[", b"]"), "jsonl": (b"", b"")}[suffix]
+    deepest = MAX_DEPTH - 1 - as_list  # besides the object, and the list of rows
+    rows = [b'{"a": ' + nested(depth) + b', "b": "[[[{"}' for depth in (1, deepest, deepest + 1, 1)]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(ends[0] + separator.join(rows) + ends[1])
+    found = read_rows(str(path))
+    assert [next(found)[0] for _ in range(2)] == [1, 2]
+    if as_list:
+        with pytest.raises(BrokenFileError, match=r"a\.json, row 3: .*deeper than 100 objects and lists"):
+            next(found)
+    else:
+        (number, problem), (_, last) = found
+        assert number == 3 and "deeper than 100 objects and lists" in problem and isinstance(last, dict)
+
+
+@pytest.mark.parametrize("read", [read_rows, read_hc_stvg])
+@pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
+def test_a_file_of_nested_brackets_is_refused_in_little_memory(tmp_path, read, bracket):
+    path = tmp_path / "a.json"
+    path.write_bytes((b"[" if read is read_rows else b'{"a":') + bracket * 20_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BrokenFileError, match=r"a\.json, row 1: .*deeper than"):
+            list(read(str(path)))
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+JSON_TEXTS = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='ab[]{}"\\', max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='a[]{}"\\', max_size=3), inner, max_size=2),
+    max_leaves=20,
+).map(json.dumps)
+
+
+def depth_of(value) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
+
+
+@given(text=JSON_TEXTS, size=st.integers(1, 7))
+def test_the_depth_of_nesting_is_found_whatever_the_chunks(text, size):
+    guard, greatest = _DepthGuard(), 0
+    content = text.encode()
+    for start in range(0, len(content), size):
+        for length in range(1, size + 1):  # the depth after each byte, from a copy of the state before the chunk
+            copy = _DepthGuard()
+            copy.__dict__.update(guard.__dict__)
+            copy.first_too_deep(content[start : start + length])
+            greatest = max(greatest, copy.depth)
+        guard.first_too_deep(content[start : start + size])
+    assert guard.depth == 0 and not guard.in_string
+    assert greatest == depth_of(json.loads(text))
 
 
 @pytest.mark.parametrize("content, reason", [(b"", "is empty"), (b'{"a": [1]}', "begins with '{'"), (b"  3", "begins with '3'")])
@@ -87,7 +152,7 @@ def test_paths_are_joined_inside_the_folder():
     "path",
     [
         *("/a", "\\a", "C:\\a", "c:a", "//host/a", "..", "../a", "a/../../b", "a/..", "a\\..\\b"),
-        *("http://x/a", "file:///a", "data:,a", "", " ", ".", "./", "a\0b", None, 3, ["a"], b"a"),
+        *("http://x/a", "file:///a", "data:,a", "", " ", ".", "./", "a\0b", None, 3, ["a"], b"a", "a\ud83d"),
     ],
 )
 def test_paths_that_may_lead_elsewhere_are_refused(path):

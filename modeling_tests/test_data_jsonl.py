@@ -121,9 +121,9 @@ def test_a_task_says_what_the_sample_lacks():
     sample = GroundingSample("a", "video", "a.mp4", text="who runs?", span=(0.1, 0.2), unit="fraction", is_question=True)
     with pytest.raises(ValueError, match="'stvg' needs boxes with times"):
         question_and_answer(sample, "stvg")
-    with pytest.raises(ValueError, match="'rec' asks about images"):
+    with pytest.raises(ValueError, match="'rec' is about images"):
         question_and_answer(sample, "rec")
-    with pytest.raises(ValueError, match="only a question"):
+    with pytest.raises(ValueError, match="is a question"):
         question_and_answer(sample, "tr")
 
 
@@ -132,13 +132,36 @@ def tube(num_frames: int, first: int, last: int) -> GroundingSample:
     return GroundingSample("a", "video", "a.mp4", text="x", span=(0, 1), unit="fraction", boxes=boxes, num_frames=num_frames)
 
 
-def test_boxes_of_every_frame_are_answered_at_the_frames_that_the_model_sees():
-    seen = [round(i / 99 * 299) for i in range(100)]
-    moments = sampled_moments(tube(300, 50, 120))
-    assert [box[2] - 1 for _, box in moments] == [frame for frame in seen if 50 <= frame <= 120]
-    assert len(sampled_moments(tube(40, 5, 9))) == 5  # a clip shorter than 100 frames is seen whole
-    between = next(frame for frame in range(1000) if frame not in {round(i / 99 * 999) for i in range(100)})
-    assert [box[2] - 1 for _, box in sampled_moments(tube(1000, between, between))] == [between]
+@pytest.mark.parametrize("num_frames", [20, 32, 100])
+def test_sampled_moments_dense_annotation_gives_one_box_per_sampled_frame_of_the_event(num_frames):
+    sampled = [round(i / (num_frames - 1) * 299) for i in range(num_frames)]
+    moments = sampled_moments(tube(300, 50, 120), num_frames)
+    assert [box[2] - 1 for _, box in moments] == [frame for frame in sampled if 50 <= frame <= 120]
+    assert [time for time, _ in moments] == [frame / 299 for frame in sampled if 50 <= frame <= 120]
+
+
+def test_sampled_moments_short_clip_gives_each_frame_once():
+    assert [box[2] - 1 for _, box in sampled_moments(tube(40, 5, 9), 100)] == [5, 6, 7, 8, 9]
+
+
+def test_sampled_moments_event_between_sampled_frames_gives_its_middle_box_at_the_nearest():
+    # Sampled: 0, 300, 600 and 900. The middle of the frames 320 to 322 is 321.
+    ((time, box),) = sampled_moments(tube(901, 320, 322), 4)
+    assert (box[2] - 1, time) == (321, 300 / 900)
+    ((time, box),) = sampled_moments(tube(901, 440, 462), 4)
+    assert (box[2] - 1, time) == (451, 600 / 900)
+
+
+def test_sampled_moments_sparse_annotation_gives_all_boxes(tmp_path):
+    sample = sample_of(tmp_path, "stvg")
+    assert sampled_moments(sample, None) == sampled_moments(sample, 2) == [(item["time"], tuple(item["box"])) for item in BOXES]
+
+
+def test_sampled_moments_dense_annotation_without_num_frames_is_an_error():
+    with pytest.raises(ValueError, match=r"num_frames is missing.*processor\.video_processor\.num_frames"):
+        sampled_moments(tube(300, 50, 120), None)
+    with pytest.raises(ValueError, match="num_frames must be"):
+        sampled_moments(tube(300, 50, 120), 0)
 
 
 def test_a_part_of_the_video_is_given_in_frames_or_seconds(tmp_path):
@@ -155,40 +178,48 @@ def test_chats_are_taken_as_written(tmp_path):
 
 
 MALFORMED = [
-    ({**ROWS["rec"]}, "no 'task'"),
-    ({"task": "dvc", **ROWS["rec"]}, "'task' is 'dvc'"),
-    ({"task": ["rec"], **ROWS["rec"]}, "'task' is"),
-    ({"task": "rec", "text": "a", "box": [1, 2, 3, 4]}, "no 'image'"),
-    ({"task": "tvg", **ROWS["tvg"], "image": "a.jpg"}, "no use for 'image'"),
-    ({"task": "rec", **ROWS["rec"], "clip": [1, 2]}, "no use for 'clip'"),
-    ({"task": "rec", **ROWS["rec"], "answer": "x"}, "no use for 'answer'"),
-    ({"task": "rec", **ROWS["rec"], "box": None}, "no 'box'"),
+    ({**ROWS["rec"]}, "'task' must be one of rec, reg, dgc, tvg, tr, stvg, svg, elc, not None."),
+    ({"task": "dvc", **ROWS["rec"]}, "elc, not 'dvc'"),
+    ({"task": ["rec"], **ROWS["rec"]}, "elc, not ['rec']"),
+    ({"task": "rec", "text": "a", "box": [1, 2, 3, 4]}, "'image' is missing."),
+    ({"task": "tvg", **ROWS["tvg"], "image": "a.jpg"}, "'image' is not a valid key; the keys are"),
+    ({"task": "rec", **ROWS["rec"], "clip": [1, 2]}, "'clip' is not a valid key"),
+    ({"task": "rec", **ROWS["rec"], "answer": "x"}, "'answer' is not a valid key"),
+    ({"task": "rec", **ROWS["rec"], "box": None}, "'box' must be a list, not None."),
     ({"task": "rec", **ROWS["rec"], "box": [3, 2, 1, 4]}, "reversed"),
+    ({"task": "rec", **ROWS["rec"], "box": [1, 9, 5, 2]}, "reversed"),
     ({"task": "rec", **ROWS["rec"], "box": [1, 2, 1, 4]}, "no area"),
-    ({"task": "rec", **ROWS["rec"], "box": [1, 2, 3]}, "four numbers"),
+    ({"task": "rec", **ROWS["rec"], "box": [1, 2, 3]}, "'box[3]' is missing"),
     ({"task": "rec", **ROWS["rec"], "box": [1, 2, 3, "4"]}, "finite number"),
     ({"task": "rec", **ROWS["rec"], "text": " "}, "'text' must be"),
     ({"task": "rec", **ROWS["rec"], "image": 3}, "'image' must be"),
     ({"task": "tvg", **ROWS["tvg"], "span": [2, 1]}, "ends before it starts"),
     ({"task": "tvg", **ROWS["tvg"], "span": [-1, 1]}, "negative"),
-    ({"task": "tvg", **ROWS["tvg"], "span": [1]}, "pair"),
+    ({"task": "tvg", **ROWS["tvg"], "span": [1]}, "'span[1]' is missing"),
     ({"task": "tvg", **ROWS["tvg"], "span": {"start": 1, "end": 2}}, "'span' must be a list"),
     ({"task": "tvg", **ROWS["tvg"], "clip": [5, 2]}, "'clip' is reversed"),
-    ({"task": "tvg", **ROWS["tvg"], "clip": [0, 5], "end": 2}, "not both"),
+    ({"task": "tvg", **ROWS["tvg"], "clip": [0, 5], "end": 2}, "both in frames ('clip') and in seconds"),
     ({"task": "tvg", **ROWS["tvg"], "start": 3, "end": 2}, "not after the start"),
-    ({"task": "svg", **ROWS["svg"], "boxes": []}, "'boxes' is empty"),
-    ({"task": "svg", **ROWS["svg"], "boxes": [BOXES[1], BOXES[0]]}, "must go upwards"),
+    ({"task": "svg", **ROWS["svg"], "boxes": []}, "'boxes' must not be empty"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [BOXES[1], BOXES[0]]}, "must be strictly ascending"),
     ({"task": "svg", **ROWS["svg"], "boxes": [{"time": 3, "box": [1, 2, 3, 4]}]}, "beyond the 'span'"),
-    ({"task": "svg", **ROWS["svg"], "boxes": [{"box": [1, 2, 3, 4]}]}, "has no 'time'"),
+    ({"task": "svg", **ROWS["svg"], "boxes": [{"box": [1, 2, 3, 4]}]}, "'boxes[0].time' is missing"),
     ({"task": "svg", **ROWS["svg"], "boxes": [[1, 2, 3, 4]]}, "must be an object"),
     ({"task": "dgc", "image": "a.jpg", "objects": [{"text": "", "box": [1, 2, 3, 4]}]}, "not blank"),
+    (
+        {"task": "rec", **ROWS["rec"], "text": "a dog \ud83d"},
+        "'text' must not have a lone surrogate, which UTF-8 cannot encode: replace '\\ud83d' at position 6",
+    ),
+    ({"task": "rec", **ROWS["rec"], "id": "\ud83d"}, "'id' must not have a lone surrogate"),
+    ({"task": "rec", **ROWS["rec"], "image": "\ud83d.jpg"}, "'image' must not have a lone surrogate"),
+    ({"messages": [{"role": "user", "content": "\ud83d"}]}, "'messages[0].content' must not have a lone surrogate"),
     ({"messages": "hi"}, "'messages' must be a list"),
-    ({"messages": [{"role": "human", "content": "hi"}]}, "must be system, user or assistant"),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'content' of message 1"),
+    ({"messages": [{"role": "human", "content": "hi"}]}, "'messages[0].role' must be 'system', 'user' or 'assistant', not 'human'."),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'messages[0].content' must be a string"),
     ({"messages": [], "video": "a.mp4", "image": "b.jpg"}, "both an 'image' and a 'video'"),
-    ({"messages": [], "image": "b.jpg", "clip": [1, 2]}, "only a video"),
-    ({"messages": [], "end": 3}, "no 'video'"),
-    ({"messages": [], "text": "x"}, "no use for 'text'"),
+    ({"messages": [], "image": "b.jpg", "clip": [1, 2]}, "need a 'video'"),
+    ({"messages": [], "end": 3}, "need a 'video'"),
+    ({"messages": [], "text": "x"}, "'text' is not a valid key"),
 ]
 
 

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from transformers.utils import logging as hf_logging
 from llava_st_hf.data import FEATURES, load_mixture, read_mixture
 from llava_st_hf.data.mixture import Strategy
 from modeling_tests.processors import tiny_processor
-from modeling_tests.test_data_annotations import ANNOTATION, IMAGE, SENTENCES, VERSION_1, vidor
+from modeling_tests.test_data_annotations import ANNOTATION, IMAGE, PERSON, SENTENCES, VERSION_1, vidor
 
 
 def sample(number: int) -> dict:
@@ -112,23 +113,23 @@ def test_entries_stand_one_after_the_other_with_paths_from_the_mixtures_folder(t
     "entry, reason",
     [
         ({"json_path": "nowhere.json"}, "nowhere.json does not exist"),
-        ({"json_path": None}, "json_path must be"),
-        ({"sampling_strategy": "some"}, "sampling_strategy='some'"),
+        ({"json_path": None}, "'json_path' must be"),
+        ({"sampling_strategy": "some"}, "'sampling_strategy' must be all, first:N"),
         ({"sampling_strategy": "first:0"}, "sampling_strategy"),
         ({"sampling_strategy": "first:1.5"}, "sampling_strategy"),
         ({"sampling_strategy": "first:101%"}, "sampling_strategy"),
         ({"sampling_strategy": "random:-3"}, "sampling_strategy"),
-        ({"sampling_strategy": 5}, "sampling_strategy=5"),
-        ({"format": "coco"}, "format='coco'"),
-        ({"format": ["st_align"]}, "format="),
-        ({"format": "vidstg", "data_folder": "."}, "boxes_folder must be"),
+        ({"sampling_strategy": 5}, "or a share like 10%, not 5."),
+        ({"format": "coco"}, "not 'coco'"),
+        ({"format": ["st_align"]}, "'format' must be one of st_align"),
+        ({"format": "vidstg", "data_folder": "."}, "'boxes_folder' is missing"),
         ({"format": "vidstg", "data_folder": ".", "boxes_folder": "nowhere"}, "nowhere does not exist"),
-        ({"format": "refcoco"}, "needs a data_folder"),
-        ({"format": "refcoco", "data_folder": ".", "task": "tvg"}, "serves rec, reg"),
-        ({"format": "jsonl", "task": "tvg"}, "name their own task"),
-        ({"boxes_folder": "."}, "no use for a boxes_folder"),
-        ({"shuffle": True}, "no use for 'shuffle'"),
-        ({"source": 3}, "source must be"),
+        ({"format": "refcoco"}, "'data_folder' is missing"),
+        ({"format": "refcoco", "data_folder": ".", "task": "tvg"}, "'task' must be one of rec, reg"),
+        ({"format": "jsonl", "task": "tvg"}, "whose rows have their own task"),
+        ({"boxes_folder": "."}, "'boxes_folder' is not a valid key for the format 'st_align'"),
+        ({"shuffle": True}, "'shuffle' is not a valid key; the keys are json_path, "),
+        ({"source": 3}, "'source' must be a string"),
     ],
 )
 def test_a_bad_entry_is_named(tmp_path, entry, reason):
@@ -153,7 +154,7 @@ BROKEN = [sample(0), "{oops", sample(2), {"conversations": []}, sample(4)]
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_broken_row_is_an_error_with_file_row_and_reason(tmp_path, load, streaming):
-    with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: The line is no JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: The line is not valid JSON"):
         list(load(simple(tmp_path, BROKEN), streaming=streaming))
 
 
@@ -183,7 +184,7 @@ def test_broken_rows_count_in_a_strategy_and_do_not_matter_outside_it(tmp_path, 
 def test_a_list_that_breaks_off_is_always_an_error(tmp_path, load, streaming):
     (tmp_path / "rows.json").write_text(json.dumps([sample(0), sample(1)])[:-9])
     path = mixture(tmp_path, {"json_path": "rows.json"})
-    with pytest.raises(ValueError, match=r"rows\.json, row 2: The file is no JSON"):
+    with pytest.raises(ValueError, match=r"rows\.json, row 2: The file is not valid JSON"):
         list(load(path, streaming=streaming, on_error="skip"))
 
 
@@ -207,7 +208,7 @@ def test_streaming_gives_the_same_rows(tmp_path, load):
 
 @pytest.mark.parametrize("strategy", ["random:2", "end:2", "first:20%"])
 def test_streaming_refuses_strategies_that_need_the_number_of_rows(tmp_path, load, strategy):
-    with pytest.raises(ValueError, match="streaming takes"):
+    with pytest.raises(ValueError, match="streaming supports"):
         load(simple(tmp_path, strategy=strategy), streaming=True)
 
 
@@ -223,7 +224,7 @@ def test_a_changed_file_is_read_again(tmp_path, load):
 def test_an_unchanged_file_is_read_once_for_all_strategies(tmp_path, load, monkeypatch):
     assert ids(load(simple(tmp_path))) == list(range(10))
 
-    def read_again(entry):
+    def read_again(entry, num_frames):
         raise AssertionError("the file was read again")
 
     monkeypatch.setattr("llava_st_hf.data.loading.read_entry", read_again)
@@ -235,7 +236,7 @@ def test_another_version_of_the_package_reads_again(tmp_path, load, monkeypatch)
     path = simple(tmp_path)
     load(path)
     monkeypatch.setattr("llava_st_hf.data.loading.__version__", "999")
-    monkeypatch.setattr("llava_st_hf.data.loading.read_entry", lambda entry: iter([(1, "read again")]))
+    monkeypatch.setattr("llava_st_hf.data.loading.read_entry", lambda entry, num_frames: iter([(1, "read again")]))
     with pytest.raises(ValueError, match="read again"):
         load(path)
 
@@ -272,7 +273,7 @@ def test_each_family_makes_questions_and_answers(tmp_path, load, family):
         "jsonl": [{"task": "tr", "video": "a.mp4", "text": "a dog runs", "span": [1, 2]}],
     }
     (tmp_path / "a.json").write_text(json.dumps(contents[family]))
-    (row,) = load(mixture(tmp_path, {"json_path": "a.json", "format": family, "data_folder": "media"}))
+    (row,) = load(mixture(tmp_path, {"json_path": "a.json", "format": family, "data_folder": "media"}), num_frames=100)
     task, answer = FAMILIES[family]
     assert row["task"] == task and row["messages"][1]["content"][0]["text"] == answer
     medium = row["messages"][0]["content"][0]
@@ -283,11 +284,54 @@ def test_vidstg_counts_rows_of_the_file_and_leaves_questions_out_of_captions(tmp
     vidor(tmp_path)
     (tmp_path / "v.json").write_text(json.dumps([SENTENCES, {**SENTENCES, "vid": "9"}, SENTENCES]))
     entry = {"json_path": "v.json", "format": "vidstg", "data_folder": "videos", "boxes_folder": "boxes"}
-    dataset = load(mixture(tmp_path, {**entry, "sampling_strategy": "end:2"}), on_error="skip")
+    dataset = load(mixture(tmp_path, {**entry, "sampling_strategy": "end:2"}), on_error="skip", num_frames=100)
     assert dataset["id"][:] == ["8-3-1", "8-3-2"] and dataset[0]["messages"][0]["content"][0]["clip"] == [1, 11]
-    dataset = load(mixture(tmp_path, {**entry, "task": "elc"}), on_error="skip")
+    dataset = load(mixture(tmp_path, {**entry, "task": "elc"}), on_error="skip", num_frames=100)
     assert dataset["id"][:] == ["8-1-1", "8-3-1"]
     assert dataset[0]["messages"][1]["content"][0]["text"].startswith("Ends in <t0.5>, a dog runs. Object bounding box: <t0.2>:[<w3.0px>")
+
+
+DENSE = {**PERSON, "bbox": [[10, 4, 20, 30]] * 200, "st_frame": 51, "img_num": 600, "caption": "The man turns.", "width": 64, "height": 48}
+
+
+def dense_mixture(tmp_path, task: str = "stvg") -> str:
+    (tmp_path / "dense.json").write_text(json.dumps({"a.mp4": DENSE}))
+    return mixture(tmp_path, {"json_path": "dense.json", "format": "hc_stvg", "data_folder": "media", "task": task})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("task", ["stvg", "svg", "elc"])
+def test_load_mixture_dense_annotation_answers_at_each_sampled_frame(tmp_path, load, task, streaming):
+    for num_frames in (20, 32, 100, 20):  # the last comes from the cache
+        (row,) = load(dense_mixture(tmp_path, task), num_frames=num_frames, streaming=streaming)
+        answer = row["messages"][1]["content"][0]["text"]
+        sampled = [round(i / (num_frames - 1) * 599) for i in range(num_frames)]
+        times = [float(time) for time in re.findall(r"<t([\d.]+)>:\[", answer)]
+        assert times == [frame / 599 for frame in sampled if 50 <= frame <= 249]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_load_mixture_dense_annotation_without_num_frames_is_an_error(tmp_path, load, streaming):
+    with pytest.raises(ValueError, match=r"num_frames is missing: .*dense\.json .*'hc_stvg'.*processor\.video_processor\.num_frames"):
+        load(dense_mixture(tmp_path), streaming=streaming)
+    with pytest.raises(ValueError, match="num_frames must be a whole number"):
+        load(dense_mixture(tmp_path), num_frames=0.5, streaming=streaming)
+
+
+def test_load_mixture_answers_without_boxes_need_no_num_frames(tmp_path, load):
+    (row,) = load(dense_mixture(tmp_path, "tvg"))
+    assert row["messages"][1]["content"][0]["text"] == f"{{<t{50 / 599!r}><t{249 / 599!r}>}}"
+    assert ids(load(simple(tmp_path), num_frames=20)) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "datasets: [&a [x, x], &b [*a, *a], &c [*b, *b], {json_path: &d [*c, *c], source: [*d, *d]}]"]
+)
+def test_read_mixture_nested_yaml_is_a_short_error(tmp_path, content):
+    (tmp_path / "m.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"m\.yaml") as error:
+        read_mixture(tmp_path / "m.yaml")
+    assert len(str(error.value)) < 1000
 
 
 def test_the_processor_takes_the_messages(tmp_path, load):

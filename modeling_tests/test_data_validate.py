@@ -102,7 +102,7 @@ BAD = [
     (rec(box=(1, 2, 70, 40)), "<w70.0px> is outside the image, whose width is 64 pixels"),
     (rec("sideways.jpg", box=(0, 0, 64, 40)), "whose width is 48 pixels"),
     (rec("../photo.jpg"), "has a '..'"),
-    ("{", "no JSON"),
+    ("{", "not valid JSON"),
     (tvg(span=(2, 1)), "ends before it starts"),
 ]
 
@@ -158,7 +158,7 @@ def test_problems_of_the_mixture_and_of_whole_files_are_told(tmp_path):
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({"datasets": entries}))
     missing, row, cut, none = validate_mixture(tmp_path / "m.yaml")
     assert missing.file.endswith("m.yaml") and missing.row == 1 and "nowhere.json does not exist" in missing.reason
-    assert (row.row, cut.row) == (1, 2) and "no JSON from there on" in cut.reason
+    assert (row.row, cut.row) == (1, 2) and "not valid JSON from there on" in cut.reason
     assert none.reason == "The file has no rows."
     (problem,) = validate_mixture(tmp_path / "not.yaml")
     assert problem.row == 0 and "not.yaml" in problem.reason

@@ -26,7 +26,7 @@ PIXELS = (100.0, 100.0, 300.0, 200.0)
 
 def read(reader: str, text: str, task: str, media: MediaInfo | None = None, **more) -> tuple[GroundingResult, list[str]]:
     media = media or (IMAGE if TASKS[task].medium == "image" else VIDEO)
-    return ANSWER_PARSERS[reader](text, ParseContext(task, media, **more))
+    return ANSWER_PARSERS[reader](text, ParseContext(task, media, **{"num_frames": 100, **more}))
 
 
 def near(found: GroundingResult, wanted: GroundingResult) -> bool:
@@ -267,10 +267,10 @@ def test_read_seconds_answer_gives_expected_span_and_note(text, span, note):
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
 def test_answer_parsers_without_media_or_frame_rate_give_a_note(reader):
     text = f"From 1 to 2 seconds. {fenced(TRACK)} {tracks('0.0 1 635 522')}"
-    found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", None))
+    found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", None, num_frames=100))
     assert found == NOTHING and any("unknown" in note for note in notes)
     if reader != "llava_st":
-        found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", NO_RATE))
+        found, notes = ANSWER_PARSERS[reader](text, ParseContext("stvg", NO_RATE, num_frames=100))
         assert found == NOTHING and any("frame rate" in note for note in notes)
 
 
@@ -311,7 +311,7 @@ PIECES = [
     json.dumps(TRACK),
 ]  # fmt: skip
 CONTEXTS = [
-    ParseContext(task, media, GroundingResult(span=(0.2, 0.2), box=PIXELS), seen_size=seen)
+    ParseContext(task, media, GroundingResult(span=(0.2, 0.2), box=PIXELS), num_frames=100, seen_size=seen)
     for task in ("rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc")
     for media in (None, IMAGE, VIDEO, NO_RATE)
     for seen in (None, (28, 56))
@@ -321,7 +321,10 @@ CONTEXTS = [
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
 @settings(max_examples=200)
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)), context=st.sampled_from(CONTEXTS))
-@example(text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}), context=ParseContext("svg", VIDEO, seen_size=(1, 1)))
+@example(
+    text=json.dumps({"time": 1e308, "bbox_2d": [1e308, -1e308, 1e308, 1e308]}),
+    context=ParseContext("svg", VIDEO, num_frames=100, seen_size=(1, 1)),
+)
 def test_answer_parsers_any_text_never_raises(reader, text, context):
     found, notes = ANSWER_PARSERS[reader](text, context)
     assert isinstance(found, GroundingResult) and all(isinstance(note, str) for note in notes)
@@ -332,6 +335,11 @@ def test_answer_parsers_any_text_never_raises(reader, text, context):
     boxes = [*([found.box] if found.box else []), *(found.tubelet or {}).values(), *(box for _, box in found.objects or ())]
     for x1, y1, x2, y2 in boxes:
         assert 0 <= x1 <= x2 <= context.media.width and 0 <= y1 <= y2 <= context.media.height
+
+
+def test_answer_parsers_tubelet_without_num_frames_is_an_error():
+    with pytest.raises(ValueError, match=r"num_frames is missing.*'svg'"):
+        ANSWER_PARSERS["llava_st"](f"<TEMP-010>:{TOKENS}", ParseContext("svg", CLIP))
 
 
 @pytest.mark.parametrize("task, media", [("tr", VIDEO), ("reg", IMAGE)])

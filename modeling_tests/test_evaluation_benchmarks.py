@@ -8,16 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_st_hf.data.json_rows import BrokenFileError
+from llava_st_hf.data.samples import GroundingSample
 from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
 from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from llava_st_hf.evaluation.charades_sta import PROMPT
-from llava_st_hf.evaluation.questions import chosen
-from llava_st_hf.evaluation.refcoco import PROMPTS
+from llava_st_hf.evaluation.ground_truth import to_clip_coordinates
+from llava_st_hf.evaluation.questions import choose_template
 from llava_st_hf.evaluation.rows import GroundingResult, Question
-from llava_st_hf.evaluation.seen_frames import at_sampled_frames
-from llava_st_hf.evaluation.st_align import SUFFIXES, TIME_PREFIXES, _filled, elc_questions
+from llava_st_hf.evaluation.st_align import _filled, elc_questions
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
-from llava_st_hf.model.tasks_llava_st import TASKS
+from llava_st_hf.model.grounding_llava_st import MediaInfo
+from llava_st_hf.model.tasks_llava_st import ANSWER_INSTRUCTIONS, REC_PROMPTS, TASKS, TIME_PREFIXES
 from llava_st_hf.model.video_sampling_llava_st import sample_frame_indices
 from modeling_tests import miniatures
 from modeling_tests.miniatures import MINIATURES, box_at, corners, media_of, write_json
@@ -71,7 +71,7 @@ def test_the_splits_of_refcoco_are_there():
 def test_refcoco_takes_one_of_the_trained_wordings(questions):
     used = set()
     for question in questions["refcoco_val"]:
-        (wording,) = [prompt for prompt in PROMPTS if prompt.replace("<event>", f"thing {question.id}") == question.prompt]
+        (wording,) = [prompt for prompt in REC_PROMPTS if prompt.replace("{text}", f"thing {question.id}") == question.prompt]
         used.add(wording)
     assert len(used) > 1
 
@@ -85,7 +85,7 @@ def test_charades_is_asked_in_small_letters_without_the_full_stop(questions):
 
 @pytest.mark.parametrize("name", ["vidstg_declarative", "vidstg_interrogative", "hc_stvg_v1", "hc_stvg_v2"])
 def test_stvg_ends_as_the_model_was_trained(questions, name):
-    assert all(question.prompt.endswith(f" {SUFFIXES['stvg']}") for question in questions[name])
+    assert all(question.prompt.endswith(f" {ANSWER_INSTRUCTIONS['stvg']}") for question in questions[name])
 
 
 def test_vidstg_keeps_statements_and_questions_apart(questions):
@@ -95,20 +95,23 @@ def test_vidstg_keeps_statements_and_questions_apart(questions):
 
 def test_wordings_are_the_recorded_ones():
     recorded = json.loads((REFERENCE / "prompts.json").read_text())
-    assert list(PROMPTS) == recorded["rec"] and list(TIME_PREFIXES) == recorded["st_align_time_prefixes"]
-    assert recorded["st_align_suffixes"] == SUFFIXES and recorded["tvg"] == [PROMPT]
+    assert [prompt.replace("{text}", "<event>") for prompt in REC_PROMPTS] == recorded["rec"] and list(TIME_PREFIXES) == recorded[
+        "st_align_time_prefixes"
+    ]
+    assert recorded["st_align_suffixes"] == ANSWER_INSTRUCTIONS
+    assert recorded["tvg"] == [TASKS["tvg"].prompt.replace("{text}", "<event>")]
 
 
 def test_st_align_fills_in_positions_exactly(questions):
     stvg, svg, elc = (questions[f"st_align_{task}"][2].prompt for task in ("stvg", "svg", "elc"))
     start, end = 17 / 219, 171 / 219
-    assert stvg == f"The dog runs after the ball. {SUFFIXES['stvg']}"
+    assert stvg == f"The dog runs after the ball. {ANSWER_INSTRUCTIONS['stvg']}"
     prefix = next(prefix for prefix in TIME_PREFIXES if svg.startswith(f"{prefix}  {{"))
-    assert svg == f"{prefix}  {{<t{start!r}><t{end!r}>}} , where is the dog that runs? {SUFFIXES['svg']}"
+    assert svg == f"{prefix}  {{<t{start!r}><t{end!r}>}} , where is the dog that runs? {ANSWER_INSTRUCTIONS['svg']}"
     x1, y1, x2, y2 = corners(box_at(47))
     box = f"<w{x1 / 64!r}><h{y1 / 48!r}><w{x2 / 64!r}><h{y2 / 48!r}>"
     asked = f" Starts in <t{start!r}> , what happened about the subject/object within the specified region  [{box}]? "
-    assert elc == f"{asked}{SUFFIXES['elc']}"
+    assert elc == f"{asked}{ANSWER_INSTRUCTIONS['elc']}"
 
 
 def test_times_and_boxes_stand_as_the_released_loader_writes_them():
@@ -140,7 +143,7 @@ def test_prompts_do_not_depend_on_the_order_of_the_file(written, tmp_path):
 
 
 def test_every_wording_is_chosen_about_as_often():
-    counts = [sum(chosen(PROMPTS, 0, str(id)) == prompt for id in range(2000)) for prompt in PROMPTS]
+    counts = [sum(choose_template(REC_PROMPTS, 0, str(id)) == prompt for id in range(2000)) for prompt in REC_PROMPTS]
     assert sum(counts) == 2000 and min(counts) > 400
 
 
@@ -154,7 +157,8 @@ def test_truths_of_pictures_and_spans(questions):
 
 @pytest.mark.parametrize("name", [name for name in MINIATURES if name.startswith(("st_align", "vidstg", "hc_stvg"))])
 def test_truths_of_clips_are_right_to_the_frame(questions, name):
-    for question, (_, num_frames, clip, (start, end)) in zip(questions[name], miniatures.CLIPS, strict=True):
+    converted = [miniatures.in_clip(question) for question in questions[name]]
+    for question, (_, num_frames, clip, (start, end)) in zip(converted, miniatures.CLIPS, strict=True):
         first, last = (0, num_frames - 1) if name.startswith("hc_stvg") else clip
         assert question.frames == (first, last) and question.size == (64, 48)
         assert question.clip == (None if name.startswith("hc_stvg") else clip)
@@ -173,9 +177,45 @@ def test_what_svg_and_elc_give_away(questions):
     assert all(question.given == GroundingResult() for question in questions["st_align_stvg"])
 
 
-def test_an_event_between_two_seen_frames_keeps_the_box_in_its_middle():
-    boxes = {frame: (float(frame), 0.0, 1.0, 1.0) for frame in range(1012, 1015)}
-    assert at_sampled_frames(boxes, 0, 9900) == {1000: boxes[1013]}
+def question_of(**sample) -> Question:
+    fields = {"id": "a", "kind": "video", "path": "a.mp4", "unit": "fraction", "width": 64, "height": 48}
+    return Question("a", "svg", "/a.mp4", "video", "?", GroundingResult(), sample=GroundingSample(**{**fields, **sample}))
+
+
+def test_to_clip_coordinates_event_between_sampled_frames_keeps_the_box_in_its_middle():
+    boxes = tuple((frame / 9900, (float(frame), 0.0, 1.0, 1.0)) for frame in range(1012, 1015))
+    question = to_clip_coordinates(question_of(boxes=boxes, num_frames=9901), MediaInfo("video", 64, 48, last_frame=9900), 100)
+    assert question.truth.tubelet == {1000: (1013.0, 0.0, 1.0, 1.0)}
+
+
+def test_to_clip_coordinates_frame_without_an_annotated_box_stays_without():
+    boxes = tuple((frame / 100, (0.0, 0.0, 1.0, 1.0)) for frame in (24, 26, 50))
+    question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), MediaInfo("video", 64, 48, last_frame=100), 5)
+    assert list(question.truth.tubelet) == [50]  # sampled: 0, 25, 50, 75 and 100; the object is hidden in frame 25
+
+
+def test_to_clip_coordinates_file_of_another_size_and_rate_has_the_boxes_at_the_same_times_and_places():
+    boxes = tuple((frame / 100, (1.0, 2.0, 3.0, 4.0)) for frame in range(25, 51))
+    question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), MediaInfo("video", 128, 144, last_frame=200), 5)
+    assert question.truth.tubelet == {50: (2.0, 6.0, 6.0, 12.0), 100: (2.0, 6.0, 6.0, 12.0)}
+
+
+def test_to_clip_coordinates_video_with_missing_frames_has_boxes_at_those_it_has():
+    boxes = tuple((frame / 100, (float(frame), 0.0, 3.0, 4.0)) for frame in range(101))
+    media = MediaInfo("video", 64, 48, last_frame=100, frames=(0, 10, 30, 70, 100))
+    question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), media, 3)
+    assert question.truth.tubelet == {frame: (float(frame), 0.0, 3.0, 4.0) for frame in (0, 30, 100)}
+    with pytest.raises(ValueError, match="None of the 1 frames with annotated boxes is among the 5 frames"):
+        to_clip_coordinates(question_of(boxes=boxes[1:2], num_frames=101), media, 3)
+
+
+def test_to_clip_coordinates_with_another_num_frames_is_an_error(questions):
+    for name in ("st_align_svg", "charades_sta"):
+        question, media = questions[name][0], media_of(questions[name][0])
+        converted = to_clip_coordinates(question, media, 20)
+        assert to_clip_coordinates(converted, media, 20) is converted
+        with pytest.raises(ValueError, match="at 20 sampled frames, not at num_frames=100"):
+            to_clip_coordinates(converted, media, 100)
 
 
 # Oracles and the reader of LLaVA-ST's answers
@@ -199,14 +239,14 @@ def bound(*lengths: float) -> float:
 
 
 def asked(question: Question) -> ParseContext:
-    return ParseContext(question.task, media_of(question), question.given)
+    return ParseContext(question.task, media_of(question), question.given, num_frames=100)
 
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_oracle_is_read_as_the_truth_up_to_bins(questions, name):
     for question in questions[name]:
         said, notes = ANSWER_PARSERS["llava_st"](miniatures.oracle(question), asked(question))
-        truth = question.truth
+        truth = miniatures.in_clip(question).truth
         assert notes == [] and said.caption == truth.caption
         assert (said.span is None, said.box is None, said.tubelet is None) == (truth.span is None, truth.box is None, truth.tubelet is None)
         if truth.span is not None:
@@ -259,19 +299,19 @@ def damaged(key: str, value):
         ("refcoco_val", damaged("images/1/id", 77), 2, "id 77"),
         ("refcoco_val", damaged("images/2/file_name", "../a.png"), 3, "'..'"),
         ("refcoco_val", damaged("images/2/caption", "the <video> dog"), 3, "'<video>'"),
-        ("charades_sta", damaged("1/timestamp", [0.5, 0.1]), 2, "ends before"),
-        ("charades_sta", damaged("0/caption", " . "), 1, "says nothing"),
+        ("charades_sta", damaged("1/timestamp", [0.5, 0.1]), 2, "before the start"),
+        ("charades_sta", damaged("0/caption", " . "), 1, "must contain a sentence"),
         ("charades_sta", damaged("3/image_id", "/etc/passwd"), 4, "absolute"),
         ("st_align_stvg", damaged("1/video_path", "a/../../b.mp4"), 2, "'..'"),
-        ("st_align_stvg", damaged("1/video_path", None), 2, "no 'video_path'"),
+        ("st_align_stvg", damaged("1/video_path", None), 2, "'video_path' must be a string"),
         ("st_align_stvg", damaged("2/meta/split", [30, 20]), 3, "reversed"),
-        ("st_align_stvg", damaged("2/meta/time_token/<e>", 300), 3, "no part of the clip"),
+        ("st_align_stvg", damaged("2/meta/time_token/<e>", 300), 3, "not within the clip"),
         ("st_align_stvg", damaged("0/meta/spatial_token/<bboxes>", {}), 1, "no box within the clip"),
-        ("st_align_stvg", damaged("0/meta/spatial_token/<bboxes>", {"x": [1, 2, 3, 4]}), 1, "must be a frame"),
-        ("st_align_stvg", damaged("0/meta/spatial_token/<bboxes>/9", [1, 2, 0, 4]), 1, "The box of frame 9"),
-        ("st_align_stvg", damaged("1/conversations", [{"value": "x"}]), 2, "1 turns"),
-        ("st_align_elc", damaged("1/meta/spatial_token/<bbox>", [99, 2, 3, 4]), 2, "outside the picture"),
-        ("st_align_elc", damaged("1/meta/spatial_token/<bbox>", None), 2, "no '<bbox>'"),
+        ("st_align_stvg", damaged("0/meta/spatial_token/<bboxes>", {"x": [1, 2, 3, 4]}), 1, "must have frame numbers as keys"),
+        ("st_align_stvg", damaged("0/meta/spatial_token/<bboxes>/9", [1, 2, 0, 4]), 1, "'meta.spatial_token.<bboxes>.9' must have a width"),
+        ("st_align_stvg", damaged("1/conversations", [{"value": "x"}]), 2, "'conversations' must have at least 2 items"),
+        ("st_align_elc", damaged("1/meta/spatial_token/<bbox>", [99, 2, 3, 4]), 2, "outside the image"),
+        ("st_align_elc", damaged("1/meta/spatial_token/<bbox>", None), 2, "'meta.spatial_token.<bbox>' must be a list, not None."),
         ("vidstg_declarative", damaged("1/vid", "999"), 2, "no <group>/999.json"),
         ("hc_stvg_v1", damaged("even.mp4/st_frame", 0), 2, "'st_frame'"),
     ],
@@ -292,7 +332,12 @@ def test_a_file_of_another_task_is_told(written, name, other):
 
 
 @pytest.mark.parametrize(
-    "asked, reason", [("<s> and <bboxes>?", "fits none"), ("Starts in <s>?", "fits none"), ("From <s> to <e> <bbox>", "fits none")]
+    "asked, reason",
+    [
+        ("<s> and <bboxes>?", "not valid for stvg, svg or elc"),
+        ("Starts in <s>?", "not valid for stvg, svg or elc"),
+        ("From <s> to <e> <bbox>", "not valid for stvg, svg or elc"),
+    ],
 )
 def test_tokens_that_fit_no_task_are_told(written, tmp_path, asked, reason):
     paths = changed(written, "st_align_svg", tmp_path, damaged("0/conversations", [{"value": asked}, {"value": "x"}]))
@@ -313,7 +358,7 @@ def test_tokens_that_fit_no_task_are_told(written, tmp_path, asked, reason):
 def test_the_caption_of_elc_is_cut_out_of_the_answer(written, tmp_path, answer, caption):
     paths = changed(written, "st_align_elc", tmp_path, damaged("0/conversations/1", {"value": answer}))
     if caption is None:
-        with pytest.raises(BrokenFileError, match="row 1: The answer is no 'Ends in"):
+        with pytest.raises(BrokenFileError, match="row 1: The answer must be 'Ends in"):
             read_benchmark("st_align_elc", *paths)
     else:
         assert read_benchmark("st_align_elc", *paths)[0].truth.caption == caption
@@ -342,7 +387,7 @@ def test_duplicates_and_empty_files_are_refused(written, tmp_path):
     def double(content):
         return {key: rows * 2 for key, rows in content.items()}
 
-    with pytest.raises(BrokenFileError, match=r"row 9: The id '0' is that of row 1 as well"):
+    with pytest.raises(BrokenFileError, match=r"row 9: The id '0' is also that of row 1"):
         read_benchmark("refcoco_val", *changed(written, "refcoco_val", tmp_path, double))
     with pytest.raises(BrokenFileError, match=r"changed\.json: The file has no samples of charades_sta"):
         read_benchmark("charades_sta", write_json(tmp_path / "changed.json", []), "media")
@@ -353,7 +398,7 @@ def test_duplicates_and_empty_files_are_refused(written, tmp_path):
 
 
 def test_an_unknown_benchmark_is_told():
-    with pytest.raises(ValueError, match="no benchmark 'refcoco'; there are refcoco_val, "):
+    with pytest.raises(ValueError, match="'refcoco' is not a valid benchmark; it must be one of refcoco_val, "):
         read_benchmark("refcoco", "a.json", "media")
 
 

@@ -21,11 +21,10 @@ from llava_st_hf.evaluation import (
     score,
 )
 from llava_st_hf.evaluation import captions as captions_module
+from llava_st_hf.evaluation.ground_truth import boxes_at_nearest_frames, sparse_boxes_at_sampled_frames, to_clip_coordinates
 from llava_st_hf.evaluation.phrases import normalize_text, object_ious
-from llava_st_hf.evaluation.placing import to_clip_coordinates
 from llava_st_hf.evaluation.predictions import append_predictions
 from llava_st_hf.evaluation.rows import Box
-from llava_st_hf.evaluation.seen_frames import at_nearest_seen, ground_truth_at_sampled_frames
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.model.grounding_llava_st import MediaInfo
 from llava_st_hf.model.image_processing_llava_st import load_image
@@ -183,12 +182,12 @@ def test_an_oracle_speaks_of_the_true_frames_whatever_the_length(last_frame, num
 def test_boxes_go_to_the_nearest_seen_frame_and_the_nearest_stays():
     media = MediaInfo("video", 10, 10, fps=1.0, last_frame=100)  # seen: 0, 25, 50, 75, 100
     a, b, c = (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3)
-    assert at_nearest_seen([(0.2, a), (0.3, b), (0.26, c)], media, 5) == {25: c}
-    assert at_nearest_seen([(0.1, a), (0.9, b)], media, 5) == {0: a, 100: b}
-    assert ground_truth_at_sampled_frames([(0.1, a), (0.9, b)], media, 5) == {25: a, 75: b}  # not before the first box or after the last
-    assert ground_truth_at_sampled_frames([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # none within: the middle one
-    assert ground_truth_at_sampled_frames([(0.4, a)], media, 5) == {50: a}
-    assert at_nearest_seen([(0.7, a)], media, 1) == {0: a}
+    assert boxes_at_nearest_frames([(0.2, a), (0.3, b), (0.26, c)], media, 5) == {25: c}
+    assert boxes_at_nearest_frames([(0.1, a), (0.9, b)], media, 5) == {0: a, 100: b}
+    assert sparse_boxes_at_sampled_frames([(0.1, a), (0.9, b)], media, 5) == {25: a, 75: b}  # not before the first box or after the last
+    assert sparse_boxes_at_sampled_frames([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # none within: the middle one
+    assert sparse_boxes_at_sampled_frames([(0.4, a)], media, 5) == {50: a}
+    assert boxes_at_nearest_frames([(0.7, a)], media, 1) == {0: a}
 
 
 # By hand
@@ -287,12 +286,12 @@ def refused(tmp_path: Path, *rows) -> str:
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([IMAGE_ROW, {**IMAGE_ROW, "box": [1, 2]}], "row 2: A box has four numbers"),
-        ([{**IMAGE_ROW, "task": "see"}], "'task' is 'see'"),
+        ([IMAGE_ROW, {**IMAGE_ROW, "box": [1, 2]}], "row 2: 'box[2]' is missing."),
+        ([{**IMAGE_ROW, "task": "see"}], "elc, not 'see'"),
         ([{**IMAGE_ROW, "image": "../a.png"}], "'..'"),
-        ([IMAGE_ROW, VIDEO_ROW], "rows of rec, stvg; a task is scored by itself"),
+        ([IMAGE_ROW, VIDEO_ROW], "rows of the tasks rec, stvg; put the rows of each task"),
         ([{"image": "a.png", "messages": [{"role": "user", "content": "Hello"}]}], "row 1: The row is a chat"),
-        ([{**IMAGE_ROW, "id": "x"}, {**IMAGE_ROW, "id": "x"}], "The id 'x' is that of row 1"),
+        ([{**IMAGE_ROW, "id": "x"}, {**IMAGE_ROW, "id": "x"}], "The id 'x' is also that of row 1"),
         ([], "no samples"),
     ],
 )
@@ -317,7 +316,7 @@ def test_questions_have_the_trained_wording_and_give_away_what_the_task_gives(sh
     "change, message",
     [
         ({"span": [0.5, 9.0]}, "9 s is outside the clip"),
-        ({"boxes": [{"time": 0.5, "box": [1, 2, 300, 40]}]}, "lies outside the picture of 64x48"),
+        ({"boxes": [{"time": 0.5, "box": [1, 2, 300, 40]}]}, "lies outside the image of 64x48"),
         ({"video": "gone.mp4"}, "gone.mp4"),
         ({"clip": [0, 6]}, "outside the clip"),
     ],
@@ -364,7 +363,7 @@ def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, s
         assert ("original" in scores) == (task in ("rec", "tvg"))
         for prediction in read_predictions(output / "predictions.jsonl"):
             assert prediction.benchmark == f"jsonl_{task}"
-            assert prediction.num_frames == (100 if task in IMAGE_TASKS else 20)
+            assert prediction.num_frames == (None if task in IMAGE_TASKS else 20)
         assert llava_st(["score", str(output), "--answer-format", "llava_st"]) == 0
         assert json.loads(capsys.readouterr().out) == scores["default"]
     assert llava_st(["score", str(tmp_path / "runs" / "stvg"), "--protocol", "original"]) == 1

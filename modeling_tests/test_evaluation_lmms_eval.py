@@ -64,6 +64,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def environment(data, monkeypatch):
+    monkeypatch.setattr(LlavaST, "num_frames", 100)  # as a model sets it
     for name, paths in data.items():
         for part, path in zip(("ANNOTATIONS", "MEDIA"), paths, strict=True):
             monkeypatch.setenv(f"LLAVA_ST_{utils.DATA[name]}_{part}", path)

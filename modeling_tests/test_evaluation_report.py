@@ -30,7 +30,7 @@ from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
 from llava_st_hf.visualization import ANSWER_COLOUR, TRUTH_COLOUR, add_caption, draw_boxes, draw_timeline, one_above_another, side_by_side
 from modeling_tests.media import moving_frames, write_video
-from modeling_tests.miniatures import FPS, MINIATURES, media_of, shifted_oracle
+from modeling_tests.miniatures import FPS, MINIATURES, in_clip, media_of, shifted_oracle
 
 
 # Tasks without captions, which take Java and seconds.
@@ -44,10 +44,12 @@ def predictions_for(name: str, folder: Path) -> list[Prediction]:
     questions = read_benchmark(name, *MINIATURES[name](folder))
     predictions = []
     for number in range(9):
-        question = questions[number % len(questions)]
+        question = in_clip(questions[number % len(questions)])
         media = replace(media_of(question), last_frame=39) if name == "charades_sta" else media_of(question)
         answer = shifted_oracle(question, 3 * number) if number < 6 else ""
-        answered, notes = ANSWER_PARSERS["llava_st"](answer, ParseContext(question.task, media, question.given))
+        answered, notes = ANSWER_PARSERS["llava_st"](
+            answer, ParseContext(question.task, media, question.given, num_frames=question.num_frames)
+        )
         predictions.append(
             Prediction(
                 f"sample{number}",
@@ -61,6 +63,7 @@ def predictions_for(name: str, folder: Path) -> list[Prediction]:
                 answer,
                 prediction=answered,
                 notes=notes,
+                num_frames=question.num_frames,
                 model="/home/somebody/checkpoints/tiny",
                 seed=0,
                 versions={"torch": "2.14.0"},

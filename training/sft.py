@@ -27,6 +27,7 @@ from llava_st_hf.training import (
     check_resume_compatibility,
     describe_mixture,
     get_last_checkpoint,
+    load_initial_processor,
     prepare_base_model,
     prepare_model_for_training,
 )
@@ -124,12 +125,14 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
     """Loads data and model, trains, and saves."""
 
     # ============================================================ Data
-    on_error = {"on_error": training_args.on_error, "max_errors": training_args.max_errors}
+    # Answers about densely annotated videos have one box for each frame that the processor samples.
+    num_frames = load_initial_processor(model_args.model_name_or_path, training_args.output_dir).video_processor.num_frames
+    loading = {"on_error": training_args.on_error, "max_errors": training_args.max_errors, "num_frames": num_frames}
     with state.main_process_first():  # the others read its cache files
-        mixture = train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **on_error)
+        mixture = train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **loading)
         if data_args.max_conversations_per_sequence > 1:
             train_dataset = pack_by_video(mixture, data_args.max_conversations_per_sequence)
-        eval_dataset = load_mixture(data_args.eval_mixture, **on_error) if data_args.eval_mixture else None
+        eval_dataset = load_mixture(data_args.eval_mixture, **loading) if data_args.eval_mixture else None
 
     # ============================================================ Model
     lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}

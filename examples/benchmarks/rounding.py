@@ -12,10 +12,11 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 
+from llava_st_hf.data.ground_truth import boxes_at_sampled_frames
+from llava_st_hf.data.samples import GroundingSample
 from llava_st_hf.evaluation.answers import ANSWER_PARSERS, ParseContext
 from llava_st_hf.evaluation.rows import OWN_PARSER, Box, GroundingResult, Prediction
 from llava_st_hf.evaluation.scoring import score
-from llava_st_hf.evaluation.seen_frames import at_sampled_frames
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_token, position_to_bin
 from llava_st_hf.model.grounding_llava_st import MediaInfo
 
@@ -23,6 +24,7 @@ from llava_st_hf.model.grounding_llava_st import MediaInfo
 # Ranges of sizes; the last one covers most of the others.
 SIDES = ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.6), (0.05, 0.6))  # fractions of the image side
 LENGTHS = ((1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 30.0), (1.0, 30.0))  # seconds
+NUM_FRAMES = 100  # sampled of a clip
 PICTURE = MediaInfo("image", 640, 480)
 CLIP_30_S = MediaInfo("video", 640, 360, fps=30.0, last_frame=899)
 CLIP_20_S = MediaInfo("video", 640, 360, fps=30.0, last_frame=599)
@@ -68,12 +70,13 @@ def stvg(draw: random.Random, sides: tuple[float, float]) -> tuple[MediaInfo, Gr
     length = draw.randint(90, 360)
     first = draw.randint(0, last - length)
     begin, end = box_in(draw, sides, CLIP_20_S), box_in(draw, sides, CLIP_20_S)
-    boxes = {}
+    boxes = []
     for frame in range(first, first + length + 1):
         share = (frame - first) / length
         x1, y1, x2, y2 = (a + share * (b - a) for a, b in zip(begin, end, strict=True))
-        boxes[frame] = (x1, y1, x2, y2)
-    tubelet, span = at_sampled_frames(boxes, 0, last), (first / last, (first + length) / last)
+        boxes.append((frame / last, (x1, y1, x2, y2)))
+    sample = GroundingSample("one", "video", "a.mp4", unit="fraction", boxes=tuple(boxes), num_frames=last + 1)
+    tubelet, span = dict(boxes_at_sampled_frames(sample, NUM_FRAMES)), (first / last, (first + length) / last)
     moments = "".join(f"{token('temporal', frame / last)}:{box_text(box, CLIP_20_S)}" for frame, box in tubelet.items())
     times = "".join(token("temporal", position) for position in span)
     return CLIP_20_S, GroundingResult(span=span, tubelet=tubelet), f"During {{{times}}}. Object bounding box: {moments}."
@@ -83,7 +86,7 @@ def figures(task: str, sample: Callable, size: tuple[float, float], count: int) 
     draw, rows = random.Random(f"{task} {size}"), []
     for number in range(count):
         media, truth, answer = sample(draw, size)
-        said, _ = ANSWER_PARSERS[OWN_PARSER](answer, ParseContext(task, media))
+        said, _ = ANSWER_PARSERS[OWN_PARSER](answer, ParseContext(task, media, num_frames=NUM_FRAMES))
         rows.append(Prediction(str(number), "made up", task, "", truth, media=media.to_dict(), answer=answer, prediction=said))
     return score(task, rows)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotation files as chats with exact coordinates, for training; and as what they say, for evaluation.
+"""Readers of annotation files: as chats with exact coordinates for training, as `GroundingSample` for evaluation.
 
 Needs `pip install 'llava-st-hf[data]'`. Importing `llava_st_hf` does not import this package.
 """

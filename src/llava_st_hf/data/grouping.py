@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations about the same medium as one row, so that training pays for the medium once."""
+"""Packs conversations about the same image or video into one row, so that training encodes its tokens once."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ GROUPED_FEATURES = Features(
         "tasks": [Value("string")],
         "source": Value("string"),  # of all of them, with commas where there are several
         "modality": Value("string"),
-        "length": Value("int32"),  # sum over the conversations: estimated text tokens, without those of the medium
+        "length": Value("int32"),  # sum over the conversations: estimated text tokens, without those of the image or video
     }
 )
 _DIGEST_BYTES = 16
@@ -29,52 +29,54 @@ _ROWS_AT_ONCE = 4096
 
 def pack_by_video(dataset: Dataset, max_conversations: int) -> Dataset:
     """
-    Merges rows whose conversations are about the same part of the same file, and are the same up to there.
+    Merges rows whose conversations have the same beginning up to and including the same clip or image.
 
-    The order is that of the first row of each group. Rows without a medium, with several, or with an answer before it stay alone.
-    What comes of it is kept in the cache of `datasets`, and used again while the rows stay the same.
+    Groups are in the order of their first rows. Rows without an image or video, with several, or with an answer before it are not
+    merged. The result is stored in the cache of `datasets`, and used again while the rows stay the same.
 
     Args:
         dataset: with the columns of `rows.FEATURES`.
-        max_conversations: how many conversations a row has at most; of a medium with more, several rows are made.
+        max_conversations: maximum number of conversations of a row; a larger group becomes several rows.
 
     Returns:
         A dataset with the columns of `GROUPED_FEATURES`.
 
     Raises:
-        ValueError: for data that is streamed or lacks a column, and for a `max_conversations` below 1.
+        ValueError: for a streamed dataset, a missing column, or a `max_conversations` below 1.
     """
     if max_conversations < 1:
         raise ValueError(f"max_conversations={max_conversations} must be at least 1.")
     if isinstance(dataset, IterableDataset):
-        raise ValueError("Questions about one medium are brought together from all over the data; this data is streamed.")
+        raise ValueError(
+            "pack_by_video reads the whole dataset first, which is not possible while streaming: load it with streaming=False."
+        )
     missing = [name for name in FEATURES if name not in dataset.column_names]
     if missing:
-        raise ValueError(f"Rows are grouped by their columns {', '.join(FEATURES)}; {', '.join(missing)} are not there.")
+        raise ValueError(f"The dataset lacks the columns {', '.join(missing)}; pack_by_video needs {', '.join(FEATURES)}.")
     columns = dataset.select_columns(list(FEATURES)).with_format(None)
-    # The version is not read: it makes `datasets` see that this code may have changed.
+    # The version is not used: `datasets` hashes it, and so packs again with a new version of this code.
     kwargs = {"dataset": columns, "max_conversations": max_conversations, "version": __version__}
     return Dataset.from_generator(_grouped_rows, features=GROUPED_FEATURES, gen_kwargs=kwargs)
 
 
 def opening(messages: list[dict]) -> list[dict] | None:
     """
-    What other conversations about the same medium may share with this one.
+    The beginning of a conversation that others about the same image or video may share.
 
     Args:
-        messages: as rows hold them.
+        messages: of a row.
 
     Returns:
-        The messages up to and including the medium, and nothing behind it. None where there is no medium, where there are several, or
-        where an answer comes before it, which would be learned once for all conversations that share it.
+        The messages up to and including the image or video. None if there is no image or video, if there are several, or if an answer
+        comes before it, whose loss would be counted once for all conversations that share it.
     """
     found = None
     for number, message in enumerate(messages):
-        for place, item in enumerate(message["content"] if isinstance(message["content"], list) else ()):
+        for index, item in enumerate(message["content"] if isinstance(message["content"], list) else ()):
             if item["type"] in ("image", "video"):
                 if found is not None:
                     return None
-                found = [*messages[:number], {**message, "content": message["content"][: place + 1]}]
+                found = [*messages[:number], {**message, "content": message["content"][: index + 1]}]
     if found is None or any(message["role"] == "assistant" for message in found):
         return None
     return found
@@ -86,7 +88,7 @@ def _grouped_rows(dataset: Dataset, max_conversations: int, version: str) -> Ite
     first = 0
     while first < len(sizes):
         begin = ends[first] - sizes[first]
-        last = max(first + 1, int(np.searchsorted(ends, begin + _ROWS_AT_ONCE)))  # groups in this read
+        last = max(first + 1, int(np.searchsorted(ends, begin + _ROWS_AT_ONCE)))  # groups read at once
         rows = dataset[order[begin : ends[last - 1]].tolist()]
         for number in range(first, last):
             group = slice(ends[number] - sizes[number] - begin, ends[number] - begin)
@@ -102,12 +104,12 @@ def _grouped_rows(dataset: Dataset, max_conversations: int, version: str) -> Ite
 
 
 def _group_numbers(dataset: Dataset) -> np.ndarray:
-    """(rows,) which group each row belongs to, numbered by first appearance."""
-    digests = bytearray()  # millions of Python strings would outweigh the data
+    """(rows,) group of each row, numbered by first appearance."""
+    digests = bytearray()  # millions of Python strings would take more memory than the data
     for batch in dataset.select_columns("messages").iter(_ROWS_AT_ONCE):
         for messages in batch["messages"]:
             shared = opening(messages)
-            key = len(digests) if shared is None else shared  # a number of its own: alone
+            key = len(digests) if shared is None else shared  # a unique key: not merged
             digests += hashlib.blake2b(json.dumps(key).encode(), digest_size=_DIGEST_BYTES).digest()
     column = pa.Array.from_buffers(pa.binary(_DIGEST_BYTES), len(dataset), [None, pa.py_buffer(digests)])
     return column.dictionary_encode().indices.to_numpy()
@@ -117,17 +119,18 @@ def _plan(groups: np.ndarray, max_conversations: int) -> tuple[np.ndarray, np.nd
     """
     Args:
         groups: (rows,) the group of each row.
-        max_conversations: rows of a group that stay together.
+        max_conversations: maximum number of rows merged into one.
 
     Returns:
-        `(order, sizes)`: (rows,) places of the rows, those of a grouped row one behind the other; and (grouped rows,) how many each has.
+        `(order, sizes)`: (rows,) indices of the rows, those merged into one next to each other; and (merged rows,) the number of rows of
+        each.
     """
     order = groups.argsort(kind="stable")
     counts = np.bincount(groups)
     rank = np.arange(len(groups)) - np.repeat(counts.cumsum() - counts, counts)  # (rows,) number within the group
-    starts = np.flatnonzero(rank % max_conversations == 0)  # (grouped rows,)
+    starts = np.flatnonzero(rank % max_conversations == 0)  # (merged rows,)
     sizes = np.diff(starts, append=len(groups))
     by_first_row = order[starts].argsort()
     starts, sizes = starts[by_first_row], sizes[by_first_row]
-    within = np.arange(len(groups)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    return order[np.repeat(starts, sizes) + within], sizes
+    offsets = np.arange(len(groups)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return order[np.repeat(starts, sizes) + offsets], sizes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grounding annotations as questions and answers: what a task asks of a sample, and what a right answer looks like.
+"""Questions and answers of grounding annotations: what each task asks of a sample, and the right answer.
 
-Questions have the wording of `tasks.TASKS`, answers the shape that `grounding.parse_answer` reads. Times and places are exact, in the
-inline syntax.
+Questions use the prompt templates of `tasks.TASKS`; answers have the form that `grounding.parse_answer` reads. Times and boxes are
+exact, in the inline syntax.
 """
 
 import re
@@ -10,43 +10,49 @@ from typing import Any
 
 from ..model.messages_llava_st import box_text, span_text, time_text
 from ..model.tasks_llava_st import TASKS, task_content
-from ..model.video_sampling_llava_st import sample_frame_indices
+from .ground_truth import boxes_at_sampled_frames
 from .inline import fraction_span_text, fraction_text
 from .samples import Box, GroundingSample
 
 
-# Frames that the model sees of a clip (DESIGN, section 1): a box is asked for at each of them.
-SAMPLED_FRAMES = 100
+# Tasks whose answers have a box for each sampled frame of the event.
+TUBELET_TASKS = ("stvg", "svg", "elc")
 
 
-def question_and_answer(sample: GroundingSample, task: str) -> tuple[str, str]:
+def question_and_answer(sample: GroundingSample, task: str, num_frames: int | None = None) -> tuple[str, str]:
     """
-    What a task asks of a sample, and the right answer.
+    The question of a task about a sample, and the right answer.
 
     Args:
-        sample: of the medium that the task is about, with all that question and answer need.
-        task: a key of `TASKS`. The question of "elc" gives the start of the span and the first of the boxes.
+        sample: with the fields that the question and the answer need.
+        task: a key of `TASKS`. The question of "elc" contains the start of the span and the first of the boxes.
+        num_frames: see `sampled_moments`; needed for answers with boxes of a dense annotation.
 
     Returns:
         `(question, answer)`, texts with inline coordinates.
 
     Raises:
-        ValueError: naming the task and what the sample lacks.
+        ValueError: naming the task and what the sample lacks, or a missing `num_frames`.
     """
-    _check_serves(sample, task)
+    return question_text(sample, task), _answer(sample, task, num_frames)
+
+
+def question_text(sample: GroundingSample, task: str) -> str:
+    """The question of `question_and_answer`, which does not depend on the number of sampled frames."""
+    _check_sample_has_fields(sample, task)
     span, boxes = sample.span, sample.boxes
     has = {"text": sample.text, "span": span, "time": span[0] if span else None, "box": boxes[0][1] if boxes else None}
-    given: dict[str, Any] = {name: has[name] for name in TASKS[task].needs}
-    # Fractions pass through `task_content` as they are; which unit they have matters when they are written.
-    content = task_content(task, **given)
-    return "".join(_item_text(item, sample.unit) for item in content), _answer(sample, task)
+    fields: dict[str, Any] = {name: has[name] for name in TASKS[task].needs}
+    # `task_content` passes fractions through unchanged; the unit only matters for how they are written.
+    content = task_content(task, **fields)
+    return "".join(_item_text(item, sample.unit) for item in content)
 
 
-def _check_serves(sample: GroundingSample, task: str) -> None:
+def _check_sample_has_fields(sample: GroundingSample, task: str) -> None:
     if task not in TASKS:
-        raise ValueError(f"task={task!r} is unknown; it is one of {', '.join(TASKS)}.")
+        raise ValueError(f"task={task!r} is not a valid task; it must be one of {', '.join(TASKS)}.")
     if sample.kind != TASKS[task].medium:
-        raise ValueError(f"The task {task!r} asks about {TASKS[task].medium}s, and this sample is of kind {sample.kind!r}.")
+        raise ValueError(f"The task {task!r} is about {TASKS[task].medium}s, but the kind of this sample is {sample.kind!r}.")
     has = {
         "text": sample.text is not None,
         "span": sample.span is not None,
@@ -54,17 +60,19 @@ def _check_serves(sample: GroundingSample, task: str) -> None:
         "boxes with times": bool(sample.boxes) and all(time is not None for time, _ in sample.boxes),
         "phrases with boxes": bool(sample.boxes) and len(sample.phrases) == len(sample.boxes),
     }
-    wanted = {
+    needed = {
         "rec": ("text", "a box"),
         "reg": ("text", "a box"),
         "dgc": ("phrases with boxes",),
         "tvg": ("text", "span"),
         "tr": ("text", "span"),
     }.get(task, ("text", "span", "boxes with times"))
-    if missing := [name for name in wanted if not has[name]]:
-        raise ValueError(f"The task {task!r} needs {' and '.join(missing)}, which this sample has not.")
+    if missing := [name for name in needed if not has[name]]:
+        raise ValueError(f"The task {task!r} needs {' and '.join(missing)}, which this sample does not have.")
     if sample.is_question and "text" not in TASKS[task].needs:
-        raise ValueError(f"The task {task!r} asks for a description, and this sample has only a question: {sample.text!r:.100}.")
+        raise ValueError(
+            f"The answer of the task {task!r} is a description, but the text of this sample is a question: {sample.text!r:.100}."
+        )
 
 
 def _time(time: float, unit: str) -> str:
@@ -84,19 +92,19 @@ def _item_text(item: dict, unit: str) -> str:
     return box_text(item["box"]) if item["type"] == "box" else item["text"]
 
 
-def _answer(sample: GroundingSample, task: str) -> str:
+def _answer(sample: GroundingSample, task: str, num_frames: int | None) -> str:
     if task == "rec":
         return box_text(sample.boxes[0][1])
     if task == "dgc":
         return _grounded_caption(sample)
-    assert sample.text is not None  # as `_check_serves` has seen to
+    assert sample.text is not None  # checked by `_check_sample_has_fields`, as the span below
     if task in ("reg", "tr"):
         return sample.text
     assert sample.span is not None
     if task == "tvg":
         return _span(sample.span, sample.unit)
-    moments = "".join(f"{_time(time, sample.unit)}:{box_text(box)}" for time, box in sampled_moments(sample))
-    # As the released model answers, so that one trained further on has nothing to unlearn.
+    moments = "".join(f"{_time(time, sample.unit)}:{box_text(box)}" for time, box in sampled_moments(sample, num_frames))
+    # The form of the released model's answers, so that fine-tuning it does not change the form.
     tubelet = f"Object bounding box: {moments}."
     if task == "svg":
         return tubelet
@@ -107,7 +115,7 @@ def _answer(sample: GroundingSample, task: str) -> str:
 
 
 def _grounded_caption(sample: GroundingSample) -> str:
-    """The pieces of a caption with a box after each, closed by a full stop."""
+    """The phrases of a caption, each followed by its box, and a full stop."""
     caption = ""
     for phrase, (_, box) in zip(sample.phrases, sample.boxes, strict=True):
         blank = " " if caption and not re.match(r"[,.;:!?]", phrase) else ""
@@ -115,18 +123,26 @@ def _grounded_caption(sample: GroundingSample) -> str:
     return f"{caption}."
 
 
-def sampled_moments(sample: GroundingSample) -> list[tuple[float, Box]]:
+def sampled_moments(sample: GroundingSample, num_frames: int | None) -> list[tuple[float, Box]]:
     """
-    The boxes that an answer gives: all of them, or, where every frame was annotated, those at the frames that the model sees.
-
-    An event between two of those frames is answered by the box in its middle.
+    The boxes of an answer: one for each sampled frame of the event if the annotation is dense, else those of the annotation.
 
     Args:
-        sample: with times in fractions of its clip if it has `num_frames`.
+        sample: with boxes that have times; a dense one (with `num_frames`) in fractions of its clip.
+        num_frames: frames that the model samples of the clip, `num_frames` of its video processor; only needed for a dense annotation.
+
+    Returns:
+        `[(time, box)]` in time order, in the unit of the sample and in pixels. See `boxes_at_sampled_frames` for dense annotations.
+
+    Raises:
+        ValueError: where `num_frames` is needed and None, or is not a valid number of frames.
     """
-    moments = [(time, box) for time, box in sample.boxes if time is not None]
     if sample.num_frames is None:
-        return moments
-    last = sample.num_frames - 1
-    seen = set(sample_frame_indices(0, last, SAMPLED_FRAMES))
-    return [(time, box) for time, box in moments if round(time * last) in seen] or [moments[len(moments) // 2]]
+        return [(time, box) for time, box in sample.boxes if time is not None]
+    if num_frames is None:
+        raise ValueError(
+            "num_frames is missing: the sample has a box for every frame of its clip, and the answer has one for each frame that the model "
+            "samples. Pass num_frames=processor.video_processor.num_frames."
+        )
+    last = max(sample.num_frames - 1, 1)
+    return [(frame / last, box) for frame, box in boxes_at_sampled_frames(sample, num_frames)]

@@ -1,49 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RefCOCO, RefCOCO+ and RefCOCOg in the form that LLaVA-ST is scored on.
+"""RefCOCO, RefCOCO+ and RefCOCOg annotations, in the form that LLaVA-ST is scored on.
 
-A file is `{"images": [{"file_name", "height", "width", "caption", "id"}], "annotations": [{"id", "bbox": [x, y, w, h]}]}`, boxes in
-pixels. The two lists go together by position; an `id` that differs between them tells a damaged file.
+A file is `{"images": [{"file_name", "height", "width", "caption", "id"}], "annotations": [{"id", "bbox": [x, y, w, h]}]}` with boxes
+in pixels. Entries of the two lists belong together by position; an `id` that differs between them is an error.
 """
 
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from .checks import mapping, member, name, whole, words
 from .json_rows import stream
-from .samples import GroundingSample, within, xywh_to_xyxy
+from .samples import GroundingSample, XywhBox, clip_box
+from .schemas import Count, Id, Schema, Text, validate
+
+
+class _Image(Schema):
+    id: Id
+    file_name: Text
+    caption: Text
+    width: Count
+    height: Count
+
+
+class _Annotation(Schema):
+    id: Id
+    bbox: XywhBox
 
 
 def read_refcoco(path: str) -> Iterator[tuple[int, GroundingSample | str]]:
     """
-    Yields `(row, sample)`, or `(row, problem)` where a pair of image and annotation cannot be used. Rows count from 1.
+    Yields `(row, sample)`, or `(row, problem)` for a pair of image and annotation that cannot be used. Rows count from 1.
 
     Raises:
-        BrokenFileError, OSError: naming the file, where it cannot be read on.
+        BrokenFileError, OSError: naming the file, where it cannot be read any further.
     """
     pairs = zip_longest(stream(path, "images.item", "{"), stream(path, "annotations.item", "{"))
     for row, (image, annotation) in enumerate(pairs, start=1):
         try:
             if image is None or annotation is None:
-                raise ValueError(f"There is no {'image' if image is None else 'annotation'} at this place: the lists differ in length.")
-            yield row, _sample(mapping(image, "The image"), mapping(annotation, "The annotation"))
+                missing, other = ("images", "annotations") if image is None else ("annotations", "images")
+                raise ValueError(f"'{missing}' has no item at this position, and '{other}' has: both lists must have the same length.")
+            yield row, _sample(validate(_Image, image, "The image"), validate(_Annotation, annotation, "The annotation"))
         except ValueError as error:
             yield row, str(error)
 
 
-def _sample(image: dict, annotation: dict) -> GroundingSample:
-    id = name(member(image, "id", "The image"), "The id of the image")
-    other = name(member(annotation, "id", "The annotation"), "The id of the annotation")
-    if id != other:
-        raise ValueError(f"The image has the id {id}, the annotation beside it {other}.")
-    width = whole(member(image, "width", "The image"), "The image's width", minimum=1)
-    height = whole(member(image, "height", "The image"), "The image's height", minimum=1)
-    box = within(xywh_to_xyxy(member(annotation, "bbox", "The annotation"), "'bbox'"), width, height, "'bbox'")
+def _sample(image: _Image, annotation: _Annotation) -> GroundingSample:
+    if image.id != annotation.id:
+        raise ValueError(f"The image has the id {image.id}, the annotation at the same position the id {annotation.id}.")
     return GroundingSample(
-        id=id,
+        id=image.id,
         kind="image",
-        path=member(image, "file_name", "The image"),
-        text=words(member(image, "caption", "The image"), "'caption'"),
-        boxes=((None, box),),
-        width=width,
-        height=height,
+        path=image.file_name,
+        text=image.caption,
+        boxes=((None, clip_box(annotation.bbox, image.width, image.height, "'bbox'")),),
+        width=image.width,
+        height=image.height,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows that training reads: what they hold, and one way to make them."""
+"""Rows of training datasets: their columns, and the function that makes them."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _ITEM = {
     "text": Value("string"),
     "path": Value("string"),  # absolute
     "clip": [Value("int64")],  # [first, last] frame, both included
-    "start": Value("float64"),  # seconds, the part of the video to look at
+    "start": Value("float64"),  # seconds, of the clip
     "end": Value("float64"),
 }
 FEATURES = Features(
@@ -22,7 +22,7 @@ FEATURES = Features(
         "task": Value("string"),
         "source": Value("string"),
         "modality": Value("string"),  # "text", "image" or "video"
-        "length": Value("int32"),  # estimated text tokens, without those of the medium
+        "length": Value("int32"),  # estimated text tokens, without those of the image or video
         "messages": [{"role": Value("string"), "content": [_ITEM]}],
     }
 )
@@ -30,12 +30,12 @@ FEATURES = Features(
 
 @dataclass(frozen=True)
 class Medium:
-    """What a conversation is about.
+    """The image or video of a conversation.
 
     Args:
         kind: "image" or "video".
         path: of the file; relative to a data folder in a sample, absolute in a row.
-        clip: first and last frame to look at, both included; None for all.
+        clip: first and last frame of the clip, both included; None for all.
         start, end: the same in seconds from the start of the file; either may be None.
     """
 
@@ -52,16 +52,16 @@ def _item(kind: str, **values) -> dict:
 
 def conversation_row(id: str, task: str, source: str, medium: Medium | None, turns: list[tuple[str, str]]) -> dict:
     """
-    A row as `FEATURES` has it.
+    Makes a row with the columns of `FEATURES`.
 
     Args:
-        id, task, source: what they are called.
-        medium: what the conversation is about, with an absolute path; it becomes the first item of the first user message.
+        id, task, source: columns of the row.
+        medium: image or video of the conversation, with an absolute path; it becomes the first item of the first user message.
         turns: `(role, text)` with coordinates inline: at most one "system" first, then "user" and "assistant" in turn, the last an
-            "assistant". The first user text may be empty if there is a medium.
+            "assistant". The first user text may be empty if there is an image or video.
 
     Raises:
-        ValueError: naming what is wrong with the turns or a coordinate in them.
+        ValueError: naming the invalid turn or coordinate.
     """
     roles = [role for role, _ in turns]
     _check_roles(roles[1:] if roles[:1] == ["system"] else roles)

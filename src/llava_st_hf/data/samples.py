@@ -1,38 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a grounding annotation says, whichever file it stands in. Training asks questions of it, evaluation scores against it."""
+"""`GroundingSample`: the content of one grounding annotation, whatever its file format."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from .checks import listing, number
+from pydantic import AfterValidator, Field
+
+from .schemas import Number
 
 
 Box = tuple[float, float, float, float]
 
-# How far, in pixels, a box may reach beyond its picture and still be taken to end at its edge; the processor allows as much.
+# Pixels by which a box may extend beyond its image and is clipped without an error; the processor allows as much.
 EDGE_SLACK = 1.0
 
 
 @dataclass(frozen=True)
 class GroundingSample:
     """
-    One annotated event of a video, thing in a picture, or picture full of things.
+    One annotated event of a video, object in an image, or image with all its objects.
+
+    Training turns it into a question and an answer, evaluation into a question and the ground truth.
 
     Args:
-        id: what the annotation calls it, or made of its file and place.
+        id: as the annotation has it, or made of its file and row.
         kind: "image" or "video".
-        path: of the medium as the annotation has it, relative to a data folder and not yet checked; see `paths.join_path`.
+        path: of the image or video as the annotation has it, relative to a data folder and not yet checked; see `paths.join_path`.
         text: the expression, sentence, phrase or caption.
-        clip: first and last frame that the annotation is about, both included; None for the whole video.
-        start, end: the same in seconds, either None.
-        span: when it happens, in `unit`.
+        clip: first and last frame of the clip, both included; None for the whole video.
+        start, end: the same in seconds from the start of the file, either None.
+        span: start and end of the event, in `unit`.
         unit: of `span` and of times of boxes: "seconds" from the start of the file, or "fraction" of the clip's frames.
-        boxes: `(time, (x1, y1, x2, y2))` in time order, in `unit` and in pixels of the upright picture; the time is None in images.
-        phrases: of a picture full of things, what each of `boxes` is of, as consecutive pieces of its caption.
-        width, height: of the medium in pixels, where the annotation tells.
-        fps: frames per second, where the annotation tells.
-        num_frames: frames of the clip, where boxes were annotated frame by frame; None where the boxes are all there are.
-        is_question: whether `text` asks ("who holds the cup?"), so that it can be no caption.
-        task: where the annotation file says of each sample what it is for; None where it serves several.
+        boxes: `(time, (x1, y1, x2, y2))` in time order, in `unit` and in pixels of the upright image; the time is None in images.
+        phrases: of a caption with boxes, the phrase of each of `boxes`: consecutive pieces of the caption.
+        width, height: of the image or video in pixels; None where the annotation does not have them.
+        fps: frames per second; None where the annotation does not have them.
+        num_frames: frames of the clip, where the annotation is dense: a box for each frame that shows the object, with times in
+            fractions. None where `boxes` are to be used as they are.
+        is_question: whether `text` is a question ("who holds the cup?"), which cannot serve as a caption.
+        task: of the sample, where the annotation file names one for each; else None.
     """
 
     id: str
@@ -54,32 +60,39 @@ class GroundingSample:
     task: str | None = None
 
 
-def xywh_to_xyxy(box, what: str) -> Box:
-    """`(x1, y1, x2, y2)` of `[x, y, width, height]` in pixels; `ValueError` where it is no such list or has no area."""
-    values = listing(box, what)
-    if len(values) != 4:
-        raise ValueError(f"{what} must be [x, y, width, height] in pixels, not {box!r:.100}.")
-    x, y, width, height = (number(value, f"A number of {what}") for value in values)
+def xywh_to_xyxy(box: Box) -> Box:
+    """
+    `(x1, y1, x2, y2)` of `[x, y, width, height]`, both in pixels.
+
+    Raises:
+        ValueError: naming the box, where its width or height is not above 0.
+    """
+    x, y, width, height = box
     if width <= 0 or height <= 0:
-        raise ValueError(f"{what} must have a width and a height above 0, not {box!r}.")
+        raise ValueError(f"must have a width and a height above 0, not {list(box)}.")
     return x, y, x + width, y + height
 
 
-def within(box: Box, width: int, height: int, what: str, slack: float = EDGE_SLACK) -> Box:
+#: `[x, y, width, height]` in pixels, read as `(x1, y1, x2, y2)`.
+XywhBox = Annotated[tuple[Number, Number, Number, Number], Field(strict=False), AfterValidator(xywh_to_xyxy)]
+
+
+def clip_box(box: Box, width: int, height: int, what: str, slack: float = EDGE_SLACK) -> Box:
     """
-    A box cut at the edges of its picture.
+    A box clipped to its image.
 
     Args:
-        box: pixels.
-        width, height: of the picture, in pixels.
-        slack: how far outside it may reach, in pixels.
+        box: `(x1, y1, x2, y2)` in pixels.
+        width, height: of the image, in pixels.
+        what: how the error calls the box.
+        slack: by how many pixels it may extend beyond the image.
 
     Raises:
-        ValueError: naming the box and the picture's size, where it reaches further or nothing of it is left.
+        ValueError: naming the box and the size of the image, where it extends further or has no area inside the image.
     """
     x1, y1, x2, y2 = box
-    cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    reach = max(abs(a - b) for a, b in zip(box, cut, strict=True))
-    if reach > slack or cut[2] <= cut[0] or cut[3] <= cut[1]:
-        raise ValueError(f"{what} {list(box)} lies outside the picture of {width}x{height} pixels (width x height).")
-    return cut
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    overshoot = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
+    if overshoot > slack or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        raise ValueError(f"{what} {list(box)} lies outside the image of {width}x{height} pixels (width x height).")
+    return clipped

@@ -1,108 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of ST-Align, the training data of LLaVA-ST: texts with placeholders, and the numbers that belong there.
+"""Samples of ST-Align, the training data of LLaVA-ST: texts with placeholders, and the numbers that replace them.
 
-A sample is `{"id", "video" | "image", "conversations": [{"from": "human" | "gpt", "value"}], "variables", "meta"}`. Six placeholder
-tokens stand in the texts, and the six lists of `variables` fill them in order of appearance. `meta.split` is `[first, last]` frame
-of the clip. Samples of text alone have no medium. Other keys are not looked at.
+A sample is `{"id", "video" | "image", "conversations": [{"from": "human" | "gpt", "value"}], "variables", "meta"}`. The texts contain
+six placeholder tokens, which the six lists of `variables` fill in order of appearance. `meta.split` is `[first, last]` frame of the
+clip. Text-only samples have neither image nor video. Other keys are not read.
 """
 
 import re
+from typing import Annotated, Any, Literal
 
-from ..model.coordinates_llava_st import AXES, PLACEHOLDER_TOKENS, check_position
+from pydantic import BeforeValidator, Field
+
+from ..model.coordinates_llava_st import AXES, PLACEHOLDER_TOKENS
 from ..model.inline_coordinates_llava_st import INLINE_LETTERS
-from .checks import frames, listing, mapping, name, number
+from .inline import fraction_text
 from .paths import join_path
 from .rows import Medium, conversation_row
+from .schemas import Frames, Id, Position, Schema, Text, validate
 
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _LETTERS = {axis: letter for letter, axis in INLINE_LETTERS.items()}
-# Placeholder → the list that fills it, and the letter of its inline syntax.
+# Placeholder → the list that fills it, and the letter of its axis in the inline syntax.
 _FILLED_BY = {
     token: (f"{'' if axis == 'temporal' else 'spatial_'}{axis}_{use}_locations", _LETTERS[axis])
     for token, (axis, use) in zip(PLACEHOLDER_TOKENS, [(axis, use) for axis in AXES for use in ("input", "output")], strict=True)
 }
 _PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDER_TOKENS)))
 _MARK = re.compile(r"<(?:video|image)>")
-# At either end of the question a newline goes with the mark; inside a question, the newline after it.
+# At either end of the question the newline is removed with the mark; inside a question, the newline after it.
 _MARK_WITH_NEWLINE = re.compile(r"\A\s*<(?:video|image)>\n?|\n?<(?:video|image)>\s*\Z|<(?:video|image)>\n?")
+
+
+def _empty_as_none(value):
+    return value or None
+
+
+class _Turn(Schema):
+    role: Literal["human", "gpt", "system"] = Field(alias="from")
+    value: Text
+
+
+class _Meta(Schema):
+    split: Any = None  # read for videos only
+
+
+class _Clip(Schema):
+    split: Frames
+
+
+class _Variables(Schema):
+    temporal_input_locations: list[Position] | None = None
+    temporal_output_locations: list[Position] | None = None
+    spatial_height_input_locations: list[Position] | None = None
+    spatial_height_output_locations: list[Position] | None = None
+    spatial_width_input_locations: list[Position] | None = None
+    spatial_width_output_locations: list[Position] | None = None
+
+
+class _Sample(Schema):
+    id: Id | None = None
+    video: Any = None
+    image: Any = None
+    conversations: list[_Turn]
+    variables: Annotated[_Variables | None, BeforeValidator(_empty_as_none)] = None
+    meta: Annotated[_Meta | None, BeforeValidator(_empty_as_none)] = None
 
 
 def st_align_row(sample: dict, data_folder: str | None, source: str, task: str, default_id: str) -> dict:
     """
-    One sample as a row of `rows.FEATURES`, its numbers inline in the text.
+    Converts one sample to a row of `rows.FEATURES`, with its numbers inline in the text.
 
     Args:
         sample: as the annotation has it.
-        data_folder: where its medium lies; None where the data has none.
-        source, task: what the row says of itself.
-        default_id: of a sample without one.
+        data_folder: folder of its image or video; None if the data has none.
+        source, task: of the row.
+        default_id: of a sample without an id.
 
     Raises:
-        ValueError: naming what is wrong with the sample.
+        ValueError: naming the invalid field of the sample.
     """
-    medium = _medium(sample, data_folder)
-    turns = _turns(sample)
+    values = validate(_Sample, sample, "The sample")
+    medium = _medium(values, data_folder)
+    turns = [(_ROLES[turn.role], turn.value) for turn in values.conversations]
     first = next((index for index, (role, _) in enumerate(turns) if role == "user"), None)
     if medium is not None and first is not None:
         turns[first] = ("user", _without_mark(turns[first][1]))
-    turns = _filled(turns, sample.get("variables"))
-    id = default_id if sample.get("id") is None else name(sample["id"], "'id'")
-    return conversation_row(id, task, source, medium, turns)
+    turns = _filled(turns, values.variables or _Variables())
+    return conversation_row(values.id or default_id, task, source, medium, turns)
 
 
-def _medium(sample: dict, data_folder: str | None) -> Medium | None:
-    given = [kind for kind in ("video", "image") if sample.get(kind) is not None]
+def _medium(sample: _Sample, data_folder: str | None) -> Medium | None:
+    given = [kind for kind in ("video", "image") if getattr(sample, kind) is not None]
     if not given:
         return None
     if len(given) == 2:
-        raise ValueError("The sample has both a 'video' and an 'image'; it can have one.")
+        raise ValueError("The sample has both a 'video' and an 'image'; only one is allowed.")
     (kind,) = given
+    path = getattr(sample, kind)
     if data_folder is None:
-        raise ValueError(f"The sample has the {kind} {sample[kind]!r:.200}, but its entry in the mixture has no data_folder.")
-    meta = mapping(sample.get("meta") or {}, "'meta'")
+        raise ValueError(f"The sample has the {kind} {path!r:.200}, but its entry in the mixture has no data_folder.")
     clip = None
-    if kind == "video" and meta.get("split") is not None:
-        clip = frames(meta["split"], "'meta.split'")
-    return Medium(kind, join_path(data_folder, sample[kind]), clip=clip)
-
-
-def _turns(sample: dict) -> list[tuple[str, str]]:
-    turns = []
-    for position, turn in enumerate(listing(sample.get("conversations"), "'conversations'"), start=1):
-        turn = mapping(turn, f"Turn {position}")
-        role = turn.get("from")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise ValueError(f"Turn {position} is 'from' {role!r:.50}; it must be {', '.join(_ROLES)}.")
-        text = turn.get("value")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"The 'value' of turn {position} ({role}) must be a string that is not blank, not {text!r:.100}.")
-        turns.append((_ROLES[role], text))
-    return turns
+    if kind == "video" and sample.meta is not None and sample.meta.split is not None:
+        clip = validate(_Clip, {"split": sample.meta.split}).split
+    return Medium(kind, join_path(data_folder, path), clip=clip)
 
 
 def _without_mark(text: str) -> str:
     marks = _MARK.findall(text)
     if len(marks) > 1:
-        raise ValueError(f"The first question has {len(marks)} marks ({', '.join(marks)}), but the sample has one medium.")
+        raise ValueError(f"The first question has {len(marks)} marks ({', '.join(marks)}), but the sample has one image or video.")
     return _MARK_WITH_NEWLINE.sub("", text) if marks else text
 
 
-def _filled(turns: list[tuple[str, str]], variables) -> list[tuple[str, str]]:
+def _filled(turns: list[tuple[str, str]], variables: _Variables) -> list[tuple[str, str]]:
     """The turns with each placeholder replaced by its number in the inline syntax."""
-    variables = mapping(variables if variables is not None else {}, "'variables'")
-    numbers = {token: listing(variables.get(key) or [], f"{key!r}") for token, (key, _) in _FILLED_BY.items()}
+    numbers = {token: getattr(variables, key) or [] for token, (key, _) in _FILLED_BY.items()}
     found = dict.fromkeys(_FILLED_BY, 0)
     for _, text in turns:
         for token in _PLACEHOLDER.findall(text):
             found[token] += 1
     for token, count in found.items():
         if count != len(numbers[token]):
-            raise ValueError(f"The texts have {count} {token}, but {_FILLED_BY[token][0]!r} has {len(numbers[token])} numbers.")
-    written = {}
-    for token, (key, letter) in _FILLED_BY.items():
-        what = f"A number of {key!r}"
-        written[token] = iter([f"<{letter}{check_position(number(value, what), what)!r}>" for value in numbers[token]])
+            raise ValueError(f"The texts have {count} {token}, but 'variables.{_FILLED_BY[token][0]}' has {len(numbers[token])} numbers.")
+    written = {token: iter([fraction_text(letter, value) for value in numbers[token]]) for token, (_, letter) in _FILLED_BY.items()}
 
     def fill(match: re.Match) -> str:
         return next(written[match[0]])

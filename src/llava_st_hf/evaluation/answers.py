@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..data.questions import SAMPLED_FRAMES
 from ..deprecation import renamed_argument
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
 from ..model.grounding_llava_st import MediaInfo, parse_answer
+from .ground_truth import boxes_at_nearest_frames
 from .rows import GROUNDING_FIELDS, OWN_PARSER, Box, GroundingResult, Span
-from .seen_frames import at_nearest_seen
 
 
 @renamed_argument("given", "prompt_values")
@@ -43,7 +42,8 @@ class ParseContext:
         media: what the model was shown; if None, times and boxes cannot be converted and are not read.
         prompt_values: span, box and so on that the prompt contained.
         num_temporal_bins, num_spatial_bins: of LLaVA-ST's vocabulary.
-        num_frames: number of frames that are sampled from the clip; ground-truth tubelets have boxes at these.
+        num_frames: number of frames that are sampled from the clip; ground-truth tubelets have boxes at these. Needed for tasks with
+            tubelets.
         seen_size: `(width, height)` in pixels of the resized image or frames, for models that answer in pixels of these; None if they
             were not resized.
     """
@@ -53,7 +53,7 @@ class ParseContext:
     prompt_values: GroundingResult = field(default_factory=GroundingResult)
     num_temporal_bins: int = DEFAULT_NUM_BINS
     num_spatial_bins: int = DEFAULT_NUM_BINS
-    num_frames: int = SAMPLED_FRAMES
+    num_frames: int | None = None
     seen_size: tuple[int, int] | None = None
 
 
@@ -123,7 +123,7 @@ def read_llava_st(text: str, context: ParseContext) -> tuple[GroundingResult, li
             break
     boxes = [(moment.get("frame"), tuple(moment["box"].values())) for event in events for moment in event["boxes"]]
     if media.kind == "video":
-        tubelet = at_nearest_seen([(position(ticks), box) for ticks, box in boxes if ticks is not None], media, context.num_frames)
+        tubelet = _tubelet([(position(ticks), box) for ticks, box in boxes if ticks is not None], context)
         if any(ticks is None for ticks, _ in boxes):
             notes.append("A box without a time was ignored.")
     caption = next((event["caption"] for event in events if event["caption"]), None)
@@ -195,6 +195,15 @@ ANSWER_PARSERS: dict[str, AnswerParser] = {
 
 def _fields(context: ParseContext) -> tuple[str, ...]:
     return GROUNDING_FIELDS.get(context.task, ("caption",))
+
+
+def _tubelet(moments: list[tuple[float, Box]], context: ParseContext) -> dict[int, Box]:
+    """Boxes of an answer at the sampled frames of its clip; none for a task without tubelets."""
+    if "tubelet" not in _fields(context) or context.media is None:
+        return {}
+    if context.num_frames is None:
+        raise ValueError(f"num_frames is missing: the number of sampled frames is needed to read answers to the task {context.task!r}.")
+    return boxes_at_nearest_frames(moments, context.media, context.num_frames)
 
 
 def _nothing(context: ParseContext, notes: list[str]) -> tuple[GroundingResult, list[str]]:
@@ -382,7 +391,7 @@ def _to_units(found: _Found, context: ParseContext, scale: tuple[int, int] | Non
     if span is not None and span[1] < span[0]:
         notes.append("The span is reversed; its ends were swapped.")
         span = (span[1], span[0])
-    tubelet = at_nearest_seen(moments, media, context.num_frames)
+    tubelet = _tubelet(moments, context)
     return _kept(GroundingResult(span=span, tubelet=tubelet or None, caption=caption), context, notes)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks there are, by name, and their questions."""
+"""Registry of the benchmarks by name, and the function that reads their questions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Benchmark:
     One benchmark.
 
     Args:
-        questions: `(annotations, media, seed)` → `(row, question)` or `(row, problem)` of each row.
-        task: of all its questions; None where it is one of several, as the file has it.
-        annotations: what the annotation file is, in plain words.
+        questions: loader, `(annotations, media, seed)` → `(row, question)` or `(row, problem)` of each row.
+        task: of all its questions; None where the file decides it.
+        annotations: description of the annotation file.
     """
 
     questions: Callable[[str, str, int], Iterator[tuple[int, Question | str]]]
@@ -32,7 +32,7 @@ class Benchmark:
 
 
 _REFCOCO_SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
-_VIDSTG = "VidSTG's sentences (`test_annotations.json`), with VidOR's `<group>/<vid>.json` in the folder `boxes` beside the file"
+_VIDSTG = "VidSTG's sentences (`test_annotations.json`), with VidOR's `<group>/<vid>.json` in the folder `boxes` next to the file"
 BENCHMARKS = {
     **{
         f"{family}_{split}": Benchmark(refcoco_questions, "rec", f"`{{images, annotations}}` of {family} {split}")
@@ -53,22 +53,21 @@ BENCHMARKS = {
 
 def read_benchmark(name: str, annotations: str, media: str, seed: int = 0) -> list[Question]:
     """
-    All questions of a benchmark, in the order of its file. Whether their media are there is not looked at.
+    Reads all questions of a benchmark, in the order of its file. Images and videos are not accessed.
 
     Args:
         name: a key of `BENCHMARKS`.
         annotations: path of the annotation file.
-        media: folder of the videos or pictures.
-        seed: of the wording of prompts, where there are several.
+        media: folder of the videos or images.
+        seed: of the choice of prompt templates, where there are several.
 
     Raises:
-        ValueError: naming the benchmark, where there is none of that name; naming file and row (`BrokenFileError`), where a row cannot
-            be used (a benchmark of which some rows are left out is another one), two samples have one id, or the file has no samples, or
-            such of several tasks.
+        ValueError: naming an unknown benchmark; naming file and row (`BrokenFileError`), where a row cannot be used (scores on a subset
+            of the rows are not comparable), two samples have the same id, or the file has no samples or samples of several tasks.
         OSError: where a file cannot be read.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"There is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"{name!r} is not a valid benchmark; it must be one of {', '.join(BENCHMARKS)}.")
     rows: dict[str, int] = {}
     questions = []
     for row, question in BENCHMARKS[name].questions(annotations, media, seed):
@@ -79,11 +78,13 @@ def read_benchmark(name: str, annotations: str, media: str, seed: int = 0) -> li
         except ValueError as error:
             raise BrokenFileError(annotations, row, str(error)) from error
         if question.id in rows:
-            raise BrokenFileError(annotations, row, f"The id {question.id!r} is that of row {rows[question.id]} as well.")
+            raise BrokenFileError(annotations, row, f"The id {question.id!r} is also that of row {rows[question.id]}; ids must be unique.")
         rows[question.id] = row
         questions.append(question)
     if len(tasks := sorted({question.task for question in questions})) > 1:
-        raise BrokenFileError(annotations, 0, f"The file has rows of {', '.join(tasks)}; a task is scored by itself, in a file of its own.")
+        raise BrokenFileError(
+            annotations, 0, f"The file has rows of the tasks {', '.join(tasks)}; put the rows of each task into a file of their own."
+        )
     if not questions:
         raise BrokenFileError(annotations, 0, f"The file has no samples of {name}.")
     return questions

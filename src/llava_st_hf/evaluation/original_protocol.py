@@ -302,7 +302,18 @@ def _read_row(task: str, row: dict, id: str) -> Prediction:
             events = parse_answer(answer, media, DEFAULT_NUM_BINS, DEFAULT_NUM_BINS, start=start)["events"]
             caption = events[0]["caption"] if events else None
         answered = GroundingResult(span=None if task == "svg" else span, tubelet=tubelet or None, caption=caption)
-    return Prediction(id, "original", task, prompt="", truth=truth, given=given, media=media.to_dict(), answer=answer, prediction=answered)
+    return Prediction(
+        id,
+        "original",
+        task,
+        prompt="",
+        truth=truth,
+        given=given,
+        media=media.to_dict(),
+        answer=answer,
+        prediction=answered,
+        num_frames=NUM_FRAMES if media.kind == "video" else None,
+    )
 
 
 def _in_order(box: Iterable[float]) -> Box:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation asks, and what it keeps of an answer: one JSON object per sample, with all that it takes to score it again.
+"""Questions of a benchmark, and predictions: one JSON object per sample, with everything that is needed to score it again.
 
-Times are fractions of the clip that the model saw, boxes pixels of the upright original, frames indices of the original file. A
-*tubelet* maps frames to boxes; in JSON its keys are strings.
+Times are fractions of the clip that the model saw, boxes are in pixels of the upright original image, frames are indices of the original
+file. A *tubelet* maps frames to boxes; in JSON its keys are strings. The fields named `truth` hold the ground truth.
 """
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data.questions import SAMPLED_FRAMES
 from ..data.samples import GroundingSample
 from ..model.grounding_llava_st import MediaInfo
 
@@ -16,7 +15,7 @@ from ..model.grounding_llava_st import MediaInfo
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 Span = tuple[float, float]
 
-# What each task asks for, by the names of `GroundingResult`.
+# Fields of `GroundingResult` that the answer to each task has.
 GROUNDING_FIELDS = {
     "rec": ("box",),
     "tvg": ("span",),
@@ -27,20 +26,20 @@ GROUNDING_FIELDS = {
     "reg": ("caption",),
     "dgc": ("objects",),
 }
-OWN_PARSER = "llava_st"  # of `answers.ANSWER_PARSERS`: of answers in coordinate tokens
+OWN_PARSER = "llava_st"  # key in `answers.ANSWER_PARSERS` of the parser for answers with coordinate tokens
 
 
 @dataclass(frozen=True)
 class GroundingResult:
     """
-    What is true of a sample, or what an answer says of it. What a task does not ask for is None.
+    Ground truth of a sample, or content of an answer. Fields that the task does not ask for are None.
 
     Args:
-        span: when, as fractions of the clip.
-        box: where in a picture, in pixels.
-        tubelet: where in each frame of a video, `{frame: box}`.
-        caption: what.
-        objects: what is where in a picture, `(phrase, box)` each.
+        span: `(start, end)` of the event, as fractions of the clip.
+        box: bounding box in an image, `(x1, y1, x2, y2)` in pixels.
+        tubelet: bounding box in each frame of a video, `{frame: box}`.
+        caption: text of a description or caption.
+        objects: objects of an image, `(phrase, box)` each.
     """
 
     span: Span | None = None
@@ -75,17 +74,19 @@ class Question:
     Args:
         id: unique within the benchmark.
         task: one of `llava_st_hf.model.tasks_llava_st.TASKS`.
-        path: absolute path of the medium.
+        path: absolute path of the image or video.
         kind: "image" or "video".
-        clip: first and last frame to look at, both included; None for all.
+        clip: first and last frame of the clip, both included; None for all.
         start, end: the same in seconds, either None.
-        prompt: the words of the question, with coordinates inline and without the mark of the medium.
-        truth: what a right answer says.
-        given: what the question gives away of it ("svg": the span; "elc": start and first box).
-        size: `(width, height)` of the medium in pixels where the annotation tells, else None.
-        frames: `(first, last)` frame of the clip where the annotation tells, else None.
-        num_frames: of the clip, spread evenly: tubelets have boxes at these and no others.
-        sample: the annotation, where it is in seconds. `truth` and `given` have no times then, until `placing.placed` puts them in.
+        prompt: text of the question, with coordinates inline and without the mark of the image or video.
+        truth: the ground truth.
+        given: the part of it that the question contains ("svg": the span; "elc": start and first box).
+        size: `(width, height)` of the image or video in pixels; None where the annotation does not have them.
+        frames: `(first, last)` frame of the clip; None where the annotation does not have them.
+        num_frames: frames sampled of the clip: the tubelet of `truth` has boxes at these. None for images, and before
+            `ground_truth.to_clip_coordinates`.
+        sample: the annotation, where the ground truth depends on the video or on the number of sampled frames: `truth` and `given` then
+            lack times or boxes until `ground_truth.to_clip_coordinates` adds them. Else None.
     """
 
     id: str
@@ -100,7 +101,7 @@ class Question:
     frames: tuple[int, int] | None = None
     start: float | None = None
     end: float | None = None
-    num_frames: int = SAMPLED_FRAMES
+    num_frames: int | None = None
     sample: GroundingSample | None = None
 
 
@@ -111,15 +112,15 @@ class Prediction:
 
     Args:
         id, benchmark, task, prompt, truth, given, num_frames: of the question.
-        path: of the medium.
-        media: what the model saw, as `MediaInfo.to_dict` has it; None where it could not be opened.
-        answer: the model's words, coordinate tokens kept; None where there is none.
-        finished: whether the answer ended by itself, and was not cut off.
-        prediction: what the answer says.
-        notes: what to know of the medium and what could not be read in the answer, in plain words.
-        skipped: why there is no answer; None where there is one.
-        reader: what read the answer, a key of `answers.ANSWER_PARSERS`.
-        model, seed, versions: what it takes to do it again.
+        path: of the image or video.
+        media: `MediaInfo.to_dict` of the image or clip that the model saw; None where it could not be opened.
+        answer: text of the answer with its coordinate tokens; None where there is none.
+        finished: whether the answer ended by itself, before the maximum number of tokens.
+        prediction: content of the answer.
+        notes: sentences about the image or video, and about parts of the answer that could not be read.
+        skipped: the reason why there is no answer; None where there is one.
+        reader: key in `answers.ANSWER_PARSERS` of the parser that read the answer.
+        model, seed, versions: name of the model, seed of the prompts, versions of the libraries.
     """
 
     id: str
@@ -136,7 +137,7 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
     skipped: str | None = None
     reader: str = OWN_PARSER
-    num_frames: int = SAMPLED_FRAMES
+    num_frames: int | None = None
     model: str | None = None
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)

@@ -32,8 +32,8 @@ from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
+from .ground_truth import to_clip_coordinates
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
-from .placing import to_clip_coordinates
 from .predictions import append_predictions, drop_broken_end, read_predictions, write_file
 from .rows import Prediction, Question
 

@@ -1,41 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VidSTG: a sentence about a thing, when it holds, and where the thing is meanwhile. Statements and questions are scored apart."""
+"""VidSTG questions: spatio-temporal grounding of a sentence about an object. Declarative and interrogative sentences are separate
+benchmarks."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..data.samples import GroundingSample
 from ..data.vidstg import read_vidstg
-from .questions import as_questions
+from .questions import as_questions, stvg_question
 from .rows import Question
-from .seen_frames import stvg_question
 
 
-# Folder with VidOR's boxes, beside the file of sentences.
+# Folder with VidOR's boxes, next to the file of sentences.
 BOXES = "boxes"
 
 
 def declarative_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
-    """The statements ("a child holds a cup."); see `_questions`."""
+    """Yields the declarative sentences ("a child holds a cup."); see `_questions`."""
     return _questions(annotations, media, is_question=False)
 
 
 def interrogative_questions(annotations: str, media: str, seed: int) -> Iterator[tuple[int, Question | str]]:
-    """The questions ("who holds the cup?"); see `_questions`."""
+    """Yields the interrogative sentences ("who holds the cup?"); see `_questions`."""
     return _questions(annotations, media, is_question=True)
 
 
 def _questions(annotations: str, media: str, is_question: bool) -> Iterator[tuple[int, Question | str]]:
     """
-    The sentences of one kind. The true tubelet has the boxes at those of the 100 sampled frames of the clip that lie in the event.
+    Yields the sentences of one kind. Their boxes, one for every frame that shows the object, become the ground-truth tubelet at the
+    sampled frames in `ground_truth.to_clip_coordinates`.
 
     Args:
-        annotations: path of the file of sentences; see `data.vidstg`. VidOR's `<group>/<vid>.json` stand in the folder `boxes` beside it.
+        annotations: path of the file of sentences; see `data.vidstg`. VidOR's `<group>/<vid>.json` are in the folder `boxes` next to it.
         media: folder of VidOR's videos, `<group>/<vid>.mp4`.
-        is_question: which kind.
+        is_question: whether to yield the interrogative sentences.
 
     Yields:
-        `(row, question)`, or `(row, problem)`, also where the problem is in a sentence of the other kind. Rows count from 1.
+        `(row, question)`, or `(row, problem)`, also for a problem in a sentence of the other kind. Rows count from 1.
 
     Raises:
         BrokenFileError, OSError: naming the file or folder, where it cannot be read.
@@ -46,5 +47,5 @@ def _questions(annotations: str, media: str, is_question: bool) -> Iterator[tupl
 
 
 def _question(sample: GroundingSample, media: str) -> Question:
-    assert sample.clip is not None  # the reader saw to it
+    assert sample.clip is not None  # the reader checked it
     return stvg_question(sample, media, *sample.clip)

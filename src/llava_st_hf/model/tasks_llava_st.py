@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eight grounding tasks: what each takes, and the wording that the released model was trained on.
+"""The eight grounding tasks: what each takes, and the prompt templates that the released model was trained on.
 
-| task | given | asked |
-|---|---|---|
-| rec | image, expression | its box |
-| reg | image, box | a phrase |
-| dgc | image | a caption with a box after each thing |
-| tvg | video, sentence | its span |
-| tr | video, span | what happens |
-| stvg | video, sentence | its span, and a box at each moment |
-| svg | video, span, sentence | a box at each moment |
-| elc | video, time, box | when it ends, what happens, and a box at each moment |
+| task | name | prompt contains | answer |
+|---|---|---|---|
+| rec | referring expression comprehension | image, expression | bounding box |
+| reg | referring expression generation | image, bounding box | phrase |
+| dgc | dense grounded captioning | image | caption with a bounding box after each object |
+| tvg | temporal video grounding | video, sentence | time span |
+| tr | temporal referring | video, time span | description |
+| stvg | spatio-temporal video grounding | video, sentence | time span, and a bounding box for each sampled frame in it |
+| svg | spatial video grounding | video, time span, sentence | a bounding box for each sampled frame of the span |
+| elc | event localization and captioning | video, time, bounding box | end time, caption, and a bounding box for each sampled frame |
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .messages_llava_st import read_span
 
 @dataclass(frozen=True)
 class Task:
-    """One task: `medium` is "image" or "video"; `needs` are the arguments beside the media; `prompt` is filled with them."""
+    """A task: `medium` is "image" or "video", `needs` are the arguments that `prompt`, a template, is filled with."""
 
     medium: str
     needs: tuple[str, ...]
@@ -28,8 +28,32 @@ class Task:
 
 
 _EACH_TIMESTAMP = "the spatial bounding box corresponding to each timestamp in the time period."
+#: Last sentence of the prompts of tasks with a box for each sampled frame: the form of the answer.
+ANSWER_INSTRUCTIONS = {
+    "stvg": f"Please firstly give the timestamps, and then give {_EACH_TIMESTAMP}",
+    "svg": f"Please give {_EACH_TIMESTAMP}",
+    "elc": f"Please firstly give the end timestamp, then give the event associated with the object/subject, finally give {_EACH_TIMESTAMP}",
+}
+#: Prompt templates of "rec" in the training data of the released model. The last is that of `TASKS`.
+REC_PROMPTS = (
+    "Where can I find {text} in this image?",
+    "What part of this image contains {text}?",
+    "Where does {text} appear in this image?",
+    "Where is {text} situated within this image?",
+)
+#: Texts before the span of an "svg" prompt in the training data of the released model. `TASKS` uses "During".
+TIME_PREFIXES = (
+    "During the span of",
+    "In the time range",
+    "During the period",
+    "Within the time frame of",
+    "In the time period",
+    "During",
+    "Between",
+    "At",
+)
 TASKS = {
-    "rec": Task("image", ("text",), "Where is {text} situated within this image?"),
+    "rec": Task("image", ("text",), REC_PROMPTS[-1]),
     "reg": Task("image", ("box",), "What object can be observed within the region {box} in the image?"),
     "dgc": Task("image", (), "Describe the image in detail, and give the bounding box of each object mentioned."),
     "tvg": Task(
@@ -39,36 +63,36 @@ TASKS = {
         "Please return the start and end timestamps.",
     ),
     "tr": Task("video", ("span",), "Describe what took place during the period {span} in the video."),
-    "stvg": Task(
-        "video", ("text",), f"{{text}} Please firstly give the timestamps, and then give {_EACH_TIMESTAMP}"
-    ),
-    "svg": Task("video", ("span", "text"), f"During {{span}}, {{text}} Please give {_EACH_TIMESTAMP}"),
+    "stvg": Task("video", ("text",), f"{{text}} {ANSWER_INSTRUCTIONS['stvg']}"),
+    "svg": Task("video", ("span", "text"), f"During {{span}}, {{text}} {ANSWER_INSTRUCTIONS['svg']}"),
     "elc": Task(
         "video",
         ("time", "box"),
         "Starts in {time}, what happened about the subject/object within the specified region {box}? Where is the corresponding "
-        "subject/object located? Please firstly give the end timestamp, then give the event associated with the object/subject, "
-        f"finally give {_EACH_TIMESTAMP}",
+        f"subject/object located? {ANSWER_INSTRUCTIONS['elc']}",
     ),
-}  # fmt: skip
+}
 
 
 def task_content(task: str, text: str | None = None, span=None, time=None, box=None) -> list[dict]:
     """
-    The words of a question, as content items of a chat message.
+    Fills the prompt template of a task.
 
     Args:
         task: one of the keys of `TASKS`.
         text: an expression or a sentence.
         span: `(start, end)` in seconds, as `read_span` takes it.
-        time: seconds, where the event of "elc" starts (a span's start will do).
+        time: start of the event of "elc", in seconds; a `span` may be given instead, whose start is used.
         box: `(x1, y1, x2, y2)` in pixels, as `read_box` takes it.
 
+    Returns:
+        Content items of a chat message, of the types "text", "span", "time" and "box".
+
     Raises:
-        ValueError: naming the task and what is missing, or too much.
+        ValueError: naming the task and the arguments that are missing, or that its prompt does not use.
     """
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"task={task!r} is unknown; it is one of {', '.join(TASKS)}.")
+        raise ValueError(f"task={task!r} is not a valid task; it must be one of {', '.join(TASKS)}.")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise ValueError(f"text={text!r} must be a string that is not blank.")
     if span is not None:
@@ -80,8 +104,9 @@ def task_content(task: str, text: str | None = None, span=None, time=None, box=N
     missing = [name for name in needs if given[name] is None]
     excess = [name for name, value in given.items() if value is not None and name not in needs]
     if missing or excess:
-        problems = [f"misses {' and '.join(missing)}"] * bool(missing) + [f"has no use for {' and '.join(excess)}"] * bool(excess)
-        raise ValueError(f"task={task!r} takes {' and '.join(needs) or 'nothing beside the media'}; this call {', and '.join(problems)}.")
+        problems = [f"{' and '.join(missing)} is missing"] * bool(missing) + [f"{' and '.join(excess)} is not used"] * bool(excess)
+        takes = " and ".join(needs) or "only the image or video"
+        raise ValueError(f"task={task!r} takes {takes}: {', and '.join(problems)}.")
     items = {
         "span": lambda: {"type": "span", "start": span[0], "end": span[1]},
         "time": lambda: {"type": "time", "time": time},
@@ -90,9 +115,9 @@ def task_content(task: str, text: str | None = None, span=None, time=None, box=N
     }
     content, rest = [], TASKS[task].prompt
     while rest:
-        words, opened, rest = rest.partition("{")
-        if words:
-            content.append({"type": "text", "text": words})
+        literal, opened, rest = rest.partition("{")
+        if literal:
+            content.append({"type": "text", "text": literal})
         if opened:
             name, _, rest = rest.partition("}")
             content.append(items[name]())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the world of shapes to disk: encoded videos and pictures, and their questions as annotation files."""
+"""Writes the Shapes dataset: encoded videos, images, and their questions as annotation files."""
 
 import json
 import os
@@ -19,15 +19,14 @@ from .scenes import Painter, Scene, make_scene, scene_seed
 @dataclass(frozen=True)
 class Phase:
     """
-    What a part of the training is made of.
+    Data of one training phase.
 
     Args:
-        tasks: questions, as `task` has them (LLaVA-ST, section 3.4) → how many of a kind about one medium, at most. What one part has
-            learned is kept in use by the next.
-        others: share of questions in other wordings than the tasks' own. Those are short: what is asked for stands right before the
-            answer, so that a small model soon finds what belongs to what.
-        videos, images, easy_videos, easy_images: how many of them, as a `sampling_strategy`; None for none. In the easy ones nothing
-            needs to be told from much else: look-ups, and what changes from frame to frame, are learned on them.
+        tasks: kinds of questions (`task` of the rows; stages as in LLaVA-ST, section 3.4) → maximum number of each about one image or
+            video. A phase repeats tasks of the phase before it.
+        others: fraction of questions with other prompt templates than those of the tasks. These are short, and the object is named
+            directly before the answer, which a small model learns faster.
+        videos, images, easy_videos, easy_images: amount of each, as a `sampling_strategy`; None for none. For "easy", see `make_scene`.
     """
 
     tasks: dict[str, int]
@@ -38,9 +37,8 @@ class Phase:
     easy_images: str | None = None
 
 
-# Look-ups come first, from words to words and from words to one coordinate: each answer has one token that nothing but the right thing
-# tells. In an answer of four coordinates only the first tells one thing from another, and what is learned from it is learned late. Edges
-# in space and in time are one skill, and are learned as one. Then places and spans.
+# Curriculum: questions with single-token answers come first, whose token can only be predicted from the right object. In an answer of
+# four coordinates, three can be predicted from the first one, a shortcut. Boxes and spans follow.
 _PLACES = {"rec": 4, "reg": 2, "dgc": 1}
 _TUBELETS = {"stvg": 1, "svg": 1, "elc": 1}
 _MOMENTS = {"event_at": 4, "start": 4, "middle": 2, "end": 4}
@@ -57,14 +55,14 @@ PHASES = {
         images="first:60%",
         easy_videos="all",
     ),
-    # A tubelet has ten times as many tokens as other answers, and each counts as much: so there are many short questions beside one.
+    # A tubelet has ten times as many tokens as other answers, and every token has the same weight: so there are many short questions.
     "stage3": Phase(
         {**_PLACES, "tvg": 3, "tr": 3, "deeds": 2, "doer": 3, **_MOMENTS, "box_at": 2, **_TUBELETS},
         0.3,
         images="first:50%",
         easy_videos="first:50%",
     ),
-    # What is learned last: which of two or three things it is, and what it does.
+    # Learned last: to distinguish two or three objects and to name their events.
     "stage3_naming": Phase(
         {
             **_PLACES,
@@ -95,28 +93,28 @@ def write_video(scene: Scene, path: str | os.PathLike) -> None:
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("libx264", rate=scene.fps, options=_QUALITY)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
-        stream.codec_context.thread_count = 1  # so small a picture is done before threads have started
+        stream.codec_context.thread_count = 1  # frames are too small for several threads
         for number in range(scene.num_frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(painter.frame(number), format="rgb24")))
         container.mux(stream.encode())
 
 
 def write_image(scene: Scene, path: str | os.PathLike) -> None:
-    """Writes the one frame of a scene as a JPEG."""
+    """Writes the one frame of a scene as a JPEG file."""
     Image.fromarray(Painter(scene).frame(0)).save(path, quality=92)
 
 
 def _make(
     number: int, folder: Path, split: str, kind: str, num_frames: int, world: int, wordings: tuple[float | None, ...], easy: bool
 ) -> list[list[dict]]:
-    """Writes one medium, unless it is there already, and returns its rows in each of `wordings`."""
+    """Writes one image or video unless it exists, and returns its rows for each of `wordings`."""
     seed = scene_seed(split, number, world)
     scene = make_scene(seed, kind == "video", easy)
     name = f"{'easy-' if easy else ''}{split}-{number:06d}.{'mp4' if kind == 'video' else 'jpg'}"
     if not (folder / name).is_file():
         part = folder / f"part-{os.getpid()}-{name}"
         (write_video if kind == "video" else write_image)(scene, part)
-        os.replace(part, folder / name)  # a run that is stopped leaves no half a file under its name
+        os.replace(part, folder / name)  # an interrupted run leaves no incomplete file under this name
     found = []
     for others in wordings:
         rng = np.random.default_rng([seed, 3])
@@ -136,15 +134,15 @@ def make_rows(
     easy: bool = False,
 ) -> Iterator[list[list[dict]]]:
     """
-    Writes media and yields the rows of each in each of `wordings`, in order, with as many processes as there are cores.
+    Writes images or videos and yields the rows of each for each of `wordings`, in order, with one process per CPU core.
 
     Args:
-        folder: where media go.
+        folder: of the images or videos.
         split: "train", "validation" or "test".
         kind: "video" or "image".
-        count: how many, from number `first` on.
-        num_frames: that the model samples of a video.
-        world: another number makes another world.
+        count: number of scenes, starting with number `first`.
+        num_frames: frames that the model samples of a video.
+        world: seed of the dataset: another number makes other scenes.
         wordings: `others` of `image_rows` and `video_rows`, one or more.
         easy: as of `make_scene`.
     """
@@ -164,18 +162,18 @@ def write_training_data(
     world: int = 0,
 ) -> None:
     """
-    The training split: media in `folder/media`, those of easy scenes as `easy-train-…`; and for each of `PHASES` annotations and a
-    mixture, from `stage1.yaml` to `stage3_naming.yaml`.
+    Writes the training split: images and videos to `folder/media`, those of easy scenes as `easy-train-…`; and for each of `PHASES`
+    annotations and a mixture, from `stage1.yaml` to `stage3_naming.yaml`.
 
     Args:
-        folder: is made where it is missing.
-        num_videos, num_images, num_easy_videos, num_easy_images: how many.
-        num_frames: that the model samples of a video.
-        world: another number makes another world.
+        folder: is created if it does not exist.
+        num_videos, num_images, num_easy_videos, num_easy_images: number of scenes of each kind.
+        num_frames: frames that the model samples of a video.
+        world: seed of the dataset: another number makes other scenes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sources = {  # kind, number of the first and how many
+    sources = {  # kind, number of the first scene, and count
         "videos": ("video", 0, num_videos),
         "images": ("image", 0, num_images),
         "easy_videos": ("video", num_videos, num_easy_videos),
@@ -201,7 +199,7 @@ def write_training_data(
 
 
 def _some(rows: list[dict], most: dict[str, int]) -> list[dict]:
-    """Of each task in `most` so many rows at most, from here and there."""
+    """Rows with at most `most[task]` of each task, chosen at random."""
     found = []
     for task, count in most.items():
         of_task = [row for row in rows if row["task"] == task]
@@ -212,12 +210,12 @@ def _some(rows: list[dict], most: dict[str, int]) -> list[dict]:
 
 def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_frames: int, world: int = 0) -> None:
     """
-    A split to measure on: `folder/{task}.jsonl` with `per_task` questions for each of the eight tasks, at most one of a kind for each
-    medium, and their media in `folder/media`.
+    Writes a split to evaluate on: `folder/{task}.jsonl` with `per_task` questions for each of the eight tasks, at most one of a task about
+    each image or video, and the images and videos in `folder/media`.
 
     Args:
         split: "validation" or "test".
-        num_frames: that the model samples of a video.
+        num_frames: frames that the model samples of a video.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

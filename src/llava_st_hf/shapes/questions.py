@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about the world of shapes, as rows of this package's own format (`jsonl`): the eight tasks in several wordings, and for
-training also captions and short questions about one moment."""
+"""Questions of the Shapes dataset, as rows of this package's own format (`jsonl`): the eight tasks with several prompt templates, and for
+training also captions and short questions about a single time."""
 
 from itertools import combinations
 
@@ -14,7 +14,7 @@ from .scenes import Event, Scene
 _TUBELET_TASKS = ("stvg", "svg", "elc")
 _ATTRIBUTES = ("size", "colour", "shape")
 _SIDES = ("left", "top", "right", "bottom")  # of a box, in its order
-# Other ways to say it; the first is how answers say it.
+# Synonyms for questions; answers use the first.
 _VERBS = {
     "moves left": ("moves left", "moves to the left", "goes left"),
     "moves right": ("moves right", "moves to the right", "goes right"),
@@ -27,7 +27,7 @@ _VERBS = {
     "turns": ("turns", "becomes"),
     "hits": ("hits", "bumps into"),
 }
-# Wordings beside those of `tasks.TASKS`, for training.
+# Prompt templates for training, in addition to those of `tasks.TASKS`.
 _OTHER_PROMPTS = {
     "rec": ("Find {text} in the image.", "Give the bounding box of {text}.", "Locate {text}."),
     "reg": ("What is in {box}?", "Name the object within {box}."),
@@ -50,14 +50,13 @@ _OTHER_PROMPTS = {
 
 
 def name_of(scene: Scene, number: int) -> str:
-    """All words of a thing: "large red circle"."""
+    """Size, colour and shape of an object: "large red circle"."""
     thing = scene.things[number]
     return f"{thing.size} {thing.colour} {thing.shape}"
 
 
 def references(scene: Scene, number: int) -> list[str]:
-    """All words that mean this thing and no other of the scene, first all that there are, then some no more than needed: "the red
-    circle"."""
+    """All expressions that are unambiguous for an object of the scene: first its full name, then shorter ones: "the red circle"."""
     thing, others = scene.things[number], [other for place, other in enumerate(scene.things) if place != number]
     ways = [f"the {name_of(scene, number)}"]
     for words, same in (
@@ -72,8 +71,8 @@ def references(scene: Scene, number: int) -> list[str]:
 
 
 def attributes(scene: Scene, number: int) -> list[tuple[str, str, str]]:
-    """`(words, kind, value)`: words that mean this thing and no other of the scene, by one or two of its attributes, each with another
-    attribute of the thing that they leave open: ("the circle", "colour", "red")."""
+    """`(expression, kind, value)`: unambiguous expressions of an object with one or two of its attributes, each with another attribute
+    that the expression does not contain: ("the circle", "colour", "red")."""
     thing, others = scene.things[number], [other for place, other in enumerate(scene.things) if place != number]
     found = []
     for count in (1, 2):
@@ -92,18 +91,18 @@ def reference(scene: Scene, number: int, rng: np.random.Generator) -> str:
 
 
 def happening(scene: Scene, event: Event) -> str:
-    """What happens, as answers say it: "the large red circle moves left"."""
+    """Description of an event in answers: "the large red circle moves left"."""
     return f"the {name_of(scene, event.thing)} {event.kind}{_goal(scene, event)}"
 
 
 def _goal(scene: Scene, event: Event) -> str:
-    """Words of an event behind its verb: which colour, which other thing."""
+    """Text after the verb of an event: the colour, or the other object."""
     goal = {"turns": f" {event.colour}", "hits": f" the {name_of(scene, event.other)}" if event.other is not None else ""}
     return goal.get(event.kind, "")
 
 
 def sentence(scene: Scene, event: Event, rng: np.random.Generator, verb: str | None = None) -> str:
-    """The same in words of one's choice, as questions say it; `verb` in place of one at random."""
+    """Description of an event in questions, with random synonyms; `verb` replaces the random verb."""
     goal = {"turns": f" {event.colour}", "hits": f" {reference(scene, event.other, rng)}" if event.other is not None else ""}
     return f"{reference(scene, event.thing, rng)} {verb or rng.choice(_VERBS[event.kind])}{goal.get(event.kind, '')}"
 
@@ -113,7 +112,7 @@ def _sentence_case(text: str) -> str:
 
 
 def tubelet(scene: Scene, event: Event, num_frames: int) -> list[dict]:
-    """`[{"time", "box"}]`, seconds and pixels, at those of the `num_frames` frames that a model samples which fall into the event."""
+    """`[{"time", "box"}]`, in seconds and pixels, at those of the `num_frames` sampled frames that are within the event."""
     boxes = []
     for frame in _sampled_frames(scene, num_frames):
         time = frame / scene.fps
@@ -124,7 +123,7 @@ def tubelet(scene: Scene, event: Event, num_frames: int) -> list[dict]:
 
 
 def _sampled_frames(scene: Scene, num_frames: int) -> list[int]:
-    """Numbers of the frames that a model sees which samples `num_frames` of the clip, each once."""
+    """Indices of the frames that a model samples, each once."""
     return list(dict.fromkeys(sample_frame_indices(0, scene.num_frames - 1, num_frames)))
 
 
@@ -134,13 +133,13 @@ def _rounded(box) -> list[float]:
 
 def image_rows(scene: Scene, path: str, rng: np.random.Generator, others: float | None = None) -> list[dict]:
     """
-    Rows about a picture: "rec" and "reg" for each thing, and "dgc".
+    Rows about an image: "rec" and "reg" for each object, and "dgc".
 
     Args:
-        path: of the picture, in the data folder.
+        path: of the image, in the data folder.
         rng: of the choice of words.
-        others: for training, the share of questions in other wordings than the tasks' own, which are short; then each thing is asked
-            for in all words that mean it, and there are captions and questions from words to words. None for a split to measure on.
+        others: for training, the fraction of questions with other prompt templates than those of the tasks; there are then questions
+            with all unambiguous expressions of each object, captions, and questions without coordinates. None for a split to evaluate on.
     """
     boxes = [_rounded(thing_box) for number in range(len(scene.things)) if (thing_box := scene.box(number, 0.0)) is not None]
     order = sorted(range(len(scene.things)), key=lambda number: boxes[number][0])
@@ -172,7 +171,7 @@ def _attribute_row(task: str, path: str, rng: np.random.Generator, text: str, ki
 
 
 def _listed(phrases: list[str]) -> list[str]:
-    """Phrases as pieces of one sentence: "A red circle", ", a blue square", "and a white cross"."""
+    """Phrases as consecutive pieces of one sentence: "A red circle", ", a blue square", "and a white cross"."""
     middle = [f", {phrase}" for phrase in phrases[1:-1]]
     last = [f"and {phrase}" for phrase in phrases[1:][-1:]]
     return [phrases[0][0].upper() + phrases[0][1:], *middle, *last]
@@ -180,15 +179,16 @@ def _listed(phrases: list[str]) -> list[str]:
 
 def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: int, others: float | None = None) -> list[dict]:
     """
-    Rows about a video, for each event one of each task; of one that hides its thing, the two that need no boxes.
+    Rows about a video: one of each task for each event, but only the two without boxes for an event that hides its object.
 
     Args:
         path: of the video, in the data folder.
         rng: of the choice of words.
-        num_frames: that the model samples of the clip.
-        others: as of `image_rows`; with it also captions, questions from words to words, and places and events at single moments.
+        num_frames: frames that the model samples of the clip.
+        others: as of `image_rows`; there are then also captions, questions without coordinates, and questions about boxes and events at
+            single times.
     """
-    rows, followed = [], []  # of those that have one, events with their tubelets
+    rows, followed = [], []  # events with their tubelets, if they have one
     for place, event in enumerate(scene.events):
         span = [event.start, event.end]
         asked, told = sentence(scene, event, rng), happening(scene, event)
@@ -214,7 +214,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
         if event.kind == "disappears" or not boxes:
             continue
         followed.append((event, boxes))
-        # In training one of the three for each event: they are ten times as long as other answers, and each of their tokens counts as much.
+        # In training one of the three for each event: their answers are ten times as long as others, and every token has the same weight.
         tasks = _TUBELET_TASKS if others is None else [_TUBELET_TASKS[(scene.seed + place) % 3]]
         for task in tasks:
             text = _sentence_case(sentence(scene, event, rng)) if task != "elc" else told
@@ -231,7 +231,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
 
 
 def _places(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 4) -> list[dict]:
-    """Where a thing is at one moment: what a tubelet asks over and over, asked by itself."""
+    """Questions about the box of an object at one time, a single step of a tubelet."""
     rows = []
     for frame in rng.choice(frames, min(count, len(frames)), replace=False):
         time, number = int(frame) / scene.fps, int(rng.integers(len(scene.things)))
@@ -243,7 +243,7 @@ def _places(scene: Scene, path: str, rng: np.random.Generator, frames: list[int]
 
 
 def _doings(scene: Scene, path: str, rng: np.random.Generator) -> list[dict]:
-    """What each thing does, and which thing it is that does something: look-ups from words to words, without times."""
+    """Questions about the events of an object, and about the object of an event, without times."""
     rows = []
     for number in range(len(scene.things)):
         done = [f"{event.kind}{_goal(scene, event)}" for event in scene.events if event.thing == number]
@@ -258,7 +258,7 @@ def _doings(scene: Scene, path: str, rng: np.random.Generator) -> list[dict]:
 
 
 def _deeds(scene: Scene, path: str, rng: np.random.Generator, frames: list[int], count: int = 4) -> list[dict]:
-    """What a thing does at one moment: what a span is made of, asked by itself."""
+    """Questions about the event of an object at one time."""
     rows = []
     for _ in range(count):
         time, number, deed = _deed(scene, rng, frames)
@@ -268,7 +268,7 @@ def _deeds(scene: Scene, path: str, rng: np.random.Generator, frames: list[int],
 
 
 def _happenings(scene: Scene, path: str, rng: np.random.Generator, followed: list[tuple[Event, list[dict]]], count: int = 2) -> list[dict]:
-    """What happens in a box at one moment of an event: the naming of "elc", asked by itself. `followed`: events with their tubelets."""
+    """Questions about the event in a box at one time, the caption of "elc" alone. `followed`: events with their tubelets."""
     rows = []
     for event, boxes in followed:
         for place in rng.permutation(len(boxes))[:count]:
@@ -278,7 +278,7 @@ def _happenings(scene: Scene, path: str, rng: np.random.Generator, followed: lis
 
 
 def _deed(scene: Scene, rng: np.random.Generator, frames: list[int]) -> tuple[float, int, str]:
-    """`(seconds, number of a thing, what it does then)` at one of `frames`; two times in three it does something."""
+    """`(seconds, index of an object, description of its event)` at one of `frames`; with probability 2/3 during an event."""
     time, number = int(rng.choice(frames)) / scene.fps, int(rng.integers(len(scene.things)))
     if scene.events and rng.random() < 2 / 3:
         event = scene.events[rng.integers(len(scene.events))]
@@ -289,7 +289,7 @@ def _deed(scene: Scene, rng: np.random.Generator, frames: list[int]) -> tuple[fl
 
 
 def _row(task: str, kind: str, path: str, rng: np.random.Generator, others: float | None, words: dict, answer: str, seen: dict) -> dict:
-    """A task row of what is `seen`; in training sometimes a chat that asks for `answer` in other words."""
+    """A task row with the annotation `seen`; in training sometimes a chat with another prompt template and `answer`."""
     if others is not None and rng.random() < others:
         return _chat(task, kind, path, rng, words, answer)
     return {kind: path, "task": task, **seen}

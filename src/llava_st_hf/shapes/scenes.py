@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world without end: coloured shapes on textured grounds, to which things happen, with the truth of when and where.
+"""Scenes of the synthetic Shapes dataset: coloured shapes on textured backgrounds with events, and the exact ground truth of both.
 
-A scene is a function of its seed: its things (shape × colour × size), what happens to them (`KINDS`), where the camera drifts, and
-how it is drawn. `shapes_questions` asks the eight tasks of it, `shapes_files` writes videos, pictures and annotations.
+A scene is a function of its seed: its objects (shape × colour × size), the events (`KINDS`), the motion of the camera, and the drawing.
+`shapes.questions` writes questions of the eight tasks about it, `shapes.files` videos, images and annotation files.
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {"red": (214, 40, 40), "green": (40, 176, 70), "blue": (44, 84, 224), "yellow": (240, 208, 48), "white": (240, 240, 240)}
-# Side of a thing, as a share of the picture's shorter side. Between the two lies a gap, so that the words have one meaning.
+# Side of an object as a fraction of the shorter side of the image. The gap between the two ranges makes the words unambiguous.
 SIZES = {"small": (0.18, 0.23), "large": (0.32, 0.40)}
-# What can happen to a thing → how often it is tried; "grows" and "hits" seldom fit. "turns" and "hits" go on with a colour, and with
-# another thing.
+# Kinds of events → weight with which they are drawn; "grows" and "hits" are often rejected. "turns" is followed by a colour, "hits" by
+# another object.
 KINDS = {
     "moves left": 1.0,
     "moves right": 1.0,
@@ -29,15 +29,15 @@ KINDS = {
     "hits": 3.0,
 }
 _DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-_GROWTH = 1.75  # side of a thing that has grown, over its side before
-# One frame shows what goes on in it, as a long exposure or a comic does: an encoder sees single frames. These are copies of a thing:
-# behind one that moves, how much of its whole way back and how opaque, from the furthest on;
+_GROWTH = 1.75  # side of an object after it has grown, relative to before
+# Every frame contains rendered motion cues, because the encoder sees single frames. They are copies of an object:
+# behind one that moves: distance as a fraction of its whole movement, and opacity, from the furthest on;
 _TAIL = ((0.3, 0.25), (0.2, 0.4), (0.1, 0.55))
-_SHAKE_TAIL = 0.45  # to both sides of one that shakes, how opaque;
-_SWELLING = ((1.6, 0.3), (1.3, 0.5))  # around one that grows, how large beside it and how opaque;
-_AIM = 0.4  # in place of a tail behind one that is about to hit another: how large;
-_RIM = 1.3  # around one that appears (dark) and one that is about to be hit (in the colour of what comes): how large;
-_CORE = 0.5  # within one that has turned to another colour, in its own: how large.
+_SHAKE_TAIL = 0.45  # on both sides of one that shakes: opacity;
+_SWELLING = ((1.6, 0.3), (1.3, 0.5))  # around one that grows: relative size and opacity;
+_HIT_TAIL = 0.4  # behind one that is about to hit another: relative size;
+_RIM = 1.3  # around one that appears (dark) and one that is about to be hit (in the colour of the other): relative size;
+_CORE = 0.5  # inside one that has turned to another colour, in its own colour: relative size.
 _DARK = (12, 12, 12)
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _TRIES = 60
@@ -45,7 +45,7 @@ _TRIES = 60
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape as it is before anything happens to it. `x`, `y`: its centre, `side`: its width and height, in pixels."""
+    """An object before any event. `x`, `y`: its centre, `side`: its width and height, in pixels."""
 
     shape: str
     colour: str
@@ -58,16 +58,16 @@ class Thing:
 @dataclass(frozen=True)
 class Event:
     """
-    What happens to a thing.
+    An event of one object.
 
     Args:
-        thing: its number in the scene.
+        thing: index of the object in the scene.
         kind: one of `KINDS`.
         start, end: seconds.
-        dx, dy: how far a movement goes, in pixels; of a shake, how far to either side.
-        colour: that the thing has for the time of "turns".
-        other: number of the thing that is hit.
-        shake: seconds of one swing.
+        dx, dy: displacement of a movement, or amplitude of a shake, in pixels.
+        colour: of the object during "turns".
+        other: index of the object that is hit.
+        shake: period of a shake in seconds.
     """
 
     thing: int
@@ -84,17 +84,16 @@ class Event:
 @dataclass(frozen=True)
 class State:
     """
-    A thing at one moment.
+    State of an object at one time.
 
     Args:
-        x, y, side: in pixels, as `Thing` has them, with the camera's drift.
-        colour: that it has now.
-        visible: whether it is there.
-        deed: what it does now, one of `KINDS`, or "is hit" while another comes to hit it, or "".
-        tail: `(x, y, opacity)` of faded copies, drawn before the thing: those of a movement lie behind it, those of a shake to both
-            sides.
-        moves: `(x, y)`, direction of a movement, of length 1; (0, 0) while there is none.
-        hit_by: number of the thing that comes to hit it.
+        x, y, side: in pixels, as of `Thing`, with the motion of the camera.
+        colour: current colour.
+        visible: whether it is visible.
+        deed: kind of its current event, one of `KINDS`, or "is hit" while another object moves to hit it, or "".
+        tail: `(x, y, opacity)` of faded copies, drawn before the object: behind a moving one, on both sides of a shaking one.
+        moves: `(x, y)`, unit vector of the direction of a movement; (0, 0) without one.
+        hit_by: index of the object that moves to hit it.
     """
 
     x: float
@@ -116,16 +115,16 @@ class State:
 @dataclass(frozen=True)
 class Scene:
     """
-    A picture (one frame) or a video.
+    An image (one frame) or a video.
 
     Args:
         width, height: pixels, even numbers.
         fps: frames per second.
-        num_frames: 1 for a picture.
-        things: from the furthest to the nearest: a later one hides an earlier one.
+        num_frames: 1 for an image.
+        things: objects from the furthest to the nearest: a later one occludes an earlier one.
         events: in order of their start.
-        drift: `(x, y)` pixels that everything has moved by at the end, as the camera moves.
-        seed: of everything that is drawn and not named: ground, noise, shades of colours.
+        drift: `(x, y)` pixels by which everything has moved at the end, due to the motion of the camera.
+        seed: of the background, noise and shades of colours.
     """
 
     width: int
@@ -143,12 +142,12 @@ class Scene:
         return (self.num_frames - 1) / self.fps
 
     def offset(self, time: float) -> tuple[float, float]:
-        """`(x, y)` pixels by which the camera has moved everything."""
+        """`(x, y)` pixels by which everything has moved at `time` (seconds), due to the motion of the camera."""
         share = time / self.duration if self.num_frames > 1 else 0.0
         return self.drift[0] * share, self.drift[1] * share
 
     def state(self, number: int, time: float) -> State:
-        """Thing `number` at `time` (seconds)."""
+        """State of object `number` at `time` (seconds)."""
         thing = self.things[number]
         x, y = (start + moved for start, moved in zip((thing.x, thing.y), self.offset(time), strict=True))
         side, colour, visible, deed, tail, moves, hit_by = thing.side, thing.colour, True, "", [], (0.0, 0.0), None
@@ -180,7 +179,7 @@ class Scene:
         return State(x, y, side, colour, visible, deed, tuple(tail), moves, hit_by)
 
     def box(self, number: int, time: float) -> tuple[float, float, float, float] | None:
-        """`(x1, y1, x2, y2)` of a thing in pixels, parts that others hide included; None where it is not there."""
+        """`(x1, y1, x2, y2)` of an object in pixels, including occluded parts; None where it is not visible."""
         state = self.state(number, time)
         if not state.visible:
             return None
@@ -192,7 +191,7 @@ class Scene:
 
 
 def scene_seed(split: str, number: int, world: int = 0) -> int:
-    """Seed of scene `number` of a split ("train", "validation" or "test"): no two splits share one.
+    """Seed of scene `number` of a split ("train", "validation" or "test"); `world` selects another, independent dataset.
 
     Raises:
         ValueError: for another split.
@@ -204,13 +203,13 @@ def scene_seed(split: str, number: int, world: int = 0) -> int:
 
 def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
     """
-    A scene, the same for the same seed.
+    Makes the scene of a seed.
 
     Args:
-        seed: as `scene_seed` gives it.
-        is_video: whether something happens; a picture is a scene of one frame.
-        easy: in a picture no two things share a colour or a shape, so that each word by itself tells them apart. In a video there is a
-            single thing, to which one thing less happens.
+        seed: as `scene_seed` returns it.
+        is_video: make a video with events instead of an image, a scene of one frame.
+        easy: for an image, no two objects share a colour or a shape, so that each word alone distinguishes them; for a video, a single
+            object and one event less.
     """
     rng = np.random.default_rng([seed, int(is_video)])
     width, height = (int(2 * rng.integers(44, 73)) for _ in range(2))  # 88 … 144 pixels
@@ -227,8 +226,7 @@ def make_scene(seed: int, is_video: bool, easy: bool = False) -> Scene:
 
 
 def _things(rng: np.random.Generator, width: int, height: int, count: int, distinct: bool) -> tuple[Thing, ...]:
-    """Things of which no two have all words in common, but many have one in common with another; if `distinct`, no two have more in
-    common than their size."""
+    """Objects of which no two have the same shape, colour and size, but many share one of these; if `distinct`, only the size."""
     shorter = min(width, height)
     found: list[Thing] = []
     names: set[tuple[str, str, str]] = set()
@@ -236,7 +234,7 @@ def _things(rng: np.random.Generator, width: int, height: int, count: int, disti
         if len(found) == count:
             break
         shape, colour, size = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), str(rng.choice(list(SIZES)))
-        if found and not distinct and rng.random() < 0.35:  # one that only both words tell apart
+        if found and not distinct and rng.random() < 0.35:  # one that only both words distinguish
             like = found[int(rng.integers(len(found)))]
             shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
         if (shape, colour, size) in names or (distinct and any(shape == other.shape or colour == other.colour for other in found)):
@@ -252,14 +250,14 @@ def _things(rng: np.random.Generator, width: int, height: int, count: int, disti
 
 
 def _overlap(x: float, y: float, side: float, other: Thing) -> float:
-    """Area that two things share, over that of the smaller one."""
+    """Intersection area of two objects over the area of the smaller one."""
     across, down = ((side + other.side) / 2 - abs(a - b) for a, b in ((x, other.x), (y, other.y)))
     shared = max(0.0, min(across, side, other.side)) * max(0.0, min(down, side, other.side))
     return shared / min(side, other.side) ** 2
 
 
 def _with_event(rng: np.random.Generator, scene: Scene) -> Scene:
-    """The scene with one more event; as it is, where none was found that fits."""
+    """The scene with one more event; unchanged if no valid one was found."""
     weights = np.array(list(KINDS.values()))
     for _ in range(_TRIES):
         kind = str(rng.choice(list(KINDS), p=weights / weights.sum()))
@@ -276,7 +274,7 @@ def _with_event(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def _clashes(event: Event, other: Event, duration: float) -> bool:
-    """Whether two events leave it open which of them words or a span mean, or cannot both happen."""
+    """Whether two events are ambiguous in a text or by their spans, or cannot both happen."""
     shared = min(event.end, other.end) - max(event.start, other.start)
     if shared / (max(event.end, other.end) - min(event.start, other.start)) > 0.3:
         return True
@@ -288,7 +286,7 @@ def _clashes(event: Event, other: Event, duration: float) -> bool:
 
 
 def _shaped(rng: np.random.Generator, scene: Scene, event: Event) -> Event | None:
-    """The event with how far, which colour or which other thing; None where there is no such."""
+    """The event with its displacement, colour or other object; None if there is none."""
     thing, shorter = scene.things[event.thing], min(scene.width, scene.height)
     if event.kind in _DIRECTIONS:
         distance = float(rng.uniform(0.28, 0.55)) * shorter
@@ -305,7 +303,7 @@ def _shaped(rng: np.random.Generator, scene: Scene, event: Event) -> Event | Non
 
 
 def _towards(scene: Scene, event: Event, other: int) -> Event | None:
-    """A movement straight towards another thing that ends where their boxes touch."""
+    """A straight movement towards another object that ends where their boxes touch; None if the way is too short."""
     begin, target = scene.state(event.thing, event.start), scene.state(other, event.end)
     drift = [after - before for after, before in zip(scene.offset(event.end), scene.offset(event.start), strict=True)]
     dx, dy = target.x - begin.x - drift[0], target.y - begin.y - drift[1]
@@ -319,8 +317,7 @@ def _towards(scene: Scene, event: Event, other: int) -> Event | None:
 
 
 def _fits(scene: Scene, added: Event) -> bool:
-    """Whether all stays in the picture, what hits still meets what it hits, and the thing of the event that was added is seen well while it
-    happens."""
+    """Whether all objects stay in the image, hits still end in contact, and the object of the added event is mostly visible during it."""
     for event in scene.events:
         if event.other is not None:  # an earlier movement may have been added since, of either
             mine, other = scene.state(event.thing, event.end), scene.state(event.other, event.end)
@@ -347,7 +344,7 @@ def _fits(scene: Scene, added: Event) -> bool:
 
 
 class Painter:
-    """Draws the frames of one scene: what all frames share is made once."""
+    """Draws the frames of one scene; the background is drawn once."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
@@ -358,7 +355,7 @@ class Painter:
         self.shades = self.rng.uniform(-16, 16, (len(scene.things), 3)).astype(np.float32)
 
     def _ground(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) a dim ground: patches of colour, sometimes stripes, and grain."""
+        """(height, width, 3) a dark background: smooth patches of colour, sometimes stripes, and noise."""
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
         coarse = self.rng.uniform(50, 125, (*self.rng.integers(2, 7, 2), 3))
         y, x = rows[:, 0] / height * (coarse.shape[0] - 1), columns[0] / width * (coarse.shape[1] - 1)
@@ -374,7 +371,7 @@ class Painter:
         return (ground + self.rng.normal(0, self.rng.uniform(0, 7), ground.shape)).astype(np.float32)
 
     def frame(self, number: int) -> np.ndarray:
-        """(height, width, 3) uint8, frame `number` of the scene. Frames are drawn in order: grain differs from one to the next."""
+        """(height, width, 3) uint8, frame `number` of the scene. Draw frames in order: the noise of each is drawn from one generator."""
         scene, time = self.scene, number / self.scene.fps
         x, y = (self.margin - round(moved) for moved in scene.offset(time))
         canvas = self.ground[y : y + scene.height, x : x + scene.width].copy()
@@ -388,7 +385,7 @@ class Painter:
         return np.asarray(COLOURS[name], np.float32) + self.shades[number]
 
     def _draw_thing(self, canvas: np.ndarray, number: int, state: State) -> None:
-        """A thing with what shows what it does."""
+        """Draws an object with the motion cues of its current event."""
         thing, here = self.scene.things[number], (state.x, state.y)
         own, colour = self._colour(number, thing.colour), self._colour(number, state.colour)
         if not state.visible:
@@ -396,7 +393,7 @@ class Painter:
                 self._draw(canvas, thing.shape, (*here, state.side), own, outline=True)
             return
         for x, y, opacity in state.tail:
-            self._draw(canvas, thing.shape, (x, y, state.side * (_AIM if state.deed == "hits" else 1)), colour, opacity)
+            self._draw(canvas, thing.shape, (x, y, state.side * (_HIT_TAIL if state.deed == "hits" else 1)), colour, opacity)
         if state.deed == "grows":
             for scale, opacity in _SWELLING:
                 self._draw(canvas, thing.shape, (*here, state.side * scale), colour, opacity)
@@ -431,12 +428,12 @@ class Painter:
 
 
 def _outside(shape: str, x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
-    """How far, in pixels, points lie outside a shape (below 0: inside) that fills a box of side 2·half around the origin."""
+    """Signed distance in pixels of points to a shape (below 0: inside) that fills a box of side 2·half around the origin."""
     if shape == "circle":
         return np.hypot(x, y) - half
     if shape == "square":
         return np.maximum(abs(x), abs(y)) - half
-    if shape == "triangle":  # the tip is up; its sides are steep: 2 up for 1 across
+    if shape == "triangle":  # the tip is at the top; the slope of its sides is 2
         return np.maximum(y - half, (2 * abs(x) - y - half) / np.sqrt(5.0))
     arm = 0.36 * half
     return np.minimum(np.maximum(abs(x) - half, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - half))

@@ -11,7 +11,7 @@ from .model_card import describe_mixture
 from .muon import MuonAdamW
 from .run_metadata import check_resume_compatibility
 from .saving import get_last_checkpoint
-from .stages import prepare_base_model
+from .stages import load_initial_processor, prepare_base_model
 from .trainable import TRAINABLE_MODULES, prepare_model_for_training
 from .trainer import LlavaSTTrainer
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_resume_compatibility",
     "describe_mixture",
     "get_last_checkpoint",
+    "load_initial_processor",
     "make_labels",
     "prepare_base_model",
     "prepare_model_for_training",

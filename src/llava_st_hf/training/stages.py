@@ -64,6 +64,24 @@ def prepare_base_model(
     return str(base)
 
 
+def load_initial_processor(model_name_or_path: str, output_dir: str | os.PathLike) -> LlavaSTProcessor:
+    """
+    Loads the processor of the model that a run starts from, before `prepare_base_model` is called.
+
+    Args:
+        model_name_or_path: folder or hub id of a model, or folder of an adapter.
+        output_dir: of the run, whose `base` model is used if it exists.
+
+    Raises:
+        ValueError, OSError: naming what the folder lacks.
+    """
+    base = Path(output_dir) / BASE_FOLDER
+    if (base / "config.json").is_file():
+        return LlavaSTProcessor.from_pretrained(base)
+    _check_folder(model_name_or_path)
+    return LlavaSTProcessor.from_pretrained(model_name_or_path)
+
+
 def _check_folder(model_name_or_path: str) -> None:
     """Raises an error for folders without a model, which would be used as a hub id or as a model of default sizes."""
     folder = Path(model_name_or_path)

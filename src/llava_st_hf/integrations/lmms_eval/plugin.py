@@ -69,6 +69,9 @@ class LlavaST(_Base or object):
     """
 
     is_simple = False
+    # Frames that the model of this process samples of a clip. The tasks need it to place ground-truth boxes, and lmms-eval passes
+    # nothing but answers from a model to a task.
+    num_frames: int | None = None
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class LlavaST(_Base or object):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
         self.processor = LlavaSTProcessor.from_pretrained(pretrained)
+        LlavaST.num_frames = self.processor.video_processor.num_frames
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         self.model = LlavaSTForConditionalGeneration.from_pretrained(pretrained, dtype=dtype, **options).eval().to(self.device)
         check_model_matches_processor(self.model.config, self.processor)

@@ -18,13 +18,15 @@ from functools import lru_cache, partial
 
 from datasets import Dataset
 
+from ....data.samples import GroundingSample
 from ....evaluation.answers import ANSWER_PARSERS, ParseContext
 from ....evaluation.benchmarks import read_benchmark
 from ....evaluation.captions import METRICS, CaptionScoringError, missing_caption_tools, score_captions
+from ....evaluation.ground_truth import to_clip_coordinates
 from ....evaluation.rows import OWN_PARSER, GroundingResult, Prediction, Question
 from ....evaluation.scoring import score
 from ....model.grounding_llava_st import MediaInfo
-from ..plugin import CUT_OFF
+from ..plugin import CUT_OFF, LlavaST
 
 
 # Benchmark → name of its data in the environment: LLAVA_ST_<name>_ANNOTATIONS is a file, LLAVA_ST_<name>_MEDIA a folder.
@@ -81,10 +83,18 @@ def _doc(question: Question) -> dict[str, str]:
 
 
 def _question(doc: dict) -> Question:
+    """The question of a row, with its ground truth as the annotation has it: see `_prediction`."""
     rest = json.loads(doc["question"])
+    rest["sample"] = None if rest["sample"] is None else _sample(rest["sample"])
     pairs = {name: None if rest[name] is None else tuple(rest[name]) for name in ("clip", "size", "frames")}
     groundings = {"truth": GroundingResult.from_dict(json.loads(doc["target"])), "given": GroundingResult.from_dict(rest["given"])}
     return Question(**{**rest, **pairs, **groundings, "id": doc["id"], "prompt": doc["prompt"], "path": doc["path"]})
+
+
+def _sample(values: dict) -> GroundingSample:
+    """A sample whose tuples JSON has turned into lists."""
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return GroundingSample(**{**values, **tuples, "boxes": tuple((time, tuple(box)) for time, box in values["boxes"])})
 
 
 def doc_to_text(doc: dict) -> str:
@@ -130,11 +140,18 @@ def _prediction(question: Question, text: str) -> Prediction:
     Parses an answer. Its boxes are assigned to frames as the annotation counts them.
 
     lmms-eval passes only the text of an answer from the model to the task, not the size and frames of the video.
+
+    Raises:
+        ValueError: if no model `llava_st` was created in this process, whose number of sampled frames is needed.
     """
+    if LlavaST.num_frames is None:
+        raise ValueError("The tasks llava_st_* score answers of the model llava_st: run them with --model llava_st.")
     assert question.size is not None and question.frames is not None  # all benchmarks of `DATA` have both
     (width, height), (first, last) = question.size, question.frames
     answer = text.removesuffix(CUT_OFF)
-    context = ParseContext(question.task, MediaInfo(question.kind, width, height, first_frame=first, last_frame=last), question.given)
+    media = MediaInfo(question.kind, width, height, first_frame=first, last_frame=last)
+    question = to_clip_coordinates(question, media, LlavaST.num_frames)
+    context = ParseContext(question.task, media, question.given, num_frames=question.num_frames)
     found, notes = ANSWER_PARSERS[OWN_PARSER](answer, context)
     return Prediction(
         id=question.id,
@@ -147,6 +164,7 @@ def _prediction(question: Question, text: str) -> Prediction:
         finished=answer == text,
         prediction=found,
         notes=notes,
+        num_frames=question.num_frames,
     )
 
 
