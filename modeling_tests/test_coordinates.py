@@ -31,6 +31,11 @@ vocabularies = st.builds(
 )
 
 
+def test_position_to_bin_half_way_between_bins_gives_the_even_bin():
+    """As Python's `round`, which the original code uses."""
+    assert [position_to_bin((index + 0.5) / 4, 5) for index in range(4)] == [0, 2, 2, 4]  # 0.5, 1.5, 2.5 and 3.5 without rounding error
+
+
 @given(positions, bins)
 def test_nearest_bin_is_within_half_a_bin(position, num_bins):
     index = position_to_bin(position, num_bins)

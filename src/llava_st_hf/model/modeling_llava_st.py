@@ -411,14 +411,16 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             encoder_outputs["video"] = self.get_video_features(pixel_values_videos, **options)
         media_features = {"image": None, "video": None}
         for kind, media_mask in (("image", image_mask), ("video", video_mask)):
-            if encoder_outputs.get(kind) is not None:
+            encoder_output = encoder_outputs.pop(kind, None)  # its hidden states are freed before the decoder runs
+            if encoder_output is not None:
                 placeholder_mask = self.get_placeholder_mask(kind, input_ids, inputs_embeds)
                 inputs_embeds, media_features[kind] = insert_features(
-                    kind, encoder_outputs[kind].pooler_output, media_mask, placeholder_mask, inputs_embeds
+                    kind, encoder_output.pooler_output, media_mask, placeholder_mask, inputs_embeds
                 )
             elif media_mask is not None:
                 raise ValueError(f"{kind}_mask is given without {kind}s. Pass the pixels that it refers to.")
 
+        del encoder_output
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
