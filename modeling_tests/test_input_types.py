@@ -245,9 +245,9 @@ def write_into(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("text", "labels.json is no still image, and the folder it is in"),
-        ("folder", "more is no still image"),
-        ("animation", "moving.png is no still image"),
+        ("text", "labels.json is not a still image; a folder that is read as a video"),
+        ("folder", "more is not a still image"),
+        ("animation", "moving.png is not a still image"),
         ("size", r"frame 0 has 48x64 pixels .*frame 12 \(.*frame12.png\) 10x10"),
     ],
 )

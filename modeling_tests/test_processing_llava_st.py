@@ -327,7 +327,7 @@ def test_a_coordinate_cut_in_two_by_content_items_is_one(processor):
 
 
 def test_seconds_without_a_video_are_refused(processor):
-    with pytest.raises(ValueError, match="'<t1s>' is in seconds, but no video or image stands before it"):
+    with pytest.raises(ValueError, match="'<t1s>' is in seconds, but there is no video or image before it"):
         encode(processor, user("at <t1s>"))
     with pytest.raises(ValueError, match="<t1s> is a time, but the media before it is an image"):
         encode(processor, user(photo(), "at <t1s>"))

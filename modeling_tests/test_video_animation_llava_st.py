@@ -119,6 +119,6 @@ def test_animations_behind_urls_are_read_or_refused_by_name(processor, tmp_path)
             found = processor.video_processor(f"{url}/{name}", return_tensors="pt", return_metadata=True)
             expected = processor.video_processor(FRAMES[:count], return_tensors="pt")
             assert torch.equal(found.pixel_values_videos, expected.pixel_values_videos)
-        with pytest.raises(OSError, match=r"moving\.png is an animated PNG, and its suffix says a still image"):
+        with pytest.raises(OSError, match=r"moving\.png is an animated PNG, but its suffix is that of a still image"):
             processor.video_processor(f"{url}/moving.png")
         server.shutdown()

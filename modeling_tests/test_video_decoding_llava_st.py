@@ -154,7 +154,7 @@ def test_an_index_that_the_decoder_contradicts_is_inexact_and_counted_anew(plain
     }[change]
     wrong = replace(right, presented=presented, times=presented * 1e-4)
     reader = VideoFileReader(wrong, "pyav")
-    with pytest.raises(InexactIndexError, match=r"plain\.mp4: frame \d+ is not where its packets say"):
+    with pytest.raises(InexactIndexError, match=r"plain\.mp4: frame \d+ is not where its packets state"):
         read(reader, [0, 5, 20])
     again = reader.recounted()
     assert len(again.index.times) == NUM_FRAMES and again.index.times[5] == right.times[5]

@@ -79,7 +79,7 @@ def inexact(monkeypatch) -> list[bool]:
         first, *others = chunks(self, indices)
         yield first
         if not is_counted:
-            raise InexactIndexError("not where its packets say")
+            raise InexactIndexError("not where its packets state")
         yield from others
 
     def recount(self):

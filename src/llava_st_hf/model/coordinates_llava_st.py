@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinate vocabulary: position ↔ bin ↔ token, and what a position between two bins means.
+"""Coordinate vocabulary: quantization of positions to bins and tokens, and interpolation between neighbouring bins.
 
-A *position* is a fraction in [0, 1] of the clip's length, the frame's height or the frame's width. Each axis is cut into
-bins: bin k of n stands for the position k / (n - 1), so the first bin is the very start and the last the very end. The
+A *position* is a fraction in [0, 1] of the clip's length, the frame's height or the frame's width. Each axis is quantized into
+bins: bin k of n represents the position k / (n - 1), so the first bin is the start and the last bin the end. The
 bins of the three axes are tokens (`<TEMP-000>`, `<HEIGHT-000>`, `<WIDTH-000>` …), in this order, side by side in the
-vocabulary. A position between two bins is a blend of both, as input embedding and as training target (LLaVA-ST, section 3.2).
-
-Nothing outside this file knows how many bins there are or how a position turns into one.
+vocabulary. A position between two bins is linearly interpolated
+between both, as input embedding and as training target (LLaVA-ST, section 3.2).
 """
 
 import math
@@ -22,19 +21,19 @@ MIN_BINS, MAX_BINS = 2, 1000  # an axis has two ends, and token names have three
 AXES = ("temporal", "height", "width")
 TOKEN_NAMES = {"temporal": "TEMP", "height": "HEIGHT", "width": "WIDTH"}
 
-# The released program writes one of these where a coordinate stands and carries the number beside the text.
+# The original code writes one of these tokens for each coordinate and passes the value separately.
 PLACEHOLDER_TOKENS = tuple(f"<{TOKEN_NAMES[axis]}-{use}>" for axis in AXES for use in ("INPUT", "OUTPUT"))
 WIDTH_INPUT_TOKEN = "<WIDTH-INPUT>"
 
 COORDINATE_TOKEN = re.compile(r"<(?P<name>TEMP|HEIGHT|WIDTH)-(?P<bin>\d{3})>")
 AXIS_OF_NAME = {name: axis for axis, name in TOKEN_NAMES.items()}
 
-# How far outside [0, 1] a position may lie and still be taken as the border: a rounding error, not another place.
+# Positions outside [0, 1] by up to this are rounding errors and are clipped.
 OVERSHOOT = 1e-3
 
 
 def coordinate_token(axis: str, index: int) -> str:
-    """The token of bin `index` on `axis` ("temporal", "height" or "width"): `coordinate_token("width", 7)` is `<WIDTH-007>`."""
+    """Returns the token of bin `index` on `axis` ("temporal", "height" or "width"): `coordinate_token("width", 7)` is `<WIDTH-007>`."""
     return f"<{TOKEN_NAMES[axis]}-{index:03d}>"
 
 
@@ -48,7 +47,7 @@ def check_position(value: float, what: str, overshoot: float = OVERSHOOT) -> flo
     """Returns `value` as a float clipped to [0, 1].
 
     Raises:
-        ValueError: naming `what` and the value, where it is not finite or lies further than `overshoot` outside [0, 1].
+        ValueError: naming `what` and the value, if it is not finite or is further than `overshoot` outside [0, 1].
     """
     value = float(value)
     if not math.isfinite(value) or not -overshoot <= value <= 1 + overshoot:
@@ -57,23 +56,23 @@ def check_position(value: float, what: str, overshoot: float = OVERSHOOT) -> flo
 
 
 def position_to_bin(position: float, num_bins: int) -> int:
-    """The bin nearest to a position in [0, 1]."""
+    """Quantizes a position in [0, 1] to the nearest bin; half-way positions are rounded to even, as in the original code."""
     return round(position * (num_bins - 1))
 
 
 def bin_to_position(index: int, num_bins: int) -> float:
-    """The position (fraction in [0, 1]) that a bin stands for."""
+    """Returns the position (fraction in [0, 1]) of a bin."""
     return index / (num_bins - 1)
 
 
 @dataclass(frozen=True)
 class CoordinateVocabulary:
-    """Where the coordinate tokens stand in the vocabulary, and how positions between bins read as pairs of tokens.
+    """Ids of the coordinate tokens in the vocabulary, and interpolation of positions between two of them.
 
     Args:
         start_token_id: id of `<TEMP-000>`; all other coordinate tokens follow it.
         num_temporal_bins, num_spatial_bins: bins of the time axis, and of height and of width.
-        placeholder_token_ids: ids of `PLACEHOLDER_TOKENS`, which may stand for a coordinate in ids of the released program.
+        placeholder_token_ids: ids of `PLACEHOLDER_TOKENS`, which replace coordinate tokens in ids of the original code.
     """
 
     start_token_id: int
@@ -101,13 +100,13 @@ class CoordinateVocabulary:
         return range(start, start + self.num_bins(axis))
 
     def between_tokens(self, token_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The two tokens around each exact position, and the weight of the upper one.
+        """Returns the two tokens around each exact position, and the weight of the upper one.
 
         With y = (n - 1) x, f = ⌊y⌋, c = ⌈y⌉ and r = y - f, a position x on an axis with n bins is (1 - r) · bin f + r · bin c.
 
         Args:
-            token_ids: ids of any shape. Where a position is given, the id tells the axis: a coordinate token or a placeholder.
-            positions: same shape; fractions in [0, 1], NaN where a token is no coordinate or stands for its own bin exactly.
+            token_ids: ids of any shape. If a position is given, the id (a coordinate token or a placeholder) determines the axis.
+            positions: same shape; fractions in [0, 1], NaN if a token is not a coordinate or is exactly its bin.
 
         Returns:
             `(lower_ids, upper_ids, weight)`, all of the shape given. Where there is no position, or the token belongs to

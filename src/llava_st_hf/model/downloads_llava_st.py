@@ -27,14 +27,14 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv6 addresses whose last 32 bits are an IPv4 address
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-# What stands before the host: up to the @, also where a password holds a character that would have to be escaped.
+# Credentials before the host: up to the @, also if a password contains a character that would have to be escaped.
 _CREDENTIALS = re.compile(r"^(?:[^/?#@:]*:(?!\d+[/?#])[^@]*|[^/?#@]*)@")
 
 
 @dataclass(frozen=True)
 class DownloadLimits:
     """
-    What a download of an image or a video may take, and where it may come from.
+    Limits of downloads of images and videos: size, time and hosts.
 
     Args:
         video_bytes: size of a video in bytes; it is written to a temporary file.
@@ -80,14 +80,14 @@ def _allowed_host(host: str) -> str:
             ipaddress.IPv6Address(name)
         except ValueError as error:
             raise ValueError(
-                f"allowed_hosts of DownloadLimits has {host[:100]!r}, which is no host name; write it like 'media.example.org', without "
+                f"allowed_hosts of DownloadLimits has {host[:100]!r}, which is not a valid host name like 'media.example.org', without "
                 "scheme, port or path"
             ) from error
     return name
 
 
 def checked_limits(limits: DownloadLimits | None) -> DownloadLimits:
-    """The limits given, or the default ones for `None`. Raises `ValueError` for anything else, such as a dictionary out of a JSON file."""
+    """Returns `limits`, or the default limits for `None`. Raises `ValueError` for any other type, such as a dictionary."""
     if limits is None:
         return DownloadLimits()
     if not isinstance(limits, DownloadLimits):
@@ -105,7 +105,7 @@ def url_name(url: str) -> str:
 
 def download(url: str, file: BinaryIO, limits: DownloadLimits, max_bytes: int) -> None:
     """
-    Writes what an `http://` or `https://` URL holds into a file.
+    Downloads an `http://` or `https://` URL into a file.
 
     Args:
         url: of the medium. Spaces and letters outside ASCII are escaped.
@@ -135,7 +135,7 @@ def _download(url: str, file: BinaryIO, limits: DownloadLimits, max_bytes: int, 
     opener = _opener(limits, deadline)
     url = _checked_url(url, limits)
     for _ in range(MAX_REDIRECTS + 1):
-        # Several media hosts refuse the default agent of urllib.
+        # Several media hosts reject the default user agent of urllib.
         with opener.open(urllib.request.Request(url, headers={"User-Agent": "llava_st_hf"}), timeout=ANSWER_SECONDS) as response:
             location = response.headers.get("Location")
             if response.status in _REDIRECTS and location is not None:
@@ -151,7 +151,7 @@ def _download(url: str, file: BinaryIO, limits: DownloadLimits, max_bytes: int, 
 
 
 def _read_body(response: http.client.HTTPResponse, file: BinaryIO, max_bytes: int) -> None:
-    """Copies a body that has the length that the server promised, if it did, and is no longer than allowed."""
+    """Copies the body of a response. Raises `OSError` if it is longer than allowed or has another length than its header states."""
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in _COMPRESSIONS:
         raise OSError(f"the server sends it with the Content-Encoding {encoding}, which was not asked for")
@@ -169,7 +169,7 @@ def _read_body(response: http.client.HTTPResponse, file: BinaryIO, max_bytes: in
             raise OSError(f"it has more bytes than the limit of {max_bytes}")
         file.write(block)
     if promised is not None and received != promised:
-        raise OSError(f"it is cut short: {received} of {promised} bytes came")
+        raise OSError(f"it is cut short: {received} of {promised} bytes were received")
     if received == 0:
         raise OSError("the body is empty")
 
@@ -180,7 +180,7 @@ def _checked_url(url: str, limits: DownloadLimits) -> str:
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https are read")
     if "@" in parts.netloc:
-        raise ValueError("a user name or password in a URL is not sent; leave it out")
+        raise ValueError("a user name or password in a URL is not sent; remove it")
     host = _host_name(parts.hostname or "")
     if not host:
         raise ValueError("the URL names no host")
@@ -214,7 +214,7 @@ def _host_name(host: str) -> str:
     try:
         return host.lower().rstrip(".").encode("idna").decode("ascii")
     except UnicodeError as error:
-        raise ValueError(f"{host[:100]!r} is no host name: {error}") from error
+        raise ValueError(f"{host[:100]!r} is not a valid host name: {error}") from error
 
 
 class _Deadline:

@@ -30,7 +30,7 @@ IMAGE_ERRORS = (
 
 @contextmanager
 def image_errors(name: str, fault: str) -> Iterator[None]:
-    """Within the context, what PIL raises becomes an `OSError` that says `name`, `fault` and the reason."""
+    """Converts exceptions of PIL within the context to an `OSError` with `name`, `fault` and the reason."""
     try:
         yield
     except PIL.UnidentifiedImageError as error:

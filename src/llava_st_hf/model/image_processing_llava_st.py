@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels for LLaVA-ST: any kind of image to a normalised float32 tensor.
+"""Image processor class for LLaVA-ST: images of any kind → normalized float32 tensors.
 
-Every picture is squashed to a square with an antialiased bicubic filter (the aspect ratio is not kept), divided by 255
-and normalised with mean = std = 0.5. The video processor uses the same functions on its frames.
+Every image is resized to a square with an antialiased bicubic filter (the aspect ratio is not kept), divided by 255
+and normalized with mean = std = 0.5. The video processor uses the same functions on its frames.
 """
 
 import os
@@ -42,9 +42,9 @@ INTERPOLATION_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling
 
 def original_size(image: ImageInput | os.PathLike, download_limits: DownloadLimits | None = None) -> tuple[int, int]:
     """
-    The `(height, width)` in pixels of one image as it is seen, that is after its EXIF orientation.
+    Returns the `(height, width)` in pixels of one image after its EXIF orientation.
 
-    The model answers with boxes as fractions of the picture; this is the size that maps them back. Only the header of a
+    The model predicts boxes as fractions of the image; this size converts them to pixels. Only the header of a
     file is read. Accepts what the image processor accepts: path, URL, bytes, open file, PIL image, array or tensor. Raises as
     `load_image` does.
     """
@@ -72,7 +72,7 @@ def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> 
         values = np.asarray(image).astype(np.int64)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:
             raise ValueError(
-                f"a PIL image of mode {image.mode!r} must hold 16-bit values, 0 to 65535; this one holds {values.min()} to {values.max()}"
+                f"a PIL image of mode {image.mode!r} must contain 16-bit values, 0 to 65535; got {values.min()} to {values.max()}"
             )
         image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -87,14 +87,14 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
     Args:
         frames: `(num_frames, height, width)`, `(num_frames, height, width, channels)` or
             `(num_frames, channels, height, width)`, with 1, 3 or 4 channels.
-        input_data_format: where the channels stand; found from the shape if `None`.
+        input_data_format: position of the channel axis; inferred from the shape if `None`.
 
     Raises:
         ValueError: naming the shape, if it is none of these or has an empty side.
     """
     shape = tuple(frames.shape)
     if isinstance(frames, np.ndarray):
-        # torch knows neither negative strides (a flipped picture, BGR turned into RGB) nor foreign byte orders.
+        # torch supports neither negative strides (a flipped image, BGR converted to RGB) nor foreign byte orders.
         if any(stride < 0 for stride in frames.strides) or not frames.dtype.isnative:
             frames = np.ascontiguousarray(frames, dtype=frames.dtype.newbyteorder("="))
         if not frames.flags.writeable:
@@ -112,7 +112,7 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
         try:
             input_data_format = infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
         except ValueError as error:
-            raise ValueError(f"cannot tell which axis of an image of shape {shape[1:]} holds 1, 3 or 4 channels") from error
+            raise ValueError(f"no axis of an image of shape {shape[1:]} has 1, 3 or 4 channels; give `input_data_format`") from error
     if ChannelDimension(input_data_format) == ChannelDimension.LAST:
         frames = frames.permute(0, 3, 1, 2)  # (num_frames, channels, height, width)
     if frames.shape[1] not in (1, 3, 4):
@@ -144,7 +144,7 @@ def float_scale(tensors: Iterable[torch.Tensor], do_rescale: bool | None, rescal
     if not extremes:
         return 1.0
     if not torch.isfinite(torch.stack(extremes)).all():
-        raise ValueError("the pixels hold NaN or infinity")
+        raise ValueError("the pixels contain NaN or infinity")
     low, high = min(low.item() for low, _ in extremes), max(high.item() for _, high in extremes)
     white = 1 / rescale_factor
     advice = f"floats go from 0 to 1 or from 0 to {white:g}; undo a normalisation and clip what an interpolation overshot"
@@ -170,7 +170,7 @@ def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None, scale: flo
         return frames
     if frames.dtype.is_floating_point:
         if not torch.isfinite(frames).all():
-            raise ValueError("the pixels hold NaN or infinity")
+            raise ValueError("the pixels contain NaN or infinity")
         return frames.float() if scale == 1 else frames.float() * scale
     if frames.dtype == torch.uint16:
         return (frames.float() / 257).round_().to(torch.uint8)
@@ -200,8 +200,8 @@ def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white:
     """
     Antialiased resize of `(num_frames, channels, height, width)` to `size = (height, width)`.
 
-    uint8 on the CPU stays uint8 and agrees with PIL to one step. Floats are clipped to 0..`white` as uint8 is by its
-    nature, because bicubic filters overshoot at edges; `white=None` leaves the overshoot. On an accelerator uint8 comes
+    uint8 on the CPU stays uint8 and agrees with PIL to one step. Floats are clipped to 0..`white`,
+    because bicubic filters overshoot at edges; `white=None` keeps the overshoot. On an accelerator uint8 comes
     back as floats holding whole numbers.
     """
     height, width = frames.shape[-2:]
@@ -213,7 +213,7 @@ def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white:
         if eight_bit:
             return frames.round_().clamp_(0, 255)
         return frames if white is None else frames.clamp_(0, white)
-    # PIL rounds between its two passes, and so does torch's uint8 kernel, but PIL starts with the rows of pictures
+    # PIL rounds between its two passes, and so does torch's uint8 kernel, but PIL starts with the rows of images
     # that shrink far more in height than in width. (Rule found by measuring PIL 13, for each shape and size tried; the
     # reference agrees. Older ones always start with the columns, so the order is spelled out for PIL as well.)
     rows_first = height > size[0] and height - size[0] > 2 * (width - size[1])
@@ -258,21 +258,24 @@ def check_preprocess_options(
     do_pad: bool | None,
     data_format: str | ChannelDimension | None,
 ) -> None:
-    """Refuses, with a `ValueError`, the general transformers options that have no meaning for LLaVA-ST."""
-    if do_center_crop or do_pad:
-        raise ValueError("LLaVA-ST sees the whole picture squashed to a square: it neither crops nor pads")
+    """Raises `ValueError` for options of transformers that LLaVA-ST does not support."""
+    given = [f"{name}={value!r}" for name, value in (("do_center_crop", do_center_crop), ("do_pad", do_pad)) if value]
+    if given:
+        raise ValueError(
+            f"`do_center_crop` and `do_pad` are not supported (images are resized to a square); got {', '.join(given)}. Remove the option."
+        )
     if do_resize and not (size.height and size.width):
         raise ValueError(f"`size` must be {{'height': …, 'width': …}} in pixels, because the aspect ratio is not kept; got {size}")
     if do_resize and resample not in INTERPOLATION_MODES:
         raise ValueError(f"`resample` must be BICUBIC or BILINEAR, which can be antialiased; got {resample}")
     if data_format is not None and ChannelDimension(data_format) != ChannelDimension.FIRST:
-        raise ValueError("pixel values are always channels first")
+        raise ValueError(f'`data_format` must be "channels_first", got {ChannelDimension(data_format).value!r}.')
 
 
 class LlavaSTImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     download_limits (`DownloadLimits`, *optional*):
-        What a download of an image may take, and which hosts it may come from. It is not saved with the processor.
+        Limits of downloads of images. They are not saved with the processor.
     """
 
     download_limits: Any
@@ -285,13 +288,13 @@ class LlavaSTImageProcessor(TorchvisionBackend):
     Takes one image or any nesting of lists of images, each a path, a `file://`, `http(s)://` or `data:` URL, bytes, an open
     binary file, a PIL image, or an array or tensor of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
     (a fourth leading axis is a batch). Integers are on the 0–255 scale, and so are floats unless none of an image exceeds 1:
-    these are on the 0–1 scale; `do_rescale=True` or `False` says which (see `float_scale`). EXIF orientation is applied to
+    these are on the 0–1 scale; `do_rescale=True` or `False` states the scale (see `float_scale`). EXIF orientation is applied to
     files and PIL images. Transparency is dropped, not composited.
 
     Returns `pixel_values`, float32 `(num_images, 3, 384, 384)` by default.
 
-    Raises `OSError` naming the file for one that is missing, empty or no image, and `ValueError` for NaN, infinite or
-    out-of-range pixels and for arrays that have not the shape of an image.
+    Raises `OSError` naming a file that is missing, empty or not an image, and `ValueError` for NaN, infinite or
+    out-of-range pixels and for arrays without the shape of an image.
     """
 
     resample = PILImageResampling.BICUBIC

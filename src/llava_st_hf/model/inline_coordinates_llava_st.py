@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coordinates written inside a text: their syntax and their values.
+"""Inline coordinates: syntax and values of coordinates written inside a text.
 
 `<t0.409>`, `<h0.442>` and `<w0.352>` are fractions of the clip, the height and the width; `<t1.8s>` is in seconds, `<h120px>` and
 `<w320px>` are in pixels. A span is `{<t…><t…>}`, a box `[<w…><h…><w…><h…>]` (left, top, right, bottom).
@@ -14,7 +14,7 @@ from .coordinates_llava_st import check_position
 
 INLINE_LETTERS = {"t": "temporal", "h": "height", "w": "width"}
 
-# `<t>`, `<tnan>` and HTML's `<h1>` match so that they can be refused by name; `<table>` or `<h1 class=…>` do not.
+# `<t>`, `<tnan>` and HTML's `<h1>` match so that an error can name them; `<table>` or `<h1 class=…>` do not.
 # The alternatives of a number exclude each other, so that long runs of digits are matched in linear time.
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf"
 INLINE_COORDINATE = re.compile(rf"<(?P<letter>[thw])(?P<number>{_NUMBER})?(?P<unit>s|px)?>")
@@ -29,23 +29,23 @@ _T, _H, _W = (_ANY.replace("[thw]", letter) for letter in INLINE_LETTERS)
 _SPAN = re.compile(rf"\{{\s*{_T}[\s,]*{_T}\s*\}}")
 _BOX = re.compile(rf"\[\s*{_W}[\s,]*{_H}[\s,]*{_W}[\s,]*{_H}\s*\]")
 
-# HTML's headings; and what stands around an `<h1>` that is the bottom edge: some programs print 1.0 as 1.
+# HTML headings, and the text around an `<h1>` that is the bottom edge: some programs print 1.0 as 1.
 _HEADING = re.compile(r"<h[1-6]>")
 _WIDTH_BEFORE = re.compile(rf"<w(?:{_NUMBER})>(?P<separator>[\s,]*)")
 _BOX_END = re.compile(r"\s*\]")
 
 
 def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], float] | None = None) -> tuple[str, float]:
-    """Reads one coordinate as `(axis, position)`; the position is a fraction in [0, 1].
+    """Converts one coordinate to `(axis, position)`; the position is a fraction in [0, 1].
 
     Args:
         match: of `INLINE_COORDINATE`, or of a pattern that contains it, in the whole text: `<h1>` is the bottom edge directly after a
-            width in fractions, and at the end of a box; anywhere else it is refused as an HTML heading.
+            width in fractions, and at the end of a box; anywhere else it is an HTML heading, which is an error.
         to_position: turns `(axis, value, written)` into a fraction, where the value is in seconds or pixels; without it units are
-            refused.
+            an error.
 
     Raises:
-        ValueError: naming the coordinate as written, where it has no number, is an HTML heading, is not finite, lies outside [0, 1],
+        ValueError: naming the coordinate as written, if it has no number, is an HTML heading, is not finite, lies outside [0, 1],
             or has a unit of another axis or one that needs a video or image.
     """
     written, axis, unit = match[0], INLINE_LETTERS[match["letter"]], match["unit"]
@@ -62,7 +62,7 @@ def read_coordinate(match: re.Match, to_position: Callable[[str, float, str], fl
         raise ValueError(f"The coordinate {written!r} has the wrong unit: <t…> takes s (seconds), <h…> and <w…> take px (pixels).")
     if to_position is None:
         unit_name = "seconds" if unit == "s" else "pixels"
-        raise ValueError(f"The coordinate {written!r} is in {unit_name}, but no video or image stands before it.")
+        raise ValueError(f"The coordinate {written!r} is in {unit_name}, but there is no video or image before it.")
     return axis, to_position(axis, value, written)
 
 
@@ -73,16 +73,16 @@ def _follows_width(match: re.Match) -> bool:
 
 
 def heading_error(written: str) -> ValueError:
-    """The error for an HTML heading where a coordinate may be meant."""
+    """Returns the error for an HTML heading where a coordinate may be meant."""
     return ValueError(
-        f"{written!r} is an HTML heading, which cannot stand in a prompt as it is. As a coordinate, write <h1.0> for the bottom edge, "
+        f"{written!r} is an HTML heading, which is not allowed in a prompt. As a coordinate, write <h1.0> for the bottom edge, "
         "a fraction like <h0.442>, or <h1px> for pixels."
     )
 
 
 def check_order(text: str, values: Mapping[int, tuple[float, str | None]]) -> None:
     """
-    Refuses spans that end before they start, and boxes whose right or bottom edge lies before the left or top one.
+    Raises an error for spans that end before they start, and boxes whose right or bottom edge is before the left or top one.
 
     Args:
         text: of any length.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that only resemble coordinates, spans and boxes: refused, because the model would read them as letters or in part."""
+"""Check for misspelled inline coordinates, spans and boxes, which would be tokenized as ordinary text."""
 
 import re
 from itertools import pairwise
@@ -28,11 +28,11 @@ _NEAR_MISS = re.compile(
     "|".join(
         (
             rf"{_OPEN}{_BETWEEN}\d{_REST}{_CLOSE}",
-            # A decimal number, or one with a unit, is no name in a program: refused whatever follows, and without a closing bracket.
+            # A decimal number, or one with a unit, is not a name in a program: an error whatever follows, also without a closing bracket.
             r"(?:[<\uff1c]|&lt;)\s*[thwTHW][\s=:\"'+-]{0,4}\d{0,20}\.\d",
             r"[<\uff1c]\s*[thw]\d{1,20}(?:s|px)(?!\w)",
             r"[<\uff1c]\s*[thw]\d{1,20}(?=\s{0,20}<[thw][\d.])",
-            # Values that a program printed in place of a number.
+            # Values that a program printed instead of a number.
             rf"{_OPEN}[thw][\s=:]{{0,4}}(?:[+-]?(?i:nan|inf|infinity|none|null|undefined)|{_PRINTED}[^<>]{{0,80}}){_CLOSE}",
             # Axes by the names of images' coordinates, where the number can be nothing else.
             rf"{_OPEN}[xy]\s*[+-]?(?:\d{{0,20}}\.\d{{1,20}}|\d{{1,20}}(?:\.\d{{0,20}})?\s*px){_CLOSE}",
@@ -45,14 +45,14 @@ _NEAR_MISS = re.compile(
 
 def check_spelling(text: str) -> None:
     """
-    Refuses what resembles coordinates, spans and boxes, and would reach the model as letters or as a part of one.
+    Raises an error for misspelled coordinates, spans and boxes, which would be tokenized as ordinary text or only in part.
 
-    That is `<`, blanks, a letter t, h or w and a number in any other spelling than that of `INLINE_COORDINATE` (`<t0,4>`, `<t1:30>`,
+    These are `<`, blanks, a letter t, h or w and a number in any other spelling than that of `INLINE_COORDINATE` (`<t0,4>`, `<t1:30>`,
     `<t 0.5>`, `<T0.5>`, `<w50%>`), a bin's token without its three digits, brackets `[…]` around other coordinates than those of a box
-    or times, braces `{…}` around others than those of a span, and such brackets without a partner. Other markup is left alone.
+    or times, braces `{…}` around others than those of a span, and such brackets without a partner. Other markup is accepted.
 
     Raises:
-        ValueError: naming what was written, and what to write.
+        ValueError: naming the text, with the correct syntax.
     """
     if "<" not in text and "\uff1c" not in text and "&lt;" not in text:
         return
@@ -74,14 +74,14 @@ def check_spelling(text: str) -> None:
 _LETTER_OF_TOKEN = {"TEMP": "t", "HEIGHT": "h", "WIDTH": "w"}
 _COORDINATE = re.compile(rf"{INLINE_COORDINATE.pattern}|{COORDINATE_TOKEN.pattern}")
 _ONE = re.sub(r"\?P<\w+>", "?:", _COORDINATE.pattern)
-# Coordinates with nothing between them but what people put between numbers.
+# Coordinates with only separators of numbers between them.
 _RUN = re.compile(rf"(?:{_ONE})(?:(?:[^\w<>\[\]{{}}()]|to|and){{0,20}}(?:{_ONE}))*")
 _SEPARATORS = re.compile(r"[\s,]*")
 _PARTNER = {"[": "]", "{": "}"}
 
 
 def _check_groups(text: str) -> None:
-    """Refuses brackets around coordinates that are no box, span or list of times. Groups of tokens alone, as in answers, pass."""
+    """Raises an error for brackets around coordinates other than a box, a span or a list of times. Groups of tokens only are accepted."""
     partners = None
     for run in _RUN.finditer(text):
         items = list(_COORDINATE.finditer(text, run.start(), run.end()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Media as people give them (paths, URLs, bytes, open files) as local files or bytes."""
+"""Conversion of media sources (paths, URLs, bytes, open files) to local files or bytes."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from .downloads_llava_st import DownloadLimits, checked_limits, download, url_name
 
 
-# What opening an image or a video raises where that is missing, damaged or none.
+# Exceptions raised for an image or video that is missing, damaged or of another format.
 MEDIA_ERRORS = (ValueError, OSError)
 
 MediaSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
@@ -27,23 +27,23 @@ _BLOCK = 2**20  # bytes copied at a time
 
 
 def is_file_content(source) -> TypeGuard[bytes | bytearray | memoryview | BinaryIO]:
-    """Whether this is the content of one media file: bytes or an open file, and not a path, a URL or pixels."""
+    """Whether `source` is the content of one media file: bytes or an open file, not a path, a URL or pixels."""
     return isinstance(source, (*_BYTES, *_OPEN_FILES))
 
 
 def is_url(source) -> TypeGuard[str]:
-    """Whether this is something to download."""
+    """Whether `source` is an `http(s)://` URL."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def is_data_url(source) -> TypeGuard[str]:
-    """Whether it is a string that holds its content, `data:…`."""
+    """Whether `source` is a `data:` URL."""
     return isinstance(source, str) and source[:5].lower() == "data:"
 
 
 def source_name(source: MediaSource, kind: str) -> str:
     """
-    A medium as messages name it, in 500 characters at most, without what may be secret in a URL.
+    Name of an image or video for messages, with at most 500 characters and without parts of a URL that may be secret.
 
     Args:
         source: as `local_video` takes it.
@@ -65,11 +65,11 @@ def source_name(source: MediaSource, kind: str) -> str:
 
 def local_path(source: str | os.PathLike) -> str:
     """
-    The path meant by a path or a `file://` URL.
+    Converts a path or a `file://` URL to an existing local path.
 
     Raises:
         FileNotFoundError, IsADirectoryError: naming a path that is empty, missing or a folder.
-        OSError: naming a file that is empty, or none that can be read to its end (a pipe, a device).
+        OSError: naming a file that is empty, or a pipe or device.
         ValueError: naming a `file://` URL of another host, or a URL of another scheme.
     """
     path = os.fsdecode(source)
@@ -108,7 +108,7 @@ def local_video(source: MediaSource, download_limits: DownloadLimits | None = No
         download_limits: `None` for the default ones.
 
     Raises:
-        OSError, ValueError: naming the source. An `OSError` from within the context names the source in place of the temporary file.
+        OSError, ValueError: naming the source. An `OSError` from within the context names the source instead of the temporary file.
     """
     if isinstance(source, (str, os.PathLike)) and not is_url(source) and not is_data_url(source):
         yield local_path(source)
@@ -130,13 +130,13 @@ def local_video(source: MediaSource, download_limits: DownloadLimits | None = No
 
 
 def _naming(name: str, error: OSError, path: str) -> str:
-    """The message of an error with the name of the source, in place of the path of the temporary file where it holds that."""
+    """The message of an error with the name of the source instead of the path of the temporary file."""
     message = str(error).replace(path, name)
     return message if name in message else f"{name}: {message}"
 
 
 def _path_of_open_file(source: MediaSource) -> str | None:
-    """The path of a file opened by `open(path, "rb")`, if the same file is still there, so that it need not be copied."""
+    """The path of a file opened by `open(path, "rb")`, if the same file still exists there, to avoid a copy."""
     # No other class: an open gzip file has the name and the number of the compressed file.
     if type(source) is not io.BufferedReader or not isinstance(source.raw, io.FileIO) or source.closed:
         return None
@@ -175,7 +175,7 @@ def write_content(source: MediaSource, file: BinaryIO, kind: str, limits: Downlo
 
 
 def _decode_data_url(url: str, name: str) -> bytes:
-    """The bytes of a `data:` URL, in base64 or percent-encoded."""
+    """Decodes a `data:` URL, in base64 or percent-encoded."""
     header, comma, data = url.partition(",")
     if not comma:
         raise ValueError(f"{name} has no comma between its type and its data")
@@ -185,7 +185,7 @@ def _decode_data_url(url: str, name: str) -> bytes:
     try:
         return base64.b64decode(b"".join(content.split()), validate=True)  # line breaks are common
     except ValueError as error:
-        raise ValueError(f"{name} is no valid base64, or is cut short: {error}") from error
+        raise ValueError(f"{name} is not valid base64, or is truncated: {error}") from error
 
 
 def _copy_open_file(source, file: BinaryIO, name: str) -> None:

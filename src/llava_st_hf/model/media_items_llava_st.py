@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image and video items of chat messages: which keys they have, and what each of them means to the processors."""
+"""Image and video items of chat messages: checks of their keys, and conversion to arguments of the processors."""
 
 import base64
 import binascii
@@ -12,7 +12,7 @@ from .video_sampling_llava_st import check_num_frames
 IMAGE_KEYS = ("image", "url", "path", "base64")
 _VIDEO_SOURCES = ("video", "url", "path")
 VIDEO_KEYS = (*_VIDEO_SOURCES, "clip", "start", "end", "video_start", "video_end", "nframes", "fps", "sample_fps", "timestamps")
-# Keys that processors of other models take. They are refused with the reason.
+# Keys that processors of other models take, and the reason for the error here.
 _FIXED_SIZE = "images and frames are always resized to the fixed square of the model"
 _NO_MEANING = {
     **dict.fromkeys(("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"), _FIXED_SIZE),
@@ -50,7 +50,7 @@ def as_own_item(item: dict) -> dict:
 
 
 def prepare_image(item: dict) -> dict:
-    """An image item, checked, with its source as the image processor takes it."""
+    """Checks an image item and converts its source to one that the image processor takes."""
     check_keys(item, ("type", *IMAGE_KEYS), "A content item of type 'image'")
     _source(item, IMAGE_KEYS)
     if "base64" not in item:
@@ -66,14 +66,14 @@ def prepare_image(item: dict) -> dict:
 
 def prepare_video(item: dict) -> tuple[dict, dict]:
     """
-    A video item with nothing but its source, and what its other keys mean.
+    Checks a video item and separates its source from its other keys.
 
     Returns:
-        `(item, options)`: the options are the entries of this video in `clips` (which part of it), `sampling` (how many frames of
-        it) and `video_metadata` (when its frames are displayed) of the video processor; None where the item does not say.
+        `(item, options)`: the options are the entries of this video in `clips`, `sampling` (number of frames) and `video_metadata`
+        (times of frames) of the video processor; None for those that the item does not contain.
 
     Raises:
-        ValueError: naming a key that is unknown, has no meaning for this source, or says the same as another.
+        ValueError: naming a key that is unknown, has no meaning for this source, or has the same meaning as another key of the item.
     """
     check_keys(item, ("type", *VIDEO_KEYS), "A content item of type 'video'")
     source = _source(item, _VIDEO_SOURCES)
@@ -93,9 +93,9 @@ def prepare_video(item: dict) -> tuple[dict, dict]:
 
 
 def _times_of_frames(item: dict, given: list[str]) -> dict:
-    """Of frames that are given one by one, fps and sample_fps are how many of them are displayed per second."""
+    """Options for a list of frames, where `fps` and `sample_fps` are the frames displayed per second."""
     if len(given) > 1:
-        raise ValueError(f"When frames are displayed is given once: as fps, sample_fps or timestamps; got {', '.join(given)}.")
+        raise ValueError(f"The times of frames must be given once, as fps, sample_fps or timestamps; got {', '.join(given)}.")
     (name,) = given
     if name == "timestamps":
         return {"video_metadata": {"frame_times": item["timestamps"]}}
@@ -104,12 +104,12 @@ def _times_of_frames(item: dict, given: list[str]) -> dict:
 
 
 def _rate_of_file(item: dict, given: list[str]) -> dict:
-    """Of a file, which has its own times, fps is how many frames are sampled per second."""
+    """Options for a video file, which contains its own times: `fps` is the number of frames sampled per second."""
     for name in ("sample_fps", "timestamps"):
         if name in given:
             raise ValueError(
-                f"{name}={item[name]!r:.100} says when frames given one by one are displayed; a video file has its own times. "
-                "fps of a file is how many frames are sampled per second."
+                f"{name}={item[name]!r:.100} can only be given for a list or folder of frames; a video file has its own times. "
+                "For a file, fps is the number of frames sampled per second."
             )
     if "nframes" in item:
         raise ValueError(f"A video file is sampled at nframes={item['nframes']!r} or at fps={item['fps']!r} frames per second, not both.")
@@ -118,7 +118,7 @@ def _rate_of_file(item: dict, given: list[str]) -> dict:
 
 
 def _source(item: dict, keys: tuple[str, ...]):
-    """What stands under one of `keys`; None for a placeholder whose medium is given beside the messages."""
+    """The value of one of `keys`; None for a placeholder, whose image or video is passed in addition to the messages."""
     given = [key for key in keys if key in item]
     if len(given) > 1:
         raise ValueError(f"A content item has one source; this one has {' and '.join(map(repr, given))}: {item!r:.200}.")
@@ -126,7 +126,7 @@ def _source(item: dict, keys: tuple[str, ...]):
 
 
 def _clip(item: dict) -> dict | None:
-    """The part of a video that an item asks for, as the video processor takes it."""
+    """The clip of a video item, in the format of the video processor."""
     seconds = {}
     for name in ("start", "end"):
         if name in item and f"video_{name}" in item:

@@ -5,8 +5,8 @@ from .checks_llava_st import is_finite_number
 from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
 
 
-# ChatML as the released model was trained on. A medium is followed by a newline. Marked for supervision are the words of
-# an assistant message and its <|im_end|>.
+# ChatML as in the training of the original model. An image or video is followed by a newline. The text of an assistant message and its
+# <|im_end|> are marked for the loss.
 CHAT_TEMPLATE = (
     "{%- macro words(content) %}"
     "{%- if content is string %}{{ content }}"
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 )
 
 
-# Keys of content items beside "type".
+# Keys of content items in addition to "type".
 _ITEM_KEYS = {
     "text": ("text",),
     "span": ("start", "end"),
@@ -45,7 +45,7 @@ _BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _plain(value):
-    """Arrays and tensors as the lists or numbers that they hold."""
+    """Converts arrays and tensors to lists or numbers; other values are returned unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -57,10 +57,10 @@ def _number(value, what: str) -> float:
 
 
 def read_time(seconds) -> float:
-    """A time point in seconds, checked.
+    """Checks a time in seconds.
 
     Raises:
-        ValueError: where it is no finite number, or negative.
+        ValueError: if it is not a finite number, or is negative.
     """
     seconds = _number(seconds, "A time")
     if seconds < 0:
@@ -69,10 +69,10 @@ def read_time(seconds) -> float:
 
 
 def read_span(span) -> tuple[float, float]:
-    """`(start, end)` in seconds of a span: a pair in a list, tuple, array or tensor, or `{"start", "end"}`.
+    """Checks a time span and returns `(start, end)` in seconds: a pair in a list, tuple, array or tensor, or `{"start", "end"}`.
 
     Raises:
-        ValueError: where it is no pair of finite numbers, negative or reversed.
+        ValueError: if it is not a pair of finite numbers, is negative or reversed.
     """
     pair = _plain(span)
     if isinstance(pair, dict):
@@ -87,10 +87,13 @@ def read_span(span) -> tuple[float, float]:
 
 
 def read_box(box) -> tuple[float, float, float, float]:
-    """`(x1, y1, x2, y2)` in pixels of a box: four numbers in a list, tuple, array or tensor, or a dictionary as answers have it.
+    """Checks a bounding box and returns `(x1, y1, x2, y2)` in pixels.
+
+    Args:
+        box: four numbers in a list, tuple, array or tensor, or `{"xmin", "ymin", "xmax", "ymax"}`.
 
     Raises:
-        ValueError: where it has not four finite numbers, or is reversed.
+        ValueError: if it does not have four finite numbers, or is reversed.
     """
     box = _plain(box)
     corners = box
@@ -109,18 +112,18 @@ def read_box(box) -> tuple[float, float, float, float]:
 
 
 def span_text(start: float | None, end: float | None) -> str:
-    """A span in seconds in the inline syntax; see `read_span`."""
+    """Writes a span in seconds in the inline syntax; see `read_span`."""
     start, end = read_span((start, end))
     return f"{{{time_text(start)}{time_text(end)}}}"
 
 
 def time_text(seconds: float | None) -> str:
-    """A time point in seconds in the inline syntax; see `read_time`."""
+    """Writes a time in seconds in the inline syntax; see `read_time`."""
     return f"<t{read_time(seconds)!r}s>"
 
 
 def box_text(box) -> str:
-    """A box in pixels in the inline syntax; see `read_box`."""
+    """Writes a box in pixels in the inline syntax; see `read_box`."""
     x1, y1, x2, y2 = read_box(box)
     return f"[<w{x1!r}px><h{y1!r}px><w{x2!r}px><h{y2!r}px>]"
 
@@ -153,14 +156,14 @@ def _prepare_item(item, videos: list[dict]) -> dict:
 
 def prepare_conversation(conversation) -> tuple[list, dict[str, list[dict | None]]]:
     """
-    Messages with items of the types "span", "time" and "box" written as inline text, and videos with nothing but their sources.
+    Converts items of the types "span", "time" and "box" to inline text, and other keys of videos to arguments of the video processor.
 
     Args:
         conversation: a chat, or a list of chats, in the transformers format. Not changed.
 
     Returns:
-        `(conversation, options)`: a copy, and arguments of the video processor that follow from video items, of `clips`, `sampling`
-        and `video_metadata` those that any item asks for, each with one entry per video of the whole batch in order.
+        `(conversation, options)`: a copy, whose videos have only their sources, and those of the arguments `clips`, `sampling` and
+        `video_metadata` that any item contains, each with one entry per video of the whole batch in order.
 
     Raises:
         ValueError: naming what is wrong with an item.

@@ -14,7 +14,7 @@ from .image_processing_llava_st import pil_to_array
 from .video_metadata_llava_st import file_metadata
 
 
-# Formats whose files may hold several pictures that follow each other in time.
+# Formats whose files may contain several images that follow each other in time.
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 READER_FORMATS = ("PNG", "WEBP", "AVIF")
 # Milliseconds for which a frame with a duration of 0 is displayed, as in web browsers.
@@ -23,8 +23,8 @@ UNSTATED_DURATION = 100
 
 def count_pictures(file: str | BinaryIO) -> int:
     """
-    How many pictures follow each other in time in a local path or an open binary file: 1 in a still image (also in one of several
-    pages, such as TIFF has), 2 for any more, 0 where the content is no image. Only headers are read.
+    Counts the images that follow each other in time in a local or open binary file: 1 for a still image (also for one with several
+    pages, such as TIFF), 2 for more than one, 0 if the content is not an image. Only headers are read.
     """
     try:
         with open_image_file(file) as image:
@@ -46,13 +46,13 @@ def is_animation_format(path: str) -> bool:
 
 class AnimationReader:
     """
-    Frames of a local WebP, PNG or AVIF file, composited and upright; a still picture is a video of one frame.
+    Frames of a local WebP, PNG or AVIF file, composited and upright; a still image is a video of one frame.
 
-    Frames follow each other after the durations in the file. The files do not say where frames lie, so all of them are decoded
+    Frames follow each other after the durations in the file. The files have no index of frames, so all of them are decoded
     once for their durations and again up to the last one that is asked for, one in memory at a time.
 
     Raises:
-        OSError: naming the file, where it is damaged or has fewer frames than it promises.
+        OSError: naming the file, if it is damaged or has fewer frames than its header states.
     """
 
     def __init__(self, path: str):
@@ -68,7 +68,7 @@ class AnimationReader:
     def _pictures(self) -> Iterator[PIL.Image.Image]:
         """The frames in order, loaded and upright."""
         with image_errors(self.path, "is a damaged animation"), open_image_file(self.path, READER_FORMATS) as image:
-            # A PNG may have a picture for programs that know no animations, which is not part of the animation.
+            # A PNG may have an image for programs that do not support animations, which is not part of the animation.
             first = 1 if image.format == "PNG" and image.default_image else 0
             for index in range(first, image.n_frames):
                 image.seek(index)

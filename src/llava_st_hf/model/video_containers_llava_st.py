@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the containers of video files promise, and whether the file holds it.
+Detection of truncated and damaged video files from the headers of their containers.
 
-A decoder takes a file that lost its end for a shorter video, and every position in it would be given at a wrong time. Each
-container states how many bytes it has in a place of its own; the functions here compare that with the bytes that are there. Only
+A decoder reads a truncated file as a shorter video, so every position would be converted to a wrong time. Each container states
+its number of bytes in a different header; the functions here compare it with the size of the file. Only
 headers are read, and every walk over them is bounded.
 """
 
@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 
-# Boxes of an MP4 file that are in no other box. Other letters, behind the samples, are no box: players leave them alone.
+# Boxes of an MP4 file that are in no other box. Other letters after the samples are not a box: players ignore them.
 _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
 # Those of them that mostly come first. Behind another one, the index is looked for.
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
@@ -29,17 +29,17 @@ TAIL_BYTES = 2**18
 
 
 class DamagedVideoError(OSError):
-    """The headers of a video file are impossible. Never read."""
+    """The headers of a video file are invalid. Such a file is never read."""
 
 
 class TruncatedVideoError(OSError):
     """
-    A video file lost its end. Read with `allow_truncated=True` only.
+    A video file is truncated. It is read only with `allow_truncated=True`.
 
     Args:
         path: of the file.
         reason: what it should have and has.
-        is_readable: whether a part of it can be read at all.
+        is_readable: whether any part of it can be read.
     """
 
     def __init__(self, path: str, reason: str, is_readable: bool = True):
@@ -50,7 +50,7 @@ class TruncatedVideoError(OSError):
 
 def check_container(path: str) -> None:
     """
-    Compares what the headers of a video file promise with the file. Containers without such promises pass.
+    Compares the sizes in the headers of a video file with the file. Containers without such headers pass.
 
     Raises:
         TruncatedVideoError: naming the file, if it should have more bytes than it has.
@@ -117,7 +117,7 @@ def _mp4(file: BinaryIO, path: str, length: int) -> str | None:
 
 
 def _end_of_segments(file: BinaryIO, content: int, end: int) -> int:
-    """Where the segments end that a segment index lists; they follow it."""
+    """Byte at which the segments of a segment index end."""
     file.seek(content)
     data = file.read(min(end - content, 2**20))
     at = 28 if data[:1] == b"\x01" else 20  # behind the number of the stream, the time scale, the first time and the first offset
@@ -127,7 +127,7 @@ def _end_of_segments(file: BinaryIO, content: int, end: int) -> int:
 
 
 def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int, parent: bytes = b"moov") -> None:
-    """Refuses clocks of 0 units a second, and tables of more samples than the file has bytes: readers reserve memory for them."""
+    """Raises an error for a time scale of 0, and for tables of more samples than the file has bytes, for which readers allocate memory."""
     for kind, content, stop in boxes(file, start, end):
         if kind == _CHILD.get(parent):
             _check_samples(file, path, content, min(stop, end), length, kind)
@@ -160,7 +160,7 @@ _UNKNOWN_SIZES = {2 ** (7 * width) - 1 for width in range(1, 9)}  # of a recordi
 
 
 def _number(file: BinaryIO, keep_marker: bool) -> int | None:
-    """A number of EBML: the leading zero bits of its first byte say how many bytes it has. None at the end of the file."""
+    """Reads an EBML number, whose number of bytes is given by the leading zero bits of the first. None at the end of the file."""
     first = file.read(1)
     if not first or first == b"\0":
         return None
@@ -197,7 +197,7 @@ def _matroska(file: BinaryIO, length: int) -> str | None:
                 if stop is not None and stop > length:
                     return f"its last part should reach byte {stop}, and the file has {length} bytes"
         if identity == _SEGMENT:
-            return None  # players leave alone what follows
+            return None  # players ignore bytes after it
     return None
 
 
@@ -272,7 +272,7 @@ def _gif(file: BinaryIO, length: int) -> str | None:
             file.seek(position)
             size, headers = file.read(1), headers + 1
             if not size:
-                return "it ends within a picture, without its end mark"
+                return "it ends within an image, without its end mark"
             if headers > MAX_GIF_BLOCKS:
                 return None
             position += 1 + size[0]

@@ -99,10 +99,10 @@ class VideoFileReader:
             yield torch.from_numpy(np.stack(chunk))  # (chunk_frames, height, width, 3)
 
     def recounted(self) -> "VideoFileReader":
-        """A reader of the same file that has decoded all frames to count them, and finds them by their number from the start on."""
+        """Returns a reader of the same file that has counted its frames by decoding, and finds them by their number from the start."""
         notes = self.index.notes
         index = count_frames(self.index.path, tolerant=bool(notes))
-        logger.info(f"{self.index.path}: its packets do not say which frames are displayed; all were decoded to count them.")
+        logger.info(f"{self.index.path}: its packets do not state which frames are displayed; all were decoded to count them.")
         return VideoFileReader(replace(index, presented=None, keyframes=index.keyframes[:0], notes=notes), "pyav")
 
     # PyAV
@@ -213,7 +213,7 @@ class _Search:
             raise self.inexact(index)
 
     def inexact(self, index: int) -> InexactIndexError:
-        return InexactIndexError(f"{self.index.path}: frame {index} is not where its packets say")
+        return InexactIndexError(f"{self.index.path}: frame {index} is not where its packets state")
 
     def _is_wanted(self, time: int | None) -> bool:
         return not self.leaves_out or self.num_compared < COMPARED_FRAMES or time is None or time in self.wanted
@@ -318,7 +318,7 @@ def _display_matrix(frame) -> tuple[int, int, int, int] | None:
 
 def orient(image: np.ndarray, matrix: tuple[int, int, int, int] | None, path: str) -> np.ndarray:
     """
-    A picture `(height, width, 3)` as it is displayed.
+    Rotates a frame `(height, width, 3)` as it is displayed.
 
     Args:
         image: as stored.
@@ -348,7 +348,7 @@ def _open_decord(index: VideoIndex):
     # A threshold just above 0 makes decord report frames that it could not decode, instead of repeating others.
     reader = decord.VideoReader(os.path.abspath(index.path), fault_tol=1e-9)
     if len(reader) != len(index.times):
-        raise OSError(f"it counts {len(reader)} frames in place of {len(index.times)}")
+        raise OSError(f"it counts {len(reader)} frames instead of {len(index.times)}")
     return reader
 
 
@@ -410,7 +410,7 @@ def _metadata(index: VideoIndex, backend: str) -> LlavaSTVideoMetadata:
 
 
 def check_backend(backend: str | None) -> str:
-    """The backend meant; `None` means PyAV. Raises `ValueError` for an unknown one, `ImportError` for one that is not installed."""
+    """Returns the decoder; `None` means PyAV. Raises `ValueError` for an unknown one, `ImportError` for one that is not installed."""
     if backend is None:
         return "pyav"
     if backend not in BACKENDS:
@@ -431,10 +431,10 @@ def open_video_file(path: str, backend: str | None = None, allow_truncated: bool
         path: the file.
         backend: `"pyav"`, the default, or `"decord"`, which is slower here, because nothing is skipped. Files that decord would
             read wrong go to PyAV; `metadata.video_backend` says which one read the file.
-        allow_truncated: read a file that lost its end as far as it goes; `metadata.notes` then says so.
+        allow_truncated: read a truncated file up to its end; `metadata.notes` then states it.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
+        OSError: naming the file, if it is not a video, has no video stream, is truncated or damaged.
         ValueError: for an unknown backend.
         ImportError: if the backend is not installed.
     """
@@ -459,12 +459,12 @@ def read_video_file(
     """
     What `read` makes of a reader of a video file.
 
-    Where the decoder gives other frames than the file's packets promise, all frames are counted and `read` is called once more, with
+    Where the decoder gives other frames than the packets of the file state, all frames are counted and `read` is called once more, with
     a reader that has the right index: it takes numbers and times of frames from the reader that it was called with.
 
     Args:
         source: as of `local_video`.
-        backend, allow_truncated: as of `open_video_file`, which also says what is raised.
+        backend, allow_truncated: as of `open_video_file`, which lists the errors.
         download_limits: `None` for the default ones.
     """
     with local_video(source, download_limits) as path:

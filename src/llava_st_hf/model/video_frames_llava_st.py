@@ -55,10 +55,10 @@ class FramesReader:
         arrays = (index for index, frame in enumerate(frames) if isinstance(frame, (np.ndarray, torch.Tensor)))
         self.scale = float_scale([self.frames] if is_array else map(self._frame, arrays), do_rescale, rescale_factor)
         size = self.frames.shape[-2:] if is_array else self._frame(0).shape[-2:]
-        # A copy of the caller's, since sampling writes into it. The number of frames can be counted, so it may be left out.
+        # A copy of the caller's, since sampling writes into it. The number of frames can be counted, so it is optional.
         metadata = LlavaSTVideoMetadata(**{"total_num_frames": None, **(metadata or {}), "clip": None, "given_frames": None})
         self.positions = _positions(metadata, len(frames))
-        # Whether somebody sampled the frames before: then they are not those of the file, one for one.
+        # Whether the frames were sampled by the caller: then they are not all frames of the file.
         self.is_sampled = self.positions != list(range(metadata.total_num_frames))
         if len({second - first for first, second in pairwise(self.positions)}) > 1:
             metadata.given_frames = self.positions
@@ -80,7 +80,7 @@ class FramesReader:
         if isinstance(frame, (str, os.PathLike)) or is_file_content(frame):
             source, frame = frame, load_image(frame, self.download_limits)
             if is_url(source) and "loop" in frame.info:  # PIL notes how often an animation is repeated
-                raise OSError(f"{source_name(source, 'image')} is an animated PNG, and its suffix says a still image: give its bytes")
+                raise OSError(f"{source_name(source, 'image')} is an animated PNG, but its suffix is that of a still image: give its bytes")
         if isinstance(frame, PIL.Image.Image):
             return channels_first(pil_to_array(frame, self.do_convert_rgb)[None], ChannelDimension.LAST)
         return channels_first(frame[None], self.input_data_format)  # (1, channels, height, width)
@@ -158,12 +158,12 @@ def folder_frames(folder: str) -> list[str]:
     """
     The paths of the image files in a folder, which are the frames of one video.
 
-    They are sorted by name, with the numbers in names compared as numbers: `frame2.png` stands before `frame10.png`. Files whose names
-    begin with a dot and those that Windows puts into folders of images are left out.
+    They are sorted by name, with the numbers in names compared as numbers: `frame2.png` is before `frame10.png`. Files whose names
+    begin with a dot and those that Windows adds to folders of images are ignored.
 
     Raises:
-        OSError: naming the folder if it has no image files, and the file if anything else is in it: another folder, a file that is no
-            still image.
+        OSError: naming the folder if it has no image files, and the file if anything else is in it: another folder, or a file that is not
+            a still image.
     """
     names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini")]
     if not names:
@@ -172,12 +172,12 @@ def folder_frames(folder: str) -> list[str]:
     paths = [os.path.join(folder, name) for name in names]
     for path in paths:
         if not is_still_image(path):
-            raise OSError(f"{path} is no still image, and the folder it is in is read as a video of one image file for each frame")
+            raise OSError(f"{path} is not a still image; a folder that is read as a video must contain one image file per frame")
     return paths
 
 
 def _natural_order(name: str) -> tuple:
-    """A key to sort the names of files by, with numbers in them compared as numbers."""
+    """Sort key for names of files, with numbers in them compared as numbers."""
     stem = os.path.splitext(name)[0]
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", stem)], name
 
@@ -237,7 +237,7 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
             raise ValueError(f"`video_metadata` frames_indices must ascend from 0 or above, got {positions}")
         if total is not None and total != num_frames and positions[-1] >= total:
             raise ValueError(f"`video_metadata` frames_indices go to {positions[-1]} and total_num_frames is {total}")
-    # Many count the frames they pass and not those of the file: the indices know of more.
+    # Some callers give the number of sampled frames as the total: then the last index determines it.
     metadata.total_num_frames = max(int(total or 0), positions[-1] + 1)
     times = metadata.frame_times
     if times is not None:

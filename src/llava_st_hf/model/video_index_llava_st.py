@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The index of a video file: which frames a player displays, in which order and when.
+Index of a video file: the frames that a player displays, their order and their times.
 
 The index is made of the file's packets: their presentation times sorted, without those that an edit list hides or that cannot be
 decoded. Where packets do not say it (containers without presentation times, pictures of two packets, packets without a picture),
@@ -40,9 +40,9 @@ ONE_FRAME_A_PACKET = {
     *("huffyuv", "utvideo", "rawvideo", "v210", "png", "gif", "qtrle", "jpeg2000", "flv1", "h261", "h263", "msmpeg4v1", "msmpeg4v2"),
     *("msmpeg4v3", "wmv1", "wmv2", "dvvideo", "cinepak"),
 }
-# Codecs with packets that are never displayed, which their first bytes say.
+# Codecs with packets that are never displayed; their first bytes state it.
 HIDING_CODECS = ("vp8", "vp9")
-# Bytes of the longest packet of MPEG-4 that may say "no picture here" (VOP not coded). Pictures without a change are as short.
+# Bytes of the longest packet of MPEG-4 that may contain no frame (VOP not coded). Frames without a change are as short.
 EMPTY_MPEG4_PACKET = 8
 # Seconds by which a video may be shorter than its header says: a last frame of unknown length, a sound track's padding.
 DURATION_TOLERANCE = 1.0
@@ -51,7 +51,7 @@ MAX_PIXELS = 16384 * 8704
 
 
 class InexactIndexError(OSError):
-    """The decoder gave other frames than the packets had promised: they are to be counted by decoding."""
+    """The decoder returned other frames than the packets state, so the frames must be counted by decoding."""
 
 
 def import_av():
@@ -76,7 +76,7 @@ def _collect_before_forks() -> None:
 
 @contextmanager
 def named_errors(path: str, doing: str) -> Iterator[None]:
-    """Whatever PyAV raises on a damaged file, as an `OSError` that names the file."""
+    """Converts exceptions of PyAV for a damaged file to an `OSError` that names the file."""
     av = import_av()
     try:
         yield
@@ -113,7 +113,7 @@ def open_container(path: str):
 
 
 def choose_stream(container, path: str):
-    """The video stream that ffmpeg would choose: the largest picture, the default stream before others, never a cover picture."""
+    """Returns the video stream that ffmpeg would choose: the largest frame, the default stream before others, never a cover image."""
     Disposition = import_av().stream.Disposition
 
     def score(stream) -> int:
@@ -122,7 +122,7 @@ def choose_stream(container, path: str):
 
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise OSError(f"{path} has no video stream{', but a cover picture' if container.streams.video else ''}")
+        raise OSError(f"{path} has no video stream{', only a cover image' if container.streams.video else ''}")
     return max(streams, key=score)
 
 
@@ -161,7 +161,7 @@ class VideoIndex:
 
 @dataclass
 class _Packets:
-    """What a scan over the packets of the video stream found, in decoding order. Times are in units of the time base."""
+    """Packets of the video stream in decoding order. Times are in units of the time base."""
 
     container: str
     codec: str
@@ -188,10 +188,10 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
 
     Args:
         path: of the file.
-        allow_truncated: read a file that lost its end as far as it goes; `notes` then says so.
+        allow_truncated: read a truncated file up to its end; `notes` then states it.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture, lost its end or is damaged.
+        OSError: naming the file, if it is not a video, has no video stream, is truncated or damaged.
     """
     truncation = None
     try:
@@ -276,7 +276,7 @@ def _is_hidden(codec: str, packet) -> bool:
 
 
 def _says_presentation(packets: _Packets) -> bool:
-    """Whether the packets say by themselves which frames are displayed, and when."""
+    """Whether the packets alone determine the displayed frames and their times."""
     if packets.codec not in ONE_FRAME_A_PACKET or packets.is_doubtful:
         return False
     if packets.container in WITHOUT_PRESENTATION_TIMES and packets.codec in REORDERING_CODECS:
@@ -289,7 +289,7 @@ def _says_presentation(packets: _Packets) -> bool:
 
 
 def _packet_index(path: str, packets: _Packets) -> VideoIndex:
-    """The index that the packets' own presentation times give."""
+    """Builds the index from the presentation times of the packets."""
     first = packets.keyframe.index(True) if True in packets.keyframe else 0  # nothing before it can be decoded
     rows = list(zip(packets.pts, packets.keyframe, packets.discard, packets.hidden, strict=True))[first:]
     presented = sorted(time for time, _, discard, hidden in rows if time is not None and not (discard or hidden))
@@ -315,7 +315,7 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
 def _index(
     path: str, packets: _Packets, times: np.ndarray, presented: np.ndarray | None, keyframes: list[int], is_plain=False
 ) -> VideoIndex:
-    """What `VideoIndex` has; `times` are those of the frames in units of the time base."""
+    """Builds a `VideoIndex`; `times` are those of the frames in units of the time base."""
     return VideoIndex(
         path=path,
         container=packets.container,
@@ -341,7 +341,7 @@ def _hidden_times(packets: _Packets) -> frozenset[int]:
 
 
 def _seconds(times: np.ndarray, packets: _Packets) -> np.ndarray:
-    """Units of the time base as seconds from the start of the container, which is no later than the first frame."""
+    """Converts units of the time base to seconds from the start of the container, which is no later than the first frame."""
     seconds = times * packets.time_base
     if packets.container == "gif":
         durations = np.diff(seconds)
@@ -362,12 +362,12 @@ def _displayed_before(path: str, stream_index: int, keyframe: int) -> set[int]:
 
 def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = False) -> VideoIndex:
     """
-    The index that decoding all frames gives.
+    Builds the index by decoding all frames.
 
     Args:
         path: of the file.
         packets: of a scan before.
-        tolerant: stop at the first frame that is damaged, in place of raising an error.
+        tolerant: stop at the first frame that is damaged, instead of raising an error.
 
     Raises:
         OSError: naming the file, if it cannot be decoded or its frames have no times.
@@ -405,7 +405,7 @@ def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.nd
         known = [(number, time) for number, time in enumerate(found) if time is not None]
         origin = known[0][1] - known[0][0] * step if known else 0.0
         if not step or not known or any(abs(origin + number * step - time) > step / 2 for number, time in known):
-            raise OSError(f"{path} has frames without times, and no constant frame rate that says them. Remux or re-encode it")
+            raise OSError(f"{path} has frames without times, and no constant frame rate. Remux or re-encode it")
         times = [round(origin + number * step) for number in range(len(found))]
     if any(later <= earlier for earlier, later in pairwise(times)):
         raise OSError(
@@ -422,7 +422,7 @@ def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np
     slots = [time for time in packets.dts if time is not None]
     number = {time: place for place, time in enumerate(packets.pts)}
     if len(slots) != len(packets.dts) or len(slots) < len(found) or any(time not in number for time in found):
-        raise OSError(f"{path} does not say when its frames are displayed ({packets.codec} in {packets.container}). Remux or re-encode it")
+        raise OSError(f"{path} has no display times of frames ({packets.codec} in {packets.container}). Remux or re-encode it")
     delay = max(int(packets.can_reorder), *(number[time] - place for place, time in enumerate(found)))
     gaps = np.diff(slots)
     gap = int(np.median(gaps)) if len(gaps) else 1

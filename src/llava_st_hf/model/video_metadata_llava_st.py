@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a video: how many frames, when each is displayed, and how positions in it turn into seconds."""
+"""Metadata of a video: number of frames, their times, and conversion of positions to seconds."""
 
 from dataclasses import dataclass, field
 
@@ -19,18 +19,18 @@ TIME_DECIMALS = 4
 @dataclass
 class LlavaSTVideoMetadata(VideoMetadata):
     """
-    What transformers keeps of a video, and what it takes to turn frames into seconds and back.
+    `VideoMetadata` of transformers with the times of frames, as needed to convert frames to seconds and back.
 
-    Seconds are those that a player displays: they count from the start of the container, so a picture that starts later than the
+    Seconds are those that a player displays: they count from the start of the container, so a video stream that starts later than the
     sound has its first frame after second 0.
 
     Args:
-        start_time: seconds at which the first frame is displayed; 0 for frames in memory unless `frame_times` says otherwise.
+        start_time: seconds at which the first frame is displayed; 0 for frames in memory unless `frame_times` is given.
         frame_times: seconds at which each of the `total_num_frames` frames is displayed; `None` at a constant rate, where frame
             `i` is displayed at `start_time + i / fps`. Where it is given, `fps` is the mean rate.
-        clip: first and last frame looked at, both included, whichever of them were sampled.
+        clip: first and last frame of the clip, both included.
         given_frames: where frames sampled before were passed and are unevenly spaced, which frames of the file they are.
-        notes: what a reader of the answer must know of the file, such as that its end is missing.
+        notes: facts about the file that affect the answer, such as a missing end.
     """
 
     start_time: float = 0.0
@@ -44,7 +44,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
         Seconds from the start of the container at which frame `frame` is displayed; `None` where the frame rate is unknown,
         but for frame 0.
 
-        `frame` may be the number of frames: then it is when the last frame leaves the screen, after as long as the one before.
+        `frame` may be the number of frames: then the result is the end of the last frame, which lasts as long as the one before it.
         """
         times = self.frame_times
         if times is not None:
@@ -57,7 +57,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
         return self.start_time + frame / self.fps if self.fps else None
 
     def media(self, first: int, last: int) -> MediaInfo:
-        """What it takes to turn positions in the clip from frame `first` to `last`, both included, into seconds and pixels."""
+        """Returns the `MediaInfo` of the clip from frame `first` to `last`, both included."""
         frames = self.given_frames  # where they are uneven, times are needed one by one
         times: tuple | None = None
         end_time: float | None = None
@@ -88,7 +88,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
 
 def file_metadata(num_frames: int, fps: float, backend: str, times: np.ndarray, notes: list[str]) -> LlavaSTVideoMetadata:
     """
-    Of a video file.
+    Builds the metadata of a video file.
 
     Args:
         num_frames: presented frames.
@@ -112,7 +112,7 @@ def file_metadata(num_frames: int, fps: float, backend: str, times: np.ndarray, 
 
 def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[float] | None]:
     """
-    Frames per second, and the seconds of every frame if no constant rate says them.
+    Returns the frames per second, and the seconds of every frame if the rate is not constant.
 
     Args:
         fps: what the file calls its rate; 0 if it does not.

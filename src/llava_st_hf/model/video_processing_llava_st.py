@@ -42,19 +42,19 @@ from .video_sampling_llava_st import MAX_SAMPLED_FRAMES, SECONDS_SLACK, check_nu
 class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
     r"""
     clips (`list[dict | None]`, *optional*):
-        One entry per video, the part of it to look at: `None` for all of it, `{"frames": [first, last]}` with both
+        One entry per video, its clip: `None` for the whole video, `{"frames": [first, last]}` with both
         frames included, or `{"start": s, "end": s}` in seconds, either of which may be absent.
     video_backend (`str`, *optional*):
-        What reads video files: `"pyav"`, the default, or `"decord"`, which reads files of the kinds that docs/video_input.md
-        lists; all others go to PyAV. `video_metadata` says which one read a file.
+        Video decoder: `"pyav"` (default), or `"decord"` for the files that docs/video_input.md lists; all others are read by
+        PyAV. `video_metadata` states the decoder of each file.
     allow_truncated (`bool`, *optional*, defaults to `False`):
-        Read truncated video files as far as they go, in place of refusing them. `notes` in `video_metadata`, and those of the
-        answer, then say so.
+        Read truncated video files up to their end instead of raising an error. `notes` in `video_metadata`, and those of the
+        answer, then state it.
     download_limits (`DownloadLimits`, *optional*):
-        What a download of a video may take, and which hosts it may come from. It is not saved with the processor.
+        Limits of downloads of videos. They are not saved with the processor.
     """
 
-    # Of any type here, where transformers would refuse in its own words: the video processor checks them in plain ones.
+    # Of any type here, because the video processor checks them with clearer messages than transformers.
     clips: Any
     sampling: Any
     num_frames: Any
@@ -74,24 +74,23 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     width)`; a list of frames (PIL images, arrays, or still images as files); a folder of image files, see `folder_frames`.
     GIF, WebP, PNG and AVIF files are videos where they are animated; a still image is a video of one frame. Integers are on
     the 0–255 scale, and so are floats unless none of a video exceeds 1: these are on the 0–1 scale; `do_rescale=True` or
-    `False` says which (see `float_scale`).
+    `False` states the scale (see `float_scale`).
 
     Returns `pixel_values_videos`, float32 `(num_videos, num_frames, 3, 384, 384)` by default, and with
     `return_metadata=True` `video_metadata`, a list of `LlavaSTVideoMetadata`: `total_num_frames`, `fps`, `duration` in
-    seconds, `width` and `height` in pixels as seen, `frames_indices` (the frames sampled, one per output frame, counted
-    from the start of the video and not of the clip), `video_backend`, `clip` (the first and last frame of what was looked
-    at) and, for files of varying frame rate, `frame_times` in seconds. For frames without `video_metadata`, `fps` and
-    `duration` are unknown and stay `None`. What a file says of itself takes precedence over `video_metadata`. Frames
+    seconds, `width` and `height` in pixels after rotation, `frames_indices` (the frames sampled, one per output frame, counted
+    from the start of the video and not of the clip), `video_backend`, `clip` (its first and last
+    frame) and, for files of varying frame rate, `frame_times` in seconds. For frames without `video_metadata`, `fps` and
+    `duration` are unknown and stay `None`. The metadata in a file take precedence over `video_metadata`. Frames
     sampled from a longer video come with their `frames_indices`, which must ascend and need not be evenly spaced.
 
     `num_frames` frames are spread evenly over the clip, some repeated if it is shorter; `fps=` in a call takes that many
-    frames per second instead; `do_sample_frames=False` keeps every frame of the clip. `clips` says which part of each video is
-    looked at. `video_backend` and `allow_truncated` say how video files are read, and `download_limits` what a download may
-    take; see `LlavaSTVideoProcessorKwargs`. `notes` in the metadata says what else to consider of a file, such as that it was
-    truncated.
+    frames per second instead; `do_sample_frames=False` keeps every frame of the clip. For `clips`, `video_backend`,
+    `allow_truncated` and `download_limits` see `LlavaSTVideoProcessorKwargs`. `notes` in the metadata lists facts about a file that
+    affect the answer, such as a missing end.
 
-    Raises `OSError` naming the file for one that is missing, empty, no video, or truncated unless `allow_truncated`, and `ValueError` for
-    impossible clips, frame numbers, frame rates and metadata, pixels that are NaN or out of range, and videos of unequal
+    Raises `OSError` naming a file that is missing, empty, not a video, or truncated unless `allow_truncated`, and `ValueError` for
+    invalid clips, frame numbers, frame rates and metadata, pixels that are NaN or out of range, and videos of unequal
     frame counts in one tensor.
     """
 
@@ -121,11 +120,11 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         **kwargs,
     ) -> np.ndarray:
         """
-        Indices of the frames to look at, `(num_frames,)` int64, from 0 to `metadata.total_num_frames - 1`.
+        Returns the indices of the sampled frames, `(num_frames,)` int64, from 0 to `metadata.total_num_frames - 1`.
 
         Args:
             metadata: of the video.
-            num_frames: how many frames; by default `self.num_frames`.
+            num_frames: number of frames; by default `self.num_frames`.
             fps: frames per second of video instead of a number of frames.
             clip: see `resolve_clip`.
         """
@@ -154,7 +153,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         return np.minimum(indices, metadata.total_num_frames - 1)
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[LlavaSTVideoProcessorKwargs]) -> BatchFeature:
-        """See the class for what goes in and what comes out."""
+        """Same as calling the processor; see the class."""
         validate_kwargs(captured_kwargs=kwargs.keys(), valid_processor_keys=[*self.valid_kwargs.__annotations__, "return_tensors"])
         if kwargs.get("num_frames") is not None:
             check_num_frames(kwargs["num_frames"])
@@ -164,7 +163,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             if kwargs.get(name) is not None and not isinstance(kwargs[name], list):
                 raise ValueError(f"`{name}` must be a list, one per video, None {meaning}; got {kwargs[name]!r}")
         if kwargs.get("do_rescale") is None:
-            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats say on which scale they are
+            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats determine their scale
         validate_typed_dict(self.valid_kwargs, kwargs)
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
@@ -243,7 +242,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         """
         Reads, resizes and normalises frames.
 
-        This thread decodes a chunk while others work on the one before it, each on a part of its own: torch's resize is
+        This thread decodes a chunk while others work on the one before it, each on a separate part: torch's resize is
         one thread's work, and the first write to fresh memory is a good part of the whole time.
 
         Args:
@@ -290,7 +289,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
                 for part in frames.split(math.ceil(len(frames) / workers)):
                     pending.append(executor.submit(fill, part, position))
                     position += len(part)
-                while len(pending) > 2 * workers:  # no more than two chunks are in memory beside the one being decoded
+                while len(pending) > 2 * workers:  # at most two chunks are in memory in addition to the one being decoded
                     pending.popleft().result()
             for task in pending:
                 task.result()

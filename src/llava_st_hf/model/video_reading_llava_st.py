@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos of any kind, files or frames, by the reader that fits."""
+"""Reading of videos of any kind, files or frames."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def read_video(
     download_limits: DownloadLimits | None = None,
 ) -> Result:
     """
-    What `read` makes of a reader of a video; it may be called twice, see `read_video_file`.
+    Opens a video and returns the result of `read` for its reader. `read` may be called twice, see `read_video_file`.
 
     Args:
         source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
@@ -33,8 +33,8 @@ def read_video(
         download_limits: `None` for the default ones.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture, is damaged, or is truncated and `allow_truncated` is not set.
-        ValueError: for an argument that is none of these, for several videos, or frames that are none.
+        OSError: naming the file, if it is not a video, has no video stream, is damaged, or is truncated and `allow_truncated` is not set.
+        ValueError: for an argument that is none of these, for several videos, or frames that are not images.
         ImportError: if the backend is not installed.
     """
     check_backend(video_backend)
@@ -63,20 +63,20 @@ def read_video_metadata(
     source, video_backend: str | None = None, allow_truncated: bool = False, download_limits: DownloadLimits | None = None
 ) -> LlavaSTVideoMetadata:
     """
-    What is known of a video without reading it all: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
+    Reads the metadata of a video without decoding all of it: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
     `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. Where the frame rate
     varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`. Of a folder of
     image files and of other frames, whose rate is not known, `fps` and `duration` are `None`.
 
     Args:
         source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
-        video_backend: what reads video files: `"pyav"`, which `None` means too, or `"decord"`.
-        allow_truncated: read a truncated file as far as it goes; `notes` then says so.
+        video_backend: video decoder, `"pyav"` (also for `None`) or `"decord"`.
+        allow_truncated: read a truncated file up to its end; `notes` then states it.
         download_limits: `None` for the default ones.
 
     Raises:
-        OSError: naming the file, if it is no video, has no picture, is damaged, or is truncated and `allow_truncated` is not set.
-        ValueError: for an argument that is none of these, for several videos, or frames that are none.
+        OSError: naming the file, if it is not a video, has no video stream, is damaged, or is truncated and `allow_truncated` is not set.
+        ValueError: for an argument that is none of these, for several videos, or frames that are not images.
         ImportError: if the backend is not installed.
     """
 
