@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llava_st_hf.model.coordinates_llava_st import CoordinateVocabulary
-from llava_st_hf.model.lape_llava_st import add_positions, blend_coordinates, propagate
+from llava_st_hf.model.lape_llava_st import add_positions, interpolate_coordinates, propagate
 
 
 # 3 temporal bins (ids 10 to 12), 2 of height (13, 14), 2 of width (15, 16); placeholders in the order of PLACEHOLDER_TOKENS.
@@ -29,30 +29,30 @@ def test_propagate_computes_in_the_dtype_of_the_rows():
     assert propagate(ROWS.bfloat16(), VOCABULARY.sizes()).dtype == torch.bfloat16
 
 
-def test_blend_coordinates_takes_own_rows_interpolates_values_and_leaves_text():
+def test_interpolate_coordinates_takes_own_rows_interpolates_values_and_leaves_text():
     input_ids = torch.tensor([[9, 10, 11, 12, 13, 16, 17], [10, 1, 2, 4, 5, 14, 3]])
     values = torch.tensor([[NAN, NAN, NAN, NAN, NAN, NAN, NAN], [0.25, 0.75, 1.0, 0.25, 0.5, 0.5, NAN]])
     embeds = torch.full((2, 7, 2), -1.0)
-    blended = blend_coordinates(input_ids, embeds, values, ROWS, VOCABULARY)
-    assert blended[0, :, 0].tolist() == [-1.0, 1.0, 2.0, 4.0, 5.0, 9.0, -1.0]
+    interpolated = interpolate_coordinates(input_ids, embeds, values, ROWS, VOCABULARY)
+    assert interpolated[0, :, 0].tolist() == [-1.0, 1.0, 2.0, 4.0, 5.0, 9.0, -1.0]
     # TEMP 0.25 of three bins is half-way between the first two; the last token is a placeholder without a value.
-    assert blended[1, :, 0].tolist() == [1.5, 3.0, 4.0, 5.5, 8.5, 6.0, -1.0]
-    torch.testing.assert_close(blended[..., 1].where(blended[..., 1] > 0, -10), 10 * blended[..., 0])
+    assert interpolated[1, :, 0].tolist() == [1.5, 3.0, 4.0, 5.5, 8.5, 6.0, -1.0]
+    torch.testing.assert_close(interpolated[..., 1].where(interpolated[..., 1] > 0, -10), 10 * interpolated[..., 0])
 
 
-def test_blend_coordinates_without_values_takes_the_rows_of_coordinate_tokens():
+def test_interpolate_coordinates_without_values_takes_the_rows_of_coordinate_tokens():
     input_ids = torch.tensor([[9, 10, 16, 17, 1]])
     embeds = torch.full((1, 5, 2), -1.0)
-    blended = blend_coordinates(input_ids, embeds, None, ROWS, VOCABULARY)
-    assert blended[0, :, 0].tolist() == [-1.0, 1.0, 9.0, -1.0, -1.0]
+    interpolated = interpolate_coordinates(input_ids, embeds, None, ROWS, VOCABULARY)
+    assert interpolated[0, :, 0].tolist() == [-1.0, 1.0, 9.0, -1.0, -1.0]
 
 
-def test_blend_coordinates_values_in_bfloat16_interpolate_in_the_dtype_of_the_rows():
+def test_interpolate_coordinates_values_in_bfloat16_interpolate_in_the_dtype_of_the_rows():
     values = torch.tensor([[0.25]], dtype=torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float64):
         rows, embeds = ROWS.to(dtype), torch.zeros(1, 1, 2, dtype=dtype)
-        blended = blend_coordinates(torch.tensor([[10]]), embeds, values, rows, VOCABULARY)
-        assert blended.dtype == dtype and blended[0, 0].tolist() == [1.5, 15.0]
+        interpolated = interpolate_coordinates(torch.tensor([[10]]), embeds, values, rows, VOCABULARY)
+        assert interpolated.dtype == dtype and interpolated[0, 0].tolist() == [1.5, 15.0]
 
 
 def test_add_positions_equal_lengths_adds_each_axis_row_to_its_slice():

@@ -55,6 +55,7 @@ def test_check_num_frames_other_value_raises_with_name_and_value(number):
         ({"start": 2.95, "end": 3.1}, (29, 29)),  # an end less than one frame late is accepted
         ({"start": 1.0, "end": 1.0 + 1e-9}, (10, 10)),
         ({"start": 0, "end": 3}, (0, 29)),
+        ({"start": 3.0 - 1e-7}, (29, 29)),  # within the rounding of the end
     ],
 )
 def test_resolve_clip_constant_rate_gives_every_displayed_frame(clip, frames):
@@ -99,6 +100,7 @@ def test_resolve_clip_varying_rate_uses_the_times_of_the_frames(clip, frames):
         ({"frames": [1]}, r"\[first, last\]"),
         ({"begin": 1.0}, "must be None"),
         ([0, 1], "must be None"),
+        ({}, "must be None"),
     ],
 )
 def test_resolve_clip_impossible_clip_raises(clip, message):
