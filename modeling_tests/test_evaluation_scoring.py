@@ -29,6 +29,7 @@ def read(name: str):
 
 def asked(task: str, truth: GroundingResult, answer: str = "", said: GroundingResult | None = None, **fields) -> Prediction:
     media = PICTURE if task in ("rec", "reg") else VIDEO
+    fields = {"num_frames": 100, **fields}
     return Prediction("one", "b", task, "?", truth, media=media, answer=answer, prediction=said or GroundingResult(), **fields)
 
 
@@ -80,7 +81,7 @@ def test_original_protocol_parses_answers_as_the_original_program():
     for case in read("text_and_sampling")["parsing"]:
         media = {"kind": "video", "width": 99, "height": 99, "last_frame": 99}
         truth = GroundingResult(span=(0.0, 1.0), tubelet={0: (0, 0, 1, 1)})
-        row = to_original_row(Prediction("one", "b", "stvg", "?", truth, media=media, answer=case["text"]))
+        row = to_original_row(Prediction("one", "b", "stvg", "?", truth, media=media, answer=case["text"], num_frames=100))
         assert row["converted_outputs"] == case["normalized"]
         said = from_original_row("stvg", row, "x").prediction
         assert {str(float(frame)): list(box) for frame, box in (said.tubelet or {}).items()} == case["tubelet_bins"]

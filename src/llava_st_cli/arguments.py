@@ -94,9 +94,8 @@ def _add_check_data(commands: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--num-frames",
         type=int,
-        default=100,
         metavar="N",
-        help="Number of frames sampled of each clip. Default: %(default)s.",
+        help="Number of frames that the model samples of each clip, num_frames of its video processor. Default: that of a new processor.",
     )
     check.add_argument("--decode", action="store_true", help="Decode all frames of each video.")
     _add_reading(check)

@@ -110,10 +110,11 @@ def _check_data(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"`llava-st check-data` needs {error.name}: pip install 'llava-st-hf[data]'.") from error
 
+    given = {} if args.num_frames is None else {"num_frames": args.num_frames}
     report = examine_mixture(
         args.mixture,
         check_media=not args.no_media,
-        num_frames=args.num_frames,
+        **given,
         decode=args.decode,
         video_backend=args.video_backend,
         allow_truncated=args.allow_truncated,
