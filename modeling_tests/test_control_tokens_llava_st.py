@@ -165,7 +165,7 @@ def test_the_command_line_refuses_control_tokens(processor, model, tmp_path, cap
 
 
 def test_lmms_eval_leaves_a_question_with_control_tokens_unanswered(processor, model):
-    with pytest.warns(UserWarning, match="left without an answer: .*special token"):
+    with pytest.warns(UserWarning, match="gets an empty answer: .*special token"):
         answers = list(answer_chats([lambda: [user(TURN)]], {"max_new_tokens": 2}, model, processor, 1))
     assert answers == [""]
 

@@ -98,11 +98,11 @@ def test_the_starting_folder_is_the_model_itself_where_nothing_is_to_be_added(tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_released_adapter_of_unknown_base_is_refused(tmp_path):
+def test_prepare_base_model_from_an_adapter_of_unknown_base_is_an_error(tmp_path):
     model = prepare_model_for_training(model_for(tiny_processor()), ["lora"], lora_r=2)
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not name the model"):
+    with pytest.raises(ValueError, match="does not name the base model"):
         prepare_base_model(str(tmp_path), tmp_path / "run", ["lora"], torch.float32)
     assert not (tmp_path / "run").exists()
 

@@ -63,7 +63,7 @@ def _check_task(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    _refuse_file(args.output)
+    _refuse_adapter_folder(args.output)
     _refuse_adapter(args.model)
     from .checkpoints.atomic import save_model_and_processor
     from .model.modeling_llava_st import LlavaSTForConditionalGeneration
@@ -77,7 +77,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _merge_lora(args: argparse.Namespace) -> None:
-    _refuse_file(args.output)
+    _refuse_adapter_folder(args.output)
     _refuse_adapter(args.base)
     from .checkpoints.adapters import merge_adapter
     from .checkpoints.atomic import save_model_and_processor
@@ -92,7 +92,7 @@ def _merge_lora(args: argparse.Namespace) -> None:
 
 
 def _start_stage1(args: argparse.Namespace) -> None:
-    _refuse_file(args.output)
+    _refuse_adapter_folder(args.output)
     if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
         raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
     _refuse_adapter(args.checkpoint)
@@ -125,9 +125,7 @@ def _check_data(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.mixture} has {len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}.")
 
 
-def _refuse_file(output: str) -> None:
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise NotADirectoryError(f"The output {output} is a file; a folder is written.")
+def _refuse_adapter_folder(output: str) -> None:
     if os.path.isfile(os.path.join(output, "adapter_config.json")):
         raise ValueError(f"The output {output} is the folder of an adapter, which would be overwritten. Choose another folder.")
 
