@@ -276,7 +276,8 @@ def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor,
 
 
 def test_a_record_from_before_groups_is_of_a_run_without_them(tmp_path):
-    (tmp_path / "mixture.yaml").touch()
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "mixture.yaml").write_text("datasets: [{json_path: rows.jsonl}]\n")
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False)
     check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8)
     (tmp_path / "run/checkpoint-1").mkdir()
