@@ -23,7 +23,6 @@ from llava_st_hf.training import (
     LlavaSTDataCollator,
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
-    check_resume_compatibility,
     prepare_model_for_training,
 )
 from llava_st_hf.training.prefix_packing import block_mask, packed_attention_mask
@@ -273,17 +272,6 @@ def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor,
 
 
 # Whole runs
-
-
-def test_a_record_from_before_groups_is_of_a_run_without_them(tmp_path):
-    (tmp_path / "rows.jsonl").touch()
-    (tmp_path / "mixture.yaml").write_text("datasets: [{json_path: rows.jsonl}]\n")
-    args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False)
-    check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8)
-    (tmp_path / "run/checkpoint-1").mkdir()
-    check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8, max_conversations_per_sequence=1)
-    with pytest.raises(ValueError, match="max_conversations_per_sequence was 1 and is 4"):
-        check_resume_compatibility(args, "model", tmp_path / "mixture.yaml", 8, max_conversations_per_sequence=4)
 
 
 def test_a_grouped_run_goes_on_exactly_and_not_with_another_grouping(tmp_path):
