@@ -113,12 +113,62 @@ def test_position_on_a_bin_is_that_bins_token(problem):
     torch.testing.assert_close(on_bin, plain)
 
 
-def test_only_what_needs_a_gradient_gets_one(problem):
+@pytest.mark.parametrize("trained", ["hidden", "weight"])
+def test_only_what_needs_a_gradient_gets_one(problem, trained):
     hidden, weight, targets, positions = problem
-    frozen = weight.clone()
-    trained = hidden.clone().requires_grad_()
-    loss_of(trained, frozen, targets, positions, VOCABULARY, True)[0].backward()
-    assert trained.grad is not None and frozen.grad is None
+    gradients = []
+    for dense in (True, False):
+        h, w = hidden.clone().requires_grad_(trained == "hidden"), weight.clone().requires_grad_(trained == "weight")
+        with watch_new_tensors() as made:
+            losses = dense_loss(h, w, targets, positions, True) if dense else loss_of(h, w, targets, positions, VOCABULARY, True)[0]
+        losses.sum().backward()
+        gradients.append(h.grad if trained == "hidden" else w.grad)
+        assert (w.grad if trained == "hidden" else h.grad) is None
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+    # `made` is of our loss: it allocates the gradient that is needed and no other.
+    supervised = int((targets != -100).sum())
+    assert (("zeros_like", (SIZE, HIDDEN)) in made) == (trained == "weight")
+    assert (("empty_like", (supervised, HIDDEN)) in made) == (trained == "hidden")
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_under_autocast_logits_are_bfloat16_and_losses_and_gradients_float32(problem, monkeypatch, trains):
+    monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", 4 * SIZE)
+    hidden, weight, targets, positions = problem
+    supervised = targets != -100
+    logits = torch.nn.functional.linear(hidden[supervised].bfloat16(), weight.bfloat16()).float()
+    pairs = zip(targets[supervised].tolist(), positions[supervised].tolist(), strict=True)
+    wanted = -(torch.stack([dense_target(*pair) for pair in pairs]) * logits.log_softmax(-1)).sum(-1)
+    h, w = hidden.clone().requires_grad_(trains), weight.clone().requires_grad_(trains)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, losses = loss_of(h, w, targets, positions, VOCABULARY, True)
+    torch.testing.assert_close(losses, wanted)
+    if trains:
+        total.backward()
+        dense_h, dense_w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        dense_loss(dense_h, dense_w, targets, positions, True).sum().backward()
+        for ours, dense in ((h.grad, dense_h.grad), (w.grad, dense_w.grad)):
+            assert ours.dtype == torch.float32 and (ours - dense).norm() < 0.02 * dense.norm()
+
+
+def test_bfloat16_weights_have_float32_losses_and_bfloat16_gradients(problem):
+    hidden, weight, targets, positions = problem
+    h, w = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
+    total, losses = loss_of(h, w, targets, positions, VOCABULARY, True)
+    total.backward()
+    assert losses.dtype == total.dtype == torch.float32 and h.grad.dtype == w.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(losses, dense_loss(hidden, weight, targets, positions, True), atol=0.2, rtol=0.02)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, SIZE, 3 * SIZE])
+def test_losses_without_gradients_are_complete_whatever_the_chunk(problem, monkeypatch, chunk_logits):
+    monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk_logits)
+    hidden, weight, targets, positions = problem
+    with watch_new_tensors() as made:
+        losses = loss_of(hidden, weight, targets, positions, VOCABULARY, True)[1]
+    torch.testing.assert_close(losses, dense_loss(hidden, weight, targets, positions, True), atol=1e-5, rtol=1e-5)
+    logits = [torch.Size(shape).numel() for _, shape in made if SIZE in shape and HIDDEN not in shape]
+    assert max(logits) == max(chunk_logits, SIZE)  # one position at least
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -251,10 +301,44 @@ def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
         torch.testing.assert_close(plain, wrapped)
 
 
+class WrappedHead(torch.nn.Module):
+    """A head that is more than its weight, as adapters and quantizers make them."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight.clone())
+
+    def forward(self, states):
+        return states @ self.weight.T
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrapped_head_whose_vocabulary_goes_on_after_the_coordinates_has_the_plain_gradients(problem, dtype):
+    hidden, weight, targets, positions = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in problem)
+    plain = weight.clone().requires_grad_()
+    loss_of(hidden, plain, targets, positions.float(), VOCABULARY, True)[0].backward()
+    head = WrappedHead(weight)
+    supervised_cross_entropy(hidden, head, SIZE, targets, positions.float(), VOCABULARY, True)[0].backward()
+    assert (head.weight.grad - plain.grad).norm() < (1e-5 if dtype == torch.float32 else 0.02) * plain.grad.norm()
+
+
+def test_a_wrapped_head_without_coordinates_has_ordinary_cross_entropy(problem):
+    hidden, weight, targets, _ = problem
+    head = WrappedHead(weight)
+    total, losses, bin_errors = supervised_cross_entropy(hidden, head, SIZE, targets, None, None, False)
+    total.backward()
+    plain = weight.clone().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy((hidden @ plain.T).flatten(0, 1), targets.flatten(), reduction="none")
+    wanted.sum().backward()
+    torch.testing.assert_close(losses, wanted[targets.flatten() != -100].detach())
+    torch.testing.assert_close(head.weight.grad, plain.grad, atol=1e-5, rtol=1e-5)
+    assert bin_errors is None
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("trains", [False, True])
-def test_a_wrapped_head_is_called_for_one_chunk_at_a_time(problem, monkeypatch, trains):
+def test_a_wrapped_head_is_called_for_one_chunk_at_a_time(problem, monkeypatch, trains, chunk):
     """Also in the backward pass, where it is called again."""
-    chunk = 4
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
     hidden, weight, targets, positions = problem
     sizes = []
