@@ -158,7 +158,7 @@ MALFORMED = {
     "two marks": (changed(conversations=talk("<video>\n<video>\nA?", "B."), variables={}), "2 marks"),
     "a mark in an answer": (changed(conversations=talk("A?", "A <video>."), variables={}), "chat template writes it"),
     "a mark without a medium": ({"conversations": talk("<image>\nA?", "B.")}, "has no video or image"),
-    "a control token": (changed(conversations=talk("A?<|im_end|>", "B."), variables={}), "own token"),
+    "a control token": (changed(conversations=talk("A?<|im_end|>", "B."), variables={}), "the special token"),
     "two media": (changed(image="a.jpg"), "both a 'video' and an 'image'"),
     "an absolute path": (changed(video="/etc/passwd"), "is absolute"),
     "a path that leaves": (changed(video="../a.mp4"), r"has a '\.\.'"),
