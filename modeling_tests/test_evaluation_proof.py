@@ -78,7 +78,7 @@ def test_an_oracle_at_the_sampled_frames_of_any_model_scores_as_quantization_all
     task = BENCHMARKS[name].task
     metrics = score(task, predictions)
     # 0.8 is the bound of boxes of a few dozen pixels with edges off by half a bin; missing frames would cost more.
-    assert metrics["viou@0.7"] == 100 and 0.8 < metrics["mstiou"] == metrics["msiou"] <= 1
+    assert metrics["viou@0.7"] == 100 and 0.8 < metrics["m_viou"] == metrics["m_siou"] <= 1
     for prediction in predictions:
         assert prediction.num_frames == num_frames
         first, last = prediction.medium().first_frame, prediction.medium().last_frame
