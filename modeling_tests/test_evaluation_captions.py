@@ -70,7 +70,7 @@ def described_event() -> Prediction:
     """A sample of "elc" whose answer is the ground truth."""
     truth = GroundingResult(span=(0.2, 0.6), tubelet={20: (0, 0, 10, 10)}, caption="a cat sleeps")
     media = {"kind": "video", "width": 100, "height": 100, "last_frame": 99}
-    return Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth)
+    return Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth, num_frames=100)
 
 
 def check_other_metrics_and_note(reason: str) -> None:
