@@ -224,7 +224,7 @@ def test_shift_labels_replace_labels():
     positions = torch.nn.functional.pad(batch["coordinate_values"], (0, 1), value=NAN)[:, 1:]
     with torch.no_grad():
         wanted = model(**batch, labels=labels).loss
-        ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinates=positions).loss
+        ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinate_values=positions).loss
         at_bins = model(**batch, shift_labels=shifted).loss
     torch.testing.assert_close(ours, wanted)
     assert not torch.isclose(at_bins, wanted, atol=1e-4)
