@@ -224,7 +224,7 @@ def test_shift_labels_replace_labels():
     positions = torch.nn.functional.pad(batch["coordinate_values"], (0, 1), value=NAN)[:, 1:]
     with torch.no_grad():
         wanted = model(**batch, labels=labels).loss
-        ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinates=positions).loss
+        ours = model(**batch, labels=torch.zeros_like(labels), shift_labels=shifted, shift_coordinate_values=positions).loss
         at_bins = model(**batch, shift_labels=shifted).loss
     torch.testing.assert_close(ours, wanted)
     assert not torch.isclose(at_bins, wanted, atol=1e-4)
@@ -320,6 +320,25 @@ def test_a_wrapped_head_whose_vocabulary_goes_on_after_the_coordinates_has_the_p
     head = WrappedHead(weight)
     supervised_cross_entropy(hidden, head, SIZE, targets, positions.float(), VOCABULARY, True)[0].backward()
     assert (head.weight.grad - plain.grad).norm() < (1e-5 if dtype == torch.float32 else 0.02) * plain.grad.norm()
+
+
+class QuantizedHead(torch.nn.Linear):
+    """A linear layer whose weight holds integers, or nothing because it is offloaded; its `forward` has the values."""
+
+    def __init__(self, values: torch.Tensor, stored: torch.Tensor):
+        super().__init__(*reversed(values.shape), bias=False)
+        self.values, self.weight = values, torch.nn.Parameter(stored, requires_grad=False)
+
+    def forward(self, states):
+        return states @ self.values.T
+
+
+@pytest.mark.parametrize("stored", [torch.zeros(SIZE, HIDDEN, dtype=torch.int8), torch.zeros(SIZE, HIDDEN, device="meta")])
+def test_a_linear_head_with_integer_or_offloaded_weight_is_called(problem, stored):
+    hidden, weight, targets, positions = problem
+    _, losses, bin_errors = supervised_cross_entropy(hidden, QuantizedHead(weight, stored), SIZE, targets, positions, VOCABULARY, True)
+    torch.testing.assert_close(losses, dense_loss(hidden, weight, targets, positions, False), atol=1e-5, rtol=1e-5)
+    assert bin_errors is None
 
 
 def test_a_wrapped_head_without_coordinates_has_ordinary_cross_entropy(problem):

@@ -108,3 +108,14 @@ def test_videos_of_a_batch_do_not_see_one_another():
     together, alone = packer(states), packer(states[:1])
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a[:1], b)
+
+
+def test_initialize_weights_draws_projections_as_one_matrix_of_three_and_the_others_with_the_given_deviation():
+    packer = LlavaSTWindowPacker(tiny_config(packer_hidden_size=64), (1, 3, 3))
+    torch.manual_seed(0)
+    packer.initialize_weights(std=0.02)
+    for linear in (packer.q_proj, packer.k_proj, packer.v_proj):
+        bound = (6 / (64 + 3 * 64)) ** 0.5  # Xavier's bound of a (3·64, 64) matrix
+        assert 0.98 * bound < linear.weight.abs().max() <= bound
+    for linear in (packer.query_mlp.linear_1, packer.value_mlp.linear_2, packer.out_proj, packer.output_proj):
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
