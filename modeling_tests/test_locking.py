@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 
+import filelock
 import pytest
+from packaging.version import Version
 
 from llava_st_hf.locking import locked_folder
 
@@ -49,6 +51,7 @@ def test_locked_folder_is_free_after_the_block_and_after_an_error_in_it(tmp_path
         pass
 
 
+@pytest.mark.skipif(Version(filelock.__version__) < Version("4.3"), reason="older versions leave the lock to forked processes")
 def test_locked_folder_is_not_held_by_forked_workers_of_a_killed_process(tmp_path):
     """Data loader workers are forked, and end some seconds after their parent was killed."""
     code = HOLDER.replace(
