@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers of the answers of LLaVA-ST and other models. None raises an exception, whatever the text.
+"""Parsers of the answers of LLaVA-ST and other models. None raises an exception for any text; a tubelet needs `num_frames` in its context.
 
 Formats:
 
