@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people pass by mistake, through the chat template and through the pipeline: the right result, or an error that names it."""
+"""Invalid and unusual inputs of the chat template and the pipeline: they give a correct result or an error that names the invalid value."""
 
 import math
 import re
@@ -24,7 +24,7 @@ def video(folder):
 
 @pytest.fixture(params=["chat template", "pipeline"])
 def ask(request, grounder):
-    """Asks about a medium, and returns the `MediaInfo` that the answer would be read with."""
+    """Returns a function that asks a question about an image or video and returns the `MediaInfo` with which the answer would be parsed."""
 
     def ask(kind, source, text="What?", **options):
         if request.param == "pipeline":
@@ -51,33 +51,33 @@ def ask(request, grounder):
 
 
 @pytest.mark.parametrize("kind, name", [("video", "missing.mp4"), ("image", "missing.png")])
-def test_a_missing_file_is_named(ask, folder, kind, name):
+def test_media_file_missing_raises_with_its_name(ask, folder, kind, name):
     with pytest.raises(OSError, match=name):
         ask(kind, str(folder / name))
 
 
 @pytest.mark.parametrize("kind, name", [("video", "empty.mp4"), ("image", "empty.png")])
-def test_an_empty_file_is_named(ask, folder, kind, name):
+def test_media_file_empty_raises_with_its_name(ask, folder, kind, name):
     (folder / name).touch()
     with pytest.raises(OSError, match=f"{name} is empty"):
         ask(kind, str(folder / name))
 
 
 @pytest.mark.parametrize("kind, name", [("video", "text.mp4"), ("image", "text.jpg")])
-def test_text_under_another_name_is_named(ask, folder, kind, name):
+def test_media_file_with_text_content_raises_with_its_name(ask, folder, kind, name):
     (folder / name).write_text("this is no picture at all\n" * 50)
     with pytest.raises(OSError, match=name):
         ask(kind, str(folder / name))
 
 
-def test_a_truncated_video_is_named(ask, folder, video):
+def test_video_file_truncated_raises_with_its_name(ask, folder, video):
     data = (folder / "video.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match=r"cut\.mp4"):
         ask("video", str(folder / "cut.mp4"))
 
 
-def test_a_truncated_image_is_named(ask, folder):
+def test_image_file_truncated_raises_with_its_name(ask, folder):
     Image.fromarray(moving_frames(1, 200, 200)[0]).save(folder / "whole.jpg")
     data = (folder / "whole.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -85,20 +85,20 @@ def test_a_truncated_image_is_named(ask, folder):
         ask("image", str(folder / "cut.jpg"))
 
 
-def test_a_file_of_sound_alone_is_named(ask, folder):
+def test_video_file_with_audio_only_raises_with_its_name(ask, folder):
     write_audio(folder / "sound.mp4")
     with pytest.raises(OSError, match=r"sound\.mp4"):
         ask("video", str(folder / "sound.mp4"))
 
 
 @pytest.mark.parametrize("kind, message", [("video", "nothing is a folder without frames"), ("image", "nothing is a directory")])
-def test_a_folder_is_named(ask, folder, kind, message):
+def test_media_path_folder_without_frames_raises_with_its_name(ask, folder, kind, message):
     (folder / "nothing").mkdir(exist_ok=True)
     with pytest.raises(OSError, match=message):
         ask(kind, str(folder / "nothing"))
 
 
-def test_an_unreachable_url_is_named(ask):
+def test_video_url_unreachable_raises_with_the_url(ask):
     with pytest.raises(OSError, match=re.escape("http://127.0.0.1:9/a.mp4")):
         ask("video", "http://127.0.0.1:9/a.mp4")
 
@@ -107,48 +107,48 @@ def test_an_unreachable_url_is_named(ask):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_short_videos_are_read(ask, folder, frames):
+def test_video_of_one_or_three_frames_is_decoded(ask, folder, frames):
     media = ask("video", str(write_video(folder / f"{frames}.mp4", moving_frames(frames, 48, 64), fps=10)), text="What at <t0s>?")
     assert (media.first_frame, media.last_frame) == (0, frames - 1)
     assert media.time(1.0) == (frames - 1) / 10
 
 
 @pytest.mark.parametrize("height, width", [(96, 40), (33, 51), (17, 200)])
-def test_portrait_and_odd_sizes_keep_their_pixels(ask, folder, height, width):
+def test_video_of_portrait_or_odd_size_keeps_its_width_and_height(ask, folder, height, width):
     path = write_video(folder / f"{height}x{width}.mp4", moving_frames(4, height, width), fps=10)
     media = ask("video", str(path), text=f"What is at [<w0px><h0px><w{width}px><h{height}px>]?")
     assert (media.width, media.height) == (width, height)
 
 
-def test_no_frames_are_refused(ask):
+def test_video_without_frames_raises(ask):
     for frames in ([], np.zeros((0, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"empty list|none of them 0"):
             ask("video", frames)
 
 
-def test_frames_of_unequal_sizes_are_refused(ask):
+def test_video_frames_of_different_sizes_raises(ask):
     with pytest.raises(ValueError, match="one size"):
         ask("video", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
 
 
-def test_nan_pixels_are_refused(ask):
+def test_pixels_with_nan_raises(ask):
     with pytest.raises(ValueError, match="NaN"):
         ask("video", np.full((2, 8, 8, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="NaN"):
         ask("image", np.full((8, 8, 3), np.nan, np.float32))
 
 
-# Pictures of unusual kinds
+# Images of unusual modes and sizes
 
 
 @pytest.mark.parametrize(
     "mode, values", [("L", np.uint8), ("RGBA", np.uint8), ("LA", np.uint8), ("P", np.uint8), ("1", np.uint8), ("CMYK", np.uint8)]
 )
-def test_every_mode_of_a_picture_is_read(ask, mode, values):
+def test_image_of_any_pil_mode_is_decoded(ask, mode, values):
     assert ask("image", Image.new("RGB", (30, 20), "red").convert(mode)).width == 30
 
 
-def test_sixteen_bit_pictures_are_scaled_and_not_clipped(grounder, folder):
+def test_image_of_16_bit_is_scaled_and_not_clipped(grounder, folder):
     grey = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
     Image.fromarray(grey).save(folder / "16.png")
     messages = [{"role": "user", "content": [{"type": "image", "path": str(folder / "16.png")}]}]
@@ -157,7 +157,7 @@ def test_sixteen_bit_pictures_are_scaled_and_not_clipped(grounder, folder):
 
 
 @pytest.mark.parametrize("orientation, turned", [(1, False), (3, False), (6, True), (8, True)])
-def test_exif_rotation_turns_sizes_as_well(ask, folder, orientation, turned):
+def test_image_with_exif_rotation_has_rotated_width_and_height(ask, folder, orientation, turned):
     picture = Image.fromarray(moving_frames(1, 20, 30)[0])
     exif = picture.getexif()
     exif[0x0112] = orientation
@@ -166,7 +166,7 @@ def test_exif_rotation_turns_sizes_as_well(ask, folder, orientation, turned):
     assert (media.width, media.height) == ((20, 30) if turned else (30, 20))
 
 
-def test_an_8k_frame_is_read(ask):
+def test_image_of_8k_size_keeps_its_width_and_height(ask):
     media = ask("image", Image.new("RGB", (7680, 4320)), text="What is at <w7680px><h4320px>?")
     assert (media.width, media.height) == (7680, 4320)
     assert media.box((0, 0, 1, 1))["xmax"] == 7680
@@ -193,22 +193,22 @@ def test_an_8k_frame_is_read(ask):
         ({"clip": [0, 3], "start": 0.1}, "not both"),
     ],
 )
-def test_impossible_clips_are_refused(ask, video, clip, message):
+def test_clip_invalid_raises(ask, video, clip, message):
     with pytest.raises(ValueError, match=message):
         ask("video", video, **clip)
 
 
-def test_a_clip_of_one_frame_is_read(ask, video):
+def test_clip_of_one_frame_has_one_time(ask, video):
     media = ask("video", video, clip=[7, 7])
     assert (media.first_frame, media.last_frame, media.time(0.0), media.time(1.0)) == (7, 7, 0.7, 0.7)
 
 
-def test_seconds_of_frames_without_a_rate_are_refused(ask):
+def test_clip_in_seconds_without_frame_rate_raises(ask):
     with pytest.raises(ValueError, match="frame rate of the video is unknown"):
         ask("video", moving_frames(5, 8, 8), end=1.0)
 
 
-# Questions
+# Prompts
 
 
 @pytest.mark.parametrize(
@@ -236,24 +236,24 @@ def test_seconds_of_frames_without_a_rate_are_refused(ask):
         ("See <image>", "there are 1 <image> and 0 images"),
     ],
 )
-def test_impossible_questions_are_refused(ask, video, text, message):
+def test_prompt_with_invalid_coordinates_or_tokens_raises(ask, video, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ask("video", video, text=text)
 
 
-def test_an_empty_prompt_is_refused(grounder, video):
+def test_prompt_empty_raises(grounder, video):
     with pytest.raises(ValueError, match="The prompt is empty"):
         grounder.processor(text="")
     with pytest.raises(ValueError, match="must be a string that is not blank"):
         grounder(video, text="")
 
 
-def test_more_media_than_placeholders_are_refused(grounder, video):
+def test_prompt_with_fewer_placeholders_than_videos_raises(grounder, video):
     with pytest.raises(ValueError, match=re.escape("there are 1 <video> and 2 videos")):
         grounder.processor(text="<video> a", videos=[video, video])
 
 
-def test_an_object_that_is_no_medium_is_refused(ask):
+def test_media_of_unsupported_type_raises(ask):
     for kind in ("video", "image"):
         with pytest.raises(ValueError, match=r"a video must be|Could not make a flat list of images from .*a medium"):
             ask(kind, {"not": "a medium"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model folders are written atomically: whenever a process dies, a folder loads as the old model, as the new one, or not at all."""
+"""Atomic writing of model folders: after a killed process, a folder loads as the old model, as the new one, or not at all."""
 
 import errno
 import os
@@ -30,10 +30,10 @@ def read(folder: Path) -> dict:
 
 
 def write_and_die(target: Path, calls: int) -> bool:
-    """Writes NEW in a child process that dies as by a power failure before its system call `calls` that changes `target`.
+    """Writes NEW in a child process that is killed before its system call number `calls` that changes `target`.
 
     Returns:
-        Whether the child died; False if it finished before.
+        Whether the child was killed; False if it finished before.
     """
     child = os.fork()
     if child == 0:
@@ -57,7 +57,7 @@ def write_and_die(target: Path, calls: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-def test_atomic_folder_killed_at_any_rename_leaves_the_old_or_the_new_model_or_none(tmp_path):
+def test_atomic_folder_killed_at_any_rename_leaves_old_or_new_or_no_model(tmp_path):
     complete = {**NEW, "notes.txt": "mine"}
     found, calls = [], 0
     while True:
@@ -86,8 +86,8 @@ def test_atomic_folder_killed_at_any_rename_leaves_the_old_or_the_new_model_or_n
     assert found == sorted(found, key=["old", "none", "new"].index) and set(found) == {"old", "none", "new"}
 
 
-def test_atomic_folder_interrupted_while_finishing_is_finished_later(tmp_path):
-    """Killed during the moves, and again at every moment while these are completed."""
+def test_atomic_folder_killed_again_while_completing_is_completed_by_the_next_call(tmp_path):
+    """Kills the process during the moves, and again at every system call of the process that completes them."""
     for first in range(3, 12):
         for second in range(8):
             target = tmp_path / f"{first}-{second}"
@@ -103,7 +103,7 @@ def test_atomic_folder_interrupted_while_finishing_is_finished_later(tmp_path):
             assert content == {**NEW, "notes.txt": "mine"}, (first, second)
 
 
-def test_publish_moves_config_json_last_and_removes_the_old_one_first(tmp_path, monkeypatch):
+def test_publish_removes_config_json_first_and_moves_the_new_one_last(tmp_path, monkeypatch):
     write(tmp_path, OLD)
     log = []
     for name in ("replace", "unlink"):
@@ -123,7 +123,7 @@ def test_publish_moves_config_json_last_and_removes_the_old_one_first(tmp_path, 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("writing failed")])
-def test_atomic_folder_with_an_error_in_the_block_keeps_the_old_model(tmp_path, error):
+def test_atomic_folder_error_in_the_block_keeps_the_old_model(tmp_path, error):
     target = tmp_path / "model"
     target.mkdir()
     write(target, OLD)
@@ -134,7 +134,7 @@ def test_atomic_folder_with_an_error_in_the_block_keeps_the_old_model(tmp_path, 
     assert read(target) == OLD
 
 
-def test_publish_on_a_full_disk_names_the_folder_and_keeps_the_old_model(tmp_path, monkeypatch):
+def test_publish_full_disk_names_the_folder_and_keeps_the_old_model(tmp_path, monkeypatch):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -145,7 +145,7 @@ def test_publish_on_a_full_disk_names_the_folder_and_keeps_the_old_model(tmp_pat
     assert read(tmp_path) == OLD
 
 
-def test_atomic_folder_below_a_file_is_an_error_that_names_it(tmp_path):
+def test_atomic_folder_parent_is_a_file_raises_with_the_path(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=rf"could not be saved to {tmp_path}/file/model"), atomic_folder(tmp_path / "file/model"):
         pass

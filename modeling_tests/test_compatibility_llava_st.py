@@ -41,7 +41,7 @@ def test_check_model_matches_processor_other_image_size_raises(config):
         check_model_matches_processor(config, tiny_processor(size=252))
 
 
-def test_check_model_matches_processor_lists_every_difference(config):
+def test_check_model_matches_processor_several_differences_lists_all(config):
     with pytest.raises(ValueError, match=r"temporal bins is 100 .* 50 .*; number of spatial bins is 100 .* 20 "):
         check_model_matches_processor(config, tiny_processor(num_temporal_bins=50, num_spatial_bins=20))
 

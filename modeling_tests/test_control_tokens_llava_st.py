@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control tokens in the texts of messages never become structure of the prompt."""
+"""Control tokens in message texts: they raise an error and never become part of the prompt structure."""
 
 import json
 import re
@@ -46,30 +46,30 @@ def refused(token):
 
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
-def test_a_control_token_in_the_text_of_a_message_is_refused_by_name(processor, token, role):
+def test_control_token_in_message_text_raises_with_the_token(processor, token, role):
     for content in (f"What is {token}?", [{"type": "text", "text": f"What is {token}?"}], {"type": "text", "text": token}):
         for tokenize in (True, False):
             with refused(token):
                 processor.apply_chat_template([{"role": role, "content": content}], tokenize=tokenize)
 
 
-def test_a_control_token_in_any_chat_of_a_batch_is_refused(processor):
+def test_control_token_in_second_chat_of_a_batch_raises(processor):
     with refused("<|im_end|>"):
         processor.apply_chat_template([[user("Hi")], [user("Hi"), answer("Ho<|im_end|>")]], tokenize=True)
 
 
-def test_a_control_token_cut_in_two_by_content_items_is_refused(processor):
+def test_control_token_split_over_content_items_raises(processor):
     with refused("<|im_end|>"):
         encode(processor, user(photo(), "Hi<|im_", "end|>"))
 
 
 @pytest.mark.parametrize("field", [{"role": "user<|im_end|>"}, {"name": "<|im_start|>"}, {"tool_calls": [{"arguments": {"<im_end>": 1}}]}])
-def test_a_control_token_in_another_field_of_a_message_is_refused(processor, field):
+def test_control_token_in_other_message_field_raises(processor, field):
     with pytest.raises(ValueError, match="special token"):
         encode(processor, {**user("Hi"), **field})
 
 
-def test_special_tokens_of_the_tokenizer_are_refused_beside_those_of_the_model():
+def test_special_token_of_the_tokenizer_raises_and_added_ordinary_token_is_accepted():
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["[INST]"], special_tokens=True)
     tokenizer.add_tokens(["<tool_call>"])
@@ -79,7 +79,7 @@ def test_special_tokens_of_the_tokenizer_are_refused_beside_those_of_the_model()
     assert encode(processor, user("<tool_call> Hi"))["input_ids"].shape[0] == 1
 
 
-def test_coordinate_tokens_are_allowed(processor):
+def test_coordinate_tokens_in_messages_are_accepted(processor):
     text = processor.tokenizer.decode(encode(processor, user("At <TEMP-007>?"), answer("[<WIDTH-001><HEIGHT-002>"))["input_ids"][0])
     assert "At <TEMP-007>?" in text and "[<WIDTH-001><HEIGHT-002>" in text
 
@@ -90,7 +90,7 @@ def test_coordinate_tokens_are_allowed(processor):
         st.sampled_from(["<|", "|>", "im_end", "im_start", "<|im_end|>", "<im_end", ">", "<", "|", " ", "a", SANITIZED_MARK]), max_size=12
     )
 )
-def test_an_accepted_text_has_only_the_control_tokens_of_the_template(pieces):
+def test_accepted_text_adds_no_control_tokens_to_the_template(pieces):
     processor, text = shared_processor(), "".join(pieces)
     control = set(processor.tokenizer.convert_tokens_to_ids(TOKENS[:-2]))
 
@@ -105,7 +105,7 @@ def test_an_accepted_text_has_only_the_control_tokens_of_the_template(pieces):
         assert found == count("Hi")
 
 
-def test_a_mark_of_transformers_hides_no_token_and_no_coordinate(processor):
+def test_sanitize_mark_of_transformers_in_text_raises(processor):
     for hidden in ("<|im_end|>", "<im_patch>", "<w0.5>"):
         for text in (f"Hi{SANITIZED_MARK}{hidden}", f"Hi{SANITIZED_MARK}"):
             with pytest.raises(ValueError, match=r"U\+F0000"):
@@ -116,15 +116,15 @@ def test_a_mark_of_transformers_hides_no_token_and_no_coordinate(processor):
             processor(text=f"Hi{SANITIZED_MARK}{hidden}")
 
 
-def test_operators_of_programs_are_no_control_tokens():
+def test_check_control_tokens_operators_of_programming_languages_are_accepted():
     check_control_tokens("f <| x |> g, <||> <|a b|>")
     check_messages([[user("x |> f <| y")], [{"role": "user", "content": "a <| b"}]])
 
 
-# Every way in
+# All entry points
 
 
-def test_the_pipeline_refuses_control_tokens(processor, model):
+def test_pipeline_control_token_raises(processor, model):
     grounder = pipeline("video-grounding", model=model, processor=processor)
     for question in ({"text": TURN}, {"text": TURN, "task": "rec"}):
         with refused("<|im_end|>"):
@@ -133,7 +133,7 @@ def test_the_pipeline_refuses_control_tokens(processor, model):
         grounder([{"role": "user", "content": [photo(), {"type": "text", "text": TURN}]}])
 
 
-def test_rows_of_training_data_refuse_control_tokens():
+def test_training_rows_control_token_raises():
     for token in TOKENS:
         with refused(token):
             check_text(f"a {token}", None)
@@ -144,19 +144,19 @@ def test_rows_of_training_data_refuse_control_tokens():
                 conversation_row("a", "chat", "data", None, turns)
 
 
-def test_the_collator_refuses_control_tokens(processor):
+def test_collator_control_token_raises_with_the_sample(processor):
     with pytest.raises(ValueError, match=r"Sample 'a' of the data: .*special token '<\|im_end\|>'"):
         LlavaSTDataCollator(processor)([{"id": "a", "messages": [user(TURN), answer("Yes.")]}])
 
 
-def test_questions_of_evaluations_refuse_control_tokens(tmp_path):
+def test_read_benchmark_control_token_raises_with_file_and_row(tmp_path):
     row = {"image": "a.jpg", "task": "rec", "text": "a dog<|im_end|>", "box": [1, 2, 30, 40]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=r"rows\.jsonl, row 1: .*special token '<\|im_end\|>'"):
         read_benchmark("jsonl", str(tmp_path / "rows.jsonl"), str(tmp_path))
 
 
-def test_the_command_line_refuses_control_tokens(processor, model, tmp_path, capsys):
+def test_cli_ground_control_token_exits_with_1(processor, model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
@@ -164,7 +164,7 @@ def test_the_command_line_refuses_control_tokens(processor, model, tmp_path, cap
     assert "special token '<|im_end|>'" in capsys.readouterr().err
 
 
-def test_lmms_eval_leaves_a_question_with_control_tokens_unanswered(processor, model):
+def test_answer_chats_control_token_gives_empty_answer(processor, model):
     with pytest.warns(UserWarning, match="gets an empty answer: .*special token"):
         answers = list(answer_chats([lambda: [user(TURN)]], {"max_new_tokens": 2}, model, processor, 1))
     assert answers == [""]
@@ -180,7 +180,7 @@ can_sanitize = pytest.mark.skipif(
 
 
 @can_sanitize
-def test_sanitized_control_tokens_are_plain_text(processor):
+def test_sanitized_control_tokens_are_encoded_as_plain_text(processor):
     inputs = encode(processor, user(photo(), "<|im_end|> <im_patch> <TEMP-025> <w0.5>"), sanitize_control_tokens=True)
     ids = inputs["input_ids"][0].tolist()
     end, patch = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<im_patch>"])
@@ -189,13 +189,13 @@ def test_sanitized_control_tokens_are_plain_text(processor):
 
 
 @can_sanitize
-def test_a_sanitized_end_of_turn_does_not_end_an_answer():
-    processor = tiny_processor(ignore_prompt_x_coordinates=True)  # widths of answers are bins, those of other messages a placeholder
+def test_sanitized_end_token_does_not_end_the_assistant_message():
+    processor = tiny_processor(ignore_prompt_x_coordinates=True)  # x-coordinates are bin tokens in answers and a placeholder in prompts
     inputs = encode(processor, user("Hi"), answer("<|im_end|> <w0.5>"), sanitize_control_tokens=True)
     assert "<WIDTH-050>" in processor.tokenizer.decode(inputs["input_ids"][0])
 
 
-def test_a_version_that_cannot_sanitize_refuses_the_tokens_in_any_case(processor, monkeypatch):
+def test_sanitize_option_unsupported_by_transformers_raises_for_control_tokens(processor, monkeypatch):
     monkeypatch.setattr("llava_st_hf.model.processing_llava_st._CAN_SANITIZE", False)
     with refused("<|im_end|>"):
         encode(processor, user("<|im_end|>"), sanitize_control_tokens=True)

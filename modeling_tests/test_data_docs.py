@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples in docs/data.md are accepted by the readers."""
+"""Examples of docs/data.md: they are valid input of the data readers."""
 
 import json
 import re
@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("yaml", "json")}
 
 
-def test_data_page_rows_cover_all_tasks_and_load(tmp_path):
+def test_data_page_samples_cover_all_tasks_and_load(tmp_path):
     tasks, chat, _ = BLOCKS["json"]
     (tmp_path / "mine.jsonl").write_text(tasks + chat)
     found = [sample for _, sample in read_jsonl(str(tmp_path / "mine.jsonl"))]
@@ -25,12 +25,12 @@ def test_data_page_rows_cover_all_tasks_and_load(tmp_path):
     assert load_mixture(tmp_path / "m.yaml", cache_dir=str(tmp_path / "cache"))["task"][:] == [*TASKS, "talk"]
 
 
-def test_data_page_st_align_sample_is_read():
+def test_data_page_st_align_sample_is_converted():
     row = st_align_row(json.loads(BLOCKS["json"][2]), "/data", "st", "tvg", "1")
     assert row.keys() == FEATURES.keys() and row["messages"][1]["content"][0]["text"] == "During {<t0.253><t0.871>}."
 
 
-def test_data_page_mixture_is_read(tmp_path):
+def test_data_page_mixture_is_parsed(tmp_path):
     for entry in yaml.safe_load(BLOCKS["yaml"][0])["datasets"]:
         path = tmp_path / entry["json_path"]
         path.parent.mkdir(parents=True, exist_ok=True)

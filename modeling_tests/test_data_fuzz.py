@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever stands in an annotation, a row is read or is refused with a reason: nothing else happens."""
+"""Fuzz tests of the annotation readers: a damaged row gives a sample or a problem with a reason, and never raises another error."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ VALUES = st.recursive(
 
 
 def places(value, path=()):
-    """The paths of all values inside a JSON value."""
+    """Yields the paths of all values inside a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:

@@ -41,7 +41,7 @@ def sample_of(tmp_path, task, **changes):
 
 
 def as_tokens(text: str, media: MediaInfo) -> str:
-    """Inline coordinates as the tokens that the processor makes of them."""
+    """Replaces inline coordinates by the tokens that the processor makes of them."""
 
     def token(match: re.Match) -> str:
         def to_position(axis, value, written):
@@ -60,7 +60,7 @@ FIRST, SECOND = (
     {"xmin": 20.0, "ymin": 20.0, "xmax": 40.0, "ymax": 40.0},
 )
 MOMENTS = [{"time": 1.0, "frame": 10, "box": FIRST}, {"time": 1.5, "frame": 15, "box": SECOND}]
-# What `parse_answer` reads out of the answer of each task.
+# Expected events of `parse_answer` for the answer of each task.
 EVENTS = {
     "rec": [{"caption": None, "boxes": [{"box": FIRST}]}],
     "reg": [{"caption": "a brown dog", "boxes": [{"box": FIRST}]}],
@@ -74,7 +74,7 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_read_back_as_what_was_annotated(tmp_path, task):
+def test_question_and_answer_parsed_answer_equals_the_annotation(tmp_path, task):
     sample = sample_of(tmp_path, task)
     _, answer = question_and_answer(sample, task)
     media = VIDEO if sample.kind == "video" else IMAGE
@@ -88,7 +88,7 @@ def test_answers_read_back_as_what_was_annotated(tmp_path, task):
     result = parse_answer(as_tokens(answer, media), media, 100, 100, **given)
 
     def rounded(value):
-        """Bins of 1 pixel and a tenth of a second."""
+        """Rounds to bins of 1 pixel and 0.1 s."""
         if isinstance(value, float):
             return round(value, 1) if value < 5 else float(round(value))
         if isinstance(value, dict):
@@ -98,7 +98,7 @@ def test_answers_read_back_as_what_was_annotated(tmp_path, task):
     assert rounded(result["events"]) == EVENTS[task] and result["notes"] == []
 
 
-def test_questions_and_answers_are_exact_and_in_the_trained_wording(tmp_path):
+def test_question_and_answer_follow_the_prompt_template_with_exact_coordinates(tmp_path):
     question, answer = question_and_answer(sample_of(tmp_path, "elc"), "elc")
     assert question.startswith("Starts in <t1.0s>, what happened about the subject/object within the specified region [<w9.9px><h19.8px>")
     assert answer == (
@@ -111,13 +111,13 @@ def test_questions_and_answers_are_exact_and_in_the_trained_wording(tmp_path):
     assert answer.startswith("During {<t1.0s><t2.5s>}. Object bounding box: <t1.0s>:[<w9.9px>")
 
 
-def test_fractions_stay_fractions():
+def test_question_and_answer_fractions_are_written_with_all_digits():
     sample = GroundingSample("a", "video", "a.mp4", text="a dog runs", span=(0.1, 1 / 3), unit="fraction")
     assert question_and_answer(sample, "tvg")[1] == "{<t0.1><t0.3333333333333333>}"
     assert "during the period {<t0.1><t0.3333333333333333>} in" in question_and_answer(sample, "tr")[0]
 
 
-def test_a_task_says_what_the_sample_lacks():
+def test_question_and_answer_incompatible_sample_raises_with_the_reason():
     sample = GroundingSample("a", "video", "a.mp4", text="who runs?", span=(0.1, 0.2), unit="fraction", is_question=True)
     with pytest.raises(ValueError, match="'stvg' needs boxes with times"):
         question_and_answer(sample, "stvg")
@@ -144,7 +144,7 @@ def test_sampled_moments_short_clip_gives_each_frame_once():
     assert [box[2] - 1 for _, box in sampled_moments(tube(40, 5, 9), 100)] == [5, 6, 7, 8, 9]
 
 
-def test_sampled_moments_event_between_sampled_frames_gives_its_middle_box_at_the_nearest():
+def test_sampled_moments_event_between_sampled_frames_gives_its_middle_box_at_the_nearest_frame():
     # Sampled: 0, 300, 600 and 900. The middle of the frames 320 to 322 is 321.
     ((time, box),) = sampled_moments(tube(901, 320, 322), 4)
     assert (box[2] - 1, time) == (321, 300 / 900)
@@ -157,20 +157,20 @@ def test_sampled_moments_sparse_annotation_gives_all_boxes(tmp_path):
     assert sampled_moments(sample, None) == sampled_moments(sample, 2) == [(item["time"], tuple(item["box"])) for item in BOXES]
 
 
-def test_sampled_moments_dense_annotation_without_num_frames_is_an_error():
+def test_sampled_moments_dense_annotation_without_num_frames_raises():
     with pytest.raises(ValueError, match=r"num_frames is missing.*processor\.video_processor\.num_frames"):
         sampled_moments(tube(300, 50, 120), None)
     with pytest.raises(ValueError, match="num_frames must be"):
         sampled_moments(tube(300, 50, 120), 0)
 
 
-def test_a_part_of_the_video_is_given_in_frames_or_seconds(tmp_path):
+def test_read_jsonl_clip_is_read_in_frames_or_seconds(tmp_path):
     assert sample_of(tmp_path, "tvg", clip=[0, 90]).clip == (0, 90)
     sample = sample_of(tmp_path, "tvg", start=0.5, end=4)
     assert (sample.start, sample.end, sample.clip) == (0.5, 4.0, None)
 
 
-def test_chats_are_taken_as_written(tmp_path):
+def test_read_jsonl_chat_keeps_texts_and_sets_default_id_and_task(tmp_path):
     messages = [{"role": "user", "content": "Where in <t0.5>?"}, {"role": "assistant", "content": "There."}]
     first, second = read(tmp_path, {"video": "a.mp4", "end": 3, "messages": messages}, {"messages": messages, "task": "talk", "id": 4})
     assert isinstance(first, Chat) and first.medium.end == 3.0 and first.turns[0] == ("user", "Where in <t0.5>?")
@@ -224,6 +224,6 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("row, reason", MALFORMED, ids=[reason for _, reason in MALFORMED])
-def test_a_malformed_row_is_a_problem(tmp_path, row, reason):
+def test_read_jsonl_malformed_row_gives_a_problem_with_the_reason(tmp_path, row, reason):
     (problem,) = read(tmp_path, row)
     assert isinstance(problem, str) and reason in problem

@@ -13,7 +13,7 @@ from modeling_tests.media import moving_frames, write_audio, write_cut, write_ti
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """A video of 20 frames in two seconds, a picture, and files that are neither."""
+    """Writes a video of 20 frames in two seconds, an image, and files that are damaged or of another type."""
     folder = tmp_path_factory.mktemp("media")
     frames = moving_frames(20, 48, 64)
     write_video(folder / "clip.mp4", frames, fps=10)
@@ -65,13 +65,13 @@ GOOD = [
     tvg(),
     tvg(span=(0, 2.0)),
     tvg(clip=[5, 19], span=(0.5, 1.5)),
-    tvg(clip=[5, 20], span=(0.5, 1.5)),  # one frame late, as the video processor allows
+    tvg(clip=[5, 20], span=(0.5, 1.5)),  # one frame after the last, which the video processor accepts
     tvg(start=0.5, end=1.5),
     tvg("uneven.mp4", span=(0.2, 1.9)),
     tvg("uneven.mp4", clip=[1, 3], span=(0.1, 0.55)),
     rec(),
     rec(box=(0, 0, 64, 48)),
-    rec("sideways.jpg", box=(0, 0, 48, 64)),  # seen upright
+    rec("sideways.jpg", box=(0, 0, 48, 64)),  # after EXIF rotation
     chat("frames"),
     chat("frames", clip=[1, 4]),
     tvg("broken.mov", clip=[2, 10], span=(0.3, 0.9)),
@@ -110,19 +110,19 @@ BAD = [
 UNREADABLE = BAD[-3:]
 
 
-def test_a_sound_mixture_has_no_problems(tmp_path, media):
+def test_validate_mixture_valid_rows_gives_no_problems(tmp_path, media):
     assert validate_mixture(write_mixture(tmp_path, media, GOOD)) == []
 
 
 @pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])
-def test_each_problem_is_told_with_file_and_row(tmp_path, media, row, reason):
+def test_validate_mixture_invalid_row_gives_file_row_id_and_reason(tmp_path, media, row, reason):
     (problem,) = validate_mixture(write_mixture(tmp_path, media, [GOOD[0], row, GOOD[0]]))
     assert problem.file == str(tmp_path / "rows.jsonl") and problem.row == 2
     assert reason in problem.reason
     assert problem.id == (None if (row, reason) in UNREADABLE else "2")
 
 
-def test_all_problems_come_at_once_or_as_many_as_asked_for(tmp_path, media):
+def test_validate_mixture_reports_all_problems_or_at_most_max_problems(tmp_path, media):
     path = write_mixture(tmp_path, media, [row for row, _ in BAD])
     assert [problem.row for problem in validate_mixture(path)] == list(range(1, len(BAD) + 1))
     assert len(validate_mixture(path, max_problems=3)) == 3
@@ -130,19 +130,19 @@ def test_all_problems_come_at_once_or_as_many_as_asked_for(tmp_path, media):
         validate_mixture(path, max_problems=0)
 
 
-def test_media_need_not_be_looked_at(tmp_path, media):
+def test_validate_mixture_without_check_media_reports_only_annotation_problems(tmp_path, media):
     problems = validate_mixture(write_mixture(tmp_path, media, [row for row, _ in BAD]), check_media=False)
     assert [problem.row for problem in problems] == [len(BAD) - 2, len(BAD) - 1, len(BAD)]
 
 
-def test_a_mended_file_is_looked_at_again(tmp_path, media):
+def test_validate_mixture_repaired_file_is_checked_again(tmp_path, media):
     path = write_mixture(tmp_path, tmp_path, [rec()])
     assert len(validate_mixture(path)) == 1
     (tmp_path / "photo.jpg").write_bytes((media / "photo.jpg").read_bytes())
     assert validate_mixture(path) == []
 
 
-def test_splits_of_st_align_are_held_against_the_video(tmp_path, media):
+def test_validate_mixture_st_align_split_beyond_the_video_is_a_problem(tmp_path, media):
     talk = [{"from": "human", "value": "<video>\nWhen?"}, {"from": "gpt", "value": "At <TEMP-OUTPUT>."}]
     row = {"id": "a", "video": "clip.mp4", "conversations": talk, "variables": {"temporal_output_locations": [0.5]}}
     path = write_mixture(tmp_path, media, [row, {**row, "id": "b", "meta": {"split": [0, 30]}}], format="st_align")
@@ -151,7 +151,7 @@ def test_splits_of_st_align_are_held_against_the_video(tmp_path, media):
     assert str(problem).endswith(f"rows.jsonl, row 2 (id b): {problem.reason}")
 
 
-def test_problems_of_the_mixture_and_of_whole_files_are_told(tmp_path):
+def test_validate_mixture_invalid_mixture_or_annotation_file_is_a_problem(tmp_path):
     (tmp_path / "cut.json").write_text('[{"conversations": []}, {')
     (tmp_path / "none.json").write_text("[]")
     entries = [{"json_path": "nowhere.json"}, {"json_path": "cut.json"}, {"json_path": "none.json"}]
@@ -164,7 +164,7 @@ def test_problems_of_the_mixture_and_of_whole_files_are_told(tmp_path):
     assert problem.row == 0 and "not.yaml" in problem.reason
 
 
-def test_the_command_reports_and_exits_with_1(tmp_path, media, capsys):
+def test_cli_validate_with_problems_prints_them_and_exits_with_1(tmp_path, media, capsys):
     path = write_mixture(tmp_path, media, [*GOOD, BAD[0][0], "{"])
     assert main(["validate", path]) == 1
     captured = capsys.readouterr()
@@ -177,12 +177,12 @@ def test_the_command_reports_and_exits_with_1(tmp_path, media, capsys):
     assert f"{len(GOOD) + 1} usable rows, 1 problem\n" in captured.out and "has 1 problem.\n" in captured.err
 
 
-def test_the_command_is_content_with_a_sound_mixture(tmp_path, media, capsys):
+def test_cli_validate_without_problems_exits_with_0(tmp_path, media, capsys):
     assert main(["validate", write_mixture(tmp_path, media, GOOD)]) == 0
     assert capsys.readouterr().out == f"made: {len(GOOD)} usable rows, 0 problems\n"
 
 
-def test_the_frames_that_training_reads_are_decoded_or_all_of_them(tmp_path, media):
+def test_validate_mixture_decodes_sampled_frames_or_all_frames_with_decode(tmp_path, media):
     path = write_mixture(tmp_path, media, [tvg("broken.mov")])  # frame 45 of 60 is broken
     assert validate_mixture(path, num_frames=2) == []  # the first and the last
     assert len(validate_mixture(path, num_frames=60)) == len(validate_mixture(path)) == 1
@@ -191,17 +191,17 @@ def test_the_frames_that_training_reads_are_decoded_or_all_of_them(tmp_path, med
     assert [problem.row for problem in validate_mixture(path, decode=True)] == [1, 2]
 
 
-def test_files_that_lost_their_end_are_read_where_training_reads_them(tmp_path, media):
+def test_validate_mixture_truncated_file_with_allow_truncated_is_checked_up_to_its_last_frame(tmp_path, media):
     rows = [tvg("cut.mkv", span=(0.1, 0.9)), tvg("cut.mkv", span=(0.1, 1.9)), tvg("cut.mp4")]
     path = write_mixture(tmp_path, media, rows)
     assert [problem.row for problem in validate_mixture(path)] == [1, 2, 3]
     assert "allow_truncated" in validate_mixture(path)[0].reason
-    beyond, _ = validate_mixture(path, allow_truncated=True)  # the index of cut.mp4 is at its end, so it cannot be read at all
+    beyond, _ = validate_mixture(path, allow_truncated=True)  # the index of cut.mp4 is at its end, so the file cannot be opened
     assert beyond.row == 2 and "<t1.9s> is outside the clip" in beyond.reason
 
 
 @pytest.mark.parametrize("decode, expected", [(False, ["clip.mp4", "clip.mp4", "uneven.mp4"]), (True, ["clip.mp4", "uneven.mp4"])])
-def test_a_part_of_a_video_is_read_once_for_all_rows_about_it(tmp_path, media, monkeypatch, decode, expected):
+def test_validate_mixture_opens_each_clip_once_for_all_its_rows(tmp_path, media, monkeypatch, decode, expected):
     opened = []
 
     def counting(path, *rest):
@@ -217,12 +217,12 @@ def test_a_part_of_a_video_is_read_once_for_all_rows_about_it(tmp_path, media, m
 
 
 @pytest.mark.parametrize("option, message", [({"num_frames": 0}, "num_frames"), ({"video_backend": "opencv"}, "video_backend .*'opencv'")])
-def test_impossible_ways_to_read_are_refused_at_once(tmp_path, media, option, message):
+def test_validate_mixture_invalid_option_raises(tmp_path, media, option, message):
     with pytest.raises(ValueError, match=message):
         validate_mixture(write_mixture(tmp_path, media, GOOD), **option)
 
 
-def test_the_command_reads_as_it_is_asked_to(tmp_path, media, capsys):
+def test_cli_validate_options_for_decoding_are_applied(tmp_path, media, capsys):
     rows = [tvg("broken.mov"), tvg("broken.mov", clip=[0, 10], span=(0.1, 0.9)), tvg("cut.mkv", span=(0.1, 0.9)), tvg()]
     path = write_mixture(tmp_path, media, rows)
 

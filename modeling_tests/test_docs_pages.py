@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README and docs agree with the repository: links, tables, examples, command lines, recipe options and the list of modules."""
+"""Consistency of README and docs with the repository: links, tables, examples, command lines, recipe options and the list of modules."""
 
 import ast
 import re
@@ -31,12 +31,12 @@ def read(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page in one language."""
+    """Returns the code blocks of a page in one language."""
     return [code for found, code in CODE.findall(read(page)) if found == language]
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of the headings of a page, as GitHub makes them."""
+    """Returns the anchors of the headings of a page, in GitHub's form."""
     headings = re.findall(r"^#+ (.+)$", CODE.sub("", read(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -53,7 +53,7 @@ def test_docs_links_point_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_docs_table_rows_have_the_columns_of_the_header(page):
+def test_docs_table_rows_have_as_many_columns_as_the_header(page):
     lines = CODE.sub(lambda block: "\n" * block[0].count("\n"), read(page)).splitlines()
     columns = None
     for number, line in enumerate(lines, start=1):
@@ -89,7 +89,7 @@ def test_shapes_page_example_writes_a_training_split(tmp_path, monkeypatch):
 
 
 def commands() -> list[str]:
-    """Every `llava-st` command line of the code blocks of all pages, without comments."""
+    """Returns every `llava-st` command line of the code blocks of all pages, without comments."""
     lines = [
         line
         for page in PAGES
