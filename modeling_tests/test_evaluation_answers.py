@@ -13,11 +13,11 @@ from llava_st_hf.model.tasks_llava_st import TASKS
 
 
 IMAGE = MediaInfo("image", width=200, height=100)
-# A clip of 10 s from frame 10 to frame 110: a tenth of a second is one frame and a hundredth of the clip.
+# A clip of 10 s from frame 10 to frame 110: 0.1 s is one frame and 1/100 of the clip.
 VIDEO = MediaInfo("video", width=200, height=100, fps=10.0, first_frame=10, last_frame=110)
 NO_RATE = MediaInfo("video", width=200, height=100, first_frame=10, last_frame=110)
 NOTHING = GroundingResult()
-# On the bins of LLaVA-ST: frame 10 + k of 990 pixels by 495.
+# Aligned to the bins of LLaVA-ST: bin k is frame 10 + k, 10·k pixels in x and 5·k pixels in y.
 CLIP = MediaInfo("video", width=990, height=495, fps=10.0, first_frame=10, last_frame=109)
 PHOTO = MediaInfo("image", width=990, height=495)
 TOKENS = "[<WIDTH-010><HEIGHT-020><WIDTH-030><HEIGHT-040>]"
@@ -30,7 +30,7 @@ def read(reader: str, text: str, task: str, media: MediaInfo | None = None, **mo
 
 
 def near(found: GroundingResult, wanted: GroundingResult) -> bool:
-    """Equal up to the rounding of floats."""
+    """Compares two results up to float rounding."""
 
     def flat(result: GroundingResult) -> list:
         tubelet = [value for frame, box in (result.tubelet or {}).items() for value in (frame, *box)]
@@ -102,13 +102,13 @@ def test_read_llava_st_answer_gives_expected_result_and_note(task, text, wanted,
         (f"A dog barks. Object bounding box: <TEMP-010>:{TOKENS}<TEMP-012>:{TOKENS}.", ((0.1, 12 / 99), "A dog barks"), None),
     ],
 )
-def test_read_llava_st_elc_start_is_that_of_the_prompt(text, wanted, note):
+def test_read_llava_st_elc_uses_the_start_of_the_prompt(text, wanted, note):
     found, notes = read("llava_st", text, "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert (found.span, found.caption) == wanted and found.tubelet[20] == PIXELS
     assert (notes == []) if note is None else note in notes[0]
 
 
-def test_read_llava_st_elc_box_of_the_prompt_is_not_part_of_the_answer():
+def test_read_llava_st_elc_ignores_the_box_of_the_prompt():
     found, notes = read("llava_st", "A dog barks.", "elc", CLIP, prompt_values=GroundingResult(span=(0.1, 0.1), box=PIXELS))
     assert found.tubelet is None and "no span and no tubelet" in notes[-1]
 
@@ -261,7 +261,7 @@ def test_read_seconds_answer_gives_expected_span_and_note(text, span, note):
     check("seconds", "tvg", text, GroundingResult(span=span), note)
 
 
-# All of them
+# All answer parsers
 
 
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
@@ -274,12 +274,12 @@ def test_answer_parsers_without_media_or_frame_rate_give_a_note(reader):
         assert found == NOTHING and any("frame rate" in note for note in notes)
 
 
-def test_read_json_boxes_are_assigned_to_sampled_frames():
+def test_read_json_boxes_are_assigned_to_the_nearest_sampled_frames():
     clip = MediaInfo("video", width=1000, height=1000, fps=30.0, last_frame=990)  # each bin is ten frames
     track = [{"time": frame / 30, "bbox_2d": [frame, 0, 999, 999]} for frame in (96, 99, 103, 206, 990)]
     found, _ = read("qwen3_vl", json.dumps(track), "stvg", clip)
     assert {frame: box[0] for frame, box in found.tubelet.items()} == pytest.approx({100: 99, 210: 206, 990: 990})
-    assert found.span == pytest.approx((96 / 990, 1.0))  # the times of the answer
+    assert found.span == pytest.approx((96 / 990, 1.0))  # the times in the answer
 
 
 def test_read_seconds_variable_frame_rate_counts_from_the_first_frame():
@@ -337,13 +337,13 @@ def test_answer_parsers_any_text_never_raises(reader, text, context):
         assert 0 <= x1 <= x2 <= context.media.width and 0 <= y1 <= y2 <= context.media.height
 
 
-def test_answer_parsers_tubelet_without_num_frames_is_an_error():
+def test_answer_parsers_tubelet_without_num_frames_raises():
     with pytest.raises(ValueError, match=r"num_frames is missing.*'svg'"):
         ANSWER_PARSERS["llava_st"](f"<TEMP-010>:{TOKENS}", ParseContext("svg", CLIP))
 
 
 @pytest.mark.parametrize("task, media", [("tr", VIDEO), ("reg", IMAGE)])
-def test_read_llava_st_text_alone_is_a_caption(task, media):
+def test_read_llava_st_text_only_is_a_caption(task, media):
     found, notes = ANSWER_PARSERS["llava_st"]("A dog runs.", ParseContext(task, media))
     assert found == GroundingResult(caption="A dog runs") and not notes
     assert ANSWER_PARSERS["llava_st"]("", ParseContext(task, media))[0] == GroundingResult()
@@ -353,7 +353,7 @@ def test_read_llava_st_text_alone_is_a_caption(task, media):
     "piece", ["[", "{", '{"a":', "[1,", "1", "1 ", "1:", "start ", "from 1", '["', "(1,", '<tracks coords="1 ', "<points "]
 )
 @pytest.mark.parametrize("reader", ANSWER_PARSERS)
-def test_answer_parsers_repeated_piece_is_read_within_two_seconds(reader, piece):
+def test_answer_parsers_repeated_piece_is_parsed_within_two_seconds(reader, piece):
     text = piece * (20_000 // len(piece))
     for task in ("rec", "stvg"):
         begin = time.process_time()

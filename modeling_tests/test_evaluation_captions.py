@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of captions by pycocoevalcap, and scoring without it."""
+"""Caption metrics of pycocoevalcap, and scoring without it."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def described(said: str | None, true: str = "a child pushes a red toy") -> Predi
 
 
 @requires_caption_tools
-def test_score_captions_reference_rows_equal_the_original_program():
+def test_score_captions_reference_data_equals_the_original_code():
     expected = json.loads((REFERENCE / "metrics" / "expected_metrics.json").read_text())["elc"]["caption_score"]
     found = score_original("elc", json.loads((REFERENCE / "metrics" / "elc.json").read_text()))
     assert [found[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx(expected["Bleu_4"], rel=1e-3)
@@ -32,7 +32,7 @@ def test_score_captions_reference_rows_equal_the_original_program():
 
 
 @requires_caption_tools
-def test_score_captions_empty_and_odd_captions_keep_their_index():
+def test_score_captions_empty_and_unusual_captions_keep_their_index():
     true = ["a child pushes a red toy", "two dogs run on the beach", "a man opens the door", "a cat sleeps", "she sings"]
     said = ["", "two dogs\n\u2028run ||| on the beach", "...", "“Eine Katze” schläft 🐈", "She sings!"]
     scores = score_captions(said, true)
@@ -46,7 +46,7 @@ def test_score_captions_empty_and_odd_captions_keep_their_index():
 
 
 @requires_caption_tools
-def test_score_correct_caption_has_full_marks():
+def test_score_correct_caption_gives_the_maximum():
     scores = score("tr", [described("A child pushes a red toy.")])
     assert scores["BLEU-4"] == pytest.approx(1.0) and scores["ROUGE_L"] == scores["METEOR"] == pytest.approx(1.0)
     assert scores["ROUGE_L_low"] == scores["ROUGE_L_high"] == pytest.approx(1.0)
@@ -54,20 +54,20 @@ def test_score_correct_caption_has_full_marks():
 
 
 @requires_caption_tools
-def test_score_only_skipped_captions_are_zero():
+def test_score_skipped_captions_only_gives_zero():
     scores = score("reg", [Prediction("one", "b", "reg", "What?", GroundingResult(caption="a cat"), skipped="no file")])
     assert [scores[name] for name in METRICS] == pytest.approx([0.0] * len(METRICS), abs=1e-6)
     assert scores["skipped"] == 1
 
 
 @pytest.mark.parametrize("said, true", [([], []), (["a"], ["a", "b"])])
-def test_score_captions_without_pairs_raises(said, true):
+def test_score_captions_empty_or_unequal_lists_raises(said, true):
     with pytest.raises(ValueError, match="pairs"):
         score_captions(said, true)
 
 
 def described_event() -> Prediction:
-    """A sample of "elc" whose answer is the ground truth."""
+    """Returns a prediction of "elc" that equals the ground truth."""
     truth = GroundingResult(span=(0.2, 0.6), tubelet={20: (0, 0, 10, 10)}, caption="a cat sleeps")
     media = {"kind": "video", "width": 100, "height": 100, "last_frame": 99}
     return Prediction("one", "b", "elc", "When?", truth, media=media, answer="Ends in <TEMP-059>, a cat.", prediction=truth, num_frames=100)
@@ -90,7 +90,7 @@ def test_score_without_java_keeps_other_metrics_and_a_note(monkeypatch):
         score_captions(["a"], ["a"])
 
 
-def test_score_without_pycocoevalcap_names_it(monkeypatch):
+def test_score_without_pycocoevalcap_warns_and_omits_caption_metrics(monkeypatch):
     monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
     assert "pip install pycocoevalcap" in missing_caption_tools()
     with pytest.warns(UserWarning, match="pycocoevalcap is not installed"):
@@ -99,7 +99,7 @@ def test_score_without_pycocoevalcap_names_it(monkeypatch):
 
 
 @requires_caption_tools
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pycocoevalcap closes a pipe that is gone
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pycocoevalcap closes a pipe that no longer exists
 def test_score_failing_java_keeps_other_metrics_and_a_note(monkeypatch, tmp_path):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\nexit 1\n")
@@ -111,6 +111,6 @@ def test_score_failing_java_keeps_other_metrics_and_a_note(monkeypatch, tmp_path
 
 
 @requires_caption_tools
-def test_score_captions_lone_surrogate_does_not_cost_the_other_captions():
+def test_score_captions_lone_surrogate_does_not_affect_the_other_captions():
     scores = score_captions(["a \ud83d cat sleeps", "a dog"], ["a cat sleeps", "a dog"])
     assert scores.values["ROUGE_L"].tolist() == [1.0, 1.0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-ST and its benchmarks in lmms-eval: what holds without it, and runs of its evaluator where it is installed."""
+"""LLaVA-ST and its benchmarks in lmms-eval: task files and functions without lmms-eval, and runs of its evaluator where it is installed."""
 
 import importlib
 import importlib.util
@@ -34,7 +34,7 @@ PLACEHOLDER = Dataset.from_list([{"placeholder": ""}])
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps the names of functions as they are."""
+    """YAML loader that keeps function names as strings."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: ("function", loader.construct_scalar(node)))
@@ -57,14 +57,14 @@ TASK_FILES = {path.stem: read_task(path) for path in sorted(Path(TASKS).glob("[!
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Annotations and media of each benchmark."""
+    """Writes annotations and videos of each benchmark."""
     folder = tmp_path_factory.mktemp("data")
     return {name: MINIATURES[name](folder / utils.DATA[name]) for name in TASK_FILES}
 
 
 @pytest.fixture
 def environment(data, monkeypatch):
-    monkeypatch.setattr(LlavaST, "num_frames", 100)  # as a model sets it
+    monkeypatch.setattr(LlavaST, "num_frames", 100)  # set by the model in a run
     for name, paths in data.items():
         for part, path in zip(("ANNOTATIONS", "MEDIA"), paths, strict=True):
             monkeypatch.setenv(f"LLAVA_ST_{utils.DATA[name]}_{part}", path)
@@ -95,7 +95,7 @@ def test_task_file_names_existing_functions_and_files(name):
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_process_docs_returns_the_questions_of_the_benchmark(name, data, environment):
+def test_process_docs_equals_the_questions_of_read_benchmark(name, data, environment):
     task, questions = TASK_FILES[name], read_benchmark(name, *data[name])
     docs = docs_of(name)
     assert [utils._question(doc) for doc in docs] == questions
@@ -135,7 +135,7 @@ def test_process_results_metrics_equal_those_of_score(name, bins, environment, d
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_process_results_cut_off_and_empty_answers(name, environment):
+def test_process_results_cut_off_answer_is_counted_and_empty_answer_scores_zero(name, environment):
     doc = docs_of(name)[0]
     answer = oracle(utils._question(doc))
     whole, cut_off = (averaged([utils.process_results(doc, [text])]) for text in (answer, answer + CUT_OFF))
@@ -152,7 +152,7 @@ def test_caption_metrics_are_computed_over_all_answers(environment):
     for name in ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L"):
         assert function(metrics[name])([row[name] for row in right]) == pytest.approx(1, abs=1e-3)
     assert {*METRICS} < metrics.keys()
-    # Of a cut-off answer, what it says counts.
+    # A cut-off answer is scored by its text.
     assert utils.process_results(docs[0], [oracle(utils._question(docs[0])) + CUT_OFF])["CIDEr"] == right[0]["CIDEr"]
 
 
@@ -173,14 +173,14 @@ def test_caption_metrics_failing_java_are_nan_with_a_warning(monkeypatch):
     assert all(math.isnan(value) for value in values)
 
 
-def test_process_results_elc_without_a_caption_is_unparsable(environment):
+def test_process_results_elc_without_caption_is_unparsable(environment):
     doc = docs_of("st_align_elc")[0]
     answer = oracle(utils._question(doc)).replace(utils._question(doc).truth.caption or "", "")
     figures = utils.process_results(doc, [answer])
     assert figures["unparsable"] == 1 and figures["viou@0.5"] == 100
 
 
-def test_process_docs_missing_environment_variable_is_named(environment, monkeypatch):
+def test_process_docs_missing_environment_variable_raises_with_its_name(environment, monkeypatch):
     monkeypatch.delenv("LLAVA_ST_HC_STVG_V1_MEDIA")
     with pytest.raises(ValueError, match=r"hc_stvg_v1 .* not set: LLAVA_ST_HC_STVG_V1_MEDIA"):
         docs_of("hc_stvg_v1")
@@ -232,7 +232,7 @@ def test_answer_chats_unreadable_video_gives_empty_answer_only_for_its_request(e
         assert list(answer_chats(chats_of(docs[1:2]), {"max_new_tokens": 4}, model, processor, 3)) == [""]
 
 
-def test_answer_chats_samples_only_if_the_task_asks_for_it(environment, model, processor):
+def test_answer_chats_samples_only_with_a_positive_temperature(environment, model, processor):
     chats = chats_of(docs_of("hc_stvg_v1"))
     greedy = list(answer_chats(chats, {"max_new_tokens": 6, "do_sample": False, "temperature": 9.0}, model, processor, 2))
     assert greedy == list(answer_chats(chats, {"max_new_tokens": 6}, model, processor, 2))
@@ -254,11 +254,11 @@ def test_answer_chats_samples_only_if_the_task_asks_for_it(environment, model, p
         ),
     ],
 )
-def test_item_converts_content_of_other_tasks(part, item):
+def test_item_converts_chat_content_to_processor_content(part, item):
     assert _item(part) == item
 
 
-def test_answer_chats_images_text_and_videos_in_one_batch(environment, model, processor):
+def test_answer_chats_batch_of_images_text_and_video_equals_single_requests(environment, model, processor):
     picture = PIL.Image.fromarray(PICTURE)
     contents = [[{"type": "image", "url": picture}] * 2, [], [{"type": "video", "url": docs_of("hc_stvg_v1")[0]["path"]}]]
     chats = [lambda media=media: [{"role": "user", "content": [*media, {"type": "text", "text": "What?"}]}] for media in contents]
@@ -305,7 +305,7 @@ def test_manifests_are_accepted_by_lmms_eval():
 
 
 @needs_lmms_eval
-def test_lmms_eval_oracle_has_full_marks(evaluate):
+def test_lmms_eval_oracle_has_maximum_scores(evaluate):
     class Oracle(LlavaST):
         def __init__(self):
             super(LlavaST, self).__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark in small, from its published format to its scores: of an oracle, of a shifted oracle, and of empty answers."""
+"""End-to-end test of each benchmark on a miniature: scores of an oracle, of a shifted oracle, and of empty answers."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ RECALLS |= {"svg": ["siou@0.5", "viou@0.5"], "elc": ["tiou@0.5", "siou@0.5", "vi
 
 
 def answered(name: str, folder: Path, answer, num_frames: int = 100) -> list[Prediction]:
-    """The miniature of a benchmark with answers of an oracle, written to a file and read again."""
+    """Returns the miniature of a benchmark with answers of an oracle, written to a file and read again."""
     annotations, media = MINIATURES[name](folder)
     predictions = []
     for raw in read_benchmark(name, annotations, media):
@@ -52,14 +52,14 @@ def answered(name: str, folder: Path, answer, num_frames: int = 100) -> list[Pre
 
 @pytest.mark.parametrize("name", MINIATURES)
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_oracle_scores_everything_except_quantization_error(tmp_path, name):
+def test_oracle_has_maximum_recall_and_means_up_to_quantization_error(tmp_path, name):
     predictions = answered(name, tmp_path, oracle)
     task = BENCHMARKS[name].task
     figures = score(task, predictions)
     for recall in RECALLS[task]:
         assert figures[recall] == 100
     for mean in MEANS[task]:
-        assert 0.8 < figures[mean] <= 1  # objects of a few dozen pixels: half a bin is much of their edge
+        assert 0.8 < figures[mean] <= 1  # objects are a few dozen pixels large, so that half a bin is a large fraction of an edge
     assert figures["count"] == len(predictions) > 1
     assert figures["unparsable"] == figures["cut_off"] == figures["skipped"] == 0
     original = score(task, predictions, "original")
@@ -73,7 +73,7 @@ def test_oracle_scores_everything_except_quantization_error(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in MINIATURES if BENCHMARKS[name].task in ("stvg", "svg", "elc")])
 @pytest.mark.parametrize("num_frames", [20, 32, 100])
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_an_oracle_at_the_sampled_frames_of_any_model_scores_as_quantization_allows(tmp_path, name, num_frames):
+def test_oracle_at_sampled_frames_of_any_number_scores_up_to_quantization_error(tmp_path, name, num_frames):
     predictions = answered(name, tmp_path, oracle, num_frames)
     task = BENCHMARKS[name].task
     metrics = score(task, predictions)
@@ -94,7 +94,7 @@ def test_shifted_oracle_scores_the_computed_iou(tmp_path, name, bins):
     by_hand = {"charades_sta": span_overlap, "refcoco_val": picture_overlap, "st_align_stvg": span_overlap}[name]
     expected = [by_hand(prediction, bins) for prediction in predictions]
     key = {"charades_sta": "miou", "refcoco_val": "miou", "st_align_stvg": "m_tiou"}[name]
-    rounding = 5e-4 if task == "rec" else 1e-6  # boxes of answers are kept to a hundredth of a pixel
+    rounding = 5e-4 if task == "rec" else 1e-6  # boxes of answers are rounded to 0.01 pixels
     assert score(task, predictions)[key] == pytest.approx(sum(expected) / len(expected), abs=rounding)
     assert score(task, predictions)[key] < score(task, answered(name, tmp_path / "true", oracle))[key]
 
@@ -104,7 +104,7 @@ def in_bins(position: float) -> int:
 
 
 def span_overlap(prediction: Prediction, bins: int) -> float:
-    """IoU of the truth and a span whose ends are some bins later, or at the end."""
+    """Computes the IoU of the ground-truth span and a span shifted by `bins`, clipped to the end of the video."""
     last = DEFAULT_NUM_BINS - 1
     start, end = (min(in_bins(value) + bins, last) / last for value in prediction.truth.span)
     true_start, true_end = prediction.truth.span
@@ -113,7 +113,7 @@ def span_overlap(prediction: Prediction, bins: int) -> float:
 
 
 def picture_overlap(prediction: Prediction, bins: int) -> float:
-    """IoU of the truth and a box some bins further right and down, in pixels, cut at the picture's edge."""
+    """Computes the IoU of the ground-truth box and a box shifted right and down by `bins`, in pixels, clipped to the image."""
     last, media = DEFAULT_NUM_BINS - 1, prediction.medium()
     sizes = (media.width, media.height) * 2
     box = [min(in_bins(value / size) + bins, last) / last * size for value, size in zip(prediction.truth.box, sizes, strict=True)]
@@ -133,13 +133,13 @@ def test_empty_answers_score_zero_and_count_as_unparsable(tmp_path, name):
     assert figures["unparsable"] == figures["count"] == len(predictions)
 
 
-# By command
+# Command line
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    processor = tiny_processor(num_frames=100)  # as the released protocol needs
+    processor = tiny_processor(num_frames=100)  # required by the original protocol
     model_for(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -156,12 +156,12 @@ def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, caps
     assert shut_down == [True]
     scores = json.loads(capsys.readouterr().out)
     assert scores == json.loads((output / "scores.json").read_text())
-    assert scores["default"]["cut_off"] == scores["default"]["count"]  # a random model does not end within eight tokens
+    assert scores["default"]["cut_off"] == scores["default"]["count"]  # a random model generates no end token within eight tokens
     assert llava_st(["score", str(output)]) == 0
     assert json.loads(capsys.readouterr().out) == scores["default"]
     assert llava_st(["score", str(output), "--protocol", "original"]) == 0
     assert json.loads(capsys.readouterr().out) == scores["original"]
-    assert llava_st(command) == 0  # nothing left to ask
+    assert llava_st(command) == 0  # all questions are answered
     assert json.loads(capsys.readouterr().out) == scores
 
     rows = output / "predictions.jsonl"
@@ -176,7 +176,7 @@ def test_cli_eval_score_again_and_score_other_model(tmp_path, model_folder, caps
     assert "reads coordinate tokens only" in capsys.readouterr().err
 
 
-def test_cli_score_boxes_in_pixels_of_seen_size(tmp_path, capsys):
+def test_cli_score_boxes_in_pixels_of_seen_size_are_rescaled(tmp_path, capsys):
     predictions = answered("refcoco_val", tmp_path, oracle)
     lines = []
     for prediction in predictions:
@@ -209,7 +209,7 @@ def test_cli_score_boxes_in_pixels_of_seen_size(tmp_path, capsys):
         assert f"peer.jsonl, line 1: {message}" in capsys.readouterr().err
 
 
-def test_cli_invalid_arguments_are_named_before_a_model_is_loaded(tmp_path, capsys):
+def test_cli_invalid_arguments_raise_before_a_model_is_loaded(tmp_path, capsys):
     annotations, media = MINIATURES["charades_sta"](tmp_path)
     common = ["--data-folder", media, "--model", "none", "--output", str(tmp_path / "out")]
     charades = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, *common]

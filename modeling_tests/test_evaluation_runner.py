@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def questions_about(media: dict[str, str], count: int = 7) -> list[Question]:
-    """Videos and pictures in turn, one of them with a clip, prompts of different lengths."""
+    """Returns alternating questions about a video and an image, one with a clip, with prompts of different lengths."""
     questions = []
     for number in range(count):
         kind = ("video", "image")[number % 2]
@@ -81,7 +81,7 @@ def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
         assert prediction.model == "tiny" and prediction.seed == 0
         assert {"torch", "transformers", "llava_st_hf"} <= prediction.versions.keys()
         assert prediction.answer is not None and prediction.prediction.caption == prediction.answer[:8]
-        assert prediction.finished is False  # a random model does not end by itself within six tokens
+        assert prediction.finished is False  # a random model generates no end token within six tokens
         medium = prediction.medium()
         assert (medium.width, medium.height) == (64, 48)
     assert (predictions[2].media["first_frame"], predictions[2].media["last_frame"]) == (5, 15)
@@ -118,8 +118,8 @@ def test_run_benchmark_resumed_equals_uninterrupted(tmp_path, media, uninterrupt
         return read_answer(answer, question, *rest)
 
     assert run(tmp_path, media, reader=counted) == uninterrupted
-    assert len(again) == 7 - moment // 2 * 2  # whole batches are kept
-    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == uninterrupted  # nothing left to answer
+    assert len(again) == 7 - moment // 2 * 2  # complete batches are kept
+    assert run(tmp_path, media, reader=lambda *rest: 1 / 0) == uninterrupted  # all questions are answered
 
 
 def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, uninterrupted):
@@ -141,7 +141,7 @@ def test_run_benchmark_after_sigkill_resumes(tmp_path, media, uninterrupted, num
     )
     killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL and len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
-    assert run(tmp_path, media) == uninterrupted  # at once, even if a worker of the killed process is still alive
+    assert run(tmp_path, media) == uninterrupted  # immediately, even if a worker of the killed process is still alive
 
 
 def launch(program: str, folder: Path) -> subprocess.CompletedProcess:
@@ -155,7 +155,7 @@ def launch(program: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, uninterrupted):
-    # The second process reads the folder of predictions late, when the first could already have answered its share.
+    # The second process lists the predictions folder late, when the first could already have answered its share.
     program = f"""
 import time
 from llava_st_hf.evaluation import runner
@@ -229,7 +229,7 @@ def test_run_benchmark_model_and_processor_of_different_checkpoints_raises(tmp_p
 
 @pytest.mark.parametrize("written", ["settings.json", "predictions.jsonl", "part-000.jsonl"])
 def test_run_benchmark_full_disk_names_the_file_and_resumes(tmp_path, media, uninterrupted, monkeypatch, written):
-    """The disk is full when this file is written."""
+    """Simulates a full disk when this file is written."""
 
     def full(descriptor: int) -> None:
         if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removeprefix(".") == written:
@@ -253,7 +253,7 @@ def test_append_predictions_full_device_names_the_file():
 @settings(max_examples=50, deadline=None)
 @given(answer=st.text(st.characters(codec=None), max_size=40).filter(lambda text: not re.search("[\ud800-\udbff][\udc00-\udfff]", text)))
 def test_append_predictions_any_answer_is_read_back_equal(answer):
-    """Lone surrogates too; a pair of surrogates is one character in JSON."""
+    """Tests lone surrogates, too; a pair of surrogates is one character in JSON."""
     row = Prediction("1\udc80", "made", "tr", "?", GroundingResult(caption="é"), answer=answer, prediction=GroundingResult(caption=answer))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "predictions.jsonl")
@@ -263,7 +263,7 @@ def test_append_predictions_any_answer_is_read_back_equal(answer):
 
 
 def run_counting(monkeypatch, folder: Path, questions: list[Question], **options) -> tuple[list[str], list[Prediction]]:
-    """Returns the names of the files in the order in which they were read, and the predictions."""
+    """Returns the file names in the order in which they were read, and the predictions."""
     opened: list[str] = []
 
     def counting(read):
@@ -282,7 +282,7 @@ def run_counting(monkeypatch, folder: Path, questions: list[Question], **options
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, media):
-    """Nine questions about two videos and an image in turn, and the predictions of each question alone."""
+    """Returns nine alternating questions about two videos and an image, and the predictions of each question alone."""
     folder = tmp_path_factory.mktemp("shared")
     media = {name: shutil.copy(media["image" if name.endswith("png") else "video"], folder / name) for name in ("a.mp4", "b.mp4", "c.png")}
     questions = []
@@ -315,7 +315,7 @@ def test_run_benchmark_resumed_reads_only_remaining_files(tmp_path, monkeypatch,
     questions, alone = shared
 
     def interrupted(answer, question, *rest):
-        if question.id == "4":  # the second of those about b.mp4
+        if question.id == "4":  # the second question about b.mp4
             raise KeyboardInterrupt
         return read_answer(answer, question, *rest)
 
@@ -328,7 +328,7 @@ def test_run_benchmark_resumed_reads_only_remaining_files(tmp_path, monkeypatch,
     assert opened == [] and predictions == alone
 
 
-def test_run_benchmark_invalid_question_is_skipped_alone(tmp_path, shared):
+def test_run_benchmark_invalid_question_is_skipped_and_others_are_answered(tmp_path, shared):
     questions, alone = shared
     impossible = replace(questions[3], prompt="What happens at <t99s>?")
     predictions = run(tmp_path, {}, [*questions[:3], impossible, *questions[4:]])
@@ -356,7 +356,7 @@ def test_cli_eval_two_processes_equal_one(tmp_path):
     assert json.loads(finished.stdout) == json.loads((tmp_path / "one/scores.json").read_text())  # printed by one process only
 
 
-def test_run_benchmark_unreadable_file_is_skipped_alone(tmp_path, media, uninterrupted):
+def test_run_benchmark_unreadable_file_is_skipped_and_others_are_answered(tmp_path, media, uninterrupted):
     questions = questions_about(media)
     broken = Question("2", "tvg", str(tmp_path / "gone.mp4"), "video", "Where?", GroundingResult(span=(0, 1)))
     predictions = run(tmp_path, media, [*questions[:2], broken, *questions[3:]])
@@ -399,7 +399,7 @@ def test_run_benchmark_truncated_file_is_skipped_or_noted(tmp_path, media):
     assert "cut short" in skipped.skipped
     noted, plain = run(tmp_path / "read", media, [cut, whole], reader=read_own_answer, reading={"allow_truncated": True})
     assert noted.skipped is None and "cut short" in noted.notes[0] and not any("cut short" in note for note in plain.notes)
-    # The note is kept when the answers are parsed again, and the report draws the readable part.
+    # The note is kept when the answers are parsed again, and the report draws the frames before the truncation.
     path = str(tmp_path / "read/predictions.jsonl")
     assert main(["score", path, "--answer-format", "seconds", "--output", str(tmp_path / "again")]) == 0
     assert "cut short" in next(read_predictions(tmp_path / "again/predictions.jsonl")).notes[0]
@@ -413,7 +413,7 @@ def test_evaluation_settings_unknown_backend_raises():
         EvaluationSettings("made", "tiny", video_backend="opencv")
 
 
-def test_run_benchmark_progress_bar_shows_the_overlap(tmp_path, media, capsys):
+def test_run_benchmark_progress_bar_shows_the_mean_overlap(tmp_path, media, capsys):
     def halves(answer, question, media, processor):  # half of each span, and no box
         return GroundingResult(span=(0.1, 0.3)), []
 
@@ -427,7 +427,7 @@ def test_evaluation_settings_below_1_raise(name):
         EvaluationSettings("made", "tiny", **{name: 0})
 
 
-def test_read_predictions_invalid_line_is_named(tmp_path):
+def test_read_predictions_invalid_line_raises_with_its_number(tmp_path):
     path = tmp_path / "predictions.jsonl"
     append_predictions(path, [Prediction("1", "made", "tvg", "When?", GroundingResult(span=(0, 1)))])
     with path.open("a") as file:

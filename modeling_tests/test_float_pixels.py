@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floats as pixels: which scale they are on, of frames and of images."""
+"""Value range of float pixels (0 to 1, or 0 to 255) of frames and images."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def processor():
 
 
 def floats(kind):
-    """Frames on the 0–1 scale, in different containers."""
+    """Returns the frames with values from 0 to 1, in different containers."""
     array = FRAMES.astype(np.float32) / 255
     return {
         "array": array,
@@ -31,17 +31,17 @@ def floats(kind):
 
 
 @pytest.mark.parametrize("kind", ["array", "float64", "tensor", "list", "list of tensors"])
-def test_float_frames_up_to_one_are_not_divided_by_255(processor, kind):
+def test_video_processor_float_frames_up_to_1_are_not_divided_by_255(processor, kind):
     expected = processor.video_processor(floats(kind), do_rescale=False, return_tensors="pt").pixel_values_videos
     found = processor.video_processor(floats(kind), return_tensors="pt").pixel_values_videos
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     twice = processor.video_processor(floats(kind), do_rescale=True, return_tensors="pt").pixel_values_videos
-    assert twice.max() < -0.98  # what was said counts: nearly black
+    assert twice.max() < -0.98  # the explicit option is applied: nearly black
     scaled = processor.video_processor(FRAMES.astype(np.float32), return_tensors="pt").pixel_values_videos
     torch.testing.assert_close(scaled, expected, atol=1e-5, rtol=0)
 
 
-def test_a_dark_part_of_a_float_video_does_not_change_its_scale(processor):
+def test_video_processor_dark_clip_of_a_float_video_uses_the_range_of_the_video(processor):
     frames = FRAMES.astype(np.float32)
     frames[:6] = 0.5  # nearly black
     clip = {"clips": [{"frames": [0, 5]}], "return_tensors": "pt"}
@@ -50,13 +50,13 @@ def test_a_dark_part_of_a_float_video_does_not_change_its_scale(processor):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
-def test_float_images_up_to_one_are_not_divided_by_255(processor, kind):
+def test_image_processor_float_images_up_to_1_are_not_divided_by_255(processor, kind):
     image = kind(FRAMES[0].astype(np.float32) / 255)
     eight_bit = kind(FRAMES[1].astype(np.float32))
     options = {"return_tensors": "pt"}
     expected = [processor.image_processor(image, do_rescale=False, **options).pixel_values[0]]
     expected.append(processor.image_processor(FRAMES[1], **options).pixel_values[0])
-    found = processor.image_processor([image, eight_bit], **options).pixel_values  # each image by itself
+    found = processor.image_processor([image, eight_bit], **options).pixel_values  # the range is detected per image
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
     assert (found[1] - expected[1]).abs().mean() < 0.01
     assert processor.image_processor(image, do_rescale=True, **options).pixel_values.max() < -0.98
@@ -72,7 +72,7 @@ def test_float_images_up_to_one_are_not_divided_by_255(processor, kind):
         (0.0, float("nan"), "NaN or infinity"),
     ],
 )
-def test_floats_on_no_known_scale_are_refused(processor, low, high, message):
+def test_processors_float_pixels_of_unknown_range_raises(processor, low, high, message):
     frames = np.full((3, 8, 8, 3), 0.25, np.float32)
     frames[1, 2, 3, 0], frames[2, 0, 0, 0] = low, high
     for video in (frames, list(frames)):
@@ -87,13 +87,13 @@ def test_floats_on_no_known_scale_are_refused(processor, low, high, message):
         processor.video_processor(frames, do_rescale=False)
 
 
-def test_floats_beyond_one_by_rounding_are_on_the_scale_to_one(processor):
+def test_image_processor_float_rounding_beyond_1_is_the_range_0_to_1(processor):
     image = FRAMES[0].astype(np.float32) / 255
     image[0, 0], image[0, 1] = 1 + 1e-6, -1e-6
     assert processor.image_processor(image, return_tensors="pt").pixel_values.max() > 0.5
 
 
-def test_a_processor_that_does_not_rescale_leaves_floats_as_they_are(processor):
+def test_processors_without_rescale_and_normalize_keep_float_values(processor):
     normalised = 2 * floats("tensor") - 1
     options = {"size": {"height": 48, "width": 64}, "do_rescale": False, "do_normalize": False}
     found = LlavaSTVideoProcessor(**options)(normalised, do_sample_frames=False, return_tensors="pt").pixel_values_videos

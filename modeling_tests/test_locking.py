@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock on an output folder."""
+"""Lock on an output folder."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_locked_folder_held_by_another_process_names_folder_process_and_host(tmp
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "locked\n"
-        for _ in range(2):  # the message of the second refusal is the same: the first one did not change the file
+        for _ in range(2):  # the second message is equal: the first attempt did not change the file
             message = rf"{folder} is in use by process {holder.pid} on host {socket.gethostname()}\."
             with pytest.raises(ValueError, match=message), locked_folder(folder):
                 pass
@@ -42,7 +42,7 @@ def test_locked_folder_held_by_another_process_names_folder_process_and_host(tmp
         holder.stdout.close()
 
 
-def test_locked_folder_is_free_after_the_block_and_after_an_error_in_it(tmp_path):
+def test_locked_folder_is_released_after_the_block_and_after_an_error_in_it(tmp_path):
     with pytest.raises(KeyError), locked_folder(tmp_path):
         raise KeyError
     with locked_folder(tmp_path), pytest.raises(ValueError, match=f"process {os.getpid()} on"), locked_folder(tmp_path):
@@ -75,7 +75,7 @@ def test_locked_folder_is_not_held_by_forked_workers_of_a_killed_process(tmp_pat
             os.kill(worker, signal.SIGKILL)
 
 
-def test_locked_folder_that_is_a_file_is_an_error(tmp_path):
+def test_locked_folder_path_is_a_file_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is a file"), locked_folder(tmp_path / "file"):
         pass
