@@ -12,7 +12,7 @@ from llava_st_hf.model.coordinates_llava_st import bin_to_position
 from modeling_tests.reference import REFERENCE
 
 
-# One bin is one frame, a tenth of a second, 10 pixels across and 5 down.
+# One bin is one frame, 0.1 s, 10 pixels in x and 5 pixels in y.
 VIDEO = MediaInfo("video", width=990, height=495, fps=10.0, first_frame=0, last_frame=99)
 IMAGE = MediaInfo("image", width=990, height=495)
 BOX = "[<WIDTH-010><HEIGHT-020><WIDTH-030><HEIGHT-040>]"
@@ -43,7 +43,7 @@ def read(text, media=VIDEO, **question):
     return answer
 
 
-# What the model was trained to write
+# Answers in the trained formats
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def read(text, media=VIDEO, **question):
         (BOX, [{"start": None, "end": None, "caption": None, "boxes": [{"time": None, "frame": None, "box": PIXELS}]}]),
     ],
 )
-def test_answers_about_videos_read_in_seconds_and_pixels(text, events):
+def test_parse_answer_video_answers_give_seconds_and_pixels(text, events):
     assert read(text) == {"text": text, "events": events, "notes": []}
 
 
@@ -89,7 +89,7 @@ def test_answers_about_videos_read_in_seconds_and_pixels(text, events):
         (f"A man {BOX} rides horses {BOX}{BOX} in a field.", [("A man", 1), ("rides horses", 2)]),
     ],
 )
-def test_answers_about_images_have_boxes_without_times(text, events):
+def test_parse_answer_image_answers_give_boxes_without_times(text, events):
     events = [{"caption": caption, "boxes": [{"box": PIXELS}] * count} for caption, count in events]
     assert read(text, IMAGE) == {"text": text, "events": events, "notes": []}
 
@@ -164,7 +164,7 @@ def test_answers_about_images_have_boxes_without_times(text, events):
                 NOWHERE,
             ],
         ),
-        (f"{moment(33)}{moment(30)}", [event(3.0, 3.3, None, [33, 30])], []),  # frames not in order
+        (f"{moment(33)}{moment(30)}", [event(3.0, 3.3, None, [33, 30])], []),  # frames are not in order
         (f"{moment(30)}{moment(30)}", [event(3.0, 3.0, None, [30, 30])], []),
         ("{<temp-025><temp-086>}", [], [NOWHERE]),
         ("{<TEMP-25><TEMP-86>}", [], [NOWHERE]),
@@ -178,11 +178,11 @@ def test_answers_about_images_have_boxes_without_times(text, events):
         ("{}[]:<>", [], [NOWHERE]),
     ],
 )
-def test_malformed_answers_give_what_can_be_read_and_a_plain_note(text, events, notes):
+def test_parse_answer_malformed_answers_give_valid_coordinates_and_notes(text, events, notes):
     assert read(text) == {"text": text, "events": events, "notes": notes}
 
 
-# A span that the answer repeats
+# A span that is repeated in the answer
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_malformed_answers_give_what_can_be_read_and_a_plain_note(text, events, 
         (f"Within the time frame of {span(25, 86)}, a man walks from <TEMP-025> to <TEMP-086>.", [event(2.5, 8.6, "a man walks")]),
         (f"{span(25, 86)}{moment(25)}{moment(86)}. Thus during {span(25, 86)}, it runs", [event(2.5, 8.6, "it runs", [25, 86])]),
         (f"{span(1, 2)}, A. {span(3, 4)}, B. In short, {span(1, 2)}", [event(0.1, 0.2, "A"), event(0.3, 0.4, "B. In short")]),
-        # two things at the same time
+        # two events at the same time
         (f"{span(25, 86)}, A. {span(25, 86)}, B.", [event(2.5, 8.6, "A"), event(2.5, 8.6, "B")]),
         # "time" in other texts
         (f"A man walks for the first time {span(25, 86)}.", [event(2.5, 8.6, "A man walks for the first time")]),
@@ -254,20 +254,20 @@ def test_parse_answer_result_is_encodable_as_utf8(text):
     json.dumps(parse_answer(text, VIDEO, 100, 100), ensure_ascii=False).encode("utf-8")
 
 
-def test_times_in_an_answer_about_an_image_are_left_out_with_a_note():
+def test_parse_answer_times_about_an_image_are_skipped_with_a_note():
     answer = read(f"{span(1, 2)} a dog {BOX}", IMAGE)
     assert answer["events"] == [{"caption": "a dog", "boxes": [{"box": PIXELS}]}]
     assert answer["notes"] == ["The answer gives times, but the question was about an image; they were ignored."]
 
 
-def test_coordinates_without_media_are_noted():
+def test_parse_answer_coordinates_without_media_give_a_note():
     assert read("{<TEMP-001><TEMP-002>}", None)["notes"] == [
         "The answer has coordinates, but the question had no image or video to place them in."
     ]
     assert read("Hello.", None) == {"text": "Hello.", "events": [], "notes": []}
 
 
-def test_without_a_frame_rate_times_are_left_out_and_frames_are_named():
+def test_parse_answer_without_frame_rate_gives_frames_instead_of_times():
     answer = read(span(10, 20) + moment(10), MediaInfo("video", 990, 495, None, 100, 199))
     assert answer["events"] == [{"start": None, "end": None, "caption": None, "boxes": [{"time": None, "frame": 110, "box": PIXELS}]}]
     assert answer["notes"] == [
@@ -276,10 +276,10 @@ def test_without_a_frame_rate_times_are_left_out_and_frames_are_named():
     ]
 
 
-# What the question gave
+# Values of the prompt
 
 
-def test_the_question_fills_in_what_the_answer_leaves_out():
+def test_parse_answer_values_of_the_prompt_complete_the_event():
     assert read("a man walks.", span=(10 / 99, 20 / 99))["events"] == [event(1.0, 2.0, "a man walks")]
     elc = f"Ends in <TEMP-033>, a child falls. Object bounding box: {moment(30)}."
     assert read(elc, start=30 / 99, box=(0, 0, 1, 1))["events"] == [event(3.0, 3.3, "a child falls", [30])]
@@ -287,11 +287,11 @@ def test_the_question_fills_in_what_the_answer_leaves_out():
     assert read(moment(12), span=(10 / 99, 20 / 99))["events"] == [event(1.0, 2.0, None, [12])]
 
 
-def test_the_answers_own_span_wins_over_the_questions():
+def test_parse_answer_span_of_the_answer_overrides_that_of_the_prompt():
     assert read(f"{span(1, 2)} a man walks", span=(10 / 99, 20 / 99))["events"] == [event(0.1, 0.2, "a man walks")]
 
 
-def test_an_empty_answer_to_a_question_with_a_span_says_so():
+def test_parse_answer_empty_answer_has_no_events_and_a_note():
     assert read("", span=(0.1, 0.2)) == {"text": "", "events": [], "notes": ["The answer is empty."]}
 
 
@@ -299,13 +299,13 @@ def test_an_empty_answer_to_a_question_with_a_span_says_so():
 
 
 @pytest.mark.parametrize("first, last", [(0, 99), (50, 249), (7, 7), (0, 0)])
-def test_seconds_and_frames_count_from_the_start_of_the_file(first, last):
+def test_media_info_seconds_and_frames_count_from_the_start_of_the_file(first, last):
     media = MediaInfo("video", 64, 48, fps=25.0, first_frame=first, last_frame=last)
     assert media.frame(0.0) == first and media.frame(1.0) == last
     assert media.time(0.0) == round(first / 25, 3) and media.time(1.0) == round(last / 25, 3)
     assert media.time_position(first / 25, "t") == 0.0
     assert media.time_position(last / 25, "t") == (1.0 if last > first else 0.0)
-    # the last frame is on screen until the next one would be
+    # the last frame is displayed until the next one would be
     assert media.time_position((last + 1) / 25, "t") == (1.0 if last > first else 0.0)
 
 
@@ -315,7 +315,7 @@ def test_time_position_half_a_frame_outside_the_clip_is_its_border(seconds, posi
 
 
 @given(position=st.floats(0, 1), fps=st.floats(1, 120), first=st.integers(0, 10000), length=st.integers(1, 10000))
-def test_seconds_come_back_as_the_position_they_came_from(position, fps, first, length):
+def test_time_position_inverts_seconds_of_a_position(position, fps, first, length):
     media = MediaInfo("video", 64, 48, fps, first, first + length)
     seconds = (first + position * length) / fps
     assert abs(media.time_position(seconds, "t") - position) < 1e-6
@@ -326,7 +326,7 @@ def test_seconds_come_back_as_the_position_they_came_from(position, fps, first, 
     [
         (IMAGE, 1.0, "'t' is a time, but the media before it is an image"),
         (MediaInfo("video", 8, 8, None, 0, 9), 1.0, "frame rate of the video is unknown"),
-        (VIDEO, 10.06, "is outside the clip, which lasts from 0 to 10 seconds"),  # frame 100.6, which is more than half a frame late
+        (VIDEO, 10.06, "is outside the clip, which lasts from 0 to 10 seconds"),  # frame 100.6, more than half a frame after the last
         (MediaInfo("video", 8, 8, 10.0, 20, 40), 4.16, "is outside the clip, which lasts from 2 to 4.1 seconds"),
         (MediaInfo("video", 8, 8, 10.0, 20, 40), 1.94, "is outside the clip, which lasts from 2 to 4.1 seconds"),
         (VIDEO, 10.3, "is outside the clip, which lasts from 0 to 10 seconds"),
@@ -342,7 +342,7 @@ VARYING = MediaInfo("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame
 UNEVEN = MediaInfo("video", 8, 8, fps=10.0, first_frame=0, last_frame=90, frame_times=(0.0, 1.0, 2.0, 9.0), frames=(0, 10, 20, 90))
 
 
-def test_at_a_varying_rate_times_are_those_of_the_frames():
+def test_media_info_variable_frame_rate_uses_frame_times():
     assert [VARYING.time(i / 4) for i in range(5)] == [1.8, 1.9, 2.0, 3.0, 4.0]
     assert VARYING.time(0.625) == 2.5 and VARYING.frame(0.5) == 20
     assert [VARYING.time_position(seconds, "t") for seconds in (1.8, 1.9, 2.0, 2.5, 4.0, 4.9)] == [0.0, 0.25, 0.5, 0.625, 1.0, 1.0]
@@ -355,7 +355,7 @@ def test_at_a_varying_rate_times_are_those_of_the_frames():
     assert single.time(1.0) == 2.5 and single.time_position(2.9, "t") == 0.0
 
 
-def test_unevenly_sampled_frames_keep_their_times():
+def test_media_info_unevenly_sampled_frames_keep_their_times():
     assert [UNEVEN.time(i / 3) for i in range(4)] == [0.0, 1.0, 2.0, 9.0]
     assert [UNEVEN.frame(i / 3) for i in range(4)] == [0, 10, 20, 90]
     assert UNEVEN.time_position(2.0, "t") == pytest.approx(2 / 3) and UNEVEN.time_position(9.1, "t") == 1.0
@@ -368,18 +368,18 @@ def test_unevenly_sampled_frames_keep_their_times():
 
 
 @pytest.mark.parametrize("media", [VARYING, UNEVEN])
-def test_media_with_times_survive_json(media):
+def test_media_info_json_round_trip_is_equal(media):
     again = MediaInfo(**json.loads(json.dumps(media.to_dict())))
     assert again == media and hash(again) == hash(media)
 
 
-def test_frame_times_are_one_for_each_frame():
+def test_media_info_wrong_number_of_frame_times_raises():
     with pytest.raises(ValueError, match="one entry for each of 5 frames, got 4"):
         MediaInfo("video", 8, 8, fps=2.8, first_frame=18, last_frame=22, frame_times=(1.8, 1.9, 2.0, 3.0))
 
 
 @given(position=st.floats(0, 1), gaps=st.lists(st.floats(0.02, 5), min_size=1, max_size=40))
-def test_seconds_come_back_as_their_position_at_any_rate(position, gaps):
+def test_time_position_inverts_time_at_variable_frame_rate(position, gaps):
     times = tuple(itertools.accumulate(gaps, initial=0.5))
     media = MediaInfo("video", 64, 48, 1.0, 3, 3 + len(gaps), frame_times=times)
     place = int(position * len(gaps))
@@ -388,19 +388,19 @@ def test_seconds_come_back_as_their_position_at_any_rate(position, gaps):
     assert abs(media.time_position(seconds, "t") - position) <= 1e-3 / 0.02 / len(gaps)
 
 
-def test_pixels_outside_the_picture_are_refused():
+def test_pixel_position_outside_the_image_raises():
     assert IMAGE.pixel_position("width", 990.5, "x") == 1.0 and IMAGE.pixel_position("height", -0.5, "y") == 0.0
     with pytest.raises(ValueError, match="x is outside the image, whose width is 990 pixels"):
         IMAGE.pixel_position("width", 1000, "x")
 
 
-def test_media_is_json_ready():
+def test_media_info_to_dict_is_json_serializable_without_none():
     assert json.loads(json.dumps(VIDEO.to_dict())) == {
         "kind": "video", "width": 990, "height": 495, "fps": 10.0, "first_frame": 0, "last_frame": 99,
     }  # fmt: skip
 
 
-# Anything at all
+# Arbitrary text
 
 
 tokens = st.builds("<{}-{:03d}>".format, st.sampled_from(["TEMP", "HEIGHT", "WIDTH"]), st.integers(0, 120))
@@ -430,20 +430,20 @@ def check(text, media, question):
 )
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), asked=st.integers(0, 3))
-def test_no_answer_whatever_raises_or_leaves_the_picture(media, text, asked):
+def test_parse_answer_any_text_never_raises_and_stays_within_the_image(media, text, asked):
     check(text, media, [{}, {"span": (0.25, 0.5)}, {"start": 0.5, "box": (0.1, 0.2, 0.3, 0.4)}, {"box": (0.0, 0.0, 1.0, 1.0)}][asked])
 
 
 @settings(max_examples=100, deadline=None)
 @given(bins=st.lists(st.integers(0, 99), min_size=2, max_size=2), temporal=st.integers(2, 100))
-def test_a_span_reads_as_the_positions_of_its_bins(bins, temporal):
+def test_parse_answer_span_equals_the_positions_of_its_bins(bins, temporal):
     bins = sorted(min(b, temporal - 1) for b in bins)
     media = MediaInfo("video", 10, 10, fps=1.0, first_frame=0, last_frame=1000)
     (found,) = parse_answer("{{<TEMP-{:03d}><TEMP-{:03d}>}}".format(*bins), media, temporal, 100)["events"]
     assert [found["start"], found["end"]] == [round(1000 * bin_to_position(b, temporal), 3) for b in bins]
 
 
-# Text at which the patterns of the parser start, and text that they repeat.
+# Prefixes at which patterns of the parser start, and text that the patterns repeat.
 STARTS = ["from", "and then", "the time is", "object bounding box", "ends", "{", "[", "<TEMP-001>", "<WIDTH-001>,", "12:"]
 UNITS = [
     " ", ",", ":", "{", "[", "<", "a", "0", ", ", "and ", "from ", "ends in ", "the time ", "<TEMP-001>", "<WIDTH-001>", BOX, moment(1),
@@ -452,13 +452,13 @@ UNITS = [
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_parse_answer_time_is_linear_in_any_repeated_text(unit):
+def test_parse_answer_time_is_linear_in_repeated_text(unit):
     for start in STARTS:
         text = start + unit * (20_000 // len(unit)) + "x<TEMP-002>x"
         began = time.process_time()
         parse_answer(text, VIDEO, 100, 100)
         took = time.process_time() - began
-        assert took < 0.4, f"{start!r} and {unit!r} repeated took {took:.2f} s"  # 0.05 s where linear, 1 s where quadratic
+        assert took < 0.4, f"{start!r} and {unit!r} repeated took {took:.2f} s"  # 0.05 s if linear, 1 s if quadratic
 
 
 @pytest.mark.parametrize("unit", [" ", ",. ", span(1, 2), "<TEMP-001> , ", "At <TEMP-001>, a "])
@@ -468,12 +468,12 @@ def test_parse_answer_of_100000_characters_takes_less_than_two_seconds(unit):
     assert time.process_time() - began < 2
 
 
-# The released program
+# Original LLaVA-ST code
 
 
-def test_positions_equal_what_the_released_program_reads():
+def test_parse_answer_positions_equal_those_of_the_original_code():
     cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["parsing"]
-    # one pixel and one second are the whole, in steps finer than the rounding
+    # the image is 1,000,000 pixels and the video 1,000,000 s long, so that rounding is negligible
     media = MediaInfo("video", 1_000_000, 1_000_000, fps=1.0, first_frame=0, last_frame=1_000_000)
     assert len(cases) == 6
     for case in cases:
@@ -490,17 +490,17 @@ def test_positions_equal_what_the_released_program_reads():
 
 
 @pytest.mark.parametrize("answer", ["<TEMP-050> a dog runs", "Ends in <TEMP-050>, a dog runs."])
-def test_the_start_that_the_question_gave_stands_and_a_lone_time_is_the_end(answer):
+def test_parse_answer_lone_time_is_the_end_after_the_start_of_the_prompt(answer):
     [event] = parse_answer(answer, MediaInfo("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.25, box=(0, 0, 1, 1))["events"]
     assert (event["start"], event["end"], event["caption"]) == (2.475, 5.0, "a dog runs")
 
 
-def test_an_end_before_the_start_that_the_question_gave_is_left_out_with_a_note():
+def test_parse_answer_end_before_the_start_of_the_prompt_is_skipped_with_a_note():
     answer = parse_answer("Ends in <TEMP-010>, x.", MediaInfo("video", 64, 48, 10.0, 0, 99), 100, 100, start=0.5, box=(0, 0, 1, 1))
     assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.95, None)
     assert any("before the start in the prompt" in note for note in answer["notes"])
 
 
-def test_a_time_alone_is_no_event_of_a_picture():
+def test_parse_answer_time_only_about_an_image_gives_no_event():
     answer = parse_answer("<TEMP-010>", MediaInfo("image", 64, 48), 100, 100)
     assert answer["events"] == [] and any("times" in note for note in answer["notes"])

@@ -31,7 +31,7 @@ def picture():
 
 
 def pil_pixels(image, size=384):
-    """The definition: PIL bicubic, /255, mean = std = 0.5."""
+    """Reference implementation: PIL bicubic, /255, mean = std = 0.5."""
     resized = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
     return torch.from_numpy((resized / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
 
@@ -47,25 +47,25 @@ def pixels_of(processor, image, **kwargs):
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_agrees_with_the_reference(processor, case):
+def test_image_processor_frames_equal_the_original_preprocessing(processor, case):
     frames, expected = preprocessing_case(case)
     assert_close_to_pil(pixels_of(processor, frames)[:, :, ::5, ::5], expected)
 
 
-def test_squashes_to_normalised_floats(processor, picture):
+def test_image_processor_resizes_to_a_square_and_normalizes(processor, picture):
     pixels = pixels_of(processor, picture)
     assert pixels.shape == (1, 3, 384, 384) and pixels.dtype == torch.float32
     assert_close_to_pil(pixels[0], pil_pixels(picture))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (333, 77), (384, 384), (500, 333), (640, 360), (700, 690), (900, 1400)])
-def test_any_size_agrees_with_pil(processor, size):
+def test_image_processor_any_size_equals_pil(processor, size):
     image = Image.fromarray(moving_frames(1, *size)[0])
     assert_close_to_pil(pixels_of(processor, image)[0], pil_pixels(image))
 
 
 @pytest.mark.parametrize("white", [1.0, 255.0])
-def test_float_image_with_a_hard_edge_stays_in_the_range_of_bytes(processor, white):
+def test_image_processor_float_image_with_hard_edge_stays_in_minus_1_to_1(processor, white):
     image = np.zeros((60, 90, 3), np.float32)
     image[:, 45:] = white  # bicubic interpolation overshoots on both sides of the edge
     pixels = pixels_of(processor, image)
@@ -73,7 +73,7 @@ def test_float_image_with_a_hard_edge_stays_in_the_range_of_bytes(processor, whi
 
 
 @pytest.mark.parametrize("height, width, first", [(160, 100, "rows"), (139, 100, "columns"), (100, 160, "columns")])
-def test_resize_pixels_starts_with_the_rows_of_images_that_shrink_over_twice_as_much_in_height(height, width, first):
+def test_resize_pixels_resizes_rows_first_only_if_height_shrinks_over_twice_as_much(height, width, first):
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
     def resized(*sizes):
@@ -90,16 +90,16 @@ def test_resize_pixels_starts_with_the_rows_of_images_that_shrink_over_twice_as_
         assert (resized((60, 60)) == orders[first]).all()
 
 
-def test_tall_image_agrees_with_pil(processor):
+def test_image_processor_tall_image_equals_pil(processor):
     image = Image.fromarray(moving_frames(1, 1200, 500)[0])
     assert_close_to_pil(pixels_of(processor, image)[0], pil_pixels(image))
 
 
-def test_size_can_be_chosen(processor, picture):
+def test_image_processor_custom_size_sets_height_and_width(processor, picture):
     assert pixels_of(processor, picture, size={"height": 20, "width": 30}).shape == (1, 3, 20, 30)
 
 
-def test_every_way_to_give_an_image_means_the_same(processor, picture, tmp_path):
+def test_image_processor_equal_images_of_any_type_give_equal_pixels(processor, picture, tmp_path):
     path = tmp_path / "picture.png"
     picture.save(path)
     array = np.asarray(picture).copy()
@@ -112,7 +112,7 @@ def test_every_way_to_give_an_image_means_the_same(processor, picture, tmp_path)
         assert original_size(way) == (60, 90)
 
 
-def test_float_images_agree_with_bytes(processor, picture):
+def test_image_processor_float_images_equal_8_bit_images(processor, picture):
     floats = np.asarray(picture).astype(np.float32)
     expected = pixels_of(processor, picture)
     torch.testing.assert_close(pixels_of(processor, floats), expected, atol=2 * ONE_STEP, rtol=0)
@@ -120,7 +120,7 @@ def test_float_images_agree_with_bytes(processor, picture):
     torch.testing.assert_close(unit, expected, atol=2 * ONE_STEP, rtol=0)
 
 
-def test_url_is_downloaded(processor, picture, tmp_path):
+def test_image_processor_url_is_downloaded(processor, picture, tmp_path):
     picture.save(tmp_path / "picture.png")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -132,7 +132,7 @@ def test_url_is_downloaded(processor, picture, tmp_path):
         server.shutdown()
 
 
-def test_lists_and_nested_lists_are_flattened_in_order(processor, picture):
+def test_image_processor_nested_lists_are_flattened_in_order(processor, picture):
     small = picture.resize((30, 20))
     flat = pixels_of(processor, [picture, small, np.asarray(small)])
     assert flat.shape[0] == 3
@@ -141,12 +141,12 @@ def test_lists_and_nested_lists_are_flattened_in_order(processor, picture):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb(processor, picture, mode):
+def test_image_processor_any_pil_mode_equals_its_rgb_conversion(processor, picture, mode):
     image = picture.convert(mode)
     assert_close_to_pil(pixels_of(processor, image)[0], pil_pixels(image))
 
 
-def test_transparency_is_dropped_and_not_composited(processor, picture):
+def test_image_processor_alpha_channel_is_dropped_and_not_composited(processor, picture):
     transparent = picture.convert("RGBA")
     transparent.putalpha(0)
     expected = pixels_of(processor, picture)
@@ -154,14 +154,14 @@ def test_transparency_is_dropped_and_not_composited(processor, picture):
     torch.testing.assert_close(pixels_of(processor, np.asarray(transparent)), expected)
 
 
-def test_greyscale_arrays_are_repeated_over_the_channels(processor):
+def test_image_processor_grayscale_arrays_are_repeated_over_channels(processor):
     grey = moving_frames(1, 40, 50)[0, :, :, 0]
     expected = pixels_of(processor, Image.fromarray(grey))
     for array in (grey, grey[..., None], grey[None]):
         torch.testing.assert_close(pixels_of(processor, array), expected)
 
 
-def test_sixteen_bit_greyscale_is_scaled_and_not_clipped(processor, tmp_path):
+def test_image_processor_16_bit_grayscale_is_scaled_and_not_clipped(processor, tmp_path):
     grey = moving_frames(1, 40, 50)[0, :, :, 0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     opened = Image.open(tmp_path / "deep.png")
@@ -172,7 +172,7 @@ def test_sixteen_bit_greyscale_is_scaled_and_not_clipped(processor, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(processor, picture, tmp_path, orientation):
+def test_image_processor_exif_orientation_is_applied(processor, picture, tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "photo.png"
@@ -201,13 +201,13 @@ def write_bad_file(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "folder"])
-def test_a_bad_file_is_named(processor, tmp_path, kind):
+def test_image_processor_unreadable_file_raises_with_its_name(processor, tmp_path, kind):
     path = write_bad_file(tmp_path, kind)
     with pytest.raises(OSError, match=f"{kind}.png"):
         processor(str(path), return_tensors="pt")
 
 
-def test_a_missing_file_is_not_found(processor):
+def test_image_processor_missing_file_raises_file_not_found(processor):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
         processor("nowhere.jpg")
 
@@ -229,7 +229,7 @@ def test_a_missing_file_is_not_found(processor):
         (3.5, "float"),
     ],
 )
-def test_bad_pixels_are_refused(processor, image, message):
+def test_image_processor_invalid_pixels_raises(processor, image, message):
     with pytest.raises(ValueError, match=message):
         processor(image, return_tensors="pt")
 
@@ -238,12 +238,12 @@ def test_bad_pixels_are_refused(processor, image, message):
     "options",
     [{"size": {"shortest_edge": 20}}, {"do_center_crop": True, "crop_size": 20}, {"resample": 0}, {"do_pad": True}],
 )
-def test_options_without_meaning_here_are_refused(processor, picture, options):
+def test_image_processor_unsupported_options_raises(processor, picture, options):
     with pytest.raises(ValueError):
         processor(picture, **options)
 
 
-def test_survives_saving(processor, tmp_path):
+def test_image_processor_save_and_load_keeps_the_size(processor, tmp_path):
     LlavaSTImageProcessor(size={"height": 28, "width": 42}).save_pretrained(tmp_path)
     loaded = LlavaSTImageProcessor.from_pretrained(tmp_path)
     assert dict(loaded.size) == {"height": 28, "width": 42}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of media and of inputs, through the chat template and through the pipeline: each gives what a plain file or array gives."""
+"""Types of media and inputs, through the chat template and the pipeline: each gives the result of a plain file or array."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def processor(grounder):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """20 frames of 64x48 at 10 frames per second."""
+    """Writes a video of 20 frames of 64x48 at 10 frames per second."""
     return write_video(tmp_path_factory.mktemp("media") / "video.mp4", moving_frames(20, 48, 64), fps=10)
 
 
@@ -53,7 +53,7 @@ def write_frames(folder: Path, count: int = 12, suffix: str = ".png") -> Path:
 
 
 def look(grounder, monkeypatch, inputs, **question):
-    """The tensors that the pipeline gives to the model for one input."""
+    """Returns the tensors that the pipeline passes to the model for one input, and the answer."""
     seen = []
     template = grounder.processor.apply_chat_template
 
@@ -88,21 +88,21 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("medium", ["video", "image"])
-def test_content_in_memory_is_read_like_its_file(grounder, processor, video, picture, monkeypatch, medium, way):
+def test_content_in_memory_gives_the_pixels_of_its_file(grounder, processor, video, picture, monkeypatch, medium, way):
     path, pixels = (video, "pixel_values_videos") if medium == "video" else (picture, "pixel_values")
     source = WAYS[way](path)
     expected = encode(processor, user({"type": medium, medium: str(path)}, "What?"))
     found = encode(processor, user({"type": medium, medium: source}, "What?"))
     assert torch.equal(found[pixels], expected[pixels]) and found.media_info == expected.media_info
     for inputs in (source, {medium: source}):
-        found, _ = look(grounder, monkeypatch, inputs)  # without a name, the content says whether it is an image or a video
+        found, _ = look(grounder, monkeypatch, inputs)  # without a name, the content determines whether it is an image or a video
         assert torch.equal(found[pixels], expected[pixels]) and found.media_info == expected.media_info
     if way == "open file":
         assert source.tell() == 0
         source.close()
 
 
-def test_a_file_that_is_not_at_its_start_is_read_whole_and_left_there(processor, video):
+def test_open_file_at_its_end_is_read_completely_and_keeps_its_position(processor, video):
     expected = encode(processor, user(film(str(video)), "What?"))
     with tempfile.NamedTemporaryFile() as file:
         file.write(video.read_bytes())
@@ -112,7 +112,7 @@ def test_a_file_that_is_not_at_its_start_is_read_whole_and_left_there(processor,
     assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"])
 
 
-def test_content_that_is_neither_image_nor_video_is_refused(grounder, processor):
+def test_content_of_neither_image_nor_video_raises(grounder, processor):
     for source in (b"this is text " * 50, io.BytesIO(b"this is text " * 50)):
         with pytest.raises(OSError, match="650 bytes"):
             encode(processor, user(film(source), "What?"))
@@ -122,7 +122,7 @@ def test_content_that_is_neither_image_nor_video_is_refused(grounder, processor)
         encode(processor, user(film(io.StringIO("text")), "What?"))
 
 
-def test_images_in_memory_are_frames(processor, tmp_path):
+def test_list_of_encoded_images_is_a_video_of_frames(processor, tmp_path):
     paths = folder_frames(str(write_frames(tmp_path / "frames", 3)))
     expected = encode(processor, user(film(paths, fps=2), "What?"))
     for frames in ([Path(path).read_bytes() for path in paths], [io.BytesIO(Path(path).read_bytes()) for path in paths]):
@@ -131,7 +131,7 @@ def test_images_in_memory_are_frames(processor, tmp_path):
     assert len(flatten_videos([b"no image", b"nor this"])) == 2  # two videos
 
 
-def test_urls_are_judged_by_their_suffix():
+def test_is_still_image_url_is_classified_by_its_suffix():
     assert is_still_image("https://host/a.png?size=3") and is_still_image("http://host/a.jpg")
     assert not any(map(is_still_image, ["http://host/a.mp4", "http://host/a.webp", "http://host/a.gif", "http://host/?name=a.png"]))
 
@@ -145,7 +145,7 @@ def test_media_kind_url_is_classified_by_its_suffix(url, kind):
     assert media_kind(url) == kind
 
 
-def test_openai_items_are_read(processor, video, picture):
+def test_openai_content_items_are_accepted(processor, video, picture):
     expected = encode(processor, user(film(str(video), end=1.0), photo(str(picture)), "What?"))
     film_url = {"type": "video_url", "video_url": {"url": video.as_uri()}, "end": 1.0}
     found = encode(processor, user(film_url, {"type": "image_url", "image_url": as_data_url(picture, "")}, "What?"))
@@ -156,25 +156,25 @@ def test_openai_items_are_read(processor, video, picture):
 # Keys of video items
 
 
-def test_each_video_is_sampled_as_its_item_says(processor, video):
+def test_video_items_with_sampling_keys_are_sampled_separately(processor, video):
     one, two = film(str(video), nframes=4, video_start=1.0), film(str(video), fps=2)
     counts = [encode(processor, user(item, "What?"))["pixel_values_videos"].shape[1] for item in (one, two, film(str(video)))]
     assert counts == [4, 4, 10]
-    found = encode(processor, user(one, two, "What?"), processor_kwargs={"num_frames": 7})  # what an item says goes before
+    found = encode(processor, user(one, two, "What?"), processor_kwargs={"num_frames": 7})  # keys of an item override arguments
     assert found["pixel_values_videos"].shape[:2] == (2, 4)
     assert [(medium.first_frame, medium.last_frame) for medium in found.media_info[0]] == [(10, 19), (0, 19)]
     with pytest.raises(ValueError, match="equal numbers of frames, got 4 and 10"):
         encode(processor, user(one, film(str(video)), "What?"))
 
 
-def test_unequal_numbers_of_frames_in_one_tensor_are_counted(processor, video):
+def test_videos_with_unequal_numbers_of_frames_raises_with_the_numbers(processor, video):
     messages = [user(film(str(video), nframes=count), "What?") for count in (8, 4)]
     for batch in (messages, [[message] for message in messages]):
         with pytest.raises(ValueError, match="videos of a batch must have equal numbers of frames, got 8 and 4"):
             encode(processor, *batch, processor_kwargs={"padding": True})
 
 
-def test_what_items_and_arguments_both_say_is_refused(processor, video):
+def test_sampling_or_metadata_in_item_and_argument_raises(processor, video):
     with pytest.raises(ValueError, match="`sampling` is given as an argument and by the keys of a video item"):
         encode(processor, user(film(str(video), nframes=4), "What?"), processor_kwargs={"sampling": [{"num_frames": 3}]})
     with pytest.raises(ValueError, match="`video_metadata` is given as an argument"):
@@ -192,7 +192,7 @@ def test_what_items_and_arguments_both_say_is_refused(processor, video):
         ([None, None], "got 1 videos and 2 `sampling`"),
     ],
 )
-def test_impossible_samplings_are_refused(processor, sampling, message):
+def test_video_processor_invalid_sampling_raises(processor, sampling, message):
     with pytest.raises(ValueError, match=message):
         processor.video_processor(FRAMES, sampling=sampling)
 
@@ -200,7 +200,7 @@ def test_impossible_samplings_are_refused(processor, sampling, message):
 # Folders of frames
 
 
-def test_a_folder_is_a_video_of_its_images_in_natural_order(grounder, processor, monkeypatch, tmp_path):
+def test_folder_of_frames_is_a_video_in_natural_order(grounder, processor, monkeypatch, tmp_path):
     folder = write_frames(tmp_path / "frames")
     Image.fromarray(FRAMES[10]).save(folder / "frame10.webp", lossless=True)
     (folder / "frame10.png").unlink()
@@ -216,15 +216,15 @@ def test_a_folder_is_a_video_of_its_images_in_natural_order(grounder, processor,
         grounder(str(folder), text="What is at <t1s>?")
 
 
-def test_of_a_folder_only_sampled_frames_are_decoded(processor, monkeypatch, tmp_path):
+def test_folder_of_frames_decodes_only_sampled_frames(processor, monkeypatch, tmp_path):
     folder, opened = write_frames(tmp_path / "frames"), []
     load = video_frames_llava_st.load_image
     monkeypatch.setattr(video_frames_llava_st, "load_image", lambda path, limits: opened.append(Path(path).name) or load(path))
     processor.video_processor(str(folder), num_frames=3)
-    assert opened == ["frame0.png", "frame0.png", "frame6.png", "frame11.png"]  # the first one for its size
+    assert opened == ["frame0.png", "frame0.png", "frame6.png", "frame11.png"]  # the first file is opened a second time for its size
 
 
-def test_names_with_numbers_are_sorted_by_them(tmp_path):
+def test_folder_frames_names_with_numbers_are_sorted_numerically(tmp_path):
     in_order = ["2.jpg", "2.png", "10.png", "a.png", "a1b9.png", "a1b10.png", "B.png", "f_9.jpg", "f_0010.jpg", "x1-1.png", "x1-2.png"]
     for name in sorted(in_order):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -251,14 +251,14 @@ def write_into(folder: Path, kind: str) -> None:
         ("size", r"frame 0 has 48x64 pixels .*frame 12 \(.*frame12.png\) 10x10"),
     ],
 )
-def test_what_is_no_frame_of_a_folder_is_named(processor, tmp_path, kind, message):
+def test_folder_of_frames_with_an_invalid_entry_raises_with_its_name(processor, tmp_path, kind, message):
     folder = write_frames(tmp_path / "frames")
     write_into(folder, kind)
     with pytest.raises((OSError, ValueError), match=message):
         encode(processor, user(film(str(folder), fps=2), "What?"), processor_kwargs={"num_frames": 13})
 
 
-def test_an_empty_folder_is_named(grounder, processor, tmp_path):
+def test_folder_of_frames_empty_raises_with_its_name(grounder, processor, tmp_path):
     (tmp_path / ".hidden").touch()
     with pytest.raises(OSError, match=f"{tmp_path.name} is a folder without frames"):
         encode(processor, user(film(str(tmp_path), fps=2), "What?"))
@@ -269,7 +269,7 @@ def test_an_empty_folder_is_named(grounder, processor, tmp_path):
 # Frames with their times
 
 
-def test_frames_may_come_with_their_times(grounder, processor, monkeypatch):
+def test_frames_with_timestamps_use_them_as_times(grounder, processor, monkeypatch):
     times = [2.0, 2.5, 3.5, 6.0]
     expected = encode(processor, user(film(FRAMES[:4]), "<t3.0s>"), processor_kwargs={"video_metadata": [{"frame_times": times}]})
     assert expected["coordinate_values"][~expected["coordinate_values"].isnan()].tolist() == pytest.approx(
@@ -288,7 +288,7 @@ def test_frames_may_come_with_their_times(grounder, processor, monkeypatch):
 
 
 @pytest.mark.parametrize("times", [[0, 1], [0, 2, 1], [0, 1, 1], [-1, 0, 1], [0, 1, float("nan")], [0, 1, "2"], [0, True, 2], 3, "012"])
-def test_impossible_times_are_refused(grounder, processor, times):
+def test_frames_with_invalid_timestamps_raises(grounder, processor, times):
     message = r"^timestamps \(`video_metadata` frame_times\) must be 3 ascending numbers of seconds from 0 on, one for each frame; got"
     with pytest.raises(ValueError, match=message):
         encode(processor, user(film(list(FRAMES[:3]), timestamps=times), "What?"))
@@ -296,24 +296,24 @@ def test_impossible_times_are_refused(grounder, processor, times):
         grounder({"video": list(FRAMES[:3])}, text="What?", timestamps=times)
 
 
-def test_a_wrong_number_of_times_is_counted(processor):
+def test_frames_with_wrong_number_of_timestamps_raises_with_the_number(processor):
     with pytest.raises(ValueError, match=r"must be 3 ascending numbers .*; got 2 numbers: "):
         encode(processor, user(film(list(FRAMES[:3]), timestamps=[0, 1]), "What?"))
 
 
 @pytest.mark.parametrize("key, value", [("fps", 2), ("timestamps", [0, 1])])
-def test_a_file_has_its_own_times(grounder, video, key, value):
+def test_video_file_with_fps_or_timestamps_raises(grounder, video, key, value):
     for source in (str(video), video.read_bytes()):
         with pytest.raises(ValueError, match=f"{key} can only be given for a list or folder of frames"):
             grounder({"video": source}, text="What?", **{key: value})
 
 
-# Rows of datasets
+# Dataset rows
 
 
 @pytest.fixture
 def mixture(tmp_path):
-    """The rows that `load_mixture` makes of one video, one image and one text."""
+    """Returns the samples that `load_mixture` makes of one video and one image."""
     write_media(tmp_path)
     rows = [
         {"task": "tvg", "text": "a dog runs", "span": [0.5, 1], "video": "clip.mp4", "start": 0.5},
@@ -325,7 +325,7 @@ def mixture(tmp_path):
     return load_mixture(tmp_path / "mixture.yaml", cache_dir=str(tmp_path / "cache"))
 
 
-def test_the_processor_takes_rows_of_a_mixture_as_they_are(processor, mixture):
+def test_chat_template_accepts_samples_of_a_mixture_with_none_values(processor, mixture):
     assert len(mixture) == 2
     again = Dataset.from_list([{"messages": [{**m, "anything": None} for m in row["messages"]]} for row in mixture])  # through Arrow
     for row, copy in zip(mixture, again, strict=True):
@@ -338,7 +338,7 @@ def test_the_processor_takes_rows_of_a_mixture_as_they_are(processor, mixture):
             assert torch.equal(found["input_ids"], expected["input_ids"]) and found.media_info == expected.media_info
 
 
-def test_a_dataset_is_answered_row_by_row(grounder, video):
+def test_pipeline_dataset_gives_the_answer_of_each_row(grounder, video):
     rows = [
         {"video": str(video), "image": None, "text": "When?", "task": None, "start": 0.5},
         {"video": None, "image": Image.fromarray(FRAMES[0]), "text": "a dog", "task": "rec", "start": None},
@@ -361,7 +361,7 @@ def test_a_dataset_is_answered_row_by_row(grounder, video):
         grounder(datasets.DatasetDict({"train": table}))
 
 
-def test_a_column_of_a_dataset_is_a_list_of_inputs(grounder, video, picture):
+def test_pipeline_dataset_column_is_a_list_of_inputs(grounder, video, picture):
     paths = [str(video), str(picture)]
     chats = [[user(film(path) if path.endswith("mp4") else photo(path), "What?")] for path in paths]
     expected = grounder(paths, text="What?", max_new_tokens=3)
@@ -371,20 +371,20 @@ def test_a_column_of_a_dataset_is_a_list_of_inputs(grounder, video, picture):
     assert list(grounder(table["chat"], max_new_tokens=3)) == expected
 
 
-def test_undecoded_videos_of_a_dataset_are_read(grounder, video):
+def test_pipeline_undecoded_videos_of_a_dataset_are_read(grounder, video):
     table = Dataset.from_list([{"video": {"bytes": video.read_bytes(), "path": None}}, {"video": {"bytes": None, "path": str(video)}}])
     answers = list(grounder(table, text="What?", max_new_tokens=3))
     assert answers == [grounder(str(video), text="What?", max_new_tokens=3)] * 2
     assert list(grounder(table["video"], text="What?", max_new_tokens=3)) == answers
 
 
-def test_decoders_of_torchcodec_are_refused_with_advice(processor):
+def test_torchcodec_decoder_raises_with_advice(processor):
     decoder = type("VideoDecoder", (), {"__module__": "torchcodec.decoders._video_decoder"})()
     with pytest.raises(ValueError, match=r"VideoDecoder.*give the path or the bytes of the file .*decode=False"):
         encode(processor, user(film(decoder), "What?"))
 
 
-def test_data_of_a_corpus_are_taken_as_they_are(processor, tmp_path):
+def test_chat_template_accepts_samples_of_a_mixed_dataset(processor, tmp_path):
     for row in mixed_dataset(tmp_path, count=3):
         assert encode(processor, *row["messages"])["input_ids"].shape[0] == 1
 
@@ -392,6 +392,6 @@ def test_data_of_a_corpus_are_taken_as_they_are(processor, tmp_path):
 @pytest.mark.parametrize(
     "rate, message", [({"nframes": 10_001}, "nframes of a video must be at most 10000"), ({"fps": 1e9}, "more than 10000 frames")]
 )
-def test_no_more_frames_are_sampled_than_fit_into_memory(processor, video, rate, message):
+def test_video_sampling_of_too_many_frames_raises(processor, video, rate, message):
     with pytest.raises(ValueError, match=message):
         encode(processor, user(film(str(video), **rate), "What?"))

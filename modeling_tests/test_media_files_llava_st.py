@@ -24,7 +24,7 @@ CONTENT = bytes(range(256)) * 10  # 2,560 bytes
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The folder that temporary files go to, which must be empty after each context."""
+    """Creates the folder of temporary files, which must be empty after each test."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -74,43 +74,43 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_has_the_same_content(stored, temporary, kind):
+def test_local_video_any_source_type_has_the_same_content(stored, temporary, kind):
     source = SOURCES[kind](stored)
-    for _ in range(2):  # a file can be read again
+    for _ in range(2):  # a file can be read several times
         assert content_of(source) == CONTENT
     if hasattr(source, "close"):
         source.close()
 
 
-def test_a_url_is_downloaded(temporary):
+def test_local_video_url_is_downloaded(temporary):
     with serve(lambda connection, _: connection.sendall(reply(CONTENT))) as server:
         assert content_of(f"{server.url}/clip.mp4") == CONTENT
         assert content_of(f"{server.url.replace('http', 'Http')}/clip.mp4") == CONTENT
 
 
-def test_a_named_temporary_file_is_read(temporary):
+def test_local_video_named_temporary_file_is_read_and_keeps_its_position(temporary):
     with tempfile.NamedTemporaryFile() as file:
         file.write(CONTENT)  # not flushed
         assert content_of(file) == CONTENT
         assert file.tell() == len(CONTENT)
 
 
-def test_what_is_written_and_not_yet_on_the_disk_is_read(tmp_path, temporary):
+def test_local_video_unflushed_file_is_read(tmp_path, temporary):
     with (tmp_path / "clip.mp4").open("w+b") as file:
         file.write(CONTENT)
         assert content_of(file) == CONTENT
 
 
-def test_an_open_file_on_the_disk_is_not_copied(stored, tmp_path, temporary):
+def test_local_video_open_file_on_disk_is_not_copied_unless_its_path_changed(stored, tmp_path, temporary):
     with stored.open("rb") as file, local_video(file) as path:
         assert os.path.samefile(path, stored)
-    with stored.open("rb") as file:  # another file has its name now
+    with stored.open("rb") as file:  # another file has this path now
         stored.rename(tmp_path / "other.mp4")
         stored.write_bytes(b"else")
         assert content_of(file) == CONTENT
 
 
-def test_an_open_gzip_file_is_its_content_and_not_the_compressed_file(tmp_path, temporary):
+def test_local_video_open_gzip_file_gives_decompressed_content(tmp_path, temporary):
     path = tmp_path / "clip.mp4.gz"
     path.write_bytes(gzip.compress(CONTENT))
     with gzip.open(path) as file:
@@ -118,7 +118,7 @@ def test_an_open_gzip_file_is_its_content_and_not_the_compressed_file(tmp_path, 
 
 
 @pytest.mark.parametrize("position", [0, 7, len(CONTENT)])
-def test_an_open_file_is_read_from_its_start_and_keeps_its_position(stored, temporary, position):
+def test_local_video_open_file_is_read_from_its_start_and_keeps_its_position(stored, temporary, position):
     for file in (io.BytesIO(CONTENT), stored.open("rb"), stored.open("r+b")):
         with file:
             file.seek(position)
@@ -126,7 +126,7 @@ def test_an_open_file_is_read_from_its_start_and_keeps_its_position(stored, temp
             assert file.tell() == position
 
 
-def test_a_file_that_cannot_be_moved_is_read_from_where_it_is(temporary):
+def test_local_video_unseekable_file_is_read_from_its_position(temporary):
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as file:
         file.write(CONTENT)
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_moved_is_read_from_where_it_is(temporary):
         assert content_of(file) == CONTENT[10:]
 
 
-def test_the_position_is_restored_after_a_failure(temporary):
+def test_local_video_failed_read_restores_the_position(temporary):
     class Failing(io.BytesIO):
         def read(self, size=-1):
             if self.tell() > 0:
@@ -150,7 +150,7 @@ def test_the_position_is_restored_after_a_failure(temporary):
 
 
 class Waiting(io.RawIOBase):
-    """A non-blocking file without data."""
+    """Non-blocking file without data."""
 
     def read(self, size=-1):
         return None
@@ -190,7 +190,7 @@ def closed(file):
 
 
 @pytest.mark.parametrize("kind", BAD_SOURCES)
-def test_a_source_that_cannot_be_read_is_named(stored, temporary, kind):
+def test_local_video_invalid_source_raises_with_its_name(stored, temporary, kind):
     make, error, message = BAD_SOURCES[kind]
     source = make(stored)
     with pytest.raises(error, match=message):
@@ -199,7 +199,7 @@ def test_a_source_that_cannot_be_read_is_named(stored, temporary, kind):
         source.close()
 
 
-def test_an_empty_file_a_pipe_and_a_device_are_named(tmp_path):
+def test_local_path_empty_file_pipe_or_device_raises_with_the_path(tmp_path):
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(OSError, match=r"empty\.mp4 is empty"):
         local_path(tmp_path / "empty.mp4")
@@ -210,7 +210,7 @@ def test_an_empty_file_a_pipe_and_a_device_are_named(tmp_path):
         local_path("/dev/zero")
 
 
-def test_a_file_name_is_no_protocol_of_ffmpeg(stored, tmp_path, monkeypatch):
+def test_local_video_file_name_is_not_an_ffmpeg_protocol(stored, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("concat:a.mp4", "file:a.mp4", "pipe:0"):
         stored.with_name(name).write_bytes(CONTENT)
@@ -221,19 +221,19 @@ def test_a_file_name_is_no_protocol_of_ffmpeg(stored, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failure", [OSError, ValueError, KeyError, KeyboardInterrupt])
 @pytest.mark.parametrize("source", [CONTENT, io.BytesIO(CONTENT), data_url()])
-def test_temporary_files_are_deleted_whatever_happens(temporary, source, failure):
+def test_local_video_error_in_the_block_deletes_temporary_files(temporary, source, failure):
     with pytest.raises(failure), local_video(source):
         raise failure("oh no")
 
 
-def test_temporary_files_of_failed_downloads_are_deleted(temporary):
+def test_local_video_failed_download_deletes_temporary_files(temporary):
     short = reply(CONTENT, length=9999)
     with serve(lambda connection, _: connection.sendall(short)) as server, pytest.raises(OSError, match="2560 of 9999"):
         content_of(f"{server.url}/clip.mp4")
 
 
 @pytest.mark.parametrize("with_path", [True, False])
-def test_errors_name_the_source_and_not_the_temporary_file(temporary, with_path):
+def test_local_video_error_names_the_source_instead_of_the_temporary_file(temporary, with_path):
     with serve(lambda connection, _: connection.sendall(reply(CONTENT))) as server:
         url = f"{server.url}/clip.mp4"
         for source, name in ((f"{url}?key=secret", f"{url}?…"), (CONTENT, "video of 2560 bytes (bytes object)")):
@@ -242,13 +242,13 @@ def test_errors_name_the_source_and_not_the_temporary_file(temporary, with_path)
             assert str(error.value) == (f"{name} is no video" if with_path else f"{name}: no video")
 
 
-def test_a_local_file_is_named_once(stored):
+def test_local_video_error_names_a_local_file_once(stored):
     with pytest.raises(OSError) as error, local_video(stored) as path:
         raise OSError(f"{path} is no video")
     assert str(error.value) == f"{stored} is no video"
 
 
-def test_limits_of_downloads_are_those_given(temporary):
+def test_local_video_download_limits_apply_to_urls_and_redirects(temporary):
     with serve(lambda connection, path: connection.sendall(reply(CONTENT) if path == "/clip.mp4" else redirect("/clip.mp4"))) as server:
         for path in ("clip", "moved"):
             assert content_of(f"{server.url}/{path}.mp4", DownloadLimits(video_bytes=2560)) == CONTENT
@@ -276,23 +276,23 @@ def test_limits_of_downloads_are_those_given(temporary):
         (torch.zeros(3), []),
     ],
 )
-def test_kinds_of_sources(source, kinds):
+def test_is_url_is_data_url_is_file_content_classify_sources(source, kinds):
     found = {"url": is_url(source), "data": is_data_url(source), "content": is_file_content(source)}
     assert [kind for kind, is_one in found.items() if is_one] == kinds
 
 
-def test_names_are_short():
+def test_source_name_of_long_sources_is_at_most_500_characters():
     for source in ("a" * 9999, "data:," + "a" * 9999, "http://host/" + "a" * 9999, b"a" * 9999):
         assert len(source_name(source, "video")) <= 500
 
 
 @given(st.binary(min_size=1), st.booleans())
-def test_any_bytes_go_through_a_data_url(content, as_base64):
+def test_local_video_data_url_round_trip_gives_any_bytes(content, as_base64):
     assert content_of(data_url(content) if as_base64 else "data:," + quote(content)) == content
 
 
 @given(st.text(max_size=200))
-def test_no_data_url_raises_anything_else(words):
+def test_local_video_any_data_url_raises_only_os_error_or_value_error(words):
     try:
         content_of("data:" + words)
     except (OSError, ValueError) as error:
@@ -304,7 +304,7 @@ def video(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", moving_frames(8, 48, 64))
 
 
-def test_the_video_processor_reads_every_source_alike(video, temporary):
+def test_video_processor_any_source_type_gives_the_same_pixels(video, temporary):
     processor = LlavaSTVideoProcessor(num_frames=4, size={"height": 28, "width": 28})
     data = video.read_bytes()
     expected = processor(str(video), return_tensors="pt").pixel_values_videos
@@ -314,7 +314,7 @@ def test_the_video_processor_reads_every_source_alike(video, temporary):
             assert read_video_metadata(source).total_num_frames == 8
 
 
-def test_a_damaged_video_in_memory_is_named(video, temporary):
+def test_video_processor_damaged_video_in_memory_raises_with_its_description(video, temporary):
     processor = LlavaSTVideoProcessor(num_frames=4)
     data = video.read_bytes()
     for source in (data[:100], b"words" * 20):
@@ -323,7 +323,7 @@ def test_a_damaged_video_in_memory_is_named(video, temporary):
         assert str(temporary) not in str(error.value)
 
 
-def test_limits_reach_the_downloads_of_videos(video):
+def test_video_processor_download_limits_apply_to_all_calls(video):
     processor, one_host = LlavaSTVideoProcessor(num_frames=4), DownloadLimits(allowed_hosts=["media.example"])
     with serve(lambda connection, _: connection.sendall(reply(video.read_bytes()))) as server:
         url = f"{server.url}/clip.mp4"
@@ -339,7 +339,7 @@ def test_limits_reach_the_downloads_of_videos(video):
         assert len(server.requests) == 1
 
 
-def test_limits_are_not_saved_nor_taken_from_a_file(tmp_path):
+def test_video_processor_download_limits_are_not_saved_and_must_be_an_object(tmp_path):
     processor = LlavaSTVideoProcessor(download_limits=DownloadLimits(seconds=5))
     processor.save_pretrained(tmp_path)
     assert LlavaSTVideoProcessor.from_pretrained(tmp_path).download_limits is None

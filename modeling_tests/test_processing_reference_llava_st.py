@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor against the released program: the same tokens, and with our model the same logits."""
+"""Comparison of the processor with the original LLaVA-ST code: equal tokens, and equal logits of the model."""
 
 import re
 
@@ -27,7 +27,7 @@ AXIS_LISTS = {
 
 
 def reference_chat(case):
-    """A case as messages; benchmark prompts, which carry their numbers beside the text, with the numbers inline."""
+    """Converts a case to messages; benchmark prompts, whose coordinates are separate lists, get them inline."""
     shape = (5, 32, 48, 3) if case["modality"] == "video" else (32, 48, 3)
     medium = {"type": case["modality"], case["modality"]: np.zeros(shape, np.uint8)}
     if case["kind"] == "training":
@@ -41,7 +41,7 @@ def reference_chat(case):
 
 
 def axes_only(ids, config):
-    """Coordinates and their placeholders as the name of their axis: the released ids have placeholders where ours have bins."""
+    """Replaces coordinate tokens and placeholders by the name of their axis: the original ids have placeholders where ours have bins."""
     names = {}
     for axis in ("temporal", "height", "width"):
         names |= dict.fromkeys(config.coordinates.token_ids(axis), axis)
@@ -56,7 +56,7 @@ def reference_pixels(case):
 
 
 @pytest.mark.parametrize("case", [*cases("inference"), *cases("training")], ids=lambda case: case["key"])
-def test_ids_equal_the_released_programs(released, case):
+def test_input_ids_of_messages_equal_those_of_the_original_code(released, case):
     processor, model = released
     inputs = encode(processor, *reference_chat(case), add_generation_prompt=case["kind"] == "inference")
     ids = expected()[case["key"] + ".input_ids"]
@@ -64,7 +64,7 @@ def test_ids_equal_the_released_programs(released, case):
 
 
 @pytest.mark.parametrize("case", cases("inference")[:3], ids=lambda case: case["key"])
-def test_logits_from_messages_equal_the_released_programs(released, case):
+def test_logits_of_messages_equal_those_of_the_original_code(released, case):
     processor, model = released
     inputs = encode(processor, *reference_chat(case), add_generation_prompt=True)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_logits_from_messages_equal_the_released_programs(released, case):
     torch.testing.assert_close(strided(logits[text]), expected()[case["key"] + ".text_logits_stride11"], atol=1e-4, rtol=1e-4)
 
 
-def test_a_released_folder_loads_as_a_processor_and_saves_as_ours(released, tmp_path):
+def test_processor_of_original_checkpoint_loads_and_saves_in_our_format(released, tmp_path):
     processor = released[0]
     assert type(processor) is LlavaSTProcessor and processor.ignore_prompt_x_coordinates and processor.num_temporal_bins == 100
     processor.save_pretrained(tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon and AdamW as one optimizer: equality with torch's two, schedulers, state dictionaries, and parameter groups of the trainer."""
+"""Optimizer of Muon and AdamW: equality with the two optimizers of torch, schedulers, state dictionaries, and parameter groups of the trainer."""
 
 import copy
 
@@ -34,7 +34,7 @@ def halving(optimizer) -> torch.optim.lr_scheduler.LambdaLR:
 
 
 def train(model: torch.nn.Module, parts: list, first: int, last: int) -> None:
-    """Steps `first` to `last` - 1 of optimizers and schedulers."""
+    """Runs steps `first` to `last` - 1 of optimizers and schedulers."""
     for number in range(first, last):
         inputs = torch.randn(16, 12, generator=torch.Generator().manual_seed(number))
         model.zero_grad()
@@ -43,7 +43,7 @@ def train(model: torch.nn.Module, parts: list, first: int, last: int) -> None:
             part.step()
 
 
-def test_muon_adamw_with_a_scheduler_equals_torchs_two_optimizers():
+def test_muon_adamw_with_a_scheduler_equals_two_torch_optimizers():
     model, expected = network(), network()
     optimizer = muon_adamw(model)
     matrices, vectors = matrices_and_vectors(expected)
@@ -71,14 +71,14 @@ def test_muon_adamw_resumed_from_its_state_equals_an_uninterrupted_run():
         assert torch.equal(parameter, other)
 
 
-def test_muon_adamw_without_gradient_or_with_a_zero_one_changes_nothing():
+def test_muon_adamw_missing_or_zero_gradient_changes_nothing():
     frozen, zero = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
     zero.grad = torch.zeros(3, 4)
     MuonAdamW([{"params": [frozen, zero], "muon": True}]).step()
     assert torch.equal(frozen.detach(), torch.ones(3, 4)) and torch.equal(zero.detach(), torch.ones(3, 4))
 
 
-def test_muon_adamw_vector_in_a_muon_group_is_an_error():
+def test_muon_adamw_vector_in_a_muon_group_raises():
     with pytest.raises(ValueError, match=r"2D.*\[7\]"):
         MuonAdamW([{"params": [torch.nn.Parameter(torch.ones(7))], "muon": True}])
 
@@ -92,7 +92,7 @@ def trainer_with_muon(folder, **options) -> LlavaSTTrainer:
     return LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
 
-def test_trainer_with_muon_updates_matrices_of_projector_packer_and_language_model_by_it(tmp_path):
+def test_trainer_with_muon_updates_only_matrices_of_projector_packer_and_language_model_by_muon(tmp_path):
     trainer = trainer_with_muon(tmp_path, learning_rates={"language_model": 3e-3}, weight_decay=0.1)
     optimizer = trainer.create_optimizer()
     assert isinstance(optimizer, MuonAdamW)
@@ -116,7 +116,7 @@ def test_trainer_with_muon_reduces_the_loss(tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_trainer_with_muon_and_sharded_matrices_is_an_error(tmp_path):
+def test_trainer_with_muon_and_sharded_matrices_raises(tmp_path):
     trainer = trainer_with_muon(tmp_path)
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="complete matrices"):
@@ -124,6 +124,6 @@ def test_trainer_with_muon_and_sharded_matrices_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch_8bit"])
-def test_muon_with_another_optimizer_than_adamw_is_an_error(tmp_path, optim):
+def test_training_config_muon_with_other_optimizer_than_adamw_raises(tmp_path, optim):
     with pytest.raises(ValueError, match=rf"muon=True.*adamw_torch.*{optim}"):
         LlavaSTTrainingConfig(output_dir=str(tmp_path), **{**OPTIONS, "muon": True, "optim": optim})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers: every sample once, another order in each epoch, the same for the same seed; batches of one modality and similar length."""
+"""Samplers: each sample once per epoch, reproducible order per seed and epoch, batches of one modality and similar length."""
 
 import torch
 from hypothesis import given
@@ -37,13 +37,13 @@ def test_bucket_sampler_batches_have_one_modality_except_the_last_ones(samples, 
         assert len(kinds[batch].unique()) == 1
 
 
-def test_bucket_sampler_batches_have_similar_lengths_and_are_in_random_order():
+def test_bucket_sampler_batches_have_similar_lengths_and_random_order():
     lengths = torch.randint(0, 10_000, (6400,), generator=torch.Generator().manual_seed(0))
     sampler = BucketSampler(torch.zeros(6400), lengths, 16, seed=0)
     batches = lengths[sampler.order()].view(-1, 16).float()
     spread = (batches.amax(1) - batches.amin(1)).mean()
-    assert spread < 10_000 / 16  # at random it would be near 10,000
+    assert spread < 10_000 / 16  # in random batches it would be near 10,000
     longest = batches.amax(1)
-    # In each stretch as long as a bucket, whose batches were sorted by length.
+    # Also within each section of one bucket, whose batches were sorted by length.
     for stretch in (*longest.split(64), longest):
         assert float(torch.corrcoef(torch.stack((stretch, torch.arange(float(len(stretch))))))[0, 1].abs()) < 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""training/sft.py: the lock on the output folder, and the end of a run."""
+"""training/sft.py: lock on the output folder, and end of a run."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_main_locks_the_output_folder_until_all_processes_have_finished(argument
     assert events == [("train", True), ("shut down", True)] and not is_locked(folder)
 
 
-def test_main_after_an_error_releases_the_lock_and_does_not_wait_for_other_processes(arguments, monkeypatch):
+def test_main_after_an_error_releases_the_lock_without_waiting_for_other_processes(arguments, monkeypatch):
     def fail(*args):
         raise KeyError
 
@@ -49,7 +49,7 @@ def test_main_after_an_error_releases_the_lock_and_does_not_wait_for_other_proce
     assert not is_locked(arguments[1].output_dir)
 
 
-def test_main_in_the_output_folder_of_a_running_run_is_an_error(arguments, monkeypatch):
+def test_main_output_folder_in_use_raises(arguments, monkeypatch):
     monkeypatch.setattr(sft, "train", lambda *args: pytest.fail("must not start"))
     with locked_folder(arguments[1].output_dir), pytest.raises(ValueError, match=r"run is in use by process \d+ on host"):
         sft.main(*arguments)
