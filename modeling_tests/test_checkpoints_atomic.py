@@ -75,7 +75,7 @@ def test_atomic_folder_killed_at_any_rename_leaves_old_or_new_or_no_model(tmp_pa
         if not died:
             assert partial is None and new is None
             break
-        finish_interrupted_write(target)  # what the next command does first
+        finish_interrupted_write(target)  # the first step of the next command
         content = read(target)
         content.pop(".partial", None)
         assert content == (complete if new is not None or found[-1] == "new" else OLD), f"killed before call {calls}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models by themselves: positions, features, batching, saving, adapters, compilation and devices."""
+"""The model classes: positions, features, batching, saving, adapters, compilation and devices."""
 
 import copy
 import io
@@ -27,13 +27,13 @@ from modeling_tests.factories import (
 
 
 def logits_of(model, batch, **options) -> torch.Tensor:
-    """Logits at all positions but padding."""
+    """Returns the logits at all positions except padding."""
     with torch.no_grad():
         return model(**batch, **options).logits[batch["attention_mask"].bool()]
 
 
 def axis_rows(model, axis: str, length: int) -> torch.Tensor:
-    """(length, hidden) by the formula: the mean of the input and the output table, linearly interpolated, step by step."""
+    """Computes (length, hidden) by the formula: the mean of the input and output embeddings, linearly interpolated."""
     ids = list(model.config.coordinates.token_ids(axis))
     table = [(model.get_input_embeddings().weight[i] + model.lm_head.weight[i]) / 2 for i in ids]
     rows = []
@@ -46,7 +46,7 @@ def axis_rows(model, axis: str, length: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_frames", [3, 6, 7, 100])
 @torch.no_grad()
-def test_lape_adds_interpolated_rows_of_three_axes(model, num_frames):
+def test_lape_video_adds_interpolated_embeddings_of_three_axes(model, num_frames):
     features = torch.randn(2, num_frames, 9, 9, 32)
     wanted = features + axis_rows(model, "temporal", num_frames)[:, None, None]
     wanted = wanted + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
@@ -56,7 +56,7 @@ def test_lape_adds_interpolated_rows_of_three_axes(model, num_frames):
 
 
 @torch.no_grad()
-def test_lape_puts_an_image_at_the_start_of_time(model):
+def test_lape_image_adds_the_first_temporal_embedding(model):
     features, first = torch.randn(2, 1, 9, 9, 32), model.config.coordinate_start_token_id
     start = (model.get_input_embeddings().weight[first] + model.lm_head.weight[first]) / 2
     wanted = features + start + axis_rows(model, "height", 9)[:, None] + axis_rows(model, "width", 9)
@@ -66,7 +66,7 @@ def test_lape_puts_an_image_at_the_start_of_time(model):
 
 
 @torch.no_grad()
-def test_positions_between_bins_blend_input_embeddings(model):
+def test_embed_inputs_positions_between_bins_interpolate_input_embeddings(model):
     rows, vocabulary = model.get_input_embeddings().weight, model.config.coordinates
     ids = torch.tensor([[vocabulary.start_token_id, model.config.height_output_token_id, 7, vocabulary.start_token_id + 2]])
     embeds, _ = model.model.embed_inputs(ids, torch.tensor([[0.33, 0.9, NAN, NAN]]))
@@ -77,7 +77,7 @@ def test_positions_between_bins_blend_input_embeddings(model):
 
 
 @torch.no_grad()
-def test_plain_width_prompts_ignores_positions_at_the_width_input_placeholder_alone():
+def test_ignore_prompt_x_coordinates_affects_only_the_width_input_placeholder():
     plain = tiny_model(ignore_prompt_x_coordinates=True)
     config, rows = plain.config, plain.get_input_embeddings().weight
     ids = torch.tensor([[config.width_input_token_id, config.width_output_token_id, config.height_input_token_id]])
@@ -86,7 +86,7 @@ def test_plain_width_prompts_ignores_positions_at_the_width_input_placeholder_al
     assert not torch.equal(embeds[0, 1], rows[ids[0, 1]]) and not torch.equal(embeds[0, 2], rows[ids[0, 2]])
 
 
-def test_neighbour_propagation_mixes_gradients_of_input_rows_in_training(model):
+def test_neighbour_propagation_mixes_gradients_of_input_embeddings_only_in_training(model):
     vocabulary, gradients = model.config.coordinates, []
     ids = torch.tensor([[vocabulary.start_token_id + 2]])
     for training in (True, False):
@@ -95,12 +95,12 @@ def test_neighbour_propagation_mixes_gradients_of_input_rows_in_training(model):
         assert torch.equal(embeds[0, 0], model.get_input_embeddings().weight[ids[0, 0]])
         embeds.sum().backward()
         gradients.append(trained.get_input_embeddings().weight.grad[vocabulary.start_token_id : vocabulary.end_token_id, 0])
-    assert gradients[0].tolist() == [0.25, 0.5, 2.0, 0.5, 0.25, 0.125] + [0.0] * 10  # (I + M)·g, its own axis only
+    assert gradients[0].tolist() == [0.25, 0.5, 2.0, 0.5, 0.25, 0.125] + [0.0] * 10  # (I + M)·g, within one axis
     assert gradients[1].tolist() == [0.0, 0.0, 1.0] + [0.0] * 13
 
 
 @torch.no_grad()
-def test_image_features_are_projected_patches_with_position(model):
+def test_image_features_are_projected_patches_with_positions(model):
     pixels = random_images(2)
     hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]  # no post-norm
     projected = model.model.multi_modal_projector(hidden).view(2, 1, 9, 9, -1)
@@ -109,7 +109,7 @@ def test_image_features_are_projected_patches_with_position(model):
 
 
 @torch.no_grad()
-def test_video_features_are_the_fast_stream_then_the_slow_one(model):
+def test_video_features_are_the_fast_then_the_slow_stream(model):
     pixels = random_videos(2)
     projected = torch.stack([model.model._patch_features(video)[1] for video in pixels])
     fast, slow = model.model.packer(model.model._add_positions(projected, None, model.get_coordinate_output_embeddings()))
@@ -119,7 +119,7 @@ def test_video_features_are_the_fast_stream_then_the_slow_one(model):
 
 
 @torch.no_grad()
-def test_downsampled_images_pass_the_spatial_packer():
+def test_use_downsample_image_applies_the_spatial_packer():
     downsampling = tiny_model(use_downsample_image=True)
     ids = torch.tensor([[5, *image_tokens(downsampling.config), 6]])
     outputs = downsampling(input_ids=ids, pixel_values=random_images(1))
@@ -127,7 +127,7 @@ def test_downsampled_images_pass_the_spatial_packer():
 
 
 @torch.no_grad()
-def test_dropped_fast_features_are_the_plain_embeddings_of_the_tokens_there(model):
+def test_disable_fast_stream_gives_the_token_embeddings_instead(model):
     dropping = tiny_model(disable_fast_stream=True)
     config, rows = dropping.config, dropping.get_input_embeddings().weight
     features = dropping.get_video_features(random_videos(1)).pooler_output[0]
@@ -138,7 +138,7 @@ def test_dropped_fast_features_are_the_plain_embeddings_of_the_tokens_there(mode
 
 @pytest.mark.parametrize(("temporal", "spatial"), [(6, 5), (7, 5), (100, 100)])
 @pytest.mark.parametrize("num_frames", [1, 3, 7, 100])
-def test_any_number_of_frames_and_bins(temporal, spatial, num_frames):
+def test_forward_any_number_of_frames_and_bins_gives_finite_logits(temporal, spatial, num_frames):
     sized = tiny_model(num_temporal_bins=temporal, num_spatial_bins=spatial)
     tokens = video_tokens(sized.config, num_frames)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_any_number_of_frames_and_bins(temporal, spatial, num_frames):
     assert outputs.logits.isfinite().all()
 
 
-def test_batch_equals_one_by_one(model, batch):
+def test_forward_batch_equals_single_prompts(model, batch):
     with torch.no_grad():
         together = model(**batch).logits
         for row, single in enumerate(single_prompts(model.config)):
@@ -155,7 +155,7 @@ def test_batch_equals_one_by_one(model, batch):
             torch.testing.assert_close(together[row, mask], model(**single).logits[0], atol=1e-5, rtol=1e-5)
 
 
-def test_attention_implementations_agree(model, batch):
+def test_forward_eager_and_sdpa_attention_agree(model, batch):
     other, wanted = copy.deepcopy(model), logits_of(model, batch)
     for implementation in ("eager", "sdpa"):
         other.set_attn_implementation(implementation)
@@ -163,7 +163,7 @@ def test_attention_implementations_agree(model, batch):
 
 
 @torch.no_grad()
-def test_prefill_and_decode_step_compile_to_one_graph(model, batch):
+def test_forward_prefill_and_decode_step_compile_to_one_graph(model, batch):
     torch.compiler.reset()
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     plain, ours = model(**batch), compiled(**batch)
@@ -174,14 +174,14 @@ def test_prefill_and_decode_step_compile_to_one_graph(model, batch):
 
 
 @pytest.mark.parametrize("kind", ["pixel_values", "pixel_values_videos"])
-def test_features_that_do_not_fit_their_tokens_are_refused_with_both_numbers(model, batch, kind):
+def test_forward_features_without_matching_tokens_raises_with_both_numbers(model, batch, kind):
     batch[kind] = torch.cat((batch[kind], batch[kind]))
     counts = {"pixel_values": (486, 243), "pixel_values_videos": (44, 22)}[kind]
     with pytest.raises(ValueError, match=rf"give {counts[0]} features, but the text has {counts[1]}"):
         model(**batch)
 
 
-def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, batch):
+def test_forward_ids_with_embeddings_or_coordinates_without_ids_raises(model, batch):
     embeds = model.get_input_embeddings()(batch["input_ids"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(input_ids=batch["input_ids"], inputs_embeds=embeds)
@@ -190,7 +190,7 @@ def test_inputs_must_be_ids_or_embeddings_and_coordinates_go_with_ids(model, bat
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
-def test_save_and_load_and_features_of_the_model_without_head(tmp_path, options):
+def test_save_and_load_give_equal_logits_and_features_of_the_base_model(tmp_path, options):
     whole = tiny_model(**options)
     config = whole.config
     batch = left_padded([[10, *image_tokens(config), 11], [12, *video_tokens(config), 13]])
@@ -210,7 +210,7 @@ def test_save_and_load_and_features_of_the_model_without_head(tmp_path, options)
     assert torch.equal(ours.video_hidden_states, wanted.video_hidden_states)
 
 
-def test_model_without_head_has_no_head_in_its_state_and_saves_everything_else(model, tmp_path):
+def test_base_model_has_no_head_in_its_state_and_saves_all_other_weights(model, tmp_path):
     model.save_pretrained(tmp_path / "whole")
     base = AutoModel.from_pretrained(tmp_path / "whole")
     assert base.get_output_embeddings() is None and "lm_head.weight" not in base.state_dict()
@@ -222,7 +222,7 @@ def test_model_without_head_has_no_head_in_its_state_and_saves_everything_else(m
 # Output embeddings of the coordinate tokens
 
 
-def test_model_without_head_refuses_media_without_output_embeddings(model):
+def test_base_model_media_without_output_embeddings_raises(model):
     base = AutoModel.from_config(model.config).eval()
     ids = torch.tensor([[5, *image_tokens(model.config), 6]])
     for call in (
@@ -232,11 +232,11 @@ def test_model_without_head_refuses_media_without_output_embeddings(model):
     ):
         with pytest.raises(ValueError, match=r"coordinate_output_embeddings is missing.*lm_head.weight\[113:129\]"):
             call()
-    assert base(input_ids=ids[:, :1]).last_hidden_state.isfinite().all()  # text does not need them
+    assert base(input_ids=ids[:, :1]).last_hidden_state.isfinite().all()  # text needs no output embeddings
 
 
 @torch.no_grad()
-def test_a_head_owned_by_a_server_gives_the_features_of_the_whole_model(model):
+def test_base_model_with_given_output_embeddings_gives_the_features_of_the_full_model(model):
     base = AutoModel.from_config(model.config).eval()
     base.load_state_dict(model.model.state_dict())
     rows = model.lm_head.weight[113:129]
@@ -247,19 +247,19 @@ def test_a_head_owned_by_a_server_gives_the_features_of_the_whole_model(model):
 
 @pytest.mark.parametrize("options", [{"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
 @torch.no_grad()
-def test_model_without_head_needs_no_output_embeddings_where_none_are_added(options):
+def test_base_model_tied_or_without_coordinates_needs_no_output_embeddings(options):
     whole = tiny_model(**options)
     assert whole.get_coordinate_output_embeddings() is None
     pixels = random_videos(1)
     assert torch.equal(whole.model.get_video_features(pixels).pooler_output, whole.get_video_features(pixels).pooler_output)
 
 
-def test_output_embeddings_of_another_shape_are_refused_with_the_shape_expected(model):
+def test_image_features_output_embeddings_of_wrong_shape_raises_with_the_expected_shape(model):
     with pytest.raises(ValueError, match=r"coordinate_output_embeddings must have the shape \(16, 32\).*got \(15, 32\)"):
         model.model.get_image_features(random_images(1), coordinate_output_embeddings=model.lm_head.weight[:15])
 
 
-def test_a_quantized_head_is_refused_before_its_integers_become_positions(model):
+def test_image_features_quantized_head_raises(model):
     quantized = copy.deepcopy(model)
     quantized.lm_head.weight = torch.nn.Parameter(quantized.lm_head.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"lm_head has a weight of type torch.int8.*Exclude lm_head from quantization"):
@@ -272,7 +272,7 @@ def test_a_quantized_head_is_refused_before_its_integers_become_positions(model)
 @pytest.mark.parametrize("where", ["arguments", "configuration", "configuration of the encoder"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 3])
-def test_hidden_states_and_attentions_of_the_encoder_are_returned_where_they_are_asked_for(where, frozen, chunk_size):
+def test_video_features_hidden_states_and_attentions_of_the_encoder_are_returned_on_request(where, frozen, chunk_size):
     model, options = tiny_model(), {"vision_chunk_size": chunk_size}
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(not frozen)
@@ -290,7 +290,7 @@ def test_hidden_states_and_attentions_of_the_encoder_are_returned_where_they_are
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"use_coordinate_tokens": False}], ids=str)
-def test_every_parameter_trains(options):
+def test_backward_gives_every_parameter_a_gradient(options):
     trained = tiny_model(**options).train()
     config = trained.config
     batch = left_padded([[10, *image_tokens(config), 11], [12, *video_tokens(config), 13]])
@@ -301,7 +301,7 @@ def test_every_parameter_trains(options):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("frozen", [(), ("vision_tower", "multi_modal_projector", "language_model", "lm_head")], ids=["all", "packer"])
 def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reentrant):
-    """Also to a packer whose input needs none, as in stage 1, where features are of frozen parts and nothing is added to them."""
+    """Also for a packer whose input needs no gradient, as in stage 1: features of frozen modules, without added positions."""
     if frozen:
         model = tiny_model(use_coordinate_tokens=False)
         batch = {**mixed_batch(tiny_config()), "coordinate_values": None}
@@ -323,7 +323,7 @@ def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reen
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_vision_chunk_size_bounds_each_pass_and_changes_neither_loss_nor_gradients(model, batch, frozen):
-    """Through the argument and the configuration; a frozen encoder keeps no graph."""
+    """Sets the size by argument and by configuration; a frozen encoder stores no graph."""
     trained = copy.deepcopy(model).train()
     trained.model.vision_tower.requires_grad_(not frozen)
     trained.model.multi_modal_projector.requires_grad_(not frozen)
@@ -348,7 +348,7 @@ def test_vision_chunk_size_bounds_each_pass_and_changes_neither_loss_nor_gradien
             torch.testing.assert_close(gradient, results[0][1][name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_vision_chunk_size_below_one_is_refused(model):
+def test_vision_chunk_size_below_1_raises(model):
     with pytest.raises(ValueError, match="vision_chunk_size must be at least 1, got 0"):
         model.get_image_features(random_images(1), vision_chunk_size=0)
 
@@ -358,7 +358,7 @@ def test_a_vision_chunk_size_below_one_is_refused(model):
 
 @pytest.mark.parametrize("options", [{}, {"use_downsample_image": True}, {"tie_word_embeddings": True}], ids=str)
 @pytest.mark.parametrize("row", range(4))
-def test_padding_media_change_neither_loss_nor_gradients_and_every_weight_has_one(options, row):
+def test_padding_media_change_neither_loss_nor_gradients_and_give_every_weight_a_gradient(options, row):
     trained = tiny_model(**options).train()
     single = single_prompts(trained.config)[row]
     padding = {}
@@ -383,7 +383,7 @@ def test_padding_media_change_neither_loss_nor_gradients_and_every_weight_has_on
 
 
 @torch.no_grad()
-def test_padding_media_may_be_among_others(model, batch):
+def test_padding_media_between_others_do_not_change_the_logits(model, batch):
     wanted = model(**batch)
     images, videos = batch.pop("pixel_values"), batch.pop("pixel_values_videos")
     ours = model(
@@ -397,7 +397,7 @@ def test_padding_media_may_be_among_others(model, batch):
     torch.testing.assert_close(ours.image_hidden_states, wanted.image_hidden_states)
 
 
-def test_masks_that_do_not_fit_their_media_are_refused(model, batch):
+def test_forward_media_masks_of_wrong_size_raises(model, batch):
     with pytest.raises(ValueError, match=r"image_mask must have one entry per image, \(3,\), got \(2,\)"):
         model(**batch, image_mask=torch.ones(2, dtype=torch.bool))
     del batch["pixel_values_videos"]
@@ -406,7 +406,7 @@ def test_masks_that_do_not_fit_their_media_are_refused(model, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_finite_and_near(model, batch, dtype):
+def test_forward_low_precision_is_finite_and_near_float32(model, batch, dtype):
     wanted, low = logits_of(model, batch), copy.deepcopy(model).to(dtype)
     ours = logits_of(low, batch)
     assert ours.dtype is dtype and ours.isfinite().all()
@@ -415,7 +415,7 @@ def test_low_precision_is_finite_and_near(model, batch, dtype):
     assert all(parameter.grad.isfinite().all() for parameter in low.parameters())
 
 
-def test_changing_a_copys_head_changes_the_copys_positions_alone(model):
+def test_deepcopy_with_changed_head_changes_positions_of_the_copy_only(model):
     pixels, changed = random_images(1), copy.deepcopy(model)
     with torch.no_grad():
         wanted = model.get_image_features(pixels).pooler_output
@@ -425,8 +425,8 @@ def test_changing_a_copys_head_changes_the_copys_positions_alone(model):
     torch.testing.assert_close(ours, wanted + 1.5)  # half of one for each axis
 
 
-def test_pickling_keeps_the_model_whole(batch):
-    model, buffer = tiny_model(), io.BytesIO()  # fresh: recording hidden states leaves a hook that no model can pickle
+def test_pickle_round_trip_gives_equal_logits(batch):
+    model, buffer = tiny_model(), io.BytesIO()  # a new model: recording hidden states adds a hook that cannot be pickled
     torch.save(model, buffer)
     buffer.seek(0)
     for again in (pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
@@ -439,13 +439,13 @@ def test_pickling_keeps_the_model_whole(batch):
      "model.packer": "disk", "model.language_model": "disk", "lm_head": "disk"}],
     ids=str,
 )  # fmt: skip
-def test_offloaded_weights_give_the_same_logits(model, batch, tmp_path, device_map):
+def test_offloaded_weights_give_equal_logits(model, batch, tmp_path, device_map):
     model.save_pretrained(tmp_path)
     offloaded = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
     torch.testing.assert_close(logits_of(offloaded, batch), logits_of(model, batch))
 
 
-def test_growing_the_vocabulary_keeps_coordinates_where_they_are(model, batch, tmp_path):
+def test_resize_token_embeddings_larger_keeps_coordinate_tokens_and_logits(model, batch, tmp_path):
     grown, wanted = copy.deepcopy(model), logits_of(model, batch)
     size, start = wanted.shape[-1], model.config.coordinate_start_token_id
     grown.resize_token_embeddings(size + 9, mean_resizing=False)
@@ -456,13 +456,13 @@ def test_growing_the_vocabulary_keeps_coordinates_where_they_are(model, batch, t
     torch.testing.assert_close(logits_of(again, batch)[:, :size], wanted)
 
 
-def test_cutting_coordinates_off_is_refused(model):
+def test_resize_token_embeddings_without_coordinate_tokens_raises(model):
     with pytest.raises(ValueError, match=r"coordinate tokens 113…128 lie outside the vocabulary of 120"):
         copy.deepcopy(model).resize_token_embeddings(120)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_fresh_coordinate_rows_are_large_beside_ordinary_ones(tied):
+def test_new_model_coordinate_embeddings_have_larger_std_than_others(tied):
     torch.manual_seed(0)
     options = {"num_temporal_bins": 100, "num_spatial_bins": 100, "tie_word_embeddings": tied}
     fresh, rows, bound = LlavaSTForConditionalGeneration(tiny_config(**options)), slice(113, 413), 32**-0.5
@@ -474,7 +474,7 @@ def test_fresh_coordinate_rows_are_large_beside_ordinary_ones(tied):
         assert inputs[rows].std().item() == pytest.approx(1, rel=0.05)
 
 
-def test_fresh_packers_start_as_in_the_released_program():
+def test_new_model_packers_are_initialized_as_in_the_original_code():
     torch.manual_seed(0)
     packer = LlavaSTForConditionalGeneration(tiny_config(packer_hidden_size=64)).model.packer.slow
     for projection in (packer.q_proj, packer.k_proj, packer.v_proj):
@@ -485,7 +485,7 @@ def test_fresh_packers_start_as_in_the_released_program():
     assert torch.equal(packer.key_norm.weight, torch.ones(64))
 
 
-def test_weights_that_a_checkpoint_lacks_are_fresh_and_the_others_loaded(model, tmp_path):
+def test_from_pretrained_missing_weights_are_initialized_and_others_loaded(model, tmp_path):
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     kept = {key: value for key, value in state.items() if ".packer." not in key and key != "lm_head.weight"}
@@ -509,7 +509,7 @@ def test_lora_on_all_linear_layers_trains_and_merges(model, batch):
     torch.testing.assert_close(logits_of(adapted.merge_and_unload(), batch), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_trainable_token_indices_train_coordinate_rows_in_and_out(model, batch):
+def test_trainable_token_indices_train_coordinate_embeddings_of_input_and_output(model, batch):
     ids = list(range(model.config.coordinate_start_token_id, model.config.coordinates.end_token_id))
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": ids, "lm_head": ids})
     adapted = peft.get_peft_model(copy.deepcopy(model), config).train()
@@ -527,7 +527,7 @@ def test_trainable_token_indices_train_coordinate_rows_in_and_out(model, batch):
     torch.testing.assert_close(logits_of(adapted.merge_and_unload(), batch), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_the_trainer_reports_an_evaluation_loss_and_only_logits_as_predictions(tmp_path):
+def test_trainer_reports_evaluation_loss_and_only_logits_as_predictions(tmp_path):
     rows = [{"input_ids": torch.arange(1, 7), "labels": torch.tensor([-100, -100, -100, 4, 5 + i, 6])} for i in range(3)]
     arguments = TrainingArguments(str(tmp_path), report_to=[], per_device_eval_batch_size=2, use_cpu=True)
     trainer = Trainer(tiny_model(), arguments, eval_dataset=rows)
@@ -539,24 +539,24 @@ def test_the_trainer_reports_an_evaluation_loss_and_only_logits_as_predictions(t
     ("name", "shape"),
     [("pixel_values", (3, 18, 18)), ("pixel_values", (1, 3, 20, 18)), ("pixel_values_videos", (4, 3, 18, 18))],
 )
-def test_pixels_of_another_shape_are_refused_with_the_shape_expected(name, shape):
+def test_forward_pixels_of_wrong_shape_raises_with_the_expected_shape(name, shape):
     with pytest.raises(ValueError, match=rf"{name} has shape .*3, 18, 18"):
         tiny_model()(input_ids=torch.tensor([[1, 2]]), **{name: torch.zeros(shape)})
 
 
-def test_a_one_frame_video_without_fast_features_has_the_tokens_of_one_with():
+def test_disable_fast_stream_one_frame_video_has_the_same_number_of_tokens():
     models = (tiny_model(disable_fast_stream=drop) for drop in (False, True))
     with_fast, without = (model.get_video_features(random_videos(1, 1)).pooler_output for model in models)
     assert with_fast.shape == without.shape
 
 
-def test_coordinates_of_another_length_are_refused():
+def test_forward_coordinate_values_of_wrong_length_raises():
     with pytest.raises(ValueError, match=r"must have one shape, got \(1, 3\) and \(1, 2\)"):
         tiny_model()(input_ids=torch.tensor([[1, 2]]), coordinate_values=torch.full((1, 3), float("nan")))
 
 
 @torch.no_grad()
-def test_the_old_name_of_coordinate_values_is_accepted_with_a_warning(model, batch):
+def test_forward_coordinates_is_accepted_as_coordinate_values_with_a_warning(model, batch):
     wanted = model(**batch).logits
     values = batch.pop("coordinate_values")
     with pytest.warns(FutureWarning, match="coordinates is now coordinate_values"):

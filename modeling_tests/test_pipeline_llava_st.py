@@ -21,7 +21,7 @@ NOWHERE = "The answer has no valid time or box."
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """100 frames of 64×48 at 10 frames per second: bin k is frame k, k tenths of a second."""
+    """Writes 100 frames of 64×48 at 10 frames per second: bin k is frame k at k/10 s."""
     return str(write_video(tmp_path_factory.mktemp("media") / "video.mp4", moving_frames(100, 48, 64), fps=10))
 
 
@@ -32,7 +32,7 @@ def grounder():
 
 
 class Script(LogitsProcessor):
-    """Makes `generate` write given answers, one per row of the batch, batch after batch."""
+    """Forces `generate` to produce given answers, one per row of the batch, batch after batch."""
 
     def __init__(self, grounder, *batches, end="<|im_end|>"):
         tokenizer = grounder.processor.tokenizer
@@ -53,7 +53,7 @@ class Script(LogitsProcessor):
 
 
 def asked(grounder, monkeypatch):
-    """A list that fills with the prompts that the pipeline makes, as text without media tokens."""
+    """Returns a list to which each prompt of the pipeline is appended, as text without media tokens."""
     prompts, template = [], grounder.processor.apply_chat_template
 
     def record(messages, **kwargs):
@@ -66,14 +66,14 @@ def asked(grounder, monkeypatch):
 
 
 def say(grounder, inputs, written, **kwargs):
-    """What the pipeline makes of an answer that the model is made to write."""
+    """Returns the pipeline's result for an answer that the model is forced to generate."""
     return grounder(inputs, logits_processor=[Script(grounder, [written])], max_new_tokens=200, **kwargs)
 
 
-# Answers in seconds and pixels of the file
+# Answers in seconds and pixels of the original file
 
 
-def test_a_span_comes_back_in_seconds_of_the_file(grounder, video):
+def test_pipeline_span_is_in_seconds_of_the_file(grounder, video):
     answer = say(grounder, video, "During {<TEMP-025><TEMP-086>}.", text="falls", task="tvg")
     assert answer == {
         "text": "During {<TEMP-025><TEMP-086>}.",
@@ -84,7 +84,7 @@ def test_a_span_comes_back_in_seconds_of_the_file(grounder, video):
 
 
 @pytest.mark.parametrize("clip", [{"clip": [40, 59]}, {"start": 4.0, "end": 6.0}])
-def test_a_clips_answers_count_from_the_start_of_the_file(grounder, video, clip):
+def test_pipeline_clip_times_count_from_the_start_of_the_file(grounder, video, clip):
     answer = say(
         grounder, video, "{<TEMP-000><TEMP-099>}. <TEMP-050>:[<WIDTH-000><HEIGHT-099><WIDTH-099><HEIGHT-099>]", text="When?", **clip
     )
@@ -94,7 +94,7 @@ def test_a_clips_answers_count_from_the_start_of_the_file(grounder, video, clip)
     assert answer["events"] == [{"start": 4.0, "end": 5.9, "caption": None, "boxes": [moment]}] and answer["notes"] == []
 
 
-def test_an_image_gives_boxes_without_times(grounder):
+def test_pipeline_image_gives_boxes_without_times(grounder):
     answer = say(grounder, PICTURE, "[<WIDTH-000><HEIGHT-033><WIDTH-099><HEIGHT-066>]", text="the cat", task="rec")
     box = {"xmin": 0.0, "ymin": 16.67, "xmax": 100.0, "ymax": 33.33}
     assert answer["events"] == [{"caption": None, "boxes": [{"box": box}]}] and answer["notes"] == []
@@ -128,7 +128,7 @@ TASK_EVENTS = {
 
 
 @pytest.mark.parametrize("task", TASK_CASES)
-def test_every_task_asks_and_answers_in_seconds_and_pixels(grounder, video, task):
+def test_pipeline_every_task_gives_seconds_and_pixels(grounder, video, task):
     question, text = TASK_CASES[task]
     inputs = question if "image" in question else {"video": video, **question}
     answer = say(grounder, {**inputs, "task": task}, text)
@@ -150,7 +150,7 @@ def test_pipeline_elc_with_span_starts_the_event_at_the_start_of_the_span(ground
         ({"text": "What is at <t99s>?"}, r"^<t99s> is outside the clip"),
     ],
 )
-def test_pipeline_value_outside_the_video_raises_with_the_name_of_the_argument(grounder, video, question, message):
+def test_pipeline_value_outside_the_video_raises_with_the_argument_name(grounder, video, question, message):
     with pytest.raises(ValueError, match=message):
         grounder(video, max_new_tokens=1, **question)
 
@@ -162,7 +162,7 @@ def test_pipeline_answer_with_lone_surrogates_is_encodable(grounder, video, monk
     assert answer["events"][0]["caption"] == "a \ufffd" and "U+FFFD" in answer["notes"][0]
 
 
-def test_a_question_in_seconds_and_pixels_reaches_the_prompt(grounder, video, monkeypatch):
+def test_pipeline_seconds_and_pixels_are_quantized_in_the_prompt(grounder, video, monkeypatch):
     prompts = asked(grounder, monkeypatch)
     grounder(video, task="elc", time=1.0, box=[0, 0, 32, 48], max_new_tokens=1)
     assert "Starts in <TEMP-010>, what happened" in prompts[0]
@@ -183,14 +183,14 @@ def mixed(video):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
-def test_batches_of_mixed_media_answer_as_one_by_one(grounder, video, batch_size):
+def test_pipeline_batch_of_mixed_media_equals_single_inputs(grounder, video, batch_size):
     inputs = mixed(video)
-    # transformers tells chats from other inputs by the first of a list, so the chat goes in as it is among dictionaries
+    # transformers recognizes chats by the first item of a list, so a chat can follow dictionaries
     one_by_one = [grounder(item, max_new_tokens=8) for item in inputs]
     assert grounder(inputs, max_new_tokens=8, batch_size=batch_size) == one_by_one
 
 
-def test_generators_stream(grounder):
+def test_pipeline_generator_is_streamed(grounder):
     taken = []
 
     def questions():
@@ -199,13 +199,13 @@ def test_generators_stream(grounder):
             yield {"image": PICTURE, "text": f"Question {index}"}
 
     answers = grounder(questions(), max_new_tokens=2)
-    assert not isinstance(answers, list) and len(taken) <= 1  # transformers looks at the first
+    assert not isinstance(answers, list) and len(taken) <= 1  # transformers reads the first item in advance
     next(answers)
     assert len(taken) < 6
     assert len(list(answers)) == 5 and taken == list(range(6))
 
 
-def test_datasets_stream(grounder):
+def test_pipeline_dataset_is_streamed(grounder):
     class Questions(Dataset):
         seen = []
 
@@ -223,7 +223,7 @@ def test_datasets_stream(grounder):
     assert len(list(answers)) == 3
 
 
-def test_chats_and_lists_of_chats(grounder, video):
+def test_pipeline_chats_and_lists_of_chats_are_accepted(grounder, video):
     chat = [{"role": "user", "content": [{"type": "video", "path": video}, "When? ", {"type": "span", "start": 1, "end": 2}]}]
     answer = say(grounder, chat, "{<TEMP-010><TEMP-020>}")
     assert answer["events"] == [{"start": 1.0, "end": 2.0, "caption": None, "boxes": []}]
@@ -232,7 +232,7 @@ def test_chats_and_lists_of_chats(grounder, video):
 
 
 @pytest.mark.parametrize("kind", ["path", "Path", "pil", "array", "tensor", "frames"])
-def test_media_may_be_given_bare_or_in_a_dictionary(grounder, tmp_path, kind):
+def test_pipeline_media_without_dictionary_equal_media_in_a_dictionary(grounder, tmp_path, kind):
     PICTURE.save(tmp_path / "a.png")
     media, medium = {
         "path": (str(tmp_path / "a.png"), "image"),
@@ -249,14 +249,14 @@ def test_media_may_be_given_bare_or_in_a_dictionary(grounder, tmp_path, kind):
     ) == expected
 
 
-def test_question_keys_of_an_input_win_over_those_of_the_call(grounder, video, monkeypatch):
+def test_pipeline_text_of_an_input_overrides_that_of_the_call(grounder, video, monkeypatch):
     prompts = asked(grounder, monkeypatch)
     grounder([{"video": video, "text": "own"}, {"video": video}], text="shared", max_new_tokens=1)
     assert "own" in prompts[0] and "shared" in prompts[1]
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "photo.png"])
-def test_limits_of_downloads_reach_them(grounder, name):
+def test_pipeline_download_limits_apply_to_media_urls(grounder, name):
     url = f"http://127.0.0.1:9/{name}"
     with pytest.raises(OSError, match="not one of those allowed: media"):
         grounder(url, text="What?", download_limits=DownloadLimits(allowed_hosts=["media.example"]))
@@ -264,7 +264,7 @@ def test_limits_of_downloads_reach_them(grounder, name):
         grounder(url, text="What?", download_limits=DownloadLimits(allowed_hosts=["127.0.0.1"]))
 
 
-def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
+def test_pipeline_num_frames_sets_the_number_of_sampled_frames(grounder, video, monkeypatch):
     shapes = []
     generate = type(grounder.model).generate
 
@@ -277,7 +277,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
     assert shapes == [5]
 
 
-# Wrong questions
+# Invalid questions
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_num_frames_sets_how_many_frames_are_seen(grounder, video, monkeypatch):
         ({"image": PICTURE}, {"text": "x", "num_return_sequences": 2, "do_sample": True}, "num_return_sequences must be 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_question_is_refused_by_name(grounder, inputs, kwargs, message):
+def test_pipeline_invalid_question_raises_with_the_argument_name(grounder, inputs, kwargs, message):
     with pytest.raises(ValueError, match=message):
         grounder(inputs, max_new_tokens=1, **kwargs)
 
@@ -341,7 +341,7 @@ def test_a_wrong_question_is_refused_by_name(grounder, inputs, kwargs, message):
         ({"task": "tvg", "text": "x", "clip": [0, 9], "end": 1.0}, "not both"),
     ],
 )
-def test_an_impossible_time_is_refused_by_name(grounder, video, question, message):
+def test_pipeline_invalid_time_or_clip_raises(grounder, video, question, message):
     with pytest.raises(ValueError, match=message):
         grounder(video, max_new_tokens=1, **question)
 
@@ -351,24 +351,24 @@ def test_pipeline_model_and_processor_of_different_vocabularies_raises():
         pipeline("video-grounding", model=model_for(tiny_processor(num_temporal_bins=50)), processor=tiny_processor(num_temporal_bins=60))
 
 
-def test_no_questions_have_no_answers(grounder):
+def test_pipeline_empty_list_gives_empty_list(grounder):
     assert grounder([]) == []
 
 
 @pytest.mark.parametrize(
     "box", [(10, 5, 90, 45), np.array([10, 5, 90, 45]), torch.tensor([10.0, 5, 90, 45]), {"xmin": 10, "ymin": 5, "xmax": 90, "ymax": 45}]
 )
-def test_a_box_may_be_given_in_any_kind(grounder, box):
+def test_pipeline_box_of_any_type_is_accepted(grounder, box):
     assert say(grounder, {"image": PICTURE, "task": "reg", "box": box}, "a cat")["events"] == [TASK_EVENTS["reg"]]
 
 
 @pytest.mark.parametrize("span", [[1.0, 2.0], np.array([1.0, 2.0]), {"start": 1.0, "end": 2.0}])
-def test_a_span_may_be_given_in_any_kind(grounder, video, span):
+def test_pipeline_span_of_any_type_is_accepted(grounder, video, span):
     assert say(grounder, {"video": video, "task": "tr", "span": span}, "a man falls.")["events"] == [TASK_EVENTS["tr"]]
 
 
 @pytest.mark.parametrize("frames", ["array", "list"])
-def test_frames_with_a_rate_are_asked_and_answered_in_seconds(grounder, frames):
+def test_pipeline_frames_with_fps_give_seconds(grounder, frames):
     frames = moving_frames(100, 48, 64) if frames == "array" else [Image.fromarray(frame) for frame in moving_frames(100, 48, 64)]
     answer = say(grounder, {"video": frames, "fps": 10, "task": "tr", "span": (1.0, 2.0)}, "a man falls.")
     assert answer == {"text": "a man falls.", "events": [TASK_EVENTS["tr"]], "notes": []}
@@ -379,7 +379,7 @@ def test_frames_with_a_rate_are_asked_and_answered_in_seconds(grounder, frames):
 # Generation
 
 
-def test_a_cut_off_answer_says_so(grounder):
+def test_pipeline_cut_off_answer_has_a_note(grounder):
     answer = grounder(PICTURE, text="the cat", task="rec", max_new_tokens=3, logits_processor=[Script(grounder, ["abc"], end="")])
     assert answer == {
         "text": "abc",
@@ -388,14 +388,14 @@ def test_a_cut_off_answer_says_so(grounder):
     }
 
 
-def test_only_the_rows_that_were_cut_off_say_so(grounder):
+def test_pipeline_batch_only_cut_off_rows_have_a_note(grounder):
     script = Script(grounder, ["a", "abcdefgh"])
     done, cut = grounder([{"image": PICTURE, "text": "x"}] * 2, batch_size=2, max_new_tokens=4, logits_processor=[script])
     assert done["notes"] == [NOWHERE] and cut["notes"][-1].startswith("The answer was cut off after 4 tokens")
 
 
-def test_pipeline_row_that_a_stopping_criterion_ended_is_not_cut_off(grounder):
-    """The criterion ends the first row after two tokens; `generate` pads it up to the limit, without an end token."""
+def test_pipeline_row_ended_by_a_stopping_criterion_is_not_cut_off(grounder):
+    """Ends the first row after two tokens; `generate` pads it up to the limit, without an end token."""
     batch = [{"image": PICTURE, "text": "x"}] * 2
 
     def stops_first_row_after_two_tokens(input_ids, scores, **kwargs):
@@ -419,7 +419,7 @@ def test_pipeline_row_that_a_stopping_criterion_ended_is_not_cut_off(grounder):
         ("<|im_end|>", {"max_length": 300}),
     ],
 )
-def test_an_answer_that_ended_otherwise_is_not_cut_off(grounder, end, kwargs):
+def test_pipeline_answer_ended_by_stop_string_or_end_token_is_not_cut_off(grounder, end, kwargs):
     tokenizer = grounder.processor.tokenizer
     if "eos_token_id" in kwargs:
         kwargs = {**kwargs, "eos_token_id": tokenizer.convert_tokens_to_ids(kwargs["eos_token_id"])}
@@ -430,7 +430,7 @@ def test_an_answer_that_ended_otherwise_is_not_cut_off(grounder, end, kwargs):
 
 
 @pytest.mark.parametrize("where", ["max_length", "generation_config", "model"])
-def test_every_limit_of_length_is_known(grounder, monkeypatch, where):
+def test_pipeline_cut_off_by_any_length_limit_has_a_note(grounder, monkeypatch, where):
     kwargs = {}
     if where == "max_length":
         prompt = grounder.preprocess({"image": PICTURE, "text": "x"})["model_inputs"]["input_ids"].shape[1]
@@ -443,7 +443,7 @@ def test_every_limit_of_length_is_known(grounder, monkeypatch, where):
     assert answer["notes"][-1].startswith("The answer was cut off after 3 tokens")
 
 
-def test_several_end_tokens_are_known(grounder, monkeypatch):
+def test_pipeline_second_end_token_ends_the_answer(grounder, monkeypatch):
     end, pad = grounder.processor.tokenizer.eos_token_id, grounder.processor.tokenizer.pad_token_id
     monkeypatch.setattr(grounder.model.generation_config, "eos_token_id", [end, pad])
     answer = grounder(PICTURE, text="x", max_new_tokens=9, logits_processor=[Script(grounder, ["ab"], end="<|endoftext|>")])
@@ -459,7 +459,7 @@ def test_several_end_tokens_are_known(grounder, monkeypatch):
         ({"generation_config": GenerationConfig(max_new_tokens=9)}, 9),
     ],
 )
-def test_answers_may_be_long_unless_said_otherwise(grounder, monkeypatch, given, expected):
+def test_pipeline_max_new_tokens_is_2048_unless_given(grounder, monkeypatch, given, expected):
     def generate(self, input_ids, **kwargs):
         config = kwargs.get("generation_config")
         assert (config.max_new_tokens if config is not None else kwargs["max_new_tokens"]) == expected
@@ -469,12 +469,12 @@ def test_answers_may_be_long_unless_said_otherwise(grounder, monkeypatch, given,
     grounder(PICTURE, text="x", **given)
 
 
-def test_a_generation_output_object_is_read(grounder):
+def test_pipeline_return_dict_in_generate_gives_the_same_result(grounder):
     answer = grounder(PICTURE, text="x", max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
     assert answer == grounder(PICTURE, text="x", max_new_tokens=3)
 
 
-def test_nothing_raises_on_what_a_random_model_writes(grounder, video):
+def test_pipeline_random_answers_never_raise(grounder, video):
     torch.manual_seed(0)
     for inputs in (
         {"video": video, "text": "x"},
@@ -490,7 +490,7 @@ def test_nothing_raises_on_what_a_random_model_writes(grounder, video):
 # Saving and loading
 
 
-def test_save_and_reload(grounder, video, tmp_path):
+def test_pipeline_save_and_load_gives_equal_answers(grounder, video, tmp_path):
     grounder.save_pretrained(tmp_path)
     loaded = pipeline("video-grounding", model=str(tmp_path))
     assert type(loaded) is VideoGroundingPipeline and type(loaded.processor) is LlavaSTProcessor
@@ -498,8 +498,8 @@ def test_save_and_reload(grounder, video, tmp_path):
     assert loaded(question, max_new_tokens=8) == grounder(question, max_new_tokens=8)
 
 
-def test_a_released_folder_serves_as_it_is(video):
-    # `config=` would only pick the class: transformers loads a model named by its folder with the folder's own
+def test_pipeline_original_checkpoint_is_loaded_directly(video):
+    # `config=` would only select the class: transformers loads a model given by its folder with the configuration in it
     loaded = pipeline("video-grounding", model=str(ORIGINAL_CHECKPOINT), model_kwargs=config_overrides())
     assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.ignore_prompt_x_coordinates
     answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 1's starting model, made of tiny LLaVA-OneVision checkpoints of both layouts."""
+"""Creation of the stage-1 model from tiny LLaVA-OneVision checkpoints of both layouts."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from modeling_tests.processors import CHAT_TOKENS, encode, photo, user
 
 
 NUM_TOKENS = 259  # bytes and chat tokens
-NUM_ROWS = 320  # padded, as Qwen2's matrices are
+NUM_ROWS = 320  # padded, as the embeddings of Qwen2
 DEPTH = 2
 OVERRIDES = {
     "vision_config": {"num_hidden_layers": DEPTH, "image_size": 126},
@@ -39,7 +39,7 @@ TEXT = {
     "vocab_size": NUM_ROWS, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": NUM_TOKENS - 1, "pad_token_id": NUM_TOKENS - 3,
 }  # fmt: skip
-# A parameter's name in transformers' source model → in a released file.
+# Maps a parameter name of the transformers model to that in a file of the original code.
 RELEASED_NAMES = {
     r"^model\.vision_tower\.": "model.vision_tower.vision_tower.vision_model.",
     r"^model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
@@ -116,7 +116,7 @@ def released_config(tied: bool = False) -> dict:
 
 
 def write_released(folder, model, shards: int = 1, **config) -> dict:
-    """A folder of the program that LLaVA-OneVision was trained with; returns the configuration overrides for it."""
+    """Writes a folder in the layout of the original LLaVA-OneVision code; returns the configuration overrides for it."""
     folder.mkdir()
     tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({**released_config(model.config.tie_word_embeddings), **config}))
@@ -125,14 +125,14 @@ def write_released(folder, model, shards: int = 1, **config) -> dict:
 
 
 def write_transformers(folder, model, **save) -> dict:
-    """A folder as transformers writes it."""
+    """Writes a folder in the layout of transformers."""
     model.save_pretrained(folder, **save)
     tokenizer("<image>", "<video>").save_pretrained(folder)
     return OVERRIDES
 
 
 def write_old_transformers(folder, model, shards: int = 1) -> dict:
-    """A folder as transformers 4 wrote it."""
+    """Writes a folder in the layout of transformers 4."""
     folder.mkdir()
     model.config.save_pretrained(folder)
     tokenizer("<image>", "<video>").save_pretrained(folder)
@@ -153,7 +153,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_all_but_the_packer_is_the_checkpoints(tmp_path, write, tied):
+def test_create_stage1_model_copies_all_weights_except_the_packer(tmp_path, write, tied):
     source = source_model(text={"tie_word_embeddings": tied})
     overrides = write(tmp_path / "source", source)
     model, processor = create_stage1_model(tmp_path / "source", dtype="float32", config_overrides=overrides)
@@ -186,7 +186,7 @@ def test_all_but_the_packer_is_the_checkpoints(tmp_path, write, tied):
 
 
 @pytest.mark.parametrize("layout", ["released", "transformers"])
-def test_the_command_writes_a_folder_that_auto_classes_load_and_that_answers(tmp_path, layout):
+def test_cli_create_stage1_output_loads_with_auto_classes_and_generates(tmp_path, layout):
     source, output = tmp_path / "source", tmp_path / "output"
     (tmp_path / "overrides.json").write_text(json.dumps(WRITERS[layout](source, source_model())))
     assert main(["create-stage1", str(source), str(output), "--config-overrides", str(tmp_path / "overrides.json")]) == 0
@@ -203,7 +203,7 @@ def test_the_command_writes_a_folder_that_auto_classes_load_and_that_answers(tmp
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_what_was_saved_grows_to_stage_2(tmp_path, tied):
+def test_create_stage1_model_saved_model_accepts_coordinate_tokens_of_stage_2(tmp_path, tied):
     overrides = write_released(tmp_path / "source", source_model(text={"tie_word_embeddings": tied}))
     model, processor = create_stage1_model(tmp_path / "source", config_overrides=overrides)
     model.save_pretrained(tmp_path / "stage1")
@@ -219,7 +219,7 @@ def test_what_was_saved_grows_to_stage_2(tmp_path, tied):
     assert logits.shape[-1] == NUM_TOKENS + 14 + 16 and logits.isfinite().all()
 
 
-def test_the_packer_is_fresh_and_the_seeds_alone(tmp_path):
+def test_create_stage1_model_packer_is_initialized_from_the_seed_only(tmp_path):
     overrides = {**write_released(tmp_path / "source", source_model()), "packer_hidden_size": 64}
     state = torch.get_rng_state()
     packers = [
@@ -244,7 +244,7 @@ FULL_SIZE = {
 }  # fmt: skip
 
 
-def test_the_full_sizes_need_no_overrides(tmp_path):
+def test_stage1_config_full_size_needs_no_overrides(tmp_path):
     folders = tmp_path / "released", tmp_path / "transformers"
     for folder in folders:
         folder.mkdir()
@@ -260,14 +260,14 @@ def test_the_full_sizes_need_no_overrides(tmp_path):
             assert getattr(config.text_config, name) == getattr(expected.text_config, name), name
 
 
-def test_an_unpadded_vocabulary_grows(tmp_path):
+def test_create_stage1_model_unpadded_vocabulary_is_extended(tmp_path):
     overrides = write_released(tmp_path / "source", source_model(text={"vocab_size": NUM_TOKENS}), vocab_size=NUM_TOKENS)
     model, _ = create_stage1_model(tmp_path / "source", config_overrides=overrides)
     assert len(model.lm_head.weight) == len(model.get_input_embeddings().weight) == NUM_TOKENS + 14
 
 
 @pytest.mark.parametrize("layout", ["released", "transformers"])
-def test_a_tower_that_has_its_last_layer_loses_it(tmp_path, layout):
+def test_create_stage1_model_vision_tower_with_unused_last_layer_drops_it(tmp_path, layout):
     source = source_model(vision={"num_hidden_layers": DEPTH + 1}, vision_feature_layer=-2)
     overrides = WRITERS[layout](tmp_path / "source", source)
     model, _ = create_stage1_model(tmp_path / "source", dtype="float32", config_overrides=overrides)
@@ -279,7 +279,7 @@ def test_a_tower_that_has_its_last_layer_loses_it(tmp_path, layout):
         torch.testing.assert_close(model.get_image_features(pixels).pooler_output, expected, atol=1e-5, rtol=1e-5)
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_tower_that_has_its_last_layer_loses_it(tmp_path, layout):
         ({"text": {"model_type": "llama"}}, "text_config.model_type 'llama'"),
     ],
 )
-def test_a_setting_of_another_llava_onevision_is_named(tmp_path, settings, message):
+def test_create_stage1_model_unsupported_transformers_setting_raises_with_its_name(tmp_path, settings, message):
     vision, text = settings.pop("vision", {}), settings.pop("text", {})
     source_model(vision=vision, text=text, **settings).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -314,21 +314,21 @@ def test_a_setting_of_another_llava_onevision_is_named(tmp_path, settings, messa
         ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )
-def test_a_setting_of_another_released_model_is_named(tmp_path, settings, message):
+def test_create_stage1_model_unsupported_original_setting_raises_with_its_name(tmp_path, settings, message):
     tokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**released_config(), **settings}))
     with pytest.raises(ValueError, match=message):
         create_stage1_model(tmp_path, config_overrides={**OVERRIDES, "vision_config": VISION})
 
 
-def test_a_configuration_without_vocabulary_is_refused(tmp_path):
+def test_create_stage1_model_configuration_without_vocab_size_raises(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_qwen"}))
     with pytest.raises(ValueError, match="no vocab_size"):
         create_stage1_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["use_coordinate_tokens", "ignore_prompt_x_coordinates", "disable_fast_stream"])
-def test_a_starting_model_has_no_slips_and_no_coordinates(tmp_path, name):
+def test_create_stage1_model_override_of_compatibility_flag_or_coordinates_raises(tmp_path, name):
     overrides = write_released(tmp_path / "source", source_model())
     with pytest.raises(ValueError, match=name):
         create_stage1_model(tmp_path / "source", config_overrides={**overrides, name: True})
@@ -341,7 +341,7 @@ def folder(tmp_path):
 
 
 def refusal(folder, capsys) -> str:
-    """What the command says, which writes nothing."""
+    """Returns the error message of the command, and checks that nothing is written."""
     overrides = folder.parent / "overrides.json"
     overrides.write_text(json.dumps({**OVERRIDES, "vision_config": VISION}))
     assert main(["create-stage1", str(folder), str(folder.parent / "output"), "--config-overrides", str(overrides)]) == 1
@@ -349,34 +349,34 @@ def refusal(folder, capsys) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_folder_without_tokenizer_is_refused(folder, capsys):
+def test_cli_create_stage1_folder_without_tokenizer_exits_with_1(folder, capsys):
     for path in folder.glob("token*"):
         path.unlink()
     assert "no tokenizer of a Qwen2 chat model" in refusal(folder, capsys)
 
 
-def test_a_tokenizer_that_has_the_special_tokens_is_refused(folder, capsys):
+def test_cli_create_stage1_tokenizer_with_special_tokens_exits_with_1(folder, capsys):
     tokenizer("<im_patch>").save_pretrained(folder)
     assert "already has <im_patch>" in refusal(folder, capsys)
 
 
-def test_a_folder_without_configuration_is_refused(folder, capsys):
+def test_cli_create_stage1_folder_without_configuration_exits_with_1(folder, capsys):
     (folder / "config.json").unlink()
     assert "config.json" in refusal(folder, capsys)
 
 
-def test_a_folder_without_weights_is_refused(folder, capsys):
+def test_cli_create_stage1_folder_without_weights_exits_with_1(folder, capsys):
     for path in folder.glob("model*"):
         path.unlink()
     assert "model.safetensors" in refusal(folder, capsys)
 
 
-def test_a_missing_shard_is_named(folder, capsys):
+def test_cli_create_stage1_missing_shard_exits_with_1_and_its_name(folder, capsys):
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors" in refusal(folder, capsys)
 
 
-def test_a_damaged_shard_is_refused(folder, capsys):
+def test_cli_create_stage1_damaged_shard_exits_with_1(folder, capsys):
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"no tensors")
     assert "damaged" in refusal(folder, capsys)
 
@@ -397,7 +397,7 @@ def test_a_damaged_shard_is_refused(folder, capsys):
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path, capsys, change, message):
+def test_cli_create_stage1_missing_or_unexpected_tensors_exits_with_1_and_their_names(tmp_path, capsys, change, message):
     folder = tmp_path / "source"
     write_released(folder, source_model())
     weights = load_file(folder / "model.safetensors")
@@ -423,6 +423,6 @@ def test_create_stage1_failing_while_saving_keeps_the_old_model(folder, capsys, 
     assert {path.name: path.read_text() for path in output.iterdir()} == {"config.json": "old"}
 
 
-def test_the_source_is_not_overwritten(folder, capsys):
+def test_cli_create_stage1_output_equal_to_source_exits_with_1(folder, capsys):
     assert main(["create-stage1", str(folder), str(folder)]) == 1
     assert "is the checkpoint itself" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each variant of training/shapes/ablations.py changes its component and no other."""
+"""Variants of training/shapes/ablations.py: each changes its component and no other."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ from modeling_tests.shapes_start import write_stage2
 
 @pytest.fixture
 def change(monkeypatch):
-    """`ablations.change`, undone at the end."""
+    """Returns `ablations.change`, which is undone at the end of the test."""
     for owner, name in ((LlavaSTModel, "_add_positions"), (LlavaSTModel, "_trains"), (LlavaSTWindowPacker, "forward")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(LlavaSTForConditionalGeneration, "_loss", LlavaSTForConditionalGeneration._loss)
@@ -75,7 +75,7 @@ def test_average_pooling_averages_windows_to_the_shape_of_the_packer(model, chan
     torch.testing.assert_close(averaged[1, 2, 0, 1], features[1, 2, :height, width : 2 * width].mean((0, 1)))
 
 
-def test_hard_targets_give_the_loss_of_the_nearest_bin_without_propagation(model, change):
+def test_hard_targets_gives_the_loss_of_the_nearest_bin_without_propagation(model, change):
     first = model.config.coordinate_start_token_id
     token = first + 40
     ids = torch.tensor([[5, 6, 7, token]])
@@ -98,7 +98,7 @@ def test_hard_targets_give_the_loss_of_the_nearest_bin_without_propagation(model
         model.eval()
 
 
-def test_one_stage_mixture_has_the_number_of_questions_of_all_parts(tmp_path, monkeypatch):
+def test_one_stage_mixture_has_the_number_of_questions_of_all_stages(tmp_path, monkeypatch):
     write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=10, num_easy_images=20, num_frames=20)
     monkeypatch.setattr(ablations, "PARTS", {"stage2_words": 2, "stage2_edges": 1, "stage3": 1})
     steps = ablations.write_joint_mixture(tmp_path, tmp_path / "joint.yaml")
@@ -117,7 +117,7 @@ def test_one_stage_mixture_has_the_number_of_questions_of_all_parts(tmp_path, mo
     assert len(entries) == len({entry["json_path"] for entry in entries})
 
 
-def test_tables_have_mean_and_deviation_over_the_seeds_with_results(tmp_path, capsys):
+def test_print_table_and_print_errors_give_mean_and_deviation_over_seeds(tmp_path, capsys):
     for seed, value in enumerate((0.2, 0.4)):
         run = tmp_path / f"ablations/no_lape-{seed}"
         (run / "stage2_edges").mkdir(parents=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several questions behind one copy of their medium: losses, gradients and metrics are those of separate conversations."""
+"""Prefix sharing: conversations about one image or video in one sequence give the losses, gradients and metrics of separate ones."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 import sft
 
 
-# Lengths of a medium and of the conversations behind it.
+# Lengths of a prefix and of the conversations after it.
 ROWS = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 40), min_size=1, max_size=9))
 SYSTEM = {"role": "system", "content": [{**dict.fromkeys(("path", "clip", "start", "end")), "type": "text", "text": "Look."}]}
 
@@ -47,7 +47,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict]:
-    """Three questions about a video, two about a part of it, three about a picture, and a text; coordinates in seconds and pixels."""
+    """Returns three samples about a video, two about a clip of it, three about an image, and a text; coordinates in seconds and pixels."""
     media = write_media(tmp_path_factory.mktemp("media"))
     video, image = media["video"], media["image"]
     rows = [
@@ -75,7 +75,7 @@ def grouped(rows):
 
 
 def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Losses of the tokens of batches and the gradients of all parameters, summed."""
+    """Sums the token losses of batches and the gradients of all parameters."""
     model.zero_grad()
     total = 0.0
     for batch in batches:
@@ -95,7 +95,7 @@ def summed(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kinds", [("video",), ("image",), ("video", "image", "text")], ids="+".join)
-def test_loss_and_gradients_are_those_of_separate_conversations(processor, rows, grouped, kinds, attention):
+def test_prefix_packing_loss_and_gradients_equal_separate_conversations(processor, rows, grouped, kinds, attention):
     collate, model = LlavaSTDataCollator(processor), model_for(processor).train()
     alone = [collate([sample]) for sample in rows if sample["modality"] in kinds]
     together = collate([group for group in grouped if group["modality"] in kinds])
@@ -106,14 +106,14 @@ def test_loss_and_gradients_are_those_of_separate_conversations(processor, rows,
     assert grouped_gradients.keys() == gradients.keys() and len(gradients) > 50
     for name, gradient in gradients.items():
         scale = max(float(gradient.abs().max()), 1e-3)
-        # The same conversations as one padded batch, without groups, differ by 0.8e-5 from those one by one.
+        # The same conversations as one padded batch, without prefix sharing, differ by 0.8e-5 from single ones.
         difference = float((grouped_gradients[name] - gradient).abs().max()) / scale
         assert difference < 3e-5, f"{name}: {difference}"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_step_of_the_trainer_is_that_of_separate_conversations(tmp_path, rows, grouped, attention):
-    """Weights after it, the losses of all tasks, and bin errors; batches of different shapes, with the one accumulated."""
+def test_trainer_step_with_prefix_packing_equals_separate_conversations(tmp_path, rows, grouped, attention):
+    """Compares weights, losses of all tasks and bin errors after a step; batches have different shapes, gradients are accumulated."""
     logs, weights = [], []
     for name, data, options in (
         ("alone", rows, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3}),
@@ -132,8 +132,8 @@ def test_a_step_of_the_trainer_is_that_of_separate_conversations(tmp_path, rows,
 
 @settings(max_examples=60)
 @given(st.lists(ROWS, min_size=1, max_size=3), st.integers(0, 3))
-def test_block_mask_shows_each_token_the_prefix_and_its_own_conversation_up_to_itself(rows, padding):
-    """Rows with and without a prefix, of conversations of different lengths, and with padding."""
+def test_block_mask_shows_each_token_the_prefix_and_its_conversation_up_to_itself(rows, padding):
+    """Sequences with and without a prefix, of conversations of different lengths, with padding."""
     numbers = count()
     rows = [[SHARED] * shared + [number for length in lengths for number in [next(numbers)] * length] for shared, lengths in rows]
     length = max(map(len, rows)) + padding
@@ -146,7 +146,7 @@ def test_block_mask_shows_each_token_the_prefix_and_its_own_conversation_up_to_i
             assert seen[query] == [key <= query and segments[key] in allowed for key in range(length)]
 
 
-def test_packed_attention_mask_is_boolean_for_sdpa_and_additive_for_eager_attention():
+def test_packed_attention_mask_is_boolean_for_sdpa_and_additive_for_eager():
     segment_ids = torch.tensor([[SHARED, 0, 0, 1, PADDING]])
     visible = block_mask(segment_ids)
     assert torch.equal(packed_attention_mask(segment_ids, "sdpa", torch.bfloat16), visible)
@@ -170,7 +170,7 @@ def trainer_of(folder, rows, attention="sdpa", **options) -> LlavaSTTrainer:
 # Sequences
 
 
-def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(processor, rows, grouped):
+def test_collator_packed_sequence_is_the_prefix_and_the_suffix_of_each_conversation(processor, rows, grouped):
     collate = LlavaSTDataCollator(processor)
     batch = collate(grouped)
     assert batch["tasks"] == ["tvg", "chat", "tvg", "rec", "chat", "rec", "chat", "tvg", "chat"]
@@ -187,7 +187,7 @@ def test_a_sequence_is_the_shared_part_and_what_each_conversation_has_behind_it(
                 torch.testing.assert_close(batch[name][own][places], alone[name][0], equal_nan=True)
 
 
-def test_batches_without_groups_are_what_they_were(processor, rows):
+def test_collator_groups_of_one_conversation_equal_ordinary_samples(processor, rows):
     collate = LlavaSTDataCollator(processor)
     single = list(pack_by_video(Dataset.from_list(rows), 1))
     batch, before = collate(single), collate(rows)
@@ -197,7 +197,7 @@ def test_batches_without_groups_are_what_they_were(processor, rows):
             torch.testing.assert_close(batch[name], value, equal_nan=True)
 
 
-def test_a_medium_is_opened_once(processor, grouped, monkeypatch):
+def test_collator_group_opens_its_image_or_video_once(processor, grouped, monkeypatch):
     opened = {"video": 0, "image": 0}
 
     def count(kind, original):
@@ -214,7 +214,7 @@ def test_a_medium_is_opened_once(processor, grouped, monkeypatch):
     assert len(batch["pixel_values_videos"]) == 2 and len(batch["pixel_values"]) == 1
 
 
-# What cannot be used
+# Invalid samples
 
 
 def changed(group: dict, number: int, answer: str) -> dict:
@@ -223,7 +223,7 @@ def changed(group: dict, number: int, answer: str) -> dict:
     return group
 
 
-def test_a_broken_conversation_leaves_out_itself_alone(processor, rows, grouped):
+def test_collator_invalid_conversation_in_a_group_skips_only_it(processor, rows, grouped):
     broken = changed(grouped[0], 0, "{<t0.9><t0.1>}.")
     with pytest.raises(ValueError, match=r"^Sample '0' of made: .* ends before"):
         LlavaSTDataCollator(processor)([broken])
@@ -236,7 +236,7 @@ def test_a_broken_conversation_leaves_out_itself_alone(processor, rows, grouped)
         assert torch.equal(batch[name], without[name])
 
 
-def test_a_conversation_that_begins_otherwise_is_not_mixed_in(processor, grouped):
+def test_collator_conversation_with_another_prefix_raises(processor, grouped):
     broken = json.loads(json.dumps(grouped[1]))
     broken["conversations"][2][0]["content"][0]["text"] = "Listen."
     with pytest.raises(ValueError, match=r"^Sample '8' of made: its text before the image or video differs"):
@@ -244,7 +244,7 @@ def test_a_conversation_that_begins_otherwise_is_not_mixed_in(processor, grouped
 
 
 @pytest.mark.parametrize("what", ["missing", "long"])
-def test_a_broken_medium_or_a_sequence_too_long_leaves_out_the_group_once(processor, grouped, tmp_path, what):
+def test_collator_missing_video_or_too_long_sequence_skips_the_group_once(processor, grouped, tmp_path, what):
     group, limit, message = json.loads(json.dumps(grouped[3])), None, "gone.mp4"
     if what == "missing":
         for conversation in group["conversations"]:
@@ -258,7 +258,7 @@ def test_a_broken_medium_or_a_sequence_too_long_leaves_out_the_group_once(proces
     assert (batch["labels"] == -100).all() and batch["attention_mask"].ndim == 2
 
 
-def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor, grouped):
+def test_prefix_packing_with_unsupported_option_raises_before_training(tmp_path, processor, grouped):
     with pytest.raises(ValueError, match="loss_on"):
         trainer_of(tmp_path, grouped, loss_on="original")
     with pytest.raises(ValueError, match="loss_on"):
@@ -271,10 +271,10 @@ def test_what_would_not_be_exact_is_refused_before_training(tmp_path, processor,
         sft.DataArguments("mixture.yaml", max_conversations_per_sequence=0)
 
 
-# Whole runs
+# Complete runs
 
 
-def test_a_grouped_run_goes_on_exactly_and_not_with_another_grouping(tmp_path):
+def test_sft_grouped_run_resumes_exactly_and_raises_with_another_group_size(tmp_path):
     media, model = write_media(tmp_path / "media"), tmp_path / "model"
     processor = tiny_processor()
     model_for(processor).save_pretrained(model)

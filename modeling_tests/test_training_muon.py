@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer of Muon and AdamW: equality with the two optimizers of torch, schedulers, state dictionaries, and parameter groups of the trainer."""
+"""Combined optimizer of Muon and AdamW: equality with torch's optimizers, schedulers, state dictionaries, parameter groups."""
 
 import copy
 

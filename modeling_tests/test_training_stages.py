@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes, base models of stages, and the settings that a run is resumed with."""
+"""Recipes, base models of stages, and the settings that are compared when a run is resumed."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ ALL_PARTS = ["packer", "input_embeddings", "coordinate_embeddings", "lora"]
 
 @pytest.fixture(scope="module")
 def three_stages(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of all three stages, trained by the recipes as one would by hand, and what was printed."""
+    """Trains all three stages by the recipes, as a user would; returns the folder and the printed output."""
     folder = tmp_path_factory.mktemp("stages")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "cache")}
     command = [sys.executable, str(REPOSITORY / "examples/three_stages.py"), str(folder)]
@@ -44,7 +44,7 @@ def log_of(run: Path) -> list[dict]:
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
-def test_three_stages_train_one_after_the_other_and_ground_a_video(three_stages):
+def test_three_stages_train_in_sequence_and_ground_a_video(three_stages):
     folder, output = three_stages
     for stage, tasks in ((1, {"caption"}), (2, {"tvg", "tr", "rec", "reg", "dgc"}), (3, {"stvg", "svg", "elc"})):
         log = log_of(folder / f"stage{stage}")
@@ -59,7 +59,7 @@ def test_three_stages_train_one_after_the_other_and_ground_a_video(three_stages)
     assert {"text", "events", "notes"} <= answer.keys()
 
 
-def test_each_stage_begins_where_the_one_before_it_ended(three_stages):
+def test_base_model_of_each_stage_equals_the_result_of_the_stage_before(three_stages):
     folder, _ = three_stages
     load = LlavaSTForConditionalGeneration.from_pretrained
     stage1, base2 = load(folder / "stage1"), load(folder / "stage2/base")
@@ -74,10 +74,10 @@ def test_each_stage_begins_where_the_one_before_it_ended(three_stages):
     assert any("packer" in name for name in changed) and {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= changed
     assert not any("vision_tower" in name or "projector" in name for name in changed)
     rows = base2.config.coordinates.start_token_id
-    assert torch.equal(base3.lm_head.weight[:rows], base2.lm_head.weight[:rows])  # of the head, only coordinates were trained
+    assert torch.equal(base3.lm_head.weight[:rows], base2.lm_head.weight[:rows])  # only coordinate embeddings were trained
 
 
-def test_what_a_stage_leaves_loads_as_peft_says_and_by_command(three_stages, tmp_path, capsys):
+def test_adapter_of_a_stage_merges_equally_with_peft_and_the_command(three_stages, tmp_path, capsys):
     folder, _ = three_stages
     adapter = folder / "stage3"
     base = AutoModelForImageTextToText.from_pretrained(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
@@ -90,7 +90,7 @@ def test_what_a_stage_leaves_loads_as_peft_says_and_by_command(three_stages, tmp
     assert answer["text"]
 
 
-def test_the_starting_folder_is_the_model_itself_where_nothing_is_to_be_added(tmp_path):
+def test_prepare_base_model_nothing_to_add_returns_the_given_folder(tmp_path):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -98,7 +98,7 @@ def test_the_starting_folder_is_the_model_itself_where_nothing_is_to_be_added(tm
     assert not (tmp_path / "run").exists()
 
 
-def test_prepare_base_model_from_an_adapter_of_unknown_base_is_an_error(tmp_path):
+def test_prepare_base_model_adapter_of_unknown_base_raises(tmp_path):
     model = prepare_model_for_training(model_for(tiny_processor()), ["lora"], lora_r=2)
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(tmp_path)
@@ -107,7 +107,7 @@ def test_prepare_base_model_from_an_adapter_of_unknown_base_is_an_error(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_coordinates_are_added_once_and_found_again(tmp_path):
+def test_prepare_base_model_adds_coordinate_tokens_once_and_reuses_the_folder(tmp_path):
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
     model_for(processor, use_coordinate_tokens=False).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -119,7 +119,7 @@ def test_coordinates_are_added_once_and_found_again(tmp_path):
     assert prepare_base_model(str(tmp_path / "model"), tmp_path / "other", ["packer"], torch.float32) == str(tmp_path / "model")
 
 
-def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
+def test_prepare_base_model_folder_without_model_raises_with_its_name(tmp_path):
     write_checkpoint(tmp_path / "run", 4)
     with pytest.raises(FileNotFoundError, match=r"neither a model nor an adapter.*has not ended.*checkpoint-4"):
         prepare_base_model(str(tmp_path / "run"), tmp_path / "out", ["packer"], torch.float32)
@@ -134,7 +134,7 @@ def write_checkpoint(run: Path, step: int) -> None:
 
 
 def write_mixture(folder: Path) -> Path:
-    """A mixture of our own format and one with a folder of boxes."""
+    """Writes a mixture of a file in jsonl format and one with a folder of boxes."""
     (folder / "boxes/1").mkdir(parents=True, exist_ok=True)
     (folder / "boxes/1/2.json").write_text("[]")
     for name in ("own.json", "vidstg.json"):
@@ -154,7 +154,7 @@ def check(tmp_path, model: str = "model", num_samples: int = 8, lora_r: int = 4,
 
 @pytest.fixture
 def begun_run(tmp_path) -> Path:
-    """The parent folder of a run with a checkpoint."""
+    """Returns the parent folder of a run with a checkpoint."""
     write_mixture(tmp_path)
     check(tmp_path, seed=2)
     check(tmp_path)  # without checkpoints the settings may change
@@ -173,7 +173,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
-def test_resume_with_another_setting_is_an_error_that_names_it(begun_run, change):
+def test_resume_with_another_setting_raises_with_its_name(begun_run, change):
     [name] = change
     options = {"optim": "adamw_torch"} if name == "muon" else {}
     with pytest.raises(ValueError, match=rf"has checkpoints of another run: .*{name} was .* and is"):
@@ -185,20 +185,20 @@ def test_resume_with_harmless_changes_is_accepted(begun_run):
     check(begun_run, **options, gradient_checkpointing=False, report_to="tensorboard", max_errors=3)
 
 
-def test_harmless_arguments_exist():
-    """A misspelled name would be compared nevertheless."""
+def test_harmless_arguments_are_names_of_existing_arguments():
+    """A misspelled name would be compared in spite of the list."""
     names = {field.name for field in dataclasses.fields(LlavaSTTrainingConfig)} | {field.name for field in dataclasses.fields(ModelConfig)}
     assert names >= HARMLESS_ARGUMENTS - {"local_rank"}
 
 
 @pytest.mark.parametrize("file", ["own.json", "vidstg.json", "boxes/1/2.json"])
-def test_resume_with_an_edited_annotation_file_is_an_error_that_names_it(begun_run, file):
-    (begun_run / file).write_text("[1]")  # as many bytes do not make it the same file
+def test_resume_with_an_edited_annotation_file_raises_with_its_name(begun_run, file):
+    (begun_run / file).write_text("[1]")  # the size in bytes may be equal
     with pytest.raises(ValueError, match=f"the annotation file {file} has changed"):
         check(begun_run)
 
 
-def test_resume_with_another_mixture_is_an_error(begun_run):
+def test_resume_with_another_mixture_raises(begun_run):
     mixture = begun_run / "mixture.yaml"
     (begun_run / "more.json").write_text("[]")
     mixture.write_text(mixture.read_text().replace("own.json", "more.json"))
@@ -218,7 +218,7 @@ def test_resume_with_a_relative_path_of_the_same_model_is_accepted(begun_run, mo
         check(begun_run, model="run")
 
 
-def test_resume_with_a_base_model_only_compares_settings(tmp_path):
+def test_resume_with_a_base_model_only_compares_the_settings(tmp_path):
     write_mixture(tmp_path)
     check(tmp_path)
     (tmp_path / "run/base").mkdir()
@@ -227,14 +227,14 @@ def test_resume_with_a_base_model_only_compares_settings(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [(None, "no run.json"), ("{", "is damaged"), ('{"train": []}', "another version")])
-def test_resume_without_valid_metadata_is_an_error(begun_run, content, message):
+def test_resume_without_valid_metadata_raises(begun_run, content, message):
     path = begun_run / "run/run.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(ValueError, match=message):
         check(begun_run)
 
 
-def test_resume_with_an_output_folder_that_is_a_file_is_an_error(tmp_path):
+def test_resume_with_an_output_folder_that_is_a_file_raises(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(NotADirectoryError, match=r"output_dir=.* is a file"):
         check(tmp_path)
@@ -247,7 +247,7 @@ def stage_1_folder(folder: Path) -> str:
     return str(folder)
 
 
-def test_prepare_base_model_adds_the_same_coordinate_embeddings_for_the_same_seed(tmp_path):
+def test_prepare_base_model_same_seed_adds_the_same_coordinate_embeddings(tmp_path):
     start = stage_1_folder(tmp_path / "start")
     weights = []
     for number, seed in enumerate((5, 5, 6)):
@@ -259,7 +259,7 @@ def test_prepare_base_model_adds_the_same_coordinate_embeddings_for_the_same_see
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_prepare_base_model_on_a_full_disk_names_the_folder_and_starts_again(tmp_path, monkeypatch):
+def test_prepare_base_model_full_disk_names_the_folder_and_can_be_repeated(tmp_path, monkeypatch):
     start = stage_1_folder(tmp_path / "start")
     with monkeypatch.context() as patch:
 
@@ -287,7 +287,7 @@ OLD_NAMES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* is now :FutureWarning")  # of old values, in addition to the names
+@pytest.mark.filterwarnings("ignore:.* is now :FutureWarning")  # warnings about old values, in addition to those about names
 @pytest.mark.parametrize("old", OLD_NAMES)
 @pytest.mark.parametrize("by_recipe", [False, True])
 def test_old_names_of_arguments_are_accepted_with_a_warning(tmp_path, old, by_recipe):
@@ -300,7 +300,7 @@ def test_old_names_of_arguments_are_accepted_with_a_warning(tmp_path, old, by_re
     assert getattr(owner, new) == value and getattr(owner, old) is None
 
 
-def test_old_and_new_name_with_different_values_is_an_error():
+def test_old_and_new_name_with_different_values_raises():
     with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"train=\['lora'\] and trainable_modules=\['packer'\] differ"):
         parse("--mixture", "mixture.yaml", "--train", "lora", "--trainable_modules", "packer")
 
@@ -338,14 +338,14 @@ def test_recipes_are_valid_arguments_without_old_names(recipe, tmp_path):
     from sft import DataArguments
 
     parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
-    here = ["--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false", "--use_cpu", "true"]  # this machine may have no GPU
+    here = ["--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false", "--use_cpu", "true"]  # the machine may have no GPU
     data_args, training_args, model_args = parser.parse_args_and_config(["--config", str(recipe), *here])
     said = yaml.safe_load(recipe.read_text())
     for name, value in said.items():
         [owner] = [args for args in (data_args, training_args, model_args) if name in vars(args)]
         if name not in ("output_dir", "bf16", "tf32", "use_cpu", "report_to"):
             assert getattr(owner, name) == value, name
-    if recipe.name.startswith("stage"):  # the paper's own: LLaVA-ST, section 4.1
+    if recipe.name.startswith("stage"):  # settings of the paper: LLaVA-ST, section 4.1
         assert training_args.num_train_epochs == 1 and training_args.lr_scheduler_type == "cosine"
         assert training_args.warmup_steps == 0.03 and training_args.weight_decay == 0 and training_args.max_length == 32768
         first = "stage1" in recipe.name
@@ -357,7 +357,7 @@ def test_recipes_are_valid_arguments_without_old_names(recipe, tmp_path):
             assert training_args.learning_rates == {"lora": 2e-4}
 
 
-def test_accelerate_configurations_are_read_by_accelerate():
+def test_accelerate_configurations_are_loaded_by_accelerate():
     from accelerate.commands.config.config_args import load_config_from_file
 
     files = sorted((REPOSITORY / "training/accelerate").glob("*.yaml"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: its loss, learning rates per part, what it logs, and what it does about samples that cannot be used."""
+"""The trainer: loss, learning rates per module, logging, and handling of invalid samples."""
 
 import math
 
@@ -26,7 +26,7 @@ def trainer_of(folder, rows, eval_rows=None, parts=("packer", "lora"), **options
     return LlavaSTTrainer(model, args, Dataset.from_list(rows), processor, evaluated)
 
 
-def test_the_loss_is_the_mean_over_supervised_tokens_and_is_told_by_task(tmp_path):
+def test_trainer_logs_the_mean_loss_over_supervised_tokens_and_the_loss_of_each_task(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 6)
     trainer = trainer_of(tmp_path, rows, per_device_train_batch_size=6)
     batch = trainer.data_collator(rows)
@@ -50,8 +50,8 @@ def test_the_loss_is_the_mean_over_supervised_tokens_and_is_told_by_task(tmp_pat
 
 
 def bin_errors_by_hand(trainer, batch) -> tuple[float, float]:
-    """Mean distance of argmax and target, in bins, of time and of box tokens, from the logits."""
-    model = trainer.model.eval()  # the LoRA has not moved yet: B is zero, and the step was small
+    """Computes the mean distance between argmax and target in bins, of time and of box tokens, from the logits."""
+    model = trainer.model.eval()  # the LoRA has no effect yet: B is zero, and the step was small
     fresh = model_for(tiny_processor()).eval()
     vocabulary = model.config.coordinates
     with torch.no_grad():
@@ -67,7 +67,7 @@ def bin_errors_by_hand(trainer, batch) -> tuple[float, float]:
     return tuple(sum(values) / len(values) for values in errors.values())
 
 
-def test_each_part_has_its_learning_rate_and_weights_alone_decay(tmp_path):
+def test_create_optimizer_sets_learning_rates_per_module_and_decays_only_matrices(tmp_path):
     rates = {"lora": 3e-3, "packer": "4e-3"}  # YAML reads 4e-3 as text
     trainer = trainer_of(
         tmp_path, mixed_rows({}, 3)[2:], parts=("packer", "coordinate_embeddings", "lora"), learning_rates=rates, weight_decay=0.1
@@ -84,7 +84,7 @@ def test_each_part_has_its_learning_rate_and_weights_alone_decay(tmp_path):
     assert len(seen) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
-def test_broken_samples_are_counted_and_logged_up_to_a_limit(tmp_path, caplog):
+def test_trainer_on_error_skip_logs_invalid_samples_and_stops_beyond_max_errors(tmp_path, caplog):
     rows = mixed_rows(write_media(tmp_path), 3) + [row(n, "video", f"{n}.gone", "When?", "{<t0.1><t0.2>}", "tvg") for n in (91, 92, 93)]
     trainer = trainer_of(tmp_path, rows, max_steps=6, on_error="skip", max_errors=3, logging_steps=6)
     with caplog.at_level("WARNING"):
@@ -102,7 +102,7 @@ def test_max_errors_counts_different_samples_of_all_processes_together(tmp_path,
     rows = [*mixed_rows(write_media(tmp_path), 3), row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
     options = {"max_steps": 4, "on_error": "skip", "logging_steps": 4}
 
-    def gather(objects):  # as if another process had dropped the same sample and two others
+    def gather(objects):  # as if another process had skipped the same sample and two others
         return [*objects, {*objects[0], "Sample '92'", "Sample '93'"}] if isinstance(objects[0], set) else objects
 
     monkeypatch.setattr(trainer_module, "gather_object", gather)
@@ -113,7 +113,7 @@ def test_max_errors_counts_different_samples_of_all_processes_together(tmp_path,
         trainer_of(tmp_path, rows, max_errors=2, **options).train()
 
 
-def test_a_step_in_which_nothing_can_be_learned_changes_nothing(tmp_path):
+def test_trainer_batch_without_valid_samples_changes_no_weights(tmp_path):
     rows = [row(1, "video", "one.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
     trainer = trainer_of(tmp_path, rows, on_error="skip")
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
@@ -122,7 +122,7 @@ def test_a_step_in_which_nothing_can_be_learned_changes_nothing(tmp_path):
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_an_evaluation_tells_the_loss_of_each_task(tmp_path):
+def test_evaluate_logs_the_loss_of_each_task(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 6)
     trainer = trainer_of(tmp_path, rows[:3], rows, per_device_eval_batch_size=2)
     metrics = trainer.evaluate()
@@ -133,7 +133,7 @@ def test_an_evaluation_tells_the_loss_of_each_task(tmp_path):
     assert trainer.state.num_input_tokens_seen == 0
 
 
-def test_what_is_logged_goes_to_tensorboard(tmp_path, monkeypatch):
+def test_trainer_logs_metrics_to_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     trainer = trainer_of(tmp_path, mixed_rows(write_media(tmp_path), 3), report_to="tensorboard", max_steps=3)
     trainer.train()
@@ -144,14 +144,14 @@ def test_what_is_logged_goes_to_tensorboard(tmp_path, monkeypatch):
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(logged)
 
 
-def test_the_progress_bar_tells_speed_and_time_left(tmp_path, capsys):
+def test_progress_bar_shows_speed_and_remaining_time(tmp_path, capsys):
     trainer = trainer_of(tmp_path, mixed_rows({}, 3)[2:], max_steps=3, disable_tqdm=False)
     trainer.train()
     bar = capsys.readouterr().err
     assert "tokens/s" in bar and "samples/s" in bar and "3/3 [" in bar and "<00:00" in bar
 
 
-def test_the_model_card_tells_data_recipe_and_metrics(tmp_path):
+def test_model_card_has_data_recipe_and_metrics(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=2, learning_rates={"lora": 0.01})
     trainer.base_model_name, trainer.card_data = "some/base", "| source | samples |\n|---|---|\n| made | 8 |"
     trainer.train()
@@ -174,7 +174,7 @@ def test_the_model_card_tells_data_recipe_and_metrics(tmp_path):
     assert f"| loss | {trainer.state.log_history[-2]['loss']:.4g} | 2 |" in body
 
 
-def test_frozen_vision_keeps_no_graph(tmp_path):
+def test_trainer_frozen_vision_tower_stores_no_graph(tmp_path):
     trainer = make_trainer(tmp_path, gradient_checkpointing=True)
     batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)[:2]))
     del batch["tasks"]
@@ -186,7 +186,7 @@ def test_frozen_vision_keeps_no_graph(tmp_path):
     assert all(parameter.grad is None for parameter in tower.parameters())
 
 
-def test_only_its_own_arguments_are_taken(tmp_path):
+def test_trainer_arguments_of_another_class_raises(tmp_path):
     with pytest.raises(TypeError, match="LlavaSTTrainingConfig"):
         LlavaSTTrainer(None, TrainingArguments(output_dir=str(tmp_path)), Dataset.from_list(mixed_rows({}, 3)[2:]), tiny_processor())
 
@@ -211,7 +211,7 @@ def test_only_its_own_arguments_are_taken(tmp_path):
         ({"push_to_hub": True}, "hub_strategy must be"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, options, message):
+def test_training_config_invalid_settings_raises(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
 
@@ -223,7 +223,7 @@ def test_trainer_model_and_processor_of_different_checkpoints_raises(tmp_path):
         LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), tiny_processor())
 
 
-def test_a_stage_1_model_has_no_bin_errors(tmp_path):
+def test_trainer_stage_1_model_logs_no_bin_errors(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 3, coordinates=False)
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
     args = LlavaSTTrainingConfig(
@@ -236,7 +236,7 @@ def test_a_stage_1_model_has_no_bin_errors(tmp_path):
     assert not any("bin_error" in name for name in trainer.state.log_history[0])
 
 
-def test_a_run_that_had_ended_changes_nothing_when_it_is_started_again(tmp_path):
+def test_trainer_resume_of_a_finished_run_changes_nothing(tmp_path):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "count": 5}
     make_trainer(tmp_path, **options).train()
     again = make_trainer(tmp_path, **options)
@@ -247,17 +247,17 @@ def test_a_run_that_had_ended_changes_nothing_when_it_is_started_again(tmp_path)
     assert saved[0] == saved[1]
 
 
-def test_the_evaluation_loss_is_that_of_all_tokens_and_a_broken_sample_has_no_part_in_it(tmp_path):
+def test_evaluate_loss_is_the_mean_over_all_tokens_and_excludes_skipped_samples(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 6)
     broken = row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")
     whole = trainer_of(tmp_path, rows[:3], rows, per_device_eval_batch_size=6).evaluate()
     apart = trainer_of(tmp_path, rows[:3], [broken, *rows], per_device_eval_batch_size=1, on_error="skip", max_errors=1)
-    for _ in range(3):  # a sample that every evaluation meets counts once
+    for _ in range(3):  # a sample counts once, although each evaluation reads it
         assert apart.evaluate()["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
     assert apart.state.log_history[-1]["skipped_samples"] == 1
 
 
-def test_what_was_left_out_is_known_to_a_run_that_goes_on(tmp_path):
+def test_trainer_resumed_run_counts_samples_skipped_before(tmp_path):
     rows = [*mixed_rows(write_media(tmp_path), 3), row(91, "video", "91.gone", "When?", "{<t0.1><t0.2>}", "tvg")]
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "on_error": "skip", "logging_steps": 1}
     trainer_of(tmp_path, rows, **options).train()
@@ -266,7 +266,7 @@ def test_what_was_left_out_is_known_to_a_run_that_goes_on(tmp_path):
     assert [entry["skipped_samples"] for entry in again.state.log_history if entry["step"] in (5, 6) and "loss" in entry] == [1, 1]
 
 
-def test_a_batch_that_reaches_nothing_trained_is_a_step_of_nothing(tmp_path):
+def test_trainer_batch_without_trained_tokens_changes_no_weights(tmp_path):
     trainer = trainer_of(tmp_path, mixed_rows({}, 3)[2:], parts=("packer",), gradient_checkpointing=False)
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
@@ -274,7 +274,7 @@ def test_a_batch_that_reaches_nothing_trained_is_a_step_of_nothing(tmp_path):
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_streamed_data_trains_and_saves(tmp_path):
+def test_trainer_streamed_dataset_trains_and_saves(tmp_path):
     rows = mixed_rows(write_media(tmp_path), 6)
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "max_steps": 2, "save_strategy": "steps", "save_steps": 1})
     processor = tiny_processor()
@@ -285,7 +285,7 @@ def test_streamed_data_trains_and_saves(tmp_path):
     assert (tmp_path / "run/checkpoint-2/adapter_model.safetensors").is_file()
 
 
-def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
+def test_trainer_empty_dataset_or_missing_column_raises(tmp_path):
     rows = mixed_rows({}, 3)[2:]
     with pytest.raises(ValueError, match="has no samples"):
         trainer_of(tmp_path, [])
@@ -293,7 +293,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
         trainer_of(tmp_path, [{k: v for k, v in row.items() if k != "modality"} for row in rows], train_sampling_strategy="group_by_length")
 
 
-def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_path):
+def test_trainer_half_precision_weights_without_mixed_precision_raises(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
     model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.trainable_modules, lora_r=2)
@@ -301,7 +301,7 @@ def test_weights_of_half_precision_are_not_trained_without_mixed_precision(tmp_p
         LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows({}, 3)[2:]), processor)
 
 
-def test_trained_weights_are_kept_in_single_precision(tmp_path):
+def test_trainer_mixed_precision_keeps_trained_weights_in_float32(tmp_path):
     processor = tiny_processor()
     args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True, "max_steps": 1})
     model = prepare_model_for_training(model_for(processor).to(torch.bfloat16), args.trainable_modules, lora_r=2)
