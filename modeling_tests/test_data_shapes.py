@@ -301,7 +301,7 @@ def test_write_training_data_is_valid_for_every_stage_and_keeps_media(tmp_path):
         assert all(count <= phase.tasks[task] for (_, task), count in asked.items())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()}
     assert len(before) == 9
-    assert sum(path.name.startswith("easy-train-") for path in before) == 4  # the file name carries the scene seed, which other code needs
+    assert sum(path.name.startswith("easy-train-") for path in before) == 4  # needed to make the scene again from its seed
     write_training_data(tmp_path, **counts, num_frames=20)  # existing videos and images are kept
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "media").iterdir()} == before
 

@@ -193,7 +193,7 @@ def test_harmless_arguments_are_names_of_existing_arguments():
 
 @pytest.mark.parametrize("file", ["own.json", "vidstg.json", "boxes/1/2.json"])
 def test_resume_with_an_edited_annotation_file_raises_with_its_name(begun_run, file):
-    (begun_run / file).write_text("[1]")  # the size in bytes may be equal
+    (begun_run / file).write_text("[1]")  # the content differs
     with pytest.raises(ValueError, match=f"the annotation file {file} has changed"):
         check(begun_run)
 
