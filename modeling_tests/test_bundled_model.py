@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that comes with the package: each task, through the pipeline, on videos and pictures made here that it was not trained on."""
+"""The demo model: each task, through the pipeline, on generated videos and images that are not in its training data."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from llava_st_hf.shapes.scenes import make_scene, scene_seed
 from modeling_tests.media import write_cut
 
 
-NUM_SCENES, FIRST = 16, 9000  # of the test split; the questions of docs/shapes.md are about others
+NUM_SCENES, FIRST = 16, 9000  # of the test split; docs/shapes.md evaluates on other scenes
 FRAMES = 20
 NOWHERE = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), 0.0)
 
@@ -32,7 +32,7 @@ def grounder():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Questions of each task with their truth, one about each scene; `path` is that of the medium."""
+    """`{task: samples}` with their ground truth, at most one sample per scene; `path` is that of the video or image."""
     folder, found = tmp_path_factory.mktemp("shapes"), {task: [] for task in TASKS}
     for number in range(FIRST, FIRST + NUM_SCENES):
         rng = np.random.default_rng(number)
@@ -50,7 +50,7 @@ def rows(tmp_path_factory):
 
 
 def answers(grounder, rows: list[dict], **given) -> list[dict]:
-    """What the pipeline says to questions of one task, in one batch. `given`: name of the pipeline's key → of the row's."""
+    """Results of the pipeline for samples of one task, in one batch. `given`: argument of the pipeline → key of the sample."""
     inputs = []
     for row in rows:
         medium = "video" if "video" in row else "image"
@@ -61,7 +61,7 @@ def answers(grounder, rows: list[dict], **given) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def timed(grounder, rows):
-    """Answers to the questions of when."""
+    """Results of the tasks that predict a time span from text."""
     return {task: answers(grounder, rows[task], text="text") for task in ("tvg", "stvg")}
 
 
@@ -78,7 +78,7 @@ def first(answer: dict) -> dict:
 
 
 def siou(event: dict, row: dict) -> float:
-    """Mean over the true moments of the IoU with the answer's box at that frame of those that the model samples."""
+    """Mean over the ground-truth boxes of the IoU with the predicted box at the nearest sampled frame."""
     found = []
     for true in row["boxes"]:
         near = [box["box"] for box in event["boxes"] if abs(box["time"] - true["time"]) < row["seconds"] / (FRAMES - 1) / 2]
@@ -90,18 +90,18 @@ def words(text: str | None) -> str:
     return (text or "").lower().strip(" .").removeprefix("a ").removeprefix("the ")
 
 
-def test_things_are_found_by_words(grounder, rows):
+def test_demo_model_rec_has_a_mean_iou_above_075(grounder, rows):
     found = answers(grounder, rows["rec"], text="text")
     boxes = [next((moment["box"] for moment in first(answer)["boxes"]), NOWHERE) for answer in found]
     assert np.mean([iou(box, row["box"]) for box, row in zip(boxes, rows["rec"], strict=True)]) > 0.75
 
 
-def test_things_are_named_by_box(grounder, rows):
+def test_demo_model_reg_describes_the_object_in_the_box(grounder, rows):
     found = answers(grounder, rows["reg"], box="box")
     assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["reg"], strict=True)]) > 0.85
 
 
-def test_all_things_of_a_picture_are_named_with_their_boxes(grounder, rows):
+def test_demo_model_dgc_names_the_objects_of_an_image_with_their_boxes(grounder, rows):
     found = answers(grounder, rows["dgc"])
     named = []
     for answer, row in zip(found, rows["dgc"], strict=True):
@@ -117,36 +117,36 @@ def test_all_things_of_a_picture_are_named_with_their_boxes(grounder, rows):
     assert np.mean(named) > 0.75
 
 
-def test_things_are_followed_through_a_span(grounder, rows):
+def test_demo_model_svg_has_a_mean_siou_above_06(grounder, rows):
     found = answers(grounder, rows["svg"], text="text", span="span")
     assert np.mean([siou(first(a), row) for a, row in zip(found, rows["svg"], strict=True)]) > 0.6
 
 
-def test_it_is_told_what_happens_in_a_span(grounder, rows):
+def test_demo_model_tr_describes_the_event_in_the_span(grounder, rows):
     found = answers(grounder, rows["tr"], span="span")
     assert np.mean([words(a["text"]) == words(row["text"]) for a, row in zip(found, rows["tr"], strict=True)]) > 0.65
 
 
-def test_an_event_is_told_from_its_beginning(grounder, rows):
+def test_demo_model_elc_predicts_span_boxes_and_caption_of_the_event(grounder, rows):
     found = answers(grounder, rows["elc"], time=lambda row: row["span"][0], box=lambda row: row["boxes"][0]["box"])
     assert np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows["elc"], strict=True)]) > 0.8
     assert np.mean([siou(first(a), row) for a, row in zip(found, rows["elc"], strict=True)]) > 0.45
     assert np.mean([words(first(a)["caption"]) == words(row["text"]) for a, row in zip(found, rows["elc"], strict=True)]) > 0.7
 
 
-def test_it_is_told_when_something_happens(timed, rows):
+def test_demo_model_tvg_and_stvg_predict_spans_better_than_the_mean_span(timed, rows):
     for task, found in timed.items():
         spans = np.array([row["span"] for row in rows[task]])
-        by_guess = temporal_iou(np.tile(spans.mean(0), (len(spans), 1)), spans).mean()  # one that knows their mean
+        by_guess = temporal_iou(np.tile(spans.mean(0), (len(spans), 1)), spans).mean()  # always predicts the mean span
         reached = np.mean([tiou(first(a), row["span"]) for a, row in zip(found, rows[task], strict=True)])
         assert reached > max(0.65, by_guess + 0.2), (task, reached, by_guess)
 
 
-def test_things_are_found_while_something_happens(timed, rows):
+def test_demo_model_stvg_has_a_mean_siou_above_055(timed, rows):
     assert np.mean([siou(first(a), row) for a, row in zip(timed["stvg"], rows["stvg"], strict=True)]) > 0.55
 
 
-def test_every_answer_is_readable_and_within_the_clip(grounder, timed, rows):
+def test_demo_model_answers_parse_without_notes_and_lie_within_the_clip(grounder, timed, rows):
     for task, found in {"rec": answers(grounder, rows["rec"], text="text"), **timed}.items():
         for answer, row in zip(found, rows[task], strict=True):
             assert not answer["notes"] and len(answer["events"]) == 1
@@ -157,7 +157,7 @@ def test_every_answer_is_readable_and_within_the_clip(grounder, timed, rows):
             assert all(0 <= box["time"] <= row["seconds"] + 0.5 / 8 for box in event["boxes"] if task == "stvg")
 
 
-def test_it_says_in_one_line_what_it_is():
+def test_demo_model_when_loaded_logs_one_line_that_it_is_a_demo():
     script = "from transformers import pipeline\nimport llava_st_hf\npipeline('video-grounding')"
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -166,20 +166,20 @@ def test_it_says_in_one_line_what_it_is():
     assert "results on real videos are meaningless" in line
 
 
-def test_an_answer_about_a_file_that_lost_its_end_says_so(grounder, tmp_path):
+def test_demo_model_truncated_video_raises_or_gives_a_note_when_allowed(grounder, tmp_path):
     path, question = write_cut(tmp_path / "cut.mkv"), {"text": "a circle moves", "task": "tvg", "max_new_tokens": 8}
     with pytest.raises(OSError, match=r"cut\.mkv is cut short"):
         grounder(path, **question)
     assert "cut short" in grounder(path, allow_truncated=True, **question)["notes"][0]
 
 
-def test_the_command_line_takes_it_by_default(rows, capsys):
+def test_ground_command_without_model_uses_the_demo_model(rows, capsys):
     row = rows["tvg"][0]
     main(["ground", row["path"], "--task", "tvg", "--text", row["text"]])
     assert json.loads(capsys.readouterr().out)["events"][0]["start"] is not None
 
 
-def test_it_is_small_and_in_half_precision():
+def test_demo_model_files_are_under_25_mb_and_in_float16():
     files = [os.path.join(DEMO_MODEL_PATH, name) for name in os.listdir(DEMO_MODEL_PATH)]
     assert sum(map(os.path.getsize, files)) < 25e6
     with open(os.path.join(DEMO_MODEL_PATH, "model.safetensors"), "rb") as file:

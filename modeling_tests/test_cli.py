@@ -41,7 +41,7 @@ def test_ground_prints_one_json_answer(clip, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out).keys() == {"text", "events", "notes"}
 
 
-def test_a_problem_is_one_line_on_stderr_and_status_1(tmp_path, capsys):
+def test_ground_missing_video_prints_one_line_on_stderr_and_returns_1(tmp_path, capsys):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -51,7 +51,7 @@ def test_a_problem_is_one_line_on_stderr_and_status_1(tmp_path, capsys):
     assert captured.err.splitlines()[-1].startswith("llava-st: ") and "nowhere.mp4" in captured.err
 
 
-def test_ground_looks_at_a_part_in_seconds(clip, tmp_path, capsys):
+def test_ground_start_and_end_in_seconds_select_a_clip(clip, tmp_path, capsys):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -62,7 +62,7 @@ def test_ground_looks_at_a_part_in_seconds(clip, tmp_path, capsys):
     assert "lies beyond the end" in capsys.readouterr().err
 
 
-def test_ground_reads_files_as_it_is_asked_to(clip, tmp_path, capsys):
+def test_ground_video_backend_and_allow_truncated_are_applied(clip, tmp_path, capsys):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -78,7 +78,7 @@ def test_ground_reads_files_as_it_is_asked_to(clip, tmp_path, capsys):
     assert "cut short" in json.loads(capsys.readouterr().out)["notes"][0]
 
 
-def test_ground_takes_the_frame_rate_of_a_folder_of_frames(clip, tmp_path, capsys):
+def test_ground_folder_of_frames_uses_the_given_frame_rate(clip, tmp_path, capsys):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -103,7 +103,7 @@ def refusal(capsys, *argv) -> str:
     return lines[0]
 
 
-def test_no_tokens_are_refused(capsys):
+def test_ground_max_new_tokens_0_is_an_error(capsys):
     assert "--max-new-tokens must be at least 1, got 0" in refusal(
         capsys, "ground", __file__, "--model", "m", "--text", "x", "--max-new-tokens", 0
     )
@@ -114,7 +114,7 @@ def test_no_tokens_are_refused(capsys):
 
 @pytest.fixture
 def unloadable_model(tmp_path_factory):
-    """A checkpoint whose weights cannot be read: an error about anything else was raised before they were."""
+    """A checkpoint with unreadable weights: any other error must have been raised before the weights are loaded."""
     folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
     model_for(processor).config.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -135,18 +135,18 @@ def unloadable_model(tmp_path_factory):
         (["--text", "x", "--clip", 0, 99], "clip frames [0, 99]"),
         (["--text", "x", "--fps", 2], "fps can only be given for a list or folder of frames"),
         (["--text", "x", "--video-backend", "opencv"], "video_backend must be one of"),
-        (["--text", "x"], "Error while deserializing header"),  # the question is right
+        (["--text", "x"], "Error while deserializing header"),  # valid arguments: the weights are loaded
     ],
 )
-def test_ground_wrong_question_raises_before_weights_are_read(clip, unloadable_model, capsys, options, message):
+def test_ground_invalid_arguments_raise_before_weights_are_loaded(clip, unloadable_model, capsys, options, message):
     try:
         line = refusal(capsys, "ground", clip, "--model", unloadable_model, *options)
-    except Exception as error:  # of the library that reads weights
+    except Exception as error:  # raised by safetensors
         line = str(error)
     assert message in line
 
 
-def test_ground_model_and_processor_that_differ_raise_before_weights_are_read(clip, unloadable_model, capsys):
+def test_ground_mismatched_model_and_processor_raise_before_weights_are_loaded(clip, unloadable_model, capsys):
     tiny_processor(num_temporal_bins=50).save_pretrained(unloadable_model)
     assert "do not belong together" in refusal(capsys, "ground", clip, "--model", unloadable_model, "--text", "x")
 
@@ -170,7 +170,7 @@ COMMANDS = ["ground", "predict", "convert", "merge-lora", "create-stage1", "chec
 
 
 @pytest.mark.parametrize("argv, status", [(["--help"], 0), *(([command, "--help"], 0) for command in COMMANDS), (["ground"], 2)])
-def test_help_and_usage_do_not_import_torch(argv, status):
+def test_help_and_usage_errors_do_not_import_torch(argv, status):
     found, modules = modules_of(*argv)
     assert found == status and not modules & {"torch", "transformers", "numpy", "llava_st_hf"}
 
@@ -200,7 +200,7 @@ EVAL = ["eval", "--benchmark", "jsonl", "--annotations", __file__, "--data-folde
         (["convert", "m", __file__], "is a file; give a folder."),
     ],
 )
-def test_wrong_arguments_raise_without_torch(argv, message):
+def test_invalid_arguments_raise_without_importing_torch(argv, message):
     code = (
         "import sys\nfrom llava_st_cli.main import main\nstatus = main(sys.argv[1:])\nassert 'torch' not in sys.modules; sys.exit(status)"
     )
@@ -252,14 +252,14 @@ def test_missing_required_option_is_named_as_in_the_help(capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: --data-folder")
 
 
-def test_an_adapter_is_no_model(clip, tmp_path, capsys):
+def test_commands_given_an_adapter_instead_of_a_model_raise(clip, tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text("{}")
     ground = ["ground", clip, "--text", "x", "--model", tmp_path]
     for argv in (ground, ["convert", tmp_path, "out"], ["merge-lora", tmp_path, tmp_path, "out"]):
         assert "is an adapter, not a full model" in refusal(capsys, *argv)
 
 
-def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys):
+def test_convert_and_merge_lora_output_that_is_a_file_raises_before_loading(tmp_path, capsys):
     (tmp_path / "out").touch()
     for argv in (["convert", "nowhere", tmp_path / "out"], ["merge-lora", "nowhere", "nowhere", tmp_path / "out"]):
         assert "out is a file" in refusal(capsys, *argv)
@@ -276,14 +276,14 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path,
         ('{"packer_spatial_stride": 7}', "packer_spatial_stride=7 does not divide"),
     ],
 )
-def test_impossible_overrides_are_refused_before_weights_are_read(tmp_path, capsys, content, message):
+def test_convert_invalid_config_overrides_raise_before_weights_are_loaded(tmp_path, capsys, content, message):
     tiny_config().save_pretrained(tmp_path)
     (tmp_path / "overrides.json").write_text(content)
     line = refusal(capsys, "convert", tmp_path, tmp_path / "out", "--config-overrides", tmp_path / "overrides.json")
     assert "overrides.json" in line and re.search(message, line)
 
 
-def test_convert_writes_our_layout_that_auto_classes_load(tmp_path):
+def test_convert_original_checkpoint_writes_a_folder_that_auto_classes_load(tmp_path):
     assert main(["convert", str(ORIGINAL_CHECKPOINT), str(tmp_path), "--config-overrides", str(OVERRIDES)]) == 0
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llava_st"
     assert "model.packer.spatial.q_proj.weight" in load_file(tmp_path / "model.safetensors")
@@ -291,7 +291,7 @@ def test_convert_writes_our_layout_that_auto_classes_load(tmp_path):
     assert LlavaSTProcessor.from_pretrained(tmp_path).ignore_prompt_x_coordinates
 
 
-def test_merge_lora_writes_a_folder_that_answers(tmp_path):
+def test_merge_lora_writes_merged_weights_and_processor_files(tmp_path):
     assert main(["merge-lora", str(ORIGINAL_CHECKPOINT), str(ORIGINAL_LORA), str(tmp_path), "--config-overrides", str(OVERRIDES)]) == 0
     merged, base = load_file(tmp_path / "model.safetensors"), load_file(ORIGINAL_CHECKPOINT / "model.safetensors")
     key = "layers.0.self_attn.q_proj.weight"
@@ -299,7 +299,7 @@ def test_merge_lora_writes_a_folder_that_answers(tmp_path):
     assert (tmp_path / "chat_template.jinja").is_file()
 
 
-def test_the_demo_runs_offline_and_leaves_an_answer_a_video_and_a_picture(tmp_path):
+def test_demo_example_runs_offline_and_writes_answer_video_and_image(tmp_path):
     demo = Path(__file__).parents[1] / "examples" / "demo.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(demo), "--output", str(tmp_path)]

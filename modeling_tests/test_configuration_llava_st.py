@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration derives, keeps and refuses."""
+"""`LlavaSTConfig`: derived values, saving and loading, and errors for invalid settings."""
 
 import json
 
@@ -14,7 +14,7 @@ from modeling_tests.factories import BASE_VOCABULARY, tiny_config
 LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-def test_defaults_are_those_of_the_published_model():
+def test_config_defaults_equal_the_published_model():
     config = LlavaSTConfig()
     assert (config.grid_size, config.packed_grid_size, config.fast_grid_size) == (27, 9, 3)
     assert (config.vision_config.num_hidden_layers, config.vision_config.hidden_size) == (26, 1152)
@@ -24,7 +24,7 @@ def test_defaults_are_those_of_the_published_model():
     assert config.coordinate_start_token_id + 300 == config.text_config.vocab_size
 
 
-def test_token_ids_are_derived_from_the_end_of_the_vocabulary():
+def test_config_token_ids_are_derived_from_the_end_of_the_vocabulary():
     config = tiny_config()
     ids = [getattr(config, field) for field in SPECIAL_TOKENS]
     assert ids == list(range(BASE_VOCABULARY, BASE_VOCABULARY + 14))
@@ -32,7 +32,7 @@ def test_token_ids_are_derived_from_the_end_of_the_vocabulary():
     assert config.coordinates.end_token_id == config.text_config.vocab_size
 
 
-def test_stage_1_configuration_has_no_coordinate_tokens():
+def test_config_without_coordinate_tokens_ends_with_the_placeholder_tokens():
     config = tiny_config(use_coordinate_tokens=False)
     assert config.coordinate_start_token_id is None
     assert config.width_output_token_id == config.text_config.vocab_size - 1
@@ -41,7 +41,7 @@ def test_stage_1_configuration_has_no_coordinate_tokens():
 @pytest.mark.parametrize(
     "options", [{}, {"use_coordinate_tokens": False}, {"ignore_prompt_x_coordinates": True, "disable_fast_stream": True}]
 )
-def test_round_trip_through_a_folder(tmp_path, options):
+def test_config_saved_and_loaded_is_equal(tmp_path, options):
     config = tiny_config(**options)
     config.save_pretrained(tmp_path)
     for again in (LlavaSTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
@@ -49,20 +49,20 @@ def test_round_trip_through_a_folder(tmp_path, options):
         assert again.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
 
 
-def test_configurations_may_be_given_as_objects():
+def test_config_accepts_sub_configuration_objects():
     text, vision = Qwen2Config(**tiny_config().text_config.to_dict()), SiglipVisionConfig(**tiny_config().vision_config.to_dict())
     config = LlavaSTConfig(text_config=text, vision_config=vision, num_temporal_bins=6, num_spatial_bins=5)
     assert config.text_config is text and config.grid_size == 9
 
 
-def test_overrides_on_loading_keep_the_rest_of_a_sub_configuration(tmp_path):
+def test_config_overrides_on_loading_keep_other_sub_configuration_values(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     config = LlavaSTConfig.from_pretrained(tmp_path, text_config={"intermediate_size": 48}, disable_fast_stream=True)
     assert config.text_config.intermediate_size == 48 and config.disable_fast_stream
     assert config.text_config.hidden_size == 32 and config.vision_config.image_size == 18
 
 
-def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
+def test_config_token_ids_do_not_change_when_the_vocabulary_is_enlarged(tmp_path):
     config = tiny_config()
     start = config.coordinate_start_token_id
     config.text_config.vocab_size += 64
@@ -95,7 +95,7 @@ def test_ids_stay_when_the_vocabulary_grows_later(tmp_path):
         ({"vision_config": {"image_size": 20}}, "packer_spatial_stride=3 does not divide the vision grid of 10×10"),
     ],
 )
-def test_contradictions_are_refused_by_name(options, culprit):
+def test_config_inconsistent_values_raise_an_error_that_names_them(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         tiny_config(**options)
 
@@ -107,7 +107,7 @@ def test_contradictions_are_refused_by_name(options, culprit):
         *(("vision_config", name) for name in (*LAYERS, "image_size", "patch_size")),
     ],
 )
-def test_sizes_below_one_of_either_part_are_refused_by_name(part, name):
+def test_config_sub_configuration_sizes_below_1_raise(part, name):
     options = {"coordinate_start_token_id": 113} | {field: 99 + number for number, field in enumerate(SPECIAL_TOKENS)}
     with pytest.raises(ValueError, match=rf"{part}\.{name} must be at least 1, got 0"):
         tiny_config(**options, **{part: {name: 0}})
@@ -121,7 +121,7 @@ def test_sizes_below_one_of_either_part_are_refused_by_name(part, name):
         ("text_config", SiglipVisionConfig(), "text_config must have the model_type 'qwen2', got 'siglip_vision_model'"),
     ],
 )
-def test_parts_of_another_model_are_refused_by_name(tmp_path, part, value, message):
+def test_config_sub_configuration_of_another_model_type_raises(tmp_path, part, value, message):
     with pytest.raises(ValueError, match=message):
         LlavaSTConfig(**{part: value})
     if isinstance(value, dict):
@@ -137,12 +137,12 @@ def test_parts_of_another_model_are_refused_by_name(tmp_path, part, value, messa
         ({"image_token_id": 5000}, "image_token_id=5000 lies outside the vocabulary of 129"),
     ],
 )
-def test_ids_beyond_the_vocabulary_are_refused_when_a_model_is_built(options, culprit):
+def test_model_token_ids_beyond_the_vocabulary_raise(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         LlavaSTForConditionalGeneration(tiny_config(**options))
 
 
-def test_configuration_of_another_model_is_refused_by_type_and_place(tmp_path):
+def test_config_loaded_from_another_model_raises_with_type_and_path(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_onevision"}))
     with pytest.raises(ValueError, match="llava_onevision") as error:
         LlavaSTConfig.from_pretrained(tmp_path)

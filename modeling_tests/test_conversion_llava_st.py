@@ -18,7 +18,7 @@ from modeling_tests.reference import ORIGINAL_CHECKPOINT, ORIGINAL_LORA, analyti
 
 
 def merged_logits(model) -> torch.Tensor:
-    """Every eleventh logit of the reference's case inference.0 at its text positions."""
+    """Every eleventh logit at the text positions of the reference case inference.0."""
     input_ids = expected()["inference.0.input_ids"].long()[None]
     with torch.no_grad():
         logits = model.eval()(input_ids=input_ids, pixel_values_videos=analytic_pixels(1, 100)[None]).logits[0]
@@ -37,18 +37,18 @@ def stage_folder(tmp_path):
     return copy_folder(ORIGINAL_LORA, tmp_path / "stage")
 
 
-def test_a_stage_folder_merges_into_its_released_base():
+def test_merge_lora_into_the_original_checkpoint_equals_the_reference():
     model = merge_lora(ORIGINAL_CHECKPOINT, ORIGINAL_LORA, **config_overrides())
     torch.testing.assert_close(merged_logits(model), expected()["lora.0.text_logits_stride11"], atol=1e-4, rtol=0)
 
 
-def test_a_stage_folder_merges_into_a_base_in_our_layout(tmp_path):
+def test_merge_lora_into_a_saved_base_equals_the_reference(tmp_path):
     LlavaSTForConditionalGeneration.from_pretrained(ORIGINAL_CHECKPOINT, **config_overrides()).save_pretrained(tmp_path)
     logits = merged_logits(merge_lora(tmp_path, ORIGINAL_LORA))
     torch.testing.assert_close(logits, expected()["lora.0.text_logits_stride11"], atol=1e-4, rtol=0)
 
 
-def test_a_stage_1_base_without_coordinates_grows_them_and_saves(tmp_path):
+def test_merge_lora_into_a_stage_1_base_adds_coordinate_tokens_and_saves_them(tmp_path):
     base = copy_folder(ORIGINAL_CHECKPOINT, tmp_path / "base")
     weights = {key: tensor for key, tensor in load_file(base / "model.safetensors").items() if "put_embeddings" not in key}
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
@@ -63,14 +63,14 @@ def test_a_stage_1_base_without_coordinates_grows_them_and_saves(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"])
-def test_a_folder_that_lacks_a_file_is_named_with_it(stage_folder, name):
+def test_merge_lora_missing_adapter_file_is_an_error_that_names_it(stage_folder, name):
     (stage_folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder)
 
 
 @pytest.mark.parametrize("setting", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}, {"rank_pattern": {"q_proj": 8}}])
-def test_an_adapter_of_another_kind_is_refused_by_its_setting(stage_folder, setting):
+def test_merge_lora_unsupported_adapter_setting_is_an_error_that_names_it(stage_folder, setting):
     path = stage_folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
     with pytest.raises(ValueError, match=next(iter(setting))):
@@ -82,7 +82,7 @@ class _Trap:
         return (os.mkdir, ("sprung",))
 
 
-def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch):
+def test_merge_lora_pickle_with_code_is_not_executed(stage_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"base_model.model.lm_head.weight": _Trap()}, stage_folder / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=r"non_lora_trainables.bin is damaged or contains objects other than tensors") as caught:
@@ -101,13 +101,13 @@ def test_a_pickle_with_code_in_it_is_not_run(stage_folder, tmp_path, monkeypatch
         ("model.norm.weight", torch.zeros(64), "begins with 'base_model.model.'"),
     ],
 )
-def test_a_tensor_without_a_place_in_the_base_is_named(stage_folder, key, tensor, message):
+def test_merge_lora_tensor_that_does_not_fit_the_base_is_named(stage_folder, key, tensor, message):
     torch.save({key: tensor}, stage_folder / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=message):
         merge_lora(ORIGINAL_CHECKPOINT, stage_folder, **config_overrides())
 
 
-def test_half_of_a_lora_pair_is_refused(stage_folder):
+def test_merge_lora_incomplete_lora_pair_is_an_error(stage_folder):
     weights = load_file(stage_folder / "adapter_model.safetensors")
     dropped = next(key for key in weights if "lora_B" in key)
     save_file({key: tensor for key, tensor in weights.items() if key != dropped}, stage_folder / "adapter_model.safetensors")
@@ -116,9 +116,9 @@ def test_half_of_a_lora_pair_is_refused(stage_folder):
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else(tmp_path, loaded):
+def test_add_coordinate_tokens_appends_new_embeddings_and_keeps_the_others(tmp_path, loaded):
     model = tiny_model(use_coordinate_tokens=False)
-    if loaded:  # as a run of stage 2 does with what stage 1 left
+    if loaded:  # as stage 2 does with the result of stage 1
         model.save_pretrained(tmp_path)
         model = LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
     rows = model.config.text_config.vocab_size
@@ -132,12 +132,12 @@ def test_added_coordinate_rows_are_last_fresh_and_change_nothing_else(tmp_path, 
     assert model.lm_head.weight[rows:].abs().max() <= 32**-0.5  # U(±1/√d)
 
 
-def test_a_model_with_coordinates_is_not_given_more():
+def test_add_coordinate_tokens_to_a_model_that_has_them_is_an_error():
     with pytest.raises(ValueError, match="already"):
         add_coordinate_tokens(tiny_model(tiny_config()), 6, 5)
 
 
-# Stage folders made on the spot, for a base of stage 1
+# Generated stage folders for a stage-1 base model
 
 
 TABLES = {
@@ -150,7 +150,7 @@ LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 
 @pytest.fixture
 def stage_1(tmp_path):
-    """A base of stage 1 with its processor, and a stage folder that brings coordinates."""
+    """Folders of a stage-1 base model with its processor, and of a stage that adds coordinate embeddings."""
     base, stage = tmp_path / "base", tmp_path / "stage"
     processor = tiny_processor(num_temporal_bins=0, num_spatial_bins=0)
     config = tiny_config(
@@ -168,7 +168,7 @@ def stage_1(tmp_path):
     return base, stage
 
 
-def test_a_grown_model_and_its_processor_answer_together(stage_1, tmp_path):
+def test_merge_lora_command_on_a_stage_1_base_gives_a_working_model_and_processor(stage_1, tmp_path):
     base, stage = stage_1
     assert main(["merge-lora", str(base), str(stage), str(tmp_path / "merged")]) == 0
     grounder = pipeline("video-grounding", model=str(tmp_path / "merged"))
@@ -179,7 +179,7 @@ def test_a_grown_model_and_its_processor_answer_together(stage_1, tmp_path):
     assert answer.keys() == {"text", "events", "notes"}
 
 
-def test_a_processor_that_is_not_the_bases_is_refused(stage_1):
+def test_add_coordinate_tokens_to_processor_of_another_base_is_an_error(stage_1):
     model = merge_lora(*stage_1)
     for other in (tiny_processor(), tiny_processor(tokenizer=longer_tokenizer())):
         with pytest.raises(ValueError, match="does not belong to the merged model: the id of <TEMP-000>"):
@@ -192,13 +192,13 @@ def longer_tokenizer():
     return tokenizer
 
 
-def test_a_model_that_did_not_grow_keeps_its_processor():
+def test_add_coordinate_tokens_to_processor_without_new_tokens_returns_it_unchanged():
     processor = tiny_processor()
     assert add_coordinate_tokens_to_processor(tiny_model(use_coordinate_tokens=False), processor) is processor
 
 
 @pytest.mark.parametrize("missing", TABLES)
-def test_each_missing_coordinate_table_is_named(stage_1, missing):
+def test_merge_lora_missing_coordinate_table_is_named(stage_1, missing):
     base, stage = stage_1
     torch.save({key: torch.randn(shape) for key, shape in TABLES.items() if key != missing}, stage / "non_lora_trainables.bin")
     with pytest.raises(
@@ -208,7 +208,7 @@ def test_each_missing_coordinate_table_is_named(stage_1, missing):
 
 
 @pytest.mark.parametrize("shape", [(), (1, 32), (1001, 32)])
-def test_a_coordinate_table_of_another_shape_is_named(stage_1, shape):
+def test_merge_lora_coordinate_table_with_a_wrong_shape_is_named(stage_1, shape):
     base, stage = stage_1
     torch.save({key: torch.zeros(shape) for key in TABLES}, stage / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=r"model.temporal_input_embeddings.weight in .* has shape"):
@@ -232,7 +232,7 @@ def write(path, content):
         ("non_lora_trainables.bin", b"no pickle", "non_lora_trainables.bin is damaged"),
     ],
 )
-def test_damaged_files_are_named(stage_1, name, content, message):
+def test_merge_lora_damaged_file_is_named(stage_1, name, content, message):
     base, stage = stage_1
     write(stage / name, content)
     with pytest.raises(ValueError, match=message):
@@ -240,7 +240,7 @@ def test_damaged_files_are_named(stage_1, name, content, message):
 
 
 @pytest.mark.parametrize("content, message", [([torch.zeros(2)], "got a list"), ({1: torch.zeros(2)}, "contains 1; every entry")])
-def test_a_pickle_of_something_else_is_named(stage_1, content, message):
+def test_merge_lora_pickle_without_named_tensors_is_an_error(stage_1, content, message):
     base, stage = stage_1
     torch.save(content, stage / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=f"non_lora_trainables.bin .*{message}"):
@@ -248,7 +248,7 @@ def test_a_pickle_of_something_else_is_named(stage_1, content, message):
 
 
 @pytest.mark.parametrize("a, b", [((2, 32), (32, 3)), ((0, 32), (32, 0)), ((32,), (32, 1))])
-def test_a_lora_pair_of_unequal_rank_is_named(stage_1, a, b):
+def test_merge_lora_pair_with_inconsistent_shapes_is_named(stage_1, a, b):
     base, stage = stage_1
     save_file({LORA.format("A"): torch.zeros(a), LORA.format("B"): torch.zeros(b)}, stage / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj; they must be \(rank, inputs\)"):
@@ -256,7 +256,7 @@ def test_a_lora_pair_of_unequal_rank_is_named(stage_1, a, b):
 
 
 @pytest.mark.parametrize("rslora, scaling", [(False, 4 / 2), (True, 4 / 2**0.5)])
-def test_merge_lora_scales_the_update_by_alpha_over_rank_or_its_root(stage_1, rslora, scaling):
+def test_merge_lora_scales_the_update_by_alpha_over_rank_or_sqrt_of_rank(stage_1, rslora, scaling):
     base, stage = stage_1
     write(stage / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 4, "use_rslora": rslora})
     weight = "model.language_model.layers.0.self_attn.q_proj.weight"
@@ -306,6 +306,6 @@ def test_merge_lora_into_the_folder_of_the_adapter_is_an_error(stage_1, capsys):
     assert (stage / "adapter_model.safetensors").is_file()
 
 
-def test_no_adapter_is_named():
+def test_merge_lora_adapter_none_is_an_error():
     with pytest.raises(ValueError, match="adapter=None must be the path"):
         merge_lora("anywhere", None)

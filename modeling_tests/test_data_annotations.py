@@ -26,7 +26,7 @@ def refcoco(tmp_path, images, annotations) -> list:
     return list(read_refcoco(written(tmp_path / "refcoco.json", {"info": {}, "images": images, "annotations": annotations})))
 
 
-def test_refcoco_goes_together_by_position(tmp_path):
+def test_read_refcoco_pairs_images_and_annotations_by_position(tmp_path):
     ((row, sample),) = refcoco(tmp_path, [IMAGE], [ANNOTATION])
     assert row == 1 and (sample.id, sample.kind, sample.path, sample.text) == ("5", "image", "a.jpg", "the left dog")
     assert sample.boxes == ((None, (10.5, 4.0, 30.5, 34.25)),) and (sample.width, sample.height) == (64, 48)
@@ -46,13 +46,13 @@ def test_refcoco_goes_together_by_position(tmp_path):
         ({"file_name": None}, {}, "'file_name' must be a string"),
     ],
 )
-def test_a_bad_pair_of_refcoco_is_a_problem_of_its_row(tmp_path, image, annotation, reason):
+def test_read_refcoco_invalid_pair_gives_an_error_for_its_row_only(tmp_path, image, annotation, reason):
     rows = refcoco(tmp_path, [IMAGE, {**IMAGE, **image}], [ANNOTATION, {**ANNOTATION, **annotation}])
     assert not isinstance(rows[0][1], str)
     assert rows[1][0] == 2 and reason in rows[1][1]
 
 
-def test_refcoco_lists_of_unequal_length_are_told(tmp_path):
+def test_read_refcoco_lists_of_unequal_length_give_an_error(tmp_path):
     rows = refcoco(tmp_path, [IMAGE, IMAGE], [ANNOTATION])
     assert "'annotations' has no item at this position" in rows[1][1]
 
@@ -60,7 +60,7 @@ def test_refcoco_lists_of_unequal_length_are_told(tmp_path):
 # Charades-STA
 
 
-def test_charades_times_are_fractions_and_videos_get_a_suffix(tmp_path):
+def test_read_charades_sta_gives_times_as_fractions_and_adds_the_video_suffix(tmp_path):
     rows = [
         {"image_id": "3MSZA", "caption": "a person sits", "timestamp": [0.25, 1.0004]},
         {"image_id": "AO8RW.avi", "caption": "a person runs", "timestamp": [0, 0.5]},
@@ -74,7 +74,7 @@ def test_charades_times_are_fractions_and_videos_get_a_suffix(tmp_path):
     "timestamp, reason",
     [([0.5, 0.2], "before the start"), ([0, 1.5], "1.5"), ([0.1], "'timestamp[1]' is missing"), (None, "'timestamp' must be a list")],
 )
-def test_a_bad_row_of_charades_is_a_problem(tmp_path, timestamp, reason):
+def test_read_charades_sta_invalid_timestamp_gives_an_error(tmp_path, timestamp, reason):
     ((_, problem),) = read_charades_sta(written(tmp_path / "charades.json", [{"image_id": "a", "caption": "b", "timestamp": timestamp}]))
     assert reason in problem
 
@@ -88,7 +88,7 @@ VERSION_2 = {**PERSON, "English": "The man turns.", "Chinese": "…", "img_size"
 
 
 @pytest.mark.parametrize("annotation", [VERSION_1, VERSION_2])
-def test_hc_stvg_counts_frames_from_one_and_cuts_boxes_at_the_edge(tmp_path, annotation):
+def test_read_hc_stvg_converts_1_based_frames_and_clips_boxes_to_the_frame(tmp_path, annotation):
     ((row, sample),) = read_hc_stvg(written(tmp_path / "hc.json", {"5_a.mp4": annotation}))
     assert row == 1 and (sample.id, sample.path, sample.text) == ("5_a.mp4", "5_a.mp4", "The man turns.")
     assert sample.span == (0.2, 0.3) and sample.unit == "fraction" and sample.num_frames == 11
@@ -106,7 +106,7 @@ def test_hc_stvg_counts_frames_from_one_and_cuts_boxes_at_the_edge(tmp_path, ann
         ({"width": None}, "'width' and 'height' (or 'img_size', in version 2) are missing"),
     ],
 )
-def test_a_bad_video_of_hc_stvg_is_a_problem(tmp_path, change, reason):
+def test_read_hc_stvg_invalid_video_gives_an_error_for_it_only(tmp_path, change, reason):
     rows = list(read_hc_stvg(written(tmp_path / "hc.json", {"a.mp4": {**VERSION_1, **change}, "b.mp4": VERSION_1})))
     assert reason in rows[0][1] and not isinstance(rows[1][1], str)
 
@@ -142,10 +142,10 @@ def vidstg(tmp_path, **changes) -> list:
     return list(read_vidstg(written(tmp_path / "vidstg.json", [{**SENTENCES, **changes}]), boxes))
 
 
-def test_vidstg_makes_a_sample_of_each_sentence(tmp_path):
+def test_read_vidstg_gives_one_sample_per_sentence(tmp_path):
     (_, caption), (_, question) = vidstg(tmp_path, missing=(4,))
     assert caption.path == question.path == "1000/8.mp4" and caption.id != question.id
-    assert caption.clip == (1, 11) and caption.span == (0.2, 0.5) and caption.num_frames == 11  # frames 3 to 6 of 1 to 11
+    assert caption.clip == (1, 11) and caption.span == (0.2, 0.5) and caption.num_frames == 11  # frames 3 to 6 of the clip from 1 to 11
     assert [time for time, _ in caption.boxes] == [0.2, 0.3, 0.4, 0.5] and caption.boxes[0][1] == (3.0, 2.0, 13.0, 20.0)
     assert [time for time, _ in question.boxes] == [0.2, 0.4, 0.5] and question.is_question and not caption.is_question
 
@@ -162,12 +162,12 @@ def test_vidstg_makes_a_sample_of_each_sentence(tmp_path):
         ({"fps": None}, "'fps' must be a finite number, not None."),
     ],
 )
-def test_a_bad_row_of_vidstg_is_a_problem(tmp_path, change, reason):
+def test_read_vidstg_invalid_row_gives_an_error(tmp_path, change, reason):
     row, problem = vidstg(tmp_path, **change)[0]
     assert row == 1 and reason in problem
 
 
-def test_the_digest_of_boxes_follows_the_files(tmp_path):
+def test_boxes_digest_changes_with_the_files(tmp_path):
     folder = vidor(tmp_path)
     before = boxes_digest(folder)
     assert before == boxes_digest(folder)
@@ -176,7 +176,7 @@ def test_the_digest_of_boxes_follows_the_files(tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_refcoco, read_hc_stvg])
-def test_a_file_that_breaks_off_is_an_error(tmp_path, read):
+def test_read_truncated_json_file_raises_with_file_and_row(tmp_path, read):
     path = tmp_path / "cut.json"
     path.write_text('{"images": [')
     with pytest.raises(BrokenFileError, match=r"cut\.json, row 1"):

@@ -18,7 +18,7 @@ def rows_of(tmp_path, name: str, content: bytes) -> list:
     return list(read_rows(str(path)))
 
 
-def test_lists_and_lines_give_the_same_rows(tmp_path):
+def test_read_rows_json_list_and_json_lines_give_equal_rows(tmp_path):
     objects = [{"a": 1, "b": [0.1, 1e-9], "c": "ü"}, {"a": -2.5}]
     expected = [(1, objects[0]), (2, objects[1])]
     assert rows_of(tmp_path, "a.json", json.dumps(objects).encode()) == expected
@@ -27,7 +27,7 @@ def test_lists_and_lines_give_the_same_rows(tmp_path):
     assert rows_of(tmp_path, "b.jsonl", b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(o).encode() for o in objects)) == expected
 
 
-def test_numbers_of_lists_are_floats_and_whole_numbers(tmp_path):
+def test_read_rows_json_numbers_are_float_or_int(tmp_path):
     ((_, row),) = rows_of(tmp_path, "a.json", b'[{"a": 0.1, "b": 3}]')
     assert type(row["a"]) is float and type(row["b"]) is int and row["a"] == 0.1
 
@@ -45,7 +45,7 @@ def test_numbers_of_lists_are_floats_and_whole_numbers(tmp_path):
         (b'"text"', "The row must be an object"),
     ],
 )
-def test_a_broken_line_is_a_problem_of_its_row(tmp_path, line, reason):
+def test_read_rows_invalid_line_gives_an_error_for_its_row_only(tmp_path, line, reason):
     good = b'{"b": 2}\n'
     first, (number, problem), last = rows_of(tmp_path, "a.jsonl", good + line + b"\n\n" + good)
     assert first == (1, {"b": 2}) and last == (4, {"b": 2})
@@ -53,7 +53,7 @@ def test_a_broken_line_is_a_problem_of_its_row(tmp_path, line, reason):
 
 
 @pytest.mark.parametrize("tail", [b"", b', {"a": NaN}]', b', {"a": 1e999}]', b", oops]", b', {"a": "\xff"}]', b"] more"])
-def test_a_broken_list_names_file_and_row(tmp_path, tail):
+def test_read_rows_invalid_json_list_raises_with_file_and_row(tmp_path, tail):
     path = tmp_path / "cut.json"
     path.write_bytes(b'[{"a": 1}, 7, {"a": 3}' + tail)
     rows = read_rows(str(path))
@@ -72,7 +72,7 @@ def nested(depth: int) -> bytes:
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_read_rows_accepts_the_maximum_depth_and_names_a_deeper_row(tmp_path, suffix):
     as_list, separator, ends = suffix == "json", {"json": b",", "jsonl": b"\n"}[suffix], {"json": (b"[", b"]"), "jsonl": (b"", b"")}[suffix]
-    deepest = MAX_DEPTH - 1 - as_list  # besides the object, and the list of rows
+    deepest = MAX_DEPTH - 1 - as_list  # in addition to the object and the list of rows
     rows = [b'{"a": ' + nested(depth) + b', "b": "[[[{"}' for depth in (1, deepest, deepest + 1, 1)]
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(ends[0] + separator.join(rows) + ends[1])
@@ -88,7 +88,7 @@ def test_read_rows_accepts_the_maximum_depth_and_names_a_deeper_row(tmp_path, su
 
 @pytest.mark.parametrize("read", [read_rows, read_hc_stvg])
 @pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
-def test_a_file_of_nested_brackets_is_refused_in_little_memory(tmp_path, read, bracket):
+def test_read_rows_deeply_nested_file_raises_within_32_mib(tmp_path, read, bracket):
     path = tmp_path / "a.json"
     path.write_bytes((b"[" if read is read_rows else b'{"a":') + bracket * 20_000)
     tracemalloc.start()
@@ -114,7 +114,7 @@ def depth_of(value) -> int:
 
 
 @given(text=JSON_TEXTS, size=st.integers(1, 7))
-def test_the_depth_of_nesting_is_found_whatever_the_chunks(text, size):
+def test_depth_guard_any_chunk_size_finds_the_greatest_depth(text, size):
     guard, greatest = _DepthGuard(), 0
     content = text.encode()
     for start in range(0, len(content), size):
@@ -129,21 +129,21 @@ def test_the_depth_of_nesting_is_found_whatever_the_chunks(text, size):
 
 
 @pytest.mark.parametrize("content, reason", [(b"", "is empty"), (b'{"a": [1]}', "begins with '{'"), (b"  3", "begins with '3'")])
-def test_a_json_file_that_is_no_list_is_refused(tmp_path, content, reason):
+def test_read_rows_json_file_without_a_list_raises(tmp_path, content, reason):
     with pytest.raises(BrokenFileError, match=reason):
         rows_of(tmp_path, "a.json", content)
 
 
-def test_other_suffixes_are_refused(tmp_path):
+def test_read_rows_unknown_suffix_raises(tmp_path):
     with pytest.raises(BrokenFileError, match=r"a\.csv: The file must be"):
         rows_of(tmp_path, "a.csv", b"[]")
 
 
-def test_an_empty_list_has_no_rows(tmp_path):
+def test_read_rows_empty_file_has_no_rows(tmp_path):
     assert rows_of(tmp_path, "a.json", b"[]") == [] and rows_of(tmp_path, "a.jsonl", b"") == []
 
 
-def test_paths_are_joined_inside_the_folder():
+def test_join_path_relative_path_is_joined_to_the_folder():
     assert join_path("/data", "a/b c.mp4") == "/data/a/b c.mp4"
     assert join_path("data", "a..b.mp4") == os.path.join(os.getcwd(), "data", "a..b.mp4")
 
@@ -155,13 +155,13 @@ def test_paths_are_joined_inside_the_folder():
         *("http://x/a", "file:///a", "data:,a", "", " ", ".", "./", "a\0b", None, 3, ["a"], b"a", "a\ud83d"),
     ],
 )
-def test_paths_that_may_lead_elsewhere_are_refused(path):
+def test_join_path_that_may_leave_the_folder_or_is_invalid_raises(path):
     with pytest.raises(ValueError, match="The path"):
         join_path("/data", path)
 
 
 @given(st.text(alphabet="ab./\\:~ ", max_size=12))
-def test_no_path_leaves_the_folder(path):
+def test_join_path_any_text_stays_within_the_folder_or_raises(path):
     try:
         joined = join_path("/data/here", path)
     except ValueError:
@@ -169,7 +169,7 @@ def test_no_path_leaves_the_folder(path):
     assert os.path.normpath(joined).startswith("/data/here/")
 
 
-def test_links_inside_the_folder_are_the_users_own(tmp_path):
+def test_join_path_symbolic_links_are_not_resolved(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")

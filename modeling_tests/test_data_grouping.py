@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows about one medium become one: which do, in what order, and without holding all of them in memory."""
+"""`pack_by_video`: which samples are packed together, in which order, and reading in batches."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from modeling_tests.miniatures import write_json
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """The cache of `datasets` does not depend on our code: a result of an earlier test run would be found there."""
+    """Uses a new cache of `datasets`, whose keys do not depend on our code: results of earlier test runs would be reused."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
@@ -22,7 +22,7 @@ TURNS = [("user", "When?"), ("assistant", "{<t0.1><t0.2>}")]
 
 
 def dataset(*rows) -> Dataset:
-    """Rows of `(medium, turns)`, with their numbers as ids."""
+    """Dataset of samples `(medium, turns)`, with their indices as ids."""
     made = [conversation_row(str(i), f"task{i}", "made", medium, turns) for i, (medium, turns) in enumerate(rows)]
     return Dataset.from_list(made, features=FEATURES)
 
@@ -31,7 +31,7 @@ def ids(grouped: Dataset) -> list[str]:
     return ["".join(row) for row in grouped["ids"]]
 
 
-def test_rows_of_one_medium_are_merged_in_the_order_of_the_first(tmp_path):
+def test_pack_by_video_merges_samples_of_one_video_or_image_in_order_of_the_first(tmp_path):
     image = Medium("image", "/a.jpg")
     longer = [("user", "When does the dog run, and where to?"), TURNS[1]]
     rows = dataset((VIDEO, TURNS), (image, TURNS), (None, TURNS), (VIDEO, longer), (None, TURNS), (image, TURNS), (VIDEO, TURNS))
@@ -45,7 +45,7 @@ def test_rows_of_one_medium_are_merged_in_the_order_of_the_first(tmp_path):
     assert first["conversations"] == [rows[number]["messages"] for number in (0, 3, 6)]
 
 
-def test_a_group_has_no_more_rows_than_wanted():
+def test_pack_by_video_groups_have_at_most_max_conversations():
     rows = dataset(*[(VIDEO, TURNS)] * 5, (Medium("video", "/b.mp4"), TURNS), (VIDEO, TURNS))
     assert ids(pack_by_video(rows, 2)) == ["01", "23", "46", "5"]
     assert ids(pack_by_video(rows, 1)) == list("0123456")
@@ -62,11 +62,11 @@ def test_a_group_has_no_more_rows_than_wanted():
         (VIDEO, [("system", "Be short."), *TURNS]),
     ],
 )
-def test_another_medium_part_or_system_message_is_another_group(medium, turns):
+def test_pack_by_video_other_file_clip_or_system_message_is_a_separate_group(medium, turns):
     assert ids(pack_by_video(dataset((VIDEO, TURNS), (medium, turns), (VIDEO, TURNS)), 8)) == ["02", "1"]
 
 
-def test_several_media_or_an_answer_before_them_stay_alone():
+def test_pack_by_video_samples_with_several_or_late_media_are_not_grouped():
     rows = dataset(*[(VIDEO, TURNS * 2)] * 2).to_list()
     moved = dataset(*[(VIDEO, TURNS * 2)] * 2).to_list()
     for row in rows:
@@ -79,14 +79,14 @@ def test_several_media_or_an_answer_before_them_stay_alone():
     assert [len(row) for row in grouped["ids"]] == [1] * 4
 
 
-def test_sources_of_a_group_are_all_named():
+def test_pack_by_video_group_lists_all_its_sources():
     rows = dataset((VIDEO, TURNS), (VIDEO, TURNS)).to_list()
     rows[1]["source"] = "other"
     assert pack_by_video(Dataset.from_list(rows, features=FEATURES), 8)[0]["source"] == "made, other"
 
 
-def test_many_rows_are_all_there_once():
-    """More than are read at a time; groups of all sizes across those reads."""
+def test_pack_by_video_9000_samples_are_each_in_exactly_one_group():
+    """More samples than are read at a time, with groups that span several reads."""
     generator = np.random.default_rng(0)
     media = [None, *(Medium("video", f"/{i}.mp4") for i in range(60))]
     chosen = generator.integers(0, 61, 9000)
@@ -102,7 +102,7 @@ def test_many_rows_are_all_there_once():
     assert len(grouped) == sum(-(-np.sum(chosen == i) // 7) for i in range(1, 61)) + np.sum(chosen == 0)
 
 
-def test_the_groups_of_a_mixture_are_kept_and_found_again(tmp_path):
+def test_pack_by_video_of_a_mixture_is_cached(tmp_path):
     rows = [
         {
             "id": i,
@@ -122,7 +122,7 @@ def test_the_groups_of_a_mixture_are_kept_and_found_again(tmp_path):
     assert files[0] == files[1] and files[0]
 
 
-def test_what_cannot_be_grouped_is_refused():
+def test_pack_by_video_invalid_arguments_raise():
     rows = dataset((VIDEO, TURNS))
     with pytest.raises(ValueError, match="max_conversations=0"):
         pack_by_video(rows, 0)

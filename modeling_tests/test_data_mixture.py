@@ -56,7 +56,7 @@ def load(tmp_path):
     return load
 
 
-def test_rows_have_the_fixed_columns_with_empty_keys_null(tmp_path, load):
+def test_load_mixture_rows_have_the_fixed_columns_with_none_for_missing_keys(tmp_path, load):
     dataset = load(simple(tmp_path))
     assert isinstance(dataset, Dataset) and dataset.features == FEATURES and len(dataset) == 10
     assert dataset[3]["messages"][0] == {
@@ -78,11 +78,11 @@ def test_rows_have_the_fixed_columns_with_empty_keys_null(tmp_path, load):
         ("end:20", list(range(10))),
     ],
 )
-def test_strategies_take_rows_of_the_file(tmp_path, load, strategy, expected):
+def test_load_mixture_sampling_strategy_selects_rows_of_the_file(tmp_path, load, strategy, expected):
     assert ids(load(simple(tmp_path, strategy=strategy))) == expected
 
 
-def test_random_rows_follow_the_seed_and_keep_their_order(tmp_path, load):
+def test_load_mixture_random_strategy_is_seeded_and_keeps_the_order(tmp_path, load):
     path = simple(tmp_path, rows=100, strategy="random:20")
     first, again, other = load(path, seed=1), load(path, seed=1), load(path, seed=2)
     assert ids(first) == ids(again) == sorted(set(ids(first))) and len(first) == 20
@@ -91,14 +91,14 @@ def test_random_rows_follow_the_seed_and_keep_their_order(tmp_path, load):
 
 @pytest.mark.parametrize("total", [1, 7, 99, 1000])
 @pytest.mark.parametrize("percent", ["10", "33.3", "0.01", "100"])
-def test_shares_are_rounded_up(total, percent):
+def test_strategy_count_of_a_percentage_is_rounded_up(total, percent):
     from fractions import Fraction
 
     count = Strategy("first", Fraction(percent), percent=True).count(total)
     assert count == math.ceil(Fraction(percent) * total / 100) and 1 <= count <= total
 
 
-def test_entries_stand_one_after_the_other_with_paths_from_the_mixtures_folder(tmp_path, load, monkeypatch):
+def test_load_mixture_concatenates_entries_with_paths_relative_to_its_folder(tmp_path, load, monkeypatch):
     (tmp_path / "sub").mkdir()
     write_rows(tmp_path / "sub" / "a.json", [{**sample(1), "video": "x.mp4"}])
     write_rows(tmp_path / "b.jsonl", [sample(2)])
@@ -132,7 +132,7 @@ def test_entries_stand_one_after_the_other_with_paths_from_the_mixtures_folder(t
         ({"source": 3}, "'source' must be a string"),
     ],
 )
-def test_a_bad_entry_is_named(tmp_path, entry, reason):
+def test_read_mixture_invalid_entry_is_an_error_that_names_it(tmp_path, entry, reason):
     write_rows(tmp_path / "rows.jsonl", [sample(1)])
     path = mixture(tmp_path, {"json_path": "rows.jsonl"}, {"json_path": "rows.jsonl", **entry})
     with pytest.raises(ValueError, match=r"mixture\.yaml, entry 2: ") as error:
@@ -143,7 +143,7 @@ def test_a_bad_entry_is_named(tmp_path, entry, reason):
 @pytest.mark.parametrize(
     "content", ["", "datasets: 3", "datasets: []", "- a", "datasets: [", "datasets: []\nmore: 1", "!!python/name:os.system {}"]
 )
-def test_a_file_that_is_no_mixture_is_refused(tmp_path, content):
+def test_read_mixture_invalid_file_raises(tmp_path, content):
     (tmp_path / "m.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"m\.yaml: "):
         read_mixture(tmp_path / "m.yaml")
@@ -153,13 +153,13 @@ BROKEN = [sample(0), "{oops", sample(2), {"conversations": []}, sample(4)]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_broken_row_is_an_error_with_file_row_and_reason(tmp_path, load, streaming):
+def test_load_mixture_invalid_row_raises_with_file_row_and_reason(tmp_path, load, streaming):
     with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: The line is not valid JSON"):
         list(load(simple(tmp_path, BROKEN), streaming=streaming))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_broken_rows_may_be_skipped_up_to_a_number(tmp_path, load, streaming, caplog):
+def test_load_mixture_on_error_skip_skips_up_to_max_errors_rows(tmp_path, load, streaming, caplog):
     path = simple(tmp_path, BROKEN)
     hf_logging.enable_propagation()
     try:
@@ -173,7 +173,7 @@ def test_broken_rows_may_be_skipped_up_to_a_number(tmp_path, load, streaming, ca
         list(load(path, streaming=streaming, on_error="skip", max_errors=1))
 
 
-def test_broken_rows_count_in_a_strategy_and_do_not_matter_outside_it(tmp_path, load):
+def test_load_mixture_strategy_counts_invalid_rows_and_ignores_those_not_selected(tmp_path, load):
     assert ids(load(simple(tmp_path, BROKEN, strategy="first:1"))) == [0]
     assert ids(load(simple(tmp_path, BROKEN, strategy="end:1"))) == [4]
     assert ids(load(simple(tmp_path, BROKEN, strategy="end:3"), on_error="skip")) == [2, 4]
@@ -181,7 +181,7 @@ def test_broken_rows_count_in_a_strategy_and_do_not_matter_outside_it(tmp_path, 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_list_that_breaks_off_is_always_an_error(tmp_path, load, streaming):
+def test_load_mixture_truncated_json_list_raises_even_with_on_error_skip(tmp_path, load, streaming):
     (tmp_path / "rows.json").write_text(json.dumps([sample(0), sample(1)])[:-9])
     path = mixture(tmp_path, {"json_path": "rows.json"})
     with pytest.raises(ValueError, match=r"rows\.json, row 2: The file is not valid JSON"):
@@ -189,17 +189,17 @@ def test_a_list_that_breaks_off_is_always_an_error(tmp_path, load, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_without_rows_is_refused(tmp_path, load, streaming):
+def test_load_mixture_file_without_rows_raises(tmp_path, load, streaming):
     with pytest.raises(ValueError, match=r"rows\.jsonl has no rows"):
         list(load(simple(tmp_path, []), streaming=streaming))
 
 
-def test_a_mixture_of_which_nothing_is_left_is_refused(tmp_path, load):
+def test_load_mixture_with_all_rows_skipped_raises(tmp_path, load):
     with pytest.raises(ValueError, match="no usable rows: 1 were skipped"):
         load(simple(tmp_path, ["{oops"]), on_error="skip")
 
 
-def test_streaming_gives_the_same_rows(tmp_path, load):
+def test_load_mixture_streaming_gives_equal_rows(tmp_path, load):
     path = simple(tmp_path, strategy="first:4")
     streamed = load(path, streaming=True)
     assert isinstance(streamed, IterableDataset) and streamed.features == FEATURES
@@ -207,21 +207,21 @@ def test_streaming_gives_the_same_rows(tmp_path, load):
 
 
 @pytest.mark.parametrize("strategy", ["random:2", "end:2", "first:20%"])
-def test_streaming_refuses_strategies_that_need_the_number_of_rows(tmp_path, load, strategy):
+def test_load_mixture_streaming_with_a_strategy_that_needs_the_row_count_raises(tmp_path, load, strategy):
     with pytest.raises(ValueError, match="streaming supports"):
         load(simple(tmp_path, strategy=strategy), streaming=True)
 
 
-def test_a_changed_file_is_read_again(tmp_path, load):
+def test_load_mixture_changed_file_is_read_again(tmp_path, load):
     path = simple(tmp_path, rows=[1, 2])
     assert ids(load(path)) == [1, 2]
     status = (tmp_path / "rows.jsonl").stat()
-    simple(tmp_path, rows=[3, 4])  # of the same size
+    simple(tmp_path, rows=[3, 4])  # file of the same size
     os.utime(tmp_path / "rows.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert ids(load(path)) == [3, 4]
 
 
-def test_an_unchanged_file_is_read_once_for_all_strategies(tmp_path, load, monkeypatch):
+def test_load_mixture_unchanged_file_is_cached_for_all_strategies(tmp_path, load, monkeypatch):
     assert ids(load(simple(tmp_path))) == list(range(10))
 
     def read_again(entry, num_frames):
@@ -232,7 +232,7 @@ def test_an_unchanged_file_is_read_once_for_all_strategies(tmp_path, load, monke
     assert ids(load(name)) == [8, 9]
 
 
-def test_another_version_of_the_package_reads_again(tmp_path, load, monkeypatch):
+def test_load_mixture_other_package_version_reads_files_again(tmp_path, load, monkeypatch):
     path = simple(tmp_path)
     load(path)
     monkeypatch.setattr("llava_st_hf.data.loading.__version__", "999")
@@ -246,7 +246,7 @@ def _count(arguments) -> int:
     return len(load_mixture(path, cache_dir=cache_dir))
 
 
-def test_processes_may_load_at_once(tmp_path):
+def test_load_mixture_concurrent_processes_load_all_rows(tmp_path):
     path = simple(tmp_path, rows=300)
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         assert list(pool.map(_count, [(path, str(tmp_path / "cache"))] * 2)) == [300, 300]
@@ -265,7 +265,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_makes_questions_and_answers(tmp_path, load, family):
+def test_load_mixture_each_format_gives_prompts_and_answers(tmp_path, load, family):
     contents = {
         "refcoco": {"images": [IMAGE], "annotations": [ANNOTATION]},
         "charades_sta": [{"image_id": "a", "caption": "a person sits", "timestamp": [0.25, 0.5]}],
@@ -280,7 +280,7 @@ def test_each_family_makes_questions_and_answers(tmp_path, load, family):
     assert medium["type"] == row["modality"] and medium["path"] == str(tmp_path / "media" / ("a.jpg" if family == "refcoco" else "a.mp4"))
 
 
-def test_vidstg_counts_rows_of_the_file_and_leaves_questions_out_of_captions(tmp_path, load):
+def test_load_mixture_vidstg_strategy_counts_file_rows_and_elc_excludes_questions(tmp_path, load):
     vidor(tmp_path)
     (tmp_path / "v.json").write_text(json.dumps([SENTENCES, {**SENTENCES, "vid": "9"}, SENTENCES]))
     entry = {"json_path": "v.json", "format": "vidstg", "data_folder": "videos", "boxes_folder": "boxes"}
@@ -334,7 +334,7 @@ def test_read_mixture_nested_yaml_is_a_short_error(tmp_path, content):
     assert len(str(error.value)) < 1000
 
 
-def test_the_processor_takes_the_messages(tmp_path, load):
+def test_processor_accepts_the_messages_of_load_mixture(tmp_path, load):
     rows = [{"task": "tvg", "text": "a dog runs", "span": [0.5, 1], "video": "clip.mp4"}]
     from modeling_tests.corpora import write_media
 
@@ -343,10 +343,10 @@ def test_the_processor_takes_the_messages(tmp_path, load):
     (row,) = load(mixture(tmp_path, {"json_path": "a.json", "format": "jsonl", "data_folder": "."}))
     inputs = tiny_processor().apply_chat_template(row["messages"], tokenize=True, return_dict=True, return_tensors="pt")
     found = inputs["coordinate_values"][~inputs["coordinate_values"].isnan()]
-    assert found.tolist() == pytest.approx([5 / 19, 10 / 19])  # frames of a clip of 20 at 10 frames per second
+    assert found.tolist() == pytest.approx([5 / 19, 10 / 19])  # a video of 20 frames at 10 frames per second
 
 
-def test_the_package_itself_needs_none_of_this():
+def test_package_imports_without_datasets_and_ijson():
     program = """
         import sys
         for name in ("datasets", "ijson", "llava_st_hf.data"):

@@ -52,7 +52,7 @@ def talk(*values, roles=("human", "gpt")) -> list[dict]:
     return [{"from": roles[i % 2], "value": value} for i, value in enumerate(values)]
 
 
-def test_numbers_fill_the_placeholders_in_order_of_appearance():
+def test_st_align_row_fills_placeholders_in_order_of_appearance():
     row = row_of(SAMPLE)
     assert texts(row) == [
         "Starts in <t0.3>, what happened within [<w0.2><h0.3>, <w0.61><h0.72>]?",
@@ -61,7 +61,7 @@ def test_numbers_fill_the_placeholders_in_order_of_appearance():
     assert (row["id"], row["task"], row["source"], row["modality"]) == ("v_1", "elc", "st", "video")
 
 
-def test_the_medium_comes_first_in_the_first_question():
+def test_st_align_row_video_is_the_first_item_of_the_first_user_message():
     messages = row_of(SAMPLE)["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
     video, text = messages[0]["content"]
@@ -69,7 +69,7 @@ def test_the_medium_comes_first_in_the_first_question():
     assert text["path"] is None and text["clip"] is None
 
 
-def test_the_length_counts_a_coordinate_as_one_token():
+def test_st_align_row_length_counts_a_coordinate_as_one_token():
     row = row_of({"conversations": talk("abcd<TEMP-INPUT>efgh", "12345678"), "variables": {"temporal_input_locations": [0.123456789]}})
     assert row["length"] == 1 + 2 + 2 and row["modality"] == "text" and row["id"] == "st-7"
 
@@ -80,34 +80,34 @@ def test_the_length_counts_a_coordinate_as_one_token():
         ("<video>\nWhat?", "What?"),
         ("<video>\n What?", " What?"),
         ("What?\n<video>", "What?"),
-        ("<image>\nWhat?", "What?"),  # a mark says where, not what
+        ("<image>\nWhat?", "What?"),  # a mark gives the position only; the key gives the type
         ("Look: <video>\nWhat?", "Look: What?"),
         ("What?", "What?"),
     ],
 )
-def test_the_mark_of_the_medium_is_left_to_the_template(written, read):
+def test_st_align_row_removes_the_video_or_image_mark_from_the_text(written, read):
     assert texts(row_of(changed(conversations=talk(written, "This."), variables={})))[0] == read
 
 
-def test_a_question_may_be_the_medium_alone():
+def test_st_align_row_question_without_text_has_only_the_image():
     row = row_of({"image": "a.jpg", "conversations": talk("<image>\n", "A dog.")})
     assert [item["type"] for item in row["messages"][0]["content"]] == ["image"] and row["modality"] == "image"
 
 
-def test_inline_coordinates_stay_and_system_turns_are_kept():
+def test_st_align_row_keeps_inline_coordinates_and_system_messages():
     conversations = [{"from": "system", "value": "Be brief."}, *talk("<video>\nWhat, in {<t0.2><t0.4>}?", "In {<t1.5s>,<t2s>}.")]
     row = row_of(changed(conversations=conversations, variables={}))
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
     assert texts(row)[1:] == ["What, in {<t0.2><t0.4>}?", "In {<t1.5s>,<t2s>}."]
 
 
-def test_a_box_may_end_with_an_h1_for_the_bottom_edge():
+def test_st_align_row_box_ending_with_h1_is_not_an_html_heading():
     for box in ("[<w0><h0><w1><h1>]", "[<w0>, <h0>, <w1>, <h1>]"):
         assert texts(row_of(changed(conversations=talk("Where?", box), variables={})))[1] == box
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
-def test_positions_are_written_exactly(positions):
+def test_st_align_row_positions_are_written_without_rounding(positions):
     conversations = talk("When?", "".join(["at <TEMP-OUTPUT>, "] * len(positions)))
     row = row_of({"conversations": conversations, "variables": {"temporal_output_locations": positions}})
     assert [float(match["number"]) for match in INLINE_COORDINATE.finditer(texts(row)[1])] == positions
@@ -175,12 +175,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_sample_is_refused_by_name(name):
+def test_st_align_row_malformed_sample_raises_with_the_reason(name):
     sample, reason = MALFORMED[name]
     with pytest.raises(ValueError, match=reason):
         row_of(sample)
 
 
-def test_media_need_a_data_folder():
+def test_st_align_row_video_without_data_folder_raises():
     with pytest.raises(ValueError, match="no data_folder"):
         row_of(SAMPLE, data_folder=None)

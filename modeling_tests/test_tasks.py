@@ -24,22 +24,22 @@ def question_of(task):
     return {name: QUESTION[name] for name in TASKS[task].needs}
 
 
-def test_there_are_the_eight_tasks():
+def test_tasks_are_the_eight_tasks_of_the_paper():
     assert set(TASKS) == {"rec", "reg", "dgc", "tvg", "tr", "stvg", "svg", "elc"}
     assert {name for name, task in TASKS.items() if task.medium == "image"} == {"rec", "reg", "dgc"}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_prompt_is_the_wording_filled_with_what_was_given(task):
+def test_task_content_fills_the_prompt_template_with_the_arguments(task):
     assert words(task, **question_of(task)) == TASKS[task].prompt.format(**WRITTEN)
 
 
-def test_braces_and_coordinates_in_a_sentence_stay_as_written():
+def test_task_content_braces_in_the_text_are_kept():
     assert words("tvg", text="a {box} at {text}").startswith("Give you a textual query: 'a {box} at {text}'.")
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_missing_argument_is_named(task):
+def test_task_content_missing_argument_is_named(task):
     for name in TASKS[task].needs:
         rest = {key: value for key, value in question_of(task).items() if key != name}
         with pytest.raises(ValueError, match=f"task='{task}' takes .*{name} is missing"):
@@ -47,17 +47,17 @@ def test_each_missing_argument_is_named(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_argument_too_much_is_named(task):
+def test_task_content_unused_argument_is_named(task):
     for name in set(QUESTION) - set(TASKS[task].needs) - ({"span"} if task == "elc" else set()):
         with pytest.raises(ValueError, match=f"task='{task}' takes .*{name} is not used"):
             task_content(task, **question_of(task), **{name: QUESTION[name]})
 
 
-def test_the_start_of_a_span_serves_a_task_that_needs_a_time():
+def test_task_content_elc_takes_the_start_of_a_span_as_time():
     assert words("elc", span=(1.5, 2.0), box=QUESTION["box"]) == words("elc", time=1.5, box=QUESTION["box"])
 
 
-def test_an_unknown_task_is_named_with_those_that_exist():
+def test_task_content_unknown_task_raises_with_the_valid_tasks():
     with pytest.raises(ValueError, match=r"task='dvc' is not a valid task; it must be one of rec, reg, dgc"):
         task_content("dvc", text="x")
     with pytest.raises(ValueError, match=r"task=\['rec'\] is not a valid task"):
@@ -65,24 +65,24 @@ def test_an_unknown_task_is_named_with_those_that_exist():
 
 
 @pytest.mark.parametrize("text", ["", "  ", 5, ["a"]])
-def test_a_text_that_says_nothing_is_named(text):
+def test_task_content_blank_or_non_string_text_raises(text):
     for task in ("rec", "dgc"):
         with pytest.raises(ValueError, match=re.escape(f"text={text!r} must be a string")):
             task_content(task, text=text)
 
 
 @pytest.mark.parametrize("span", [[1.5, 2.0], np.array([1.5, 2.0]), torch.tensor([1.5, 2.0]), {"start": 1.5, "end": 2.0}])
-def test_a_span_may_be_any_pair(span):
+def test_task_content_span_may_be_list_array_tensor_or_dict(span):
     assert words("tr", span=span) == words("tr", span=(1.5, 2.0))
 
 
 @pytest.mark.parametrize("span", [(1.0,), (1, 2, 3), 5, "12"])
-def test_a_span_that_is_no_pair_is_named(span):
+def test_task_content_span_that_is_not_a_pair_raises(span):
     with pytest.raises(ValueError, match="span"):
         task_content("tr", span=span)
 
 
-def test_wordings_are_those_of_the_released_model():
+def test_task_prompts_equal_those_of_the_original_code():
     prompts = json.loads((REFERENCE / "prompts.json").read_text())
     assert TASKS["rec"].prompt.replace("{text}", "<event>") in prompts["rec"]
     assert TASKS["tvg"].prompt.replace("{text}", "<event>") in prompts["tvg"]
