@@ -40,7 +40,7 @@ def fetch(url, limits=None, max_bytes=10**6):
 
 
 def refused(url, message=None, limits=None, max_bytes=10**6, within=10.0):
-    """Checks that a download is refused in time, by an error that names the URL and says `message`."""
+    """Asserts that the download raises within `within` seconds an error that names the URL and matches `message`; returns it."""
     start = time.monotonic()
     with pytest.raises(OSError, match=message) as error:
         fetch(url, limits, max_bytes)
@@ -62,13 +62,13 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     ],
     ids=["length", "no length", "chunks", "identity"],
 )
-def test_a_body_arrives_as_it_is(answer):
+def test_download_returns_the_body_for_each_transfer_encoding(answer):
     with serve(lambda connection, _: connection.sendall(answer)) as server:
         assert fetch(f"{server.url}/a.mp4") == BODY
         assert fetch(f"{server.url.replace('http', 'HTTP')}/a.mp4", max_bytes=len(BODY)) == BODY
 
 
-def test_characters_that_cannot_be_sent_are_escaped():
+def test_download_url_with_spaces_and_non_ascii_characters_is_percent_encoded():
     with serve(lambda connection, _: connection.sendall(reply(BODY))) as server:
         assert fetch(f"{server.url}/my vidéo%20.mp4?a=b c#part") == BODY
         assert server.requests == ["GET /my%20vid%C3%A9o%20.mp4?a=b%20c HTTP/1.1"]
@@ -76,7 +76,7 @@ def test_characters_that_cannot_be_sent_are_escaped():
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
 @pytest.mark.parametrize("location", ["b.mp4", "/b.mp4", "{url}/b.mp4", "//{host}/b.mp4", "/b.mp4#x"])
-def test_a_redirect_is_followed(status, location):
+def test_download_follows_redirects(status, location):
     def answer(connection, path):
         target = location.format(url=server.url, host=server.url.removeprefix("http://"))
         connection.sendall(reply(BODY) if path == "/b.mp4" else redirect(target, status))
@@ -85,7 +85,7 @@ def test_a_redirect_is_followed(status, location):
         assert fetch(f"{server.url}/a.mp4") == BODY
 
 
-def test_a_redirect_to_a_name_in_another_alphabet_is_followed():
+def test_download_redirect_to_a_non_ascii_path_is_followed():
     def answer(connection, path):
         connection.sendall(redirect("/é x.mp4".encode().decode("latin-1")) if path == "/a.mp4" else reply(BODY))
 
@@ -95,32 +95,32 @@ def test_a_redirect_to_a_name_in_another_alphabet_is_followed():
 
 
 @pytest.mark.parametrize("scheme", ["file", "ftp", "data", "gopher", "concat"])
-def test_a_redirect_to_another_scheme_is_refused(tmp_path, scheme):
+def test_download_redirect_to_another_scheme_raises(tmp_path, scheme):
     (tmp_path / "secret").write_text("secret words")
     target = {"file": (tmp_path / "secret").as_uri(), "data": "data:,words"}.get(scheme, f"{scheme}://127.0.0.1/x")
     with serve(lambda connection, _: connection.sendall(redirect(target))) as server:
         assert url_name(target) in refused(f"{server.url}/a.mp4", "only http and https")
 
 
-def test_a_file_or_ftp_url_is_no_download(tmp_path):
+def test_download_file_url_raises(tmp_path):
     (tmp_path / "secret").write_text("secret words")
     refused((tmp_path / "secret").as_uri(), "only http and https")
 
 
-def test_a_redirect_from_https_to_http_is_refused():
+def test_redirected_from_https_to_http_raises():
     with pytest.raises(ValueError, match=r"http://b/x: a redirect from https to http"):
         _redirected("https://a/x", "http://b/x", DownloadLimits())
     assert _redirected("https://a/x", "/y", DownloadLimits()) == "https://a/y"
     assert _redirected("http://a/x", "https://b/x", DownloadLimits()) == "https://b/x"
 
 
-def test_a_loop_of_redirects_ends():
+def test_download_redirect_loop_raises_after_max_redirects():
     with serve(lambda connection, _: connection.sendall(redirect("/a.mp4"))) as server:
         refused(f"{server.url}/a.mp4", f"redirects more than {MAX_REDIRECTS} times")
         assert len(server.requests) == MAX_REDIRECTS + 1
 
 
-def test_the_body_of_a_redirect_is_not_read():
+def test_download_does_not_read_the_body_of_a_redirect():
     def answer(connection, path):
         if path == "/b.mp4":
             connection.sendall(reply(BODY))
@@ -134,7 +134,7 @@ def test_the_body_of_a_redirect_is_not_read():
         assert time.monotonic() - start < 10
 
 
-def test_only_hosts_of_the_list_are_asked():
+def test_download_allowed_hosts_blocks_requests_to_other_hosts():
     elsewhere = "http://elsewhere.example/b.mp4"
     with serve(lambda connection, path: connection.sendall(redirect(elsewhere) if path == "/away" else reply(BODY))) as server:
         assert fetch(f"{server.url}/a.mp4", DownloadLimits(allowed_hosts=["Media.example", "127.0.0.1"])) == BODY
@@ -158,13 +158,13 @@ def test_only_hosts_of_the_list_are_asked():
         "http://evil.example\t/media.example",
     ],
 )
-def test_no_spelling_of_a_url_passes_for_another_host(url, monkeypatch):
+def test_download_allowed_hosts_url_tricks_raise_before_the_dns_query(url, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the host was looked up"))
     refused(url, "not one of those allowed", DownloadLimits(allowed_hosts=["media.example"]))
 
 
 @pytest.mark.parametrize("url", ["http://MEDIA.example./a", "http://media.example:81/a"])
-def test_a_host_of_the_list_may_be_spelled_otherwise(url, monkeypatch):
+def test_download_allowed_hosts_ignores_case_final_dot_and_port(url, monkeypatch):
     asked = []
 
     def lookup(host, port, **_):
@@ -176,7 +176,7 @@ def test_a_host_of_the_list_may_be_spelled_otherwise(url, monkeypatch):
     assert asked == ["media.example"]
 
 
-def test_private_addresses_can_be_refused():
+def test_download_public_addresses_only_with_a_loopback_address_raises():
     with serve(lambda connection, _: connection.sendall(reply(BODY))) as server:
         limits = DownloadLimits(public_addresses_only=True)
         refused(f"{server.url}/a.mp4", r"the address 127\.0\.0\.1 of 127\.0\.0\.1 is not public", limits)
@@ -184,7 +184,7 @@ def test_private_addresses_can_be_refused():
         assert server.requests == []
 
 
-def test_an_address_behind_a_proxy_is_not_taken_for_public(monkeypatch):
+def test_download_public_addresses_only_checks_the_host_behind_a_proxy(monkeypatch):
     with serve(lambda connection, _: connection.sendall(reply(BODY))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         assert fetch("http://media.example/a.mp4") == BODY
@@ -217,11 +217,11 @@ def test_an_address_behind_a_proxy_is_not_taken_for_public(monkeypatch):
         ("64:ff9b::7f00:1", False),
     ],
 )
-def test_public_addresses(address, public):
+def test_is_public_address_accepts_only_public_addresses(address, public):
     assert is_public_address(address) is public
 
 
-def test_a_body_known_to_be_too_long_is_not_read():
+def test_download_content_length_above_the_limit_raises_without_reading():
     def answer(connection, _):
         connection.sendall(reply(b"", length=10**7))
         server.stopped.wait()
@@ -231,7 +231,7 @@ def test_a_body_known_to_be_too_long_is_not_read():
 
 
 @pytest.mark.parametrize("start", [reply(b"", length=None), CHUNKED], ids=["no length", "chunks"])
-def test_an_endless_body_is_read_up_to_the_limit(start):
+def test_download_endless_body_raises_at_the_byte_limit(start):
     chunk = b"800\r\n" + bytes(2048) + b"\r\n" if start == CHUNKED else bytes(2048)
 
     def answer(connection, _):
@@ -246,14 +246,14 @@ def test_an_endless_body_is_read_up_to_the_limit(start):
         assert file.tell() <= 100_000
 
 
-def test_a_body_as_long_as_the_limit_is_read():
+def test_download_body_as_long_as_the_limit_is_accepted():
     for length in (-1, None):
         with serve(lambda connection, _, length=length: connection.sendall(reply(BODY, length=length))) as server:
             assert fetch(f"{server.url}/a.mp4", max_bytes=len(BODY)) == BODY
             refused(f"{server.url}/a.mp4", f"limit of {len(BODY) - 1}", max_bytes=len(BODY) - 1)
 
 
-def test_a_body_shorter_than_promised_is_cut_short():
+def test_download_body_shorter_than_content_length_raises():
     with serve(lambda connection, _: connection.sendall(reply(BODY, length=20000))) as server:
         refused(f"{server.url}/a.mp4", "it is cut short: 10240 of 20000 bytes were received")
 
@@ -286,25 +286,25 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_server_is_named(kind):
+def test_download_invalid_response_raises_with_the_url(kind):
     answer, message = BROKEN[kind]
     with serve(lambda connection, _: connection.sendall(answer)) as server:
         refused(f"{server.url}/a.mp4", message, DownloadLimits(seconds=20))
 
 
-def test_a_reset_connection_is_named():
+def test_download_reset_connection_raises_with_the_url():
     def answer(connection, path):
         if path == "/late.mp4":
             connection.sendall(reply(BODY, length=20000))
             time.sleep(0.05)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets it then
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing then resets the connection
 
     with serve(answer) as server:
         for path in ("early", "late"):
             refused(f"{server.url}/{path}.mp4", "reset")
 
 
-def test_a_server_without_tls_is_named():
+def test_download_https_from_a_server_without_tls_raises_with_the_url():
     def listen():
         with listener.accept()[0] as connection:
             connection.recv(1000)
@@ -315,7 +315,7 @@ def test_a_server_without_tls_is_named():
         refused(f"https://127.0.0.1:{listener.getsockname()[1]}/a.mp4", "SSL")
 
 
-def test_a_port_that_nobody_listens_at_is_named():
+def test_download_closed_port_raises_with_the_url():
     refused("http://127.0.0.1:9/a.mp4", "refused")
 
 
@@ -332,7 +332,7 @@ def test_a_port_that_nobody_listens_at_is_named():
     ],
     ids=["silence", "header", "100 Continue", "length", "no length", "chunks", "chunk size"],
 )
-def test_a_server_that_drips_is_left_after_the_time(start, again):
+def test_download_slow_server_raises_after_the_time_limit(start, again):
     def answer(connection, _):
         connection.sendall(start)
         server.drip(connection, again)
@@ -341,7 +341,7 @@ def test_a_server_that_drips_is_left_after_the_time(start, again):
         refused(f"{server.url}/a.mp4", r"longer than the limit of 0\.3 seconds", QUICK)
 
 
-def test_redirects_do_not_start_the_time_again():
+def test_download_redirects_share_one_time_limit():
     def answer(connection, path):
         time.sleep(0.12)
         connection.sendall(redirect("/a.mp4"))
@@ -350,8 +350,8 @@ def test_redirects_do_not_start_the_time_again():
         refused(f"{server.url}/a.mp4", r"longer than the limit of 0\.3 seconds", QUICK)
 
 
-def test_an_address_that_does_not_answer_takes_no_longer_than_the_time(monkeypatch):
-    # A listener whose queue is full answers no more connections.
+def test_download_unresponsive_addresses_raise_after_the_time_limit(monkeypatch):
+    # A listener with a full queue accepts no more connections.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         place = listener.getsockname()
         waiting = [socket.socket() for _ in range(4)]
@@ -364,7 +364,7 @@ def test_an_address_that_does_not_answer_takes_no_longer_than_the_time(monkeypat
             client.close()
 
 
-def test_nothing_is_left_behind():
+def test_download_closes_sockets_and_ends_threads():
     before = threading.active_count()
     connections = []
     watch = downloads_llava_st._Deadline._watch
@@ -398,12 +398,12 @@ def test_nothing_is_left_behind():
         ("http://user:sec/ret@127.0.0.1/a.mp4", "[Pp]ort"),
     ],
 )
-def test_a_bad_url_is_named_without_its_secrets(url, message):
+def test_download_invalid_url_raises_without_user_name_and_password(url, message):
     told = refused(url, message)
     assert "sec" not in told and "ret" not in told
 
 
-def test_a_query_is_not_repeated_in_messages():
+def test_download_errors_omit_the_query_of_the_url():
     with serve(lambda connection, _: connection.sendall(redirect("/b.mp4?key=secret2#secret3"))) as server:
         told = refused(f"{server.url}/a.mp4?key=secret1#secret3", "redirects more than")
         assert "/a.mp4?…" in told and "secret" not in told
@@ -416,8 +416,8 @@ def test_a_query_is_not_repeated_in_messages():
     st.text(st.characters(codec="ascii", exclude_characters="@", categories=("L", "N", "P", "S")), min_size=1),
     st.sampled_from(["", "/a.mp4", ":8080/@b/c.mp4"]),
 )
-def test_no_password_is_in_the_name_of_a_url(password, rest):
-    password = f"x{password}"  # digits alone are a port
+def test_url_name_contains_no_password(password, rest):
+    password = f"x{password}"  # digits alone would be a port
     assert url_name(f"https://user:{password}@host{rest}") == f"https://host{rest}"
 
 
@@ -430,7 +430,7 @@ def test_no_password_is_in_the_name_of_a_url(password, rest):
         ("http://host/" + "a" * 600, "http://host/" + "a" * 488),
     ],
 )
-def test_the_name_of_a_url(url, name):
+def test_url_name_removes_user_query_and_fragment_and_is_shortened(url, name):
     assert url_name(url) == name
 
 
@@ -459,17 +459,17 @@ def test_the_name_of_a_url(url, name):
         {"public_addresses_only": 1},
     ],
 )
-def test_limits_that_are_none_are_refused(options):
+def test_download_limits_invalid_values_raise(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}|host name"):
         DownloadLimits(**options)
 
 
 @pytest.mark.parametrize("host", ["a.org", "A.org.", "a_b.org", "127.0.0.1", "::1", "fe80::1", "bücher.example", "localhost"])
-def test_names_and_addresses_of_hosts_are_taken(host):
+def test_download_limits_allowed_hosts_accepts_names_and_addresses(host):
     assert len(DownloadLimits(allowed_hosts=[host]).allowed_hosts) == 1
 
 
-def test_limits_out_of_a_file_are_refused():
+def test_checked_limits_accepts_none_or_download_limits_and_no_dict():
     assert checked_limits(None) == DownloadLimits()
     assert checked_limits(QUICK) is QUICK
     with pytest.raises(ValueError, match="must be a DownloadLimits"):

@@ -43,11 +43,11 @@ def changed(written, name: str, tmp_path: Path, change) -> tuple[str, str]:
     return write_json(tmp_path / "changed.json", content), media
 
 
-# What is read
+# Reading annotations
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_every_family_reads_its_miniature(questions, written, name):
+def test_read_benchmark_each_format_reads_its_miniature(questions, written, name):
     found = questions[name]
     assert len(found) == {"refcoco_val": 8, "charades_sta": 4}.get(name, 3)
     for question in found:
@@ -58,17 +58,17 @@ def test_every_family_reads_its_miniature(questions, written, name):
 
 def test_every_benchmark_has_a_miniature_of_its_format():
     without = {name for name in BENCHMARKS if BENCHMARKS[name].questions not in {BENCHMARKS[made].questions for made in MINIATURES}}
-    assert without == {"jsonl"}  # which has eight, in test_evaluation_jsonl.py
+    assert without == {"jsonl"}  # test_evaluation_jsonl.py has one per task
 
 
-def test_the_splits_of_refcoco_are_there():
+def test_benchmarks_contain_the_eight_refcoco_splits():
     assert sum(benchmark.task == "rec" for benchmark in BENCHMARKS.values()) == 8
 
 
 # Prompts
 
 
-def test_refcoco_takes_one_of_the_trained_wordings(questions):
+def test_read_benchmark_refcoco_prompts_use_the_training_templates(questions):
     used = set()
     for question in questions["refcoco_val"]:
         (wording,) = [prompt for prompt in REC_PROMPTS if prompt.replace("{text}", f"thing {question.id}") == question.prompt]
@@ -76,7 +76,7 @@ def test_refcoco_takes_one_of_the_trained_wordings(questions):
     assert len(used) > 1
 
 
-def test_charades_is_asked_in_small_letters_without_the_full_stop(questions):
+def test_read_benchmark_charades_sta_query_is_lowercase_without_full_stop(questions):
     assert questions["charades_sta"][0].prompt == (
         "Give you a textual query: 'person opens the door'. When does the described content occur in the video? "
         "Please return the start and end timestamps."
@@ -84,16 +84,16 @@ def test_charades_is_asked_in_small_letters_without_the_full_stop(questions):
 
 
 @pytest.mark.parametrize("name", ["vidstg_declarative", "vidstg_interrogative", "hc_stvg_v1", "hc_stvg_v2"])
-def test_stvg_ends_as_the_model_was_trained(questions, name):
+def test_read_benchmark_stvg_prompts_end_with_the_training_instruction(questions, name):
     assert all(question.prompt.endswith(f" {ANSWER_INSTRUCTIONS['stvg']}") for question in questions[name])
 
 
-def test_vidstg_keeps_statements_and_questions_apart(questions):
+def test_read_benchmark_vidstg_separates_declarative_and_interrogative_sentences(questions):
     assert all("the dog of" in question.prompt for question in questions["vidstg_declarative"])
     assert all("what runs in" in question.prompt for question in questions["vidstg_interrogative"])
 
 
-def test_wordings_are_the_recorded_ones():
+def test_prompt_templates_equal_those_of_the_original_code():
     recorded = json.loads((REFERENCE / "prompts.json").read_text())
     assert [prompt.replace("{text}", "<event>") for prompt in REC_PROMPTS] == recorded["rec"] and list(TIME_PREFIXES) == recorded[
         "st_align_time_prefixes"
@@ -102,7 +102,7 @@ def test_wordings_are_the_recorded_ones():
     assert recorded["tvg"] == [TASKS["tvg"].prompt.replace("{text}", "<event>")]
 
 
-def test_st_align_fills_in_positions_exactly(questions):
+def test_read_benchmark_st_align_prompts_contain_exact_positions(questions):
     stvg, svg, elc = (questions[f"st_align_{task}"][2].prompt for task in ("stvg", "svg", "elc"))
     start, end = 17 / 219, 171 / 219
     assert stvg == f"The dog runs after the ball. {ANSWER_INSTRUCTIONS['stvg']}"
@@ -114,7 +114,7 @@ def test_st_align_fills_in_positions_exactly(questions):
     assert elc == f"{asked}{ANSWER_INSTRUCTIONS['elc']}"
 
 
-def test_times_and_boxes_stand_as_the_released_loader_writes_them():
+def test_st_align_filled_prompt_equals_that_of_the_original_code():
     (case,) = [case for case in cases("inference") if case["style"] == "benchmark"]
     asked = re.sub(r"\[[\d., ]+\]", "<bbox>", case["query"].replace("Starts in 0.79", "Starts in <s>"))
     asked = re.sub(r"\{[\d.]+,[\d.]+\}", "{<s>,<e>}", asked)
@@ -124,7 +124,7 @@ def test_times_and_boxes_stand_as_the_released_loader_writes_them():
 
 
 @pytest.mark.parametrize("name", ["refcoco_val", "st_align_svg"])
-def test_prompts_are_fixed_by_the_seed(written, name):
+def test_read_benchmark_prompts_depend_on_the_seed_only(written, name):
     paths = written[name]
     prompts = {question.id: question.prompt for question in read_benchmark(name, *paths, seed=3)}
     assert prompts == {question.id: question.prompt for question in read_benchmark(name, *paths, seed=3)}
@@ -132,7 +132,7 @@ def test_prompts_are_fixed_by_the_seed(written, name):
     assert any(other != prompts for other in others)
 
 
-def test_prompts_do_not_depend_on_the_order_of_the_file(written, tmp_path):
+def test_read_benchmark_prompts_do_not_depend_on_the_order_of_the_file(written, tmp_path):
     def reverse(content):
         return {key: rows[::-1][:5] for key, rows in content.items()}
 
@@ -142,21 +142,21 @@ def test_prompts_do_not_depend_on_the_order_of_the_file(written, tmp_path):
     assert all(prompts[question.id] == question.prompt for question in found)
 
 
-def test_every_wording_is_chosen_about_as_often():
+def test_choose_template_selects_templates_about_equally_often():
     counts = [sum(choose_template(REC_PROMPTS, 0, str(id)) == prompt for id in range(2000)) for prompt in REC_PROMPTS]
     assert sum(counts) == 2000 and min(counts) > 400
 
 
-# Truths
+# Ground truth
 
 
-def test_truths_of_pictures_and_spans(questions):
+def test_read_benchmark_refcoco_boxes_and_charades_sta_spans_equal_the_annotations(questions):
     assert [question.truth.box for question in questions["refcoco_val"]] == [corners(box_at(3 * id)) for id in range(8)]
     assert [question.truth.span for question in questions["charades_sta"]] == [(0.125, 0.5), (0.0, 0.3333), (0.75, 1.0), (0.4, 0.45)]
 
 
 @pytest.mark.parametrize("name", [name for name in MINIATURES if name.startswith(("st_align", "vidstg", "hc_stvg"))])
-def test_truths_of_clips_are_right_to_the_frame(questions, name):
+def test_to_clip_coordinates_clip_ground_truth_has_the_exact_frames(questions, name):
     converted = [miniatures.in_clip(question) for question in questions[name]]
     for question, (_, num_frames, clip, (start, end)) in zip(converted, miniatures.CLIPS, strict=True):
         first, last = (0, num_frames - 1) if name.startswith("hc_stvg") else clip
@@ -169,7 +169,7 @@ def test_truths_of_clips_are_right_to_the_frame(questions, name):
             assert question.truth.span == pytest.approx(((start - first) / (last - first), (end - first) / (last - first)), abs=1e-12)
 
 
-def test_what_svg_and_elc_give_away(questions):
+def test_read_benchmark_svg_and_elc_list_the_values_given_in_the_prompt(questions):
     (svg, elc), clip = (questions[f"st_align_{task}"][0] for task in ("svg", "elc")), 39
     assert svg.given == GroundingResult(span=(8 / clip, 30 / clip)) and svg.truth.span is None
     assert elc.given == GroundingResult(span=(8 / clip, 8 / clip), box=corners(box_at(8)))
@@ -182,25 +182,25 @@ def question_of(**sample) -> Question:
     return Question("a", "svg", "/a.mp4", "video", "?", GroundingResult(), sample=GroundingSample(**{**fields, **sample}))
 
 
-def test_to_clip_coordinates_event_between_sampled_frames_keeps_the_box_in_its_middle():
+def test_to_clip_coordinates_event_between_sampled_frames_keeps_its_middle_box():
     boxes = tuple((frame / 9900, (float(frame), 0.0, 1.0, 1.0)) for frame in range(1012, 1015))
     question = to_clip_coordinates(question_of(boxes=boxes, num_frames=9901), MediaInfo("video", 64, 48, last_frame=9900), 100)
     assert question.truth.tubelet == {1000: (1013.0, 0.0, 1.0, 1.0)}
 
 
-def test_to_clip_coordinates_frame_without_an_annotated_box_stays_without():
+def test_to_clip_coordinates_frame_without_an_annotated_box_gets_none():
     boxes = tuple((frame / 100, (0.0, 0.0, 1.0, 1.0)) for frame in (24, 26, 50))
     question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), MediaInfo("video", 64, 48, last_frame=100), 5)
     assert list(question.truth.tubelet) == [50]  # sampled: 0, 25, 50, 75 and 100; the object is hidden in frame 25
 
 
-def test_to_clip_coordinates_file_of_another_size_and_rate_has_the_boxes_at_the_same_times_and_places():
+def test_to_clip_coordinates_other_resolution_and_frame_rate_scales_boxes_and_frames():
     boxes = tuple((frame / 100, (1.0, 2.0, 3.0, 4.0)) for frame in range(25, 51))
     question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), MediaInfo("video", 128, 144, last_frame=200), 5)
     assert question.truth.tubelet == {50: (2.0, 6.0, 6.0, 12.0), 100: (2.0, 6.0, 6.0, 12.0)}
 
 
-def test_to_clip_coordinates_video_with_missing_frames_has_boxes_at_those_it_has():
+def test_to_clip_coordinates_video_with_missing_frames_has_boxes_at_existing_frames():
     boxes = tuple((frame / 100, (float(frame), 0.0, 3.0, 4.0)) for frame in range(101))
     media = MediaInfo("video", 64, 48, last_frame=100, frames=(0, 10, 30, 70, 100))
     question = to_clip_coordinates(question_of(boxes=boxes, num_frames=101), media, 3)
@@ -218,11 +218,11 @@ def test_to_clip_coordinates_with_another_num_frames_is_an_error(questions):
             to_clip_coordinates(converted, media, 100)
 
 
-# Oracles and the reader of LLaVA-ST's answers
+# Oracle answers and the answer parser of LLaVA-ST
 
 
 def iou(found, true) -> float:
-    """Of two boxes, or of two spans as boxes of height 1."""
+    """IoU of two boxes, or of two spans as boxes of height 1."""
     a, b = ((x[0], 0.0, x[1], 1.0) if len(x) == 2 else x for x in (found, true))
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
@@ -231,10 +231,10 @@ def iou(found, true) -> float:
 
 
 def bound(*lengths: float) -> float:
-    """The least IoU where each end of a stretch, as a fraction of its axis, is off by half a bin at most."""
+    """Lower bound of the IoU if each end of a segment of length `lengths` (fraction of its axis) has a bin error of at most 1/2."""
     least = 1.0
     for length in lengths:
-        least *= 1 - 1.01 / (DEFAULT_NUM_BINS - 1) / length  # a hundredth for the rounding of pixels
+        least *= 1 - 1.01 / (DEFAULT_NUM_BINS - 1) / length  # 0.01 for the rounding of pixels
     return least
 
 
@@ -243,7 +243,7 @@ def asked(question: Question) -> ParseContext:
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_the_oracle_is_read_as_the_truth_up_to_bins(questions, name):
+def test_llava_st_parser_oracle_answer_equals_the_ground_truth_up_to_bin_error(questions, name):
     for question in questions[name]:
         said, notes = ANSWER_PARSERS["llava_st"](miniatures.oracle(question), asked(question))
         truth = miniatures.in_clip(question).truth
@@ -260,7 +260,7 @@ def test_the_oracle_is_read_as_the_truth_up_to_bins(questions, name):
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_shifted_oracle_is_read_as_shifted(questions, name):
+def test_llava_st_parser_shifted_oracle_answer_gives_shifted_results(questions, name):
     for question in questions[name]:
         reader = ANSWER_PARSERS["llava_st"]
         right, shifted = (reader(miniatures.shifted_oracle(question, bins), asked(question))[0] for bins in (0, 5))
@@ -274,13 +274,13 @@ def test_a_shifted_oracle_is_read_as_shifted(questions, name):
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_an_empty_answer_is_nothing_with_a_note(questions, name):
+def test_llava_st_parser_empty_answer_gives_an_empty_result_and_a_note(questions, name):
     for question in questions[name]:
         said, notes = ANSWER_PARSERS["llava_st"](miniatures.empty_oracle(question), asked(question))
         assert said == GroundingResult() and notes
 
 
-# What is refused
+# Invalid annotations
 
 
 def damaged(key: str, value):
@@ -316,7 +316,7 @@ def damaged(key: str, value):
         ("hc_stvg_v1", damaged("even.mp4/st_frame", 0), 2, "'st_frame'"),
     ],
 )  # fmt: skip
-def test_a_malformed_row_is_named(written, tmp_path, name, change, row, reason):
+def test_read_benchmark_malformed_row_raises_with_file_and_row(written, tmp_path, name, change, row, reason):
     if name.startswith("vidstg"):
         (tmp_path / "boxes").symlink_to(Path(written[name][0]).parent / "boxes")
     annotations, media = changed(written, name, tmp_path, change)
@@ -326,7 +326,7 @@ def test_a_malformed_row_is_named(written, tmp_path, name, change, row, reason):
 
 
 @pytest.mark.parametrize("name, other", [("st_align_stvg", "svg"), ("st_align_svg", "elc"), ("st_align_elc", "stvg")])
-def test_a_file_of_another_task_is_told(written, name, other):
+def test_read_benchmark_st_align_file_of_another_task_raises(written, name, other):
     with pytest.raises(BrokenFileError, match=f"row 1: The question is one of '{other}'"):
         read_benchmark(name, *written[f"st_align_{other}"])
 
@@ -339,7 +339,7 @@ def test_a_file_of_another_task_is_told(written, name, other):
         ("From <s> to <e> <bbox>", "not valid for stvg, svg or elc"),
     ],
 )
-def test_tokens_that_fit_no_task_are_told(written, tmp_path, asked, reason):
+def test_read_benchmark_st_align_tokens_of_no_valid_task_raise(written, tmp_path, asked, reason):
     paths = changed(written, "st_align_svg", tmp_path, damaged("0/conversations", [{"value": asked}, {"value": "x"}]))
     with pytest.raises(BrokenFileError, match=reason):
         read_benchmark("st_align_svg", *paths)
@@ -355,7 +355,7 @@ def test_tokens_that_fit_no_task_are_told(written, tmp_path, asked, reason):
         ("It ends in <e>.", None),
     ],
 )
-def test_the_caption_of_elc_is_cut_out_of_the_answer(written, tmp_path, answer, caption):
+def test_read_benchmark_elc_caption_is_extracted_from_the_answer(written, tmp_path, answer, caption):
     paths = changed(written, "st_align_elc", tmp_path, damaged("0/conversations/1", {"value": answer}))
     if caption is None:
         with pytest.raises(BrokenFileError, match="row 1: The answer must be 'Ends in"):
@@ -366,24 +366,24 @@ def test_the_caption_of_elc_is_cut_out_of_the_answer(written, tmp_path, answer, 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_stands_in_a_row_it_is_read_or_told(written, tmp_path, data):
-    """Of ST-Align, whose files nothing but this package reads; the other formats' readers are tried like this where they are."""
+def test_elc_questions_damaged_row_gives_a_question_or_an_error(written, tmp_path, data):
+    """ST-Align only; the other formats have fuzz tests in test_data_fuzz.py."""
     rows = json.loads(Path(written["st_align_elc"][0]).read_text())[:1]
     rows[0]["meta"]["spatial_token"]["<bboxes>"] = {"8": [1, 2, 3, 4], "9": [1, 2, 3, 4]}
     path = write_json(tmp_path / "rows.json", data.draw(damaged_anyhow(rows)))
     try:
         found = list(elc_questions(path, "/media", 0))
     except BrokenFileError:
-        return  # the file is no list any more
+        return  # the file no longer contains a list
     assert all(isinstance(question, Question) or (isinstance(question, str) and question) for _, question in found)
 
 
-def test_all_rows_of_a_long_file_are_read(written, tmp_path):
+def test_read_benchmark_reads_all_2001_rows(written, tmp_path):
     found = read_benchmark("st_align_stvg", *changed(written, "st_align_stvg", tmp_path, lambda rows: [rows[0]] * 2001))
     assert len(found) == 2001
 
 
-def test_duplicates_and_empty_files_are_refused(written, tmp_path):
+def test_read_benchmark_duplicate_ids_and_empty_files_raise(written, tmp_path):
     def double(content):
         return {key: rows * 2 for key, rows in content.items()}
 
@@ -397,12 +397,12 @@ def test_duplicates_and_empty_files_are_refused(written, tmp_path):
         read_benchmark("hc_stvg_v1", write_json(tmp_path / "changed.json", {}), "media")
 
 
-def test_an_unknown_benchmark_is_told():
+def test_read_benchmark_unknown_name_raises():
     with pytest.raises(ValueError, match="'refcoco' is not a valid benchmark; it must be one of refcoco_val, "):
         read_benchmark("refcoco", "a.json", "media")
 
 
-def test_media_are_not_looked_for(written, tmp_path):
+def test_read_benchmark_missing_media_files_do_not_raise(written, tmp_path):
     annotations, _ = written["charades_sta"]
     found = read_benchmark("charades_sta", annotations, str(tmp_path / "nowhere"))
     assert found[0].path == str(tmp_path / "nowhere" / "AAAAA.mp4")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation on the package's own format: its eight tasks in small, with encoded media, from the rows of a file to scores."""
+"""Evaluation on JSON Lines samples: eight tasks on a few encoded videos and images, from annotation files to scores."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ from modeling_tests.processors import model_for, tiny_processor
 
 
 IMAGE_TASKS = ("rec", "reg", "dgc")
-# What an oracle has 100 of; and means, which rounding costs a little of.
+# Metrics of which an oracle reaches 100, and means, which quantization reduces a little.
 SHARES = {"rec": ["R1@0.5"], "tvg": ["R1@0.5"], "stvg": ["tiou@0.5", "viou@0.5"], "svg": ["siou@0.5", "viou@0.5"]}
 SHARES |= {"elc": ["tiou@0.5", "viou@0.5", "exact_match"], "tr": ["exact_match"], "reg": ["exact_match"], "dgc": ["object_recall@0.5"]}
 MEANS = {"rec": ["miou"], "tvg": ["miou"], "stvg": ["m_tiou", "m_viou"], "svg": ["m_viou"], "elc": ["m_tiou", "m_viou"], "dgc": ["miou"]}
@@ -46,13 +46,13 @@ MEANS = {"rec": ["miou"], "tvg": ["miou"], "stvg": ["m_tiou", "m_viou"], "svg": 
 
 @pytest.fixture(autouse=True)
 def no_caption_tools(monkeypatch):
-    """As on a machine without Java: nothing here needs it."""
+    """Simulates a machine without Java, which no test here needs."""
     monkeypatch.setattr(captions_module, "missing_caption_tools", lambda: "Captions are not scored: there is no Java.")
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> dict[int, Path]:
-    """Three questions of each task, with boxes at those of 20 and of 100 sampled frames that fall into the event."""
+    """`{num_frames: folder}` of three samples per task, with boxes at the sampled frames (20 or 100) within the event."""
     folders = {}
     for num_frames in (20, 100):
         folders[num_frames] = tmp_path_factory.mktemp(f"shapes{num_frames}")
@@ -73,7 +73,7 @@ def media_of(question: Question) -> MediaInfo:
 
 
 def oracle(question: Question, media: MediaInfo, bins: int = 0) -> str:
-    """The right answer, in bins; or one that is so many bins late, right and low of it."""
+    """Correct answer as coordinate tokens, shifted by `bins` bins in time, x and y."""
     truth = question.truth
 
     def token(axis: str, position: float) -> str:
@@ -123,7 +123,7 @@ def answered(questions: list[Question], num_frames: int, answer=oracle) -> list[
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("rows_at, num_frames", [(20, 20), (100, 20), (100, 100), (20, 10)])
 @pytest.mark.filterwarnings("ignore:Captions")
-def test_an_oracle_has_everything_but_what_rounding_costs(shapes, task, rows_at, num_frames):
+def test_score_oracle_has_full_metrics_up_to_quantization(shapes, task, rows_at, num_frames):
     predictions = answered(read(shapes[rows_at], task), num_frames)
     figures = score(task, predictions)
     assert figures["count"] == 3 and figures["unparsable"] == figures["cut_off"] == figures["skipped"] == 0
@@ -131,14 +131,14 @@ def test_an_oracle_has_everything_but_what_rounding_costs(shapes, task, rows_at,
         assert figures[name] == figures[f"{name}_low"] == figures[f"{name}_high"] == 100
     for name in MEANS.get(task, ()):
         assert 0.9 < figures[name] <= 1
-    for prediction in predictions:  # every true box is found, at the frame where it is looked for
+    for prediction in predictions:  # each ground-truth frame has a predicted box and vice versa
         assert (prediction.prediction.tubelet or {}).keys() == (prediction.truth.tubelet or {}).keys()
         assert Prediction.from_dict(json.loads(json.dumps(prediction.to_dict()))) == prediction
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.filterwarnings("ignore:Captions")
-def test_a_shifted_oracle_has_less_and_a_silent_one_nothing(shapes, task):
+def test_score_shifted_oracle_has_lower_metrics_and_empty_answers_have_0(shapes, task):
     questions = read(shapes[20], task)
     right, shifted, silent = (
         score(task, answered(questions, 20, answer))
@@ -151,7 +151,7 @@ def test_a_shifted_oracle_has_less_and_a_silent_one_nothing(shapes, task):
     assert silent["unparsable"] == silent["count"] == 3
 
 
-def test_true_boxes_are_at_the_frames_that_the_model_sees_within_the_event(shapes):
+def test_to_clip_coordinates_boxes_are_at_the_sampled_frames_within_the_event(shapes):
     for rows_at, num_frames in ((20, 20), (100, 20), (100, 10)):
         for question in read(shapes[rows_at], "stvg"):
             media = media_of(question)
@@ -168,7 +168,7 @@ def test_true_boxes_are_at_the_frames_that_the_model_sees_within_the_event(shape
 @pytest.mark.parametrize("last_frame", [0, 10, 39, 99, 259, 1000])
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 20, 100])
 @pytest.mark.parametrize("annotated_at", [20, 100])
-def test_an_oracle_speaks_of_the_true_frames_whatever_the_length(last_frame, num_frames, annotated_at):
+def test_llava_st_parser_oracle_answer_has_the_ground_truth_frames_for_any_length(last_frame, num_frames, annotated_at):
     media = MediaInfo("video", 64, 48, fps=25.0, first_frame=7, last_frame=7 + last_frame)
     times = [frame / 25 for frame in dict.fromkeys(sample_frame_indices(7, 7 + last_frame, annotated_at))]
     inside = times[len(times) // 4 : len(times) // 4 * 3 + 1]
@@ -179,18 +179,18 @@ def test_an_oracle_speaks_of_the_true_frames_whatever_the_length(last_frame, num
     assert said.tubelet.keys() == question.truth.tubelet.keys()
 
 
-def test_boxes_go_to_the_nearest_seen_frame_and_the_nearest_stays():
-    media = MediaInfo("video", 10, 10, fps=1.0, last_frame=100)  # seen: 0, 25, 50, 75, 100
+def test_boxes_at_nearest_frames_assigns_the_nearest_box_to_each_sampled_frame():
+    media = MediaInfo("video", 10, 10, fps=1.0, last_frame=100)  # sampled: 0, 25, 50, 75, 100
     a, b, c = (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3)
     assert boxes_at_nearest_frames([(0.2, a), (0.3, b), (0.26, c)], media, 5) == {25: c}
     assert boxes_at_nearest_frames([(0.1, a), (0.9, b)], media, 5) == {0: a, 100: b}
     assert sparse_boxes_at_sampled_frames([(0.1, a), (0.9, b)], media, 5) == {25: a, 75: b}  # not before the first box or after the last
-    assert sparse_boxes_at_sampled_frames([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # none within: the middle one
+    assert sparse_boxes_at_sampled_frames([(0.1, a), (0.2, b), (0.24, c)], media, 5) == {25: b}  # no sampled frame within: the middle box
     assert sparse_boxes_at_sampled_frames([(0.4, a)], media, 5) == {50: a}
     assert boxes_at_nearest_frames([(0.7, a)], media, 1) == {0: a}
 
 
-# By hand
+# Values worked out by hand
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_boxes_go_to_the_nearest_seen_frame_and_the_nearest_stays():
         ("...", ""),
     ],
 )
-def test_plain_words(text, plain):
+def test_normalize_text_removes_case_articles_and_punctuation(text, plain):
     assert normalize_text(text) == plain
 
 
 @pytest.mark.filterwarnings("ignore:Captions")
-def test_exact_match_by_hand():
+def test_score_tr_exact_match_ignores_case_article_and_punctuation():
     true = "The large red circle moves left."
     said = ["the large red circle moves left", "A large red circle moves  left.", "the red circle moves left", None]
     rows = [
@@ -243,11 +243,11 @@ SQUARE, HALF, FAR = (0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 5.0), (50.0, 50.0, 
         ([], [("a dog", SQUARE), ("a cat", SQUARE)], [0, 0]),
     ],
 )
-def test_objects_named_and_found_by_hand(said, true, ious):
+def test_object_ious_match_each_object_once_by_phrase(said, true, ious):
     assert object_ious(said, true).tolist() == ious
 
 
-def test_dgc_figures_are_means_over_pictures():
+def test_score_dgc_metrics_are_means_over_images():
     media = MediaInfo("image", 100, 100)
     true = (("A dog", SQUARE), ("and a cat", FAR))
     token = {0: "000", 10: "010", 50: "050"}
@@ -267,7 +267,7 @@ def test_dgc_figures_are_means_over_pictures():
         score("dgc", rows, "original")
 
 
-# Rows
+# Samples
 
 
 VIDEO_ROW = {"task": "stvg", "video": "a.mp4", "text": "A dog runs.", "span": [0.5, 1.0]}
@@ -295,11 +295,11 @@ def refused(tmp_path: Path, *rows) -> str:
         ([], "no samples"),
     ],
 )
-def test_rows_that_cannot_be_used_stop_it(tmp_path, rows, message):
+def test_read_benchmark_jsonl_invalid_rows_raise(tmp_path, rows, message):
     assert message in refused(tmp_path, *rows)
 
 
-def test_questions_have_the_trained_wording_and_give_away_what_the_task_gives(shapes):
+def test_read_benchmark_jsonl_prompts_use_the_task_template_and_its_given_values(shapes):
     for task in TASKS:
         for question in read(shapes[20], task):
             media = media_of(question)
@@ -321,7 +321,7 @@ def test_questions_have_the_trained_wording_and_give_away_what_the_task_gives(sh
         ({"clip": [0, 6]}, "outside the clip"),
     ],
 )
-def test_what_does_not_fit_its_medium_is_skipped_with_the_reason(tmp_path, model_folder, capsys, change, message):
+def test_eval_sample_that_does_not_fit_its_video_is_skipped_with_the_reason(tmp_path, model_folder, capsys, change, message):
     write_video(tmp_path / "a.mp4", moving_frames(20, 48, 64), fps=10)
     annotations = write_json(tmp_path / "rows.json", [VIDEO_ROW, {**VIDEO_ROW, **change}, {**VIDEO_ROW, "start": 0.3, "end": 1.6}])
     assert evaluate(annotations, tmp_path, model_folder, tmp_path / "out") == 0
@@ -334,7 +334,7 @@ def test_what_does_not_fit_its_medium_is_skipped_with_the_reason(tmp_path, model
     assert llava_st(["report", str(tmp_path / "out")]) == 0
 
 
-# By command
+# Commands
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def evaluate(annotations, media, model, output) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:Captions")
-def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, shapes, model_folder, capsys):
+def test_eval_score_and_report_commands_process_all_eight_tasks(tmp_path, shapes, model_folder, capsys):
     for task in TASKS:
         output = tmp_path / "runs" / task
         assert evaluate(shapes[100] / f"{task}.jsonl", shapes[100] / "media", model_folder, output) == 0
@@ -373,7 +373,7 @@ def test_the_command_line_scores_all_eight_tasks_and_reports_on_them(tmp_path, s
     assert all(f"## jsonl_{task}" in report for task in TASKS) and "object_recall@0.5" in report and "exact_match" in report
 
 
-def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
+def test_score_command_on_answers_of_another_model_writes_predictions_for_a_report(tmp_path, shapes, capsys):
     predictions = answered(read(shapes[20], "svg"), 20)
     rows = tmp_path / "predictions.jsonl"
     append_predictions(rows, predictions)
@@ -387,7 +387,7 @@ def test_answers_of_a_peer_are_kept_for_a_report(tmp_path, shapes, capsys):
     command = ["score", str(tmp_path / "peer.jsonl"), "--references", str(rows), "--answer-format", "qwen2_5_vl", "--output", str(output)]
     assert llava_st(command) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["m_viou"] == pytest.approx(1)  # at the frames of the truth, which are 20
+    assert figures["m_viou"] == pytest.approx(1)  # at the 20 frames of the ground truth
     assert json.loads((output / "scores.json").read_text()) == {"default": figures}
     assert all(prediction.reader == "qwen2_5_vl" for prediction in read_predictions(output / "predictions.jsonl"))
     assert llava_st(["score", str(output)]) == 0 and json.loads(capsys.readouterr().out) == figures

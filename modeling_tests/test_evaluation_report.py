@@ -162,7 +162,7 @@ def test_report_best_and_worst_samples_are_in_order(runs, task):
         assert re.findall(pattern, text) == [f"sample{place}" for place in (*best, *worst)]
 
 
-def test_samples_few_or_all_wrong_are_not_best():
+def test_read_samples_best_excludes_wrong_samples_and_worst_excludes_best():
     truth, media = GroundingResult(span=(0.0, 0.5)), {"kind": "video", "width": 9, "height": 9}
     right = Prediction("a", "b", "tvg", "?", truth, media=media, answer="", prediction=truth)
     wrong = replace(right, prediction=GroundingResult(span=(0.8, 0.9)))
@@ -170,7 +170,7 @@ def test_samples_few_or_all_wrong_are_not_best():
     only = read_samples("tvg", [right])
     assert (only.best(4), only.worst(4)) == ([0], [])
     several = read_samples("tvg", [skipped, silent, wrong])
-    assert (several.best(4), several.worst(4)) == ([], [2, 1, 0])  # what can be looked at comes first
+    assert (several.best(4), several.worst(4)) == ([], [2, 1, 0])  # samples with media come first
 
 
 def test_report_conditions_equal_the_ground_truth(runs):
@@ -182,11 +182,11 @@ def test_report_conditions_equal_the_ground_truth(runs):
     assert conditions["object size"][0] == pytest.approx(100 * share)
     assert conditions["clip length"][0] == pytest.approx((media.last_frame - media.first_frame) / FPS, abs=1e-3)
     assert conditions["span length"][0] == pytest.approx(100 * (first.truth.span[1] - first.truth.span[0]))
-    assert np.isnan(conditions["clip length"][8]) and np.isnan(conditions["object size"][8])  # what was skipped has no known size
+    assert np.isnan(conditions["clip length"][8]) and np.isnan(conditions["object size"][8])  # skipped samples have no known size
     assert "1 of 9 samples with unknown object size" in page
     bins = [row for rows in markdown_rows(markdown).values() for row in rows if len(row) == 5 and row[0].isdigit()]
     assert sum(int(row[0]) for row in bins) == 8 + 8 + 9  # each sample is in one bin per condition
-    # Of "svg" the question gives the span.
+    # The prompt of "svg" contains the span.
     assert np.isfinite(read_samples("svg", runs["svg"][1]).conditions["span length"]).all()
 
 
@@ -202,9 +202,9 @@ def test_report_hostile_text_is_escaped_and_paths_are_removed(runs, task):
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_report_contains_all_its_pictures(runs, task):
+def test_report_contains_all_its_images(runs, task):
     folder, _, page, markdown = runs[task]
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # no external resources
     shown = re.findall(r"\]\((report_files/[^)]+)\)", markdown)
     assert {path.name for path in (folder / "report_files").iterdir()} == {Path(path).name for path in shown}
     for path in shown:
@@ -238,7 +238,7 @@ def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, ...]:
 
 
 def is_near(colour: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Up to the loss of JPEG."""
+    """Whether two colours are equal up to JPEG compression loss."""
     return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 60
 
 
@@ -282,7 +282,7 @@ def test_report_several_runs_are_on_one_page(runs, tmp_path):
     assert write_report(tmp_path).read_text() == again
 
 
-def test_report_all_samples_skipped(runs, tmp_path):
+def test_report_all_samples_skipped_has_zero_metrics_and_lists_the_reasons(runs, tmp_path):
     predictions = [replace(runs["tvg"][1][8], id=str(number)) for number in range(12)]
     write_report(write_run(tmp_path / "run", predictions))
     markdown = (tmp_path / "run" / "report.md").read_text()
@@ -306,7 +306,7 @@ def test_report_answers_of_other_models_have_no_original_protocol(runs, tmp_path
     assert "which cannot be applied to these predictions" in markdown
 
 
-def test_report_removes_only_pictures_of_the_older_report(runs, tmp_path):
+def test_report_removes_only_images_of_the_older_report(runs, tmp_path):
     folder = write_run(tmp_path / "run", runs["rec"][1])
     write_report(folder)
     files = folder / "report_files"

@@ -39,7 +39,7 @@ def both(*rows: Prediction) -> tuple[dict, dict]:
 
 
 def without_captions(rows: list[dict], task: str) -> str:
-    """Captions take Java and seconds; `test_evaluation_captions.py` has them."""
+    """Removes captions of elc samples, whose metrics need Java (see test_evaluation_captions.py); returns the task to score."""
     for row in rows:
         if task == "elc":
             row["gt"].pop("caption")
@@ -135,7 +135,7 @@ def test_score_elc_with_only_an_end_starts_at_the_prompt():
     row["gt"]["caption"] = "a dog"
     assert from_original_row("elc", row, "x").prediction.span == SPAN.span
     assert score_original("stvg", [row])["mtiou"] == 0.0
-    # A prediction may leave the start open as well.
+    # The start of a prediction may be None, too.
     said = GroundingResult(span=(None, 60 / 99), tubelet=TUBELET, caption="a dog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llava_st_hf.evaluation.captions.missing_caption_tools", lambda: "no captions here")
@@ -187,7 +187,7 @@ def test_score_skipped_and_cut_off_samples_are_counted():
     skipped = replace(right, media=None, answer=None, prediction=GroundingResult(), skipped="no such file")
     cut_off = replace(right, finished=False)
     default, original = both(right, skipped, cut_off, right)
-    assert default["m_tiou"] == 0.75  # of a cut-off answer, what it says counts
+    assert default["m_tiou"] == 0.75  # the parsed part of a cut-off answer counts
     assert original["mtiou"] == pytest.approx(1.0, abs=2e-3)
     for scores in (default, original):
         assert (scores["count"], scores["skipped"], scores["cut_off"], scores["unparsable"]) == (4, 1, 1, 0)
@@ -301,7 +301,7 @@ def test_score_malformed_prediction_is_named(said):
         score("stvg", [asked("stvg", replace(SPAN, tubelet=TUBELET), "…", said)])
 
 
-def test_score_original_row_of_another_kind_raises():
+def test_score_original_unsupported_row_raises():
     row = asked("tvg", SPAN, "From 20 to 60 seconds.", SPAN, reader="seconds")
     assert score("tvg", [row])["miou"] == 1.0
     with pytest.raises(ValueError, match="'one' was read by 'seconds', and the original program reads coordinate tokens only"):
@@ -315,7 +315,7 @@ def test_score_original_row_of_another_kind_raises():
         to_original_row(skipped)
 
 
-def test_score_original_protocol_is_also_called_released():
+def test_score_protocol_released_equals_original():
     row = asked("tvg", SPAN, "{0.20202,0.60606}", SPAN)
     assert score("tvg", [row], "released") == score("tvg", [row], "original")
 

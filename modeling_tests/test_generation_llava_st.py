@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`generate` in all its modes says what a plain forward pass says."""
+"""`generate` in all its modes equals full forward passes."""
 
 import copy
 
@@ -22,7 +22,7 @@ def greedy(model):
 
 
 @torch.no_grad()
-def test_greedy_decoding_follows_full_forward_passes(model, batch, greedy):
+def test_generate_greedy_equals_full_forward_passes(model, batch, greedy):
     ids, mask, positions = (batch.pop(key) for key in ("input_ids", "attention_mask", "coordinate_values"))
     for step in range(NEW):
         logits = model(input_ids=ids, attention_mask=mask, coordinate_values=positions, **batch).logits[:, -1]
@@ -43,7 +43,7 @@ def test_greedy_decoding_follows_full_forward_passes(model, batch, greedy):
     ],
     ids=str,
 )
-def test_modes_agree_with_greedy_decoding(model, batch, greedy, options):
+def test_generate_other_modes_equal_greedy_decoding(model, batch, greedy, options):
     if "prefill_chunk_size" in options and not CHUNKS_MEDIA:
         with pytest.raises(ValueError, match="prefill_chunk_size"):
             model.generate(**batch, **GREEDY, **options)
@@ -52,14 +52,14 @@ def test_modes_agree_with_greedy_decoding(model, batch, greedy, options):
     assert torch.equal(sequences, greedy.sequences.repeat_interleave(options.get("num_return_sequences", 1), dim=0))
 
 
-def test_batch_equals_one_by_one(model, greedy):
+def test_generate_batch_equals_single_prompts(model, greedy):
     for row, single in enumerate(single_prompts(model.config)):
         assert torch.equal(model.generate(**single, **GREEDY)[0, -NEW:], greedy.sequences[row, -NEW:])
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_beam_search_keeps_every_rows_media(model, batch, use_cache):
-    patches = [model.config.image_token_id, model.config.video_token_id]  # would count as media in a forward without cache
+def test_generate_beam_search_in_a_batch_equals_single_prompts(model, batch, use_cache):
+    patches = [model.config.image_token_id, model.config.video_token_id]  # would be counted as media tokens in a forward pass without cache
     beams = {**GREEDY, "num_beams": 3, "use_cache": use_cache, "suppress_tokens": patches}
     together = model.generate(**batch, **beams)
     for row, single in enumerate(single_prompts(model.config)):
@@ -67,7 +67,7 @@ def test_beam_search_keeps_every_rows_media(model, batch, use_cache):
 
 
 @pytest.mark.parametrize("row", range(4))
-def test_assisted_decoding_equals_greedy_decoding(model, greedy, row):
+def test_generate_assisted_decoding_equals_greedy_decoding(model, greedy, row):
     single = single_prompts(model.config)[row]
     assistant = tiny_model()
     with torch.no_grad():
@@ -78,14 +78,14 @@ def test_assisted_decoding_equals_greedy_decoding(model, greedy, row):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_prompts_may_be_embeddings(model, batch, num_beams):
+def test_generate_from_inputs_embeds_equals_input_ids(model, batch, num_beams):
     wanted = model.generate(**batch, **GREEDY, num_beams=num_beams)[:, -NEW:]
     embeds = model.model.embed_inputs(batch.pop("input_ids"), batch.pop("coordinate_values"))[0].detach()
     assert torch.equal(model.generate(inputs_embeds=embeds, **batch, **GREEDY, num_beams=num_beams)[:, -NEW:], wanted)
 
 
 @pytest.mark.parametrize("given", ["whole", "new tokens", "new tokens, whole coordinates"])
-def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
+def test_generate_second_turn_with_past_key_values_equals_a_run_without_cache(model, batch, greedy, given):
     config, rows = model.config, len(batch["input_ids"])
     turn = torch.tensor([[5, config.coordinate_start_token_id + 2, config.width_input_token_id, 6]]).expand(rows, -1)
     turn_positions = torch.tensor([[NAN, 0.3, 0.77, NAN]]).expand(rows, -1)
@@ -104,14 +104,14 @@ def test_conversation_goes_on_from_a_kept_cache(model, batch, greedy, given):
     assert torch.equal(ours.sequences[:, -NEW:], wanted.sequences[:, -NEW:])
 
 
-def test_the_old_name_of_coordinate_values_is_accepted_with_a_warning(model, batch, greedy):
+def test_generate_old_argument_coordinates_gives_a_warning_and_equal_results(model, batch, greedy):
     values = batch.pop("coordinate_values")
     with pytest.warns(FutureWarning, match="coordinates is now coordinate_values"):
         assert torch.equal(model.generate(**batch, coordinates=values, **GREEDY), greedy.sequences)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 1000])
-def test_the_vision_chunk_size_reaches_the_encoder(model, batch, greedy, chunk_size):
+def test_generate_vision_chunk_size_sets_the_frames_per_encoder_call(model, batch, greedy, chunk_size):
     sizes = []
     hook = model.model.vision_tower.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     sequences = model.generate(**batch, **GREEDY, vision_chunk_size=chunk_size)
@@ -120,7 +120,7 @@ def test_the_vision_chunk_size_reaches_the_encoder(model, batch, greedy, chunk_s
     assert torch.equal(sequences, greedy.sequences)
 
 
-def test_exact_positions_matter_and_do_not_leak_into_decode_steps(model, batch, greedy):
+def test_generate_coordinate_values_change_the_prefill_and_are_absent_in_decode_steps(model, batch, greedy):
     seen = []
     hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("coordinate_values")), with_kwargs=True)
     model.generate(**batch, **GREEDY)
@@ -131,7 +131,7 @@ def test_exact_positions_matter_and_do_not_leak_into_decode_steps(model, batch, 
     assert not torch.allclose(at_bins.logits[0], greedy.logits[0], atol=1e-4)
 
 
-def test_markers_that_the_model_wrote_itself_are_text(model, batch):
+def test_generate_stray_media_markers_are_ordinary_tokens(model, batch):
     config = model.config
     stray = [config.image_start_token_id, config.video_end_token_id, config.slow_video_start_token_id, config.image_end_token_id]
     batch["input_ids"] = F.pad(batch["input_ids"], (0, 4))
@@ -143,8 +143,8 @@ def test_markers_that_the_model_wrote_itself_are_text(model, batch):
 
 
 @torch.no_grad()
-def test_decode_step_makes_what_qwen2_makes(model, batch):
-    """Beyond the language model and its head nothing runs, above all no copy of a matrix as large as the vocabulary."""
+def test_decode_step_allocates_the_same_tensors_as_qwen2(model, batch):
+    """Only the language model and its head run: no copy of a vocabulary-sized matrix is made."""
     step = {"input_ids": torch.full((4, 1), 7), "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
     calls = []
     for decode in (

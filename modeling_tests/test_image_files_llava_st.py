@@ -35,7 +35,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def openers(path):
-    """Each way in which the package opens an image file."""
+    """Functions of the package that open an image file, by name."""
     data = Path(path).read_bytes()
     return {
         "load": lambda: load_image(path),
@@ -48,7 +48,7 @@ def openers(path):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "MPO", "AVIF"])
-def test_common_formats_are_read_whatever_their_names(picture, tmp_path, kind):
+def test_load_image_common_formats_are_read_regardless_of_the_suffix(picture, tmp_path, kind):
     if kind == "AVIF" and "AVIF" not in PIL.Image.SAVE:
         pytest.skip("this PIL has no AVIF")
     path = tmp_path / "picture.jpg"
@@ -81,7 +81,7 @@ OTHER_FORMATS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_FORMATS)
-def test_other_formats_are_refused_before_their_readers_see_them(picture, tmp_path, monkeypatch, kind):
+def test_image_files_other_formats_raise_before_their_decoders_are_called(picture, tmp_path, monkeypatch, kind):
     path = tmp_path / "picture.jpg"
     path.write_bytes(OTHER_FORMATS[kind](picture))
     PIL.Image.init()
@@ -94,7 +94,7 @@ def test_other_formats_are_refused_before_their_readers_see_them(picture, tmp_pa
 
 
 def png_header(width, height):
-    """A PNG of no pixels that says it has many."""
+    """PNG file without pixel data whose header declares `width` x `height` pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -105,7 +105,7 @@ def png_header(width, height):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(10_000, 9_000), (50_000, 50_000)], ids=["PIL warns", "PIL refuses"])
-def test_a_decompression_bomb_is_named(tmp_path, size):
+def test_image_files_decompression_bomb_raises_with_the_source(tmp_path, size):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(*size))
     for name, opener in openers(path).items():
@@ -117,14 +117,14 @@ def test_a_decompression_bomb_is_named(tmp_path, size):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_bomb_is_named_where_warnings_are_errors(tmp_path):
+def test_load_image_decompression_bomb_raises_the_same_error_if_warnings_are_errors(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_header(10_000, 9_000))
     with pytest.raises(OSError, match=r"bomb\.png.*limit"):
         load_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_the_limit_of_pixels_is_that_of_pil(picture, tmp_path, monkeypatch):
+def test_load_image_uses_the_pixel_limit_of_pil(picture, tmp_path, monkeypatch):
     picture.save(tmp_path / "picture.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 90 * 60)
     assert load_image(tmp_path / "picture.png").size == (90, 60)
@@ -135,7 +135,7 @@ def test_the_limit_of_pixels_is_that_of_pil(picture, tmp_path, monkeypatch):
     assert load_image(tmp_path / "picture.png").size == (90, 60)
 
 
-def test_a_bomb_of_text_is_named(picture, tmp_path):
+def test_load_image_png_with_too_much_compressed_text_raises_with_the_path(picture, tmp_path):
     words = PngImagePlugin.PngInfo()
     words.add_text("comment", "a" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
     picture.save(tmp_path / "bomb.png", pnginfo=words)
@@ -157,7 +157,7 @@ FUZZED = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", FUZZED)
-def test_damaged_files_give_images_or_errors_that_name_them(kind):
+def test_load_image_and_original_size_damaged_data_gives_an_image_or_names_the_source(kind):
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "words"
     data = encoded(Image.fromarray(moving_frames(1, 24, 32)[0]), kind, exif=exif, **FUZZED[kind])
@@ -184,7 +184,7 @@ def test_damaged_files_give_images_or_errors_that_name_them(kind):
         *(MemoryError, AssertionError, AttributeError, NotImplementedError, SyntaxError, ValueError),
     ],
 )
-def test_whatever_a_reader_raises_names_the_file(picture, tmp_path, monkeypatch, error):
+def test_load_image_any_decoder_exception_becomes_an_oserror_with_the_path(picture, tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -199,9 +199,9 @@ def test_whatever_a_reader_raises_names_the_file(picture, tmp_path, monkeypatch,
         original_size(tmp_path / "picture.png")
 
 
-def test_a_checksum_that_is_wrong_is_found_by_the_check_alone(picture, tmp_path):
+def test_check_image_file_wrong_checksum_raises_and_load_image_accepts_it(picture, tmp_path):
     data = bytearray(encoded(picture))
-    data[-13] ^= 1  # the last byte before the IEND chunk of 12 bytes: of the checksum of the pixels
+    data[-13] ^= 1  # the last byte of the checksum of the pixels, before the IEND chunk of 12 bytes
     (tmp_path / "picture.png").write_bytes(data)
     assert load_image(tmp_path / "picture.png").size == (90, 60)
     with pytest.raises(OSError, match=r"picture\.png is a damaged image"):
@@ -210,17 +210,17 @@ def test_a_checksum_that_is_wrong_is_found_by_the_check_alone(picture, tmp_path)
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no list of open files")
 @pytest.mark.parametrize("read", [load_image, original_size, check_image_file])
-def test_no_file_stays_open(picture, tmp_path, monkeypatch, read):
+def test_image_files_leave_no_file_open(picture, tmp_path, monkeypatch, read):
     path = str(tmp_path / "picture.gif")
-    picture.save(path, save_all=True, append_images=[picture.rotate(90)])  # PIL keeps files of several pictures open
-    opened, open_image = [], PIL.Image.open  # kept, so that they are not closed for being forgotten
+    picture.save(path, save_all=True, append_images=[picture.rotate(90)])  # PIL keeps files with several images open
+    opened, open_image = [], PIL.Image.open  # references, so that garbage collection does not close them
     monkeypatch.setattr(PIL.Image, "open", lambda *args, **kwargs: opened.append(open_image(*args, **kwargs)) or opened[-1])
     before = os.listdir("/proc/self/fd")
     read(path)
     assert os.listdir("/proc/self/fd") == before and opened
 
 
-def test_every_source_gives_the_same_image(picture, tmp_path):
+def test_image_processor_every_source_type_gives_equal_pixels(picture, tmp_path):
     path = tmp_path / "picture.png"
     picture.save(path)
     data = path.read_bytes()
@@ -238,19 +238,19 @@ def test_every_source_gives_the_same_image(picture, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [30, 200, -3])
-def test_a_data_url_that_is_cut_short_is_named(picture, cut):
+def test_load_image_truncated_data_url_raises_with_the_source(picture, cut):
     url = f"data:image/png;base64,{base64.b64encode(encoded(picture)).decode()}"[:cut]
     with pytest.raises((OSError, ValueError), match=rf"image of {len(url)} characters \(data:image/png;base64,"):
         load_image(url)
 
 
-def test_an_image_in_memory_that_is_none_is_named():
+def test_image_processor_bytes_that_are_not_an_image_raise():
     for source in (b"words", io.BytesIO(b"words")):
         with pytest.raises(OSError, match=r"image of 5 bytes \(Bytes\w*|bytes object\) is not an image"):
             LlavaSTImageProcessor()(source)
 
 
-def test_limits_reach_the_downloads_of_images(picture, tmp_path):
+def test_image_functions_apply_download_limits(picture, tmp_path):
     one_host, data = DownloadLimits(allowed_hosts=["media.example"]), encoded(picture)
     with serve(lambda connection, _: connection.sendall(reply(data))) as server:
         url = f"{server.url}/a.png"
@@ -269,7 +269,7 @@ def test_limits_reach_the_downloads_of_images(picture, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["flat", "images_kwargs", "chat"])
-def test_limits_reach_the_downloads_of_a_processor(picture, way):
+def test_processor_applies_download_limits_to_images_and_downloads_once(picture, way):
     processor, one_host = tiny_processor(), DownloadLimits(allowed_hosts=["media.example"])
     with serve(lambda connection, _: connection.sendall(reply(encoded(picture)))) as server:
         url = f"{server.url}/a.png"
@@ -289,7 +289,7 @@ def test_limits_reach_the_downloads_of_a_processor(picture, way):
         assert len(server.requests) == 1  # downloaded once, for its size and its pixels
 
 
-def test_limits_are_not_saved_nor_taken_from_a_file(tmp_path):
+def test_image_processor_download_limits_are_not_saved_and_a_dict_raises(tmp_path):
     LlavaSTImageProcessor(download_limits=DownloadLimits(seconds=5)).save_pretrained(tmp_path)
     assert LlavaSTImageProcessor.from_pretrained(tmp_path).download_limits is None
     with pytest.raises(ValueError, match="download_limits"):
