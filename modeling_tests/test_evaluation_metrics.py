@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grounding metrics against their definitions, written for one sample at a time."""
+"""Grounding metrics equal a per-sample implementation of their definitions."""
 
 import math
 
@@ -33,7 +33,7 @@ def literal_extent(low: float, high: float) -> float:
 
 
 def literal_iou(pred, truth) -> float:
-    """Of boxes (4 numbers) and of spans (2)."""
+    """IoU of two boxes (4 numbers) or two spans (2 numbers)."""
     half = len(pred) // 2
     overlap = area = true_area = 1.0
     for axis in range(half):
@@ -129,7 +129,7 @@ def test_bootstrap_interval_is_within_the_values_and_repeatable(values, seed):
     assert (low, high) == bootstrap_interval(np.array(values), resamples=50, seed=seed)
 
 
-def test_bootstrap_interval_is_as_wide_as_the_normal_one():
+def test_bootstrap_interval_of_many_samples_equals_the_normal_approximation():
     values = np.random.default_rng(0).normal(3, 2, 4000)
     low, high = bootstrap_interval(values)
     error = values.std() / math.sqrt(len(values))
@@ -139,7 +139,7 @@ def test_bootstrap_interval_is_as_wide_as_the_normal_one():
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_bootstrap_interval_metrics_of_the_same_samples_are_drawn_together():
+def test_bootstrap_interval_columns_share_the_same_resamples():
     values = np.random.default_rng(0).random((50, 3))
     lows, highs = bootstrap_interval(values)
     for column in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What resembles a coordinate, a span or a box is refused by name; other markup is left alone."""
+"""`check_spelling`: misspelt coordinates, spans and boxes raise an error that names them; other markup is accepted."""
 
 import re
 from contextlib import suppress
@@ -26,13 +26,13 @@ NEAR_MISSES = [
     "<tNone>", "<tNaN>", "<t nan>", "<ttensor(0.5)>", "<tnp.float64(0.5)>", "<wundefined>",  # printed by a program
     "<x0.5>", "<y320px>", "<TEMP-7>", "<TEMP-1000>", "<TEMP-0.5>", "<TEMP_007>", "<temp-007>", "<WIDTH 50>",  # other names
     "&lt;t0.5&gt;", "＜t0.5＞", "<t0.5＞",  # other brackets
-    "<w0.5><h 1>", "<t0.5><t0,6>",  # beside one that is right
+    "<w0.5><h 1>", "<t0.5><t0,6>",  # next to a valid one
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("written", NEAR_MISSES)
 @pytest.mark.parametrize("around", ["{}", "What happens at {}"])
-def test_a_near_miss_is_refused_by_name_with_advice(written, around):
+def test_check_spelling_misspelt_coordinate_raises_with_its_text_and_the_syntax(written, around):
     with pytest.raises(ValueError, match=r"is not a coordinate\. Write <t0\.409>") as error:
         check_spelling(around.format(written))
     tags = re.findall("[<\uff1c][^<>]*[>\uff1e]", written)
@@ -41,7 +41,7 @@ def test_a_near_miss_is_refused_by_name_with_advice(written, around):
 
 
 @pytest.mark.parametrize("written", ["<H1>", "<h1 >", "< h2>", "<h1/>"])
-def test_headings_in_other_spellings_are_refused_as_headings(written):
+def test_check_spelling_html_heading_variants_raise(written):
     with pytest.raises(ValueError, match=f"'{written}' is an HTML heading"):
         check_spelling(f"{written}News")
 
@@ -59,12 +59,12 @@ RIGHT = [
     "(<t0.5>)", "[<t0.5s>] hello", "[<t0.5s> hello]", "[<t0.1>, <t0.3>, <t0.5>]", "<w0.1><h0.2>", "From <t0.2s> to <t1.1s>",
     '{"box": [<w0.1><h0.2><w0.5><h0.9>], "start": <t0.5>}', "<t0.2>:[<w0.1><h0.2><w0.5><h0.9>]<t0.3>:[<w0.1><h0.2><w0.5><h0.9>].",
     "[[<w0.1><h0.2><w0.5><h0.9>], [<w0.1><h0.2><w0.5><h0.9>]]", "[<WIDTH-010><HEIGHT-020>]", "{<TEMP-001>}", "{<TEMP-001><TEMP-002>",
-    "<t>", "<t5px>", "<w1.7>",  # `read_coordinate` refuses these
+    "<t>", "<t5px>", "<w1.7>",  # `read_coordinate` raises an error for these
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("written", PLAIN + RIGHT)
-def test_markup_and_coordinates_are_left_alone(written):
+def test_check_spelling_accepts_other_markup_and_valid_coordinates(written):
     check_spelling(written)
     check_spelling(f"See {written} now, {written}.")
 
@@ -86,7 +86,7 @@ near_misses = st.one_of(
 
 @given(near_misses, st.sampled_from(["{}", "at {}", "{} now", "<b>{}</b>", "[<t0.5>] {}", "{{{}<t0.5>}}"]))
 @example("<t0.5 s>", "{}")
-def test_every_near_miss_is_refused(written, around):
+def test_check_spelling_generated_misspelt_coordinates_raise(written, around):
     with pytest.raises(ValueError, match=r"is not a coordinate|is an HTML heading"):
         check_spelling(around.format(written))
 
@@ -97,7 +97,7 @@ def begins_like_a_coordinate(text):
 
 @given(st.text(st.sampled_from("<>thwTHWabx019.,:[]{}()/= \n-s&;"), max_size=60))
 @example("[<a>]{</t1>}")
-def test_texts_without_the_beginning_of_a_coordinate_are_left_alone(text):
+def test_check_spelling_accepts_texts_without_the_beginning_of_a_coordinate(text):
     if not begins_like_a_coordinate(text):
         check_spelling(text)
 
@@ -111,7 +111,7 @@ tag_names = st.from_regex(r"/?[thwTHW][a-zA-Z]{1,10}", fullmatch=True).filter(
 
 
 @given(tag_names, st.sampled_from(["", " class=x1", ' id="t1"', "/", " width='3'", ">5"]))
-def test_tags_of_other_languages_are_left_alone(name, attributes):
+def test_check_spelling_accepts_tags_of_other_languages(name, attributes):
     check_spelling(f"<{name}{attributes}>text</{name}>")
 
 
@@ -123,7 +123,7 @@ def written_as(letters, separator=""):
 
 
 @given(st.text("thw", min_size=1, max_size=6), st.sampled_from(["", " ", ",", ", ", "\n"]))
-def test_brackets_hold_a_box_or_times_and_nothing_else(letters, separator):
+def test_check_spelling_brackets_with_anything_but_a_box_or_times_raise(letters, separator):
     text = f"At [{written_as(letters, separator)}]?"
     if letters == "whwh" or set(letters) == {"t"}:
         check_spelling(text)
@@ -133,7 +133,7 @@ def test_brackets_hold_a_box_or_times_and_nothing_else(letters, separator):
 
 
 @given(st.text("thw", min_size=1, max_size=6), st.sampled_from(["", " ", ",", ", ", "\n"]))
-def test_braces_hold_a_span_and_nothing_else(letters, separator):
+def test_check_spelling_braces_with_anything_but_a_span_raise(letters, separator):
     text = f"In {{{written_as(letters, separator)}}}?"
     if letters == "tt":
         check_spelling(text)
@@ -143,7 +143,7 @@ def test_braces_hold_a_span_and_nothing_else(letters, separator):
 
 
 @pytest.mark.parametrize("separator", ["-", " to ", " – ", ";", " and ", "|"])
-def test_other_separators_in_a_span_or_box_are_refused(separator):
+def test_check_spelling_invalid_separator_in_a_span_or_box_raises(separator):
     for text, message in ((f"{{{written_as('tt', separator)}}}", "is not a span"), (f"[{written_as('whwh', separator)}]", "is not a box")):
         with pytest.raises(ValueError, match=message):
             check_spelling(text)
@@ -154,12 +154,12 @@ def test_other_separators_in_a_span_or_box_are_refused(separator):
 @pytest.mark.parametrize(
     "form", ["[{} is", "{}] is", "{{{} is", "{}}} is", "[{}}} is", "[a] {{{}] {{b}}", "[{} and [b]", "x] {}] [", "{{a [{}}} b]"]
 )
-def test_a_bracket_without_its_partner_is_refused(inner, form):
+def test_check_spelling_unbalanced_bracket_raises(inner, form):
     with pytest.raises(ValueError, match="has a bracket without its partner"):
         check_spelling(form.format(written_as(inner)))
 
 
-def test_a_token_of_a_bin_counts_as_a_coordinate_of_a_box():
+def test_check_spelling_coordinate_tokens_count_as_coordinates_of_a_box():
     check_spelling("[<WIDTH-010><h0.2><w0.5><HEIGHT-090>]")
     with pytest.raises(ValueError, match="is not a box"):
         check_spelling("[<WIDTH-010><h0.2>]")
@@ -179,14 +179,14 @@ def test_a_token_of_a_bin_counts_as_a_coordinate_of_a_box():
     ],
     ids=lambda text: repr(text[:8]),
 )
-def test_long_texts_take_time_in_proportion_to_their_length(text):
+def test_check_spelling_long_texts_take_linear_time(text):
     start = process_time()
     with suppress(ValueError):
         check_spelling(text)
     assert process_time() - start < 5
 
 
-def test_a_right_coordinate_is_no_near_miss_whatever_its_number():
+def test_check_spelling_accepts_every_number_format():
     for number in ("1", "1.", ".5", "+.5e-3", "1E2", "-3"):
         for text in (f"<t{number}>", f"<w{number}px>", f"<t{number}s>"):
             assert INLINE_COORDINATE.fullmatch(text)
@@ -196,7 +196,7 @@ def test_a_right_coordinate_is_no_near_miss_whatever_its_number():
 @pytest.mark.parametrize(
     "text", ["<w0 h0 " + "w0 h0 " * 30, "<w0h0" + "h 0" * 40, "<t0" + " h0" * 40, "<t1 " + "h" * 200, "<w1 " + "h m s " * 40]
 )
-def test_texts_that_go_on_without_a_closing_bracket_take_no_time(text):
+def test_check_spelling_long_texts_without_closing_bracket_take_under_one_second(text):
     start = process_time()
     with suppress(ValueError):
         check_spelling(text * 20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss against dense two-hot targets over the whole vocabulary, and its memory."""
+"""The loss equals cross-entropy with dense two-hot targets over the full vocabulary, with bounded memory."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SIZE = BASE + len(VOCABULARY) + AFTER
 
 
 def loss_of(hidden, weight, *args, **kwargs):
-    """Loss and token losses with `weight` as the head's, a tensor that is not a parameter."""
+    """Loss and token losses of a linear head with `weight` (vocabulary, hidden), a tensor that is not a parameter."""
     head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
     del head.weight
     head.weight = weight
@@ -38,7 +38,7 @@ def problem():
 
 
 def dense_target(token: int, position: float) -> torch.Tensor:
-    """The distribution over the whole vocabulary, bin by bin from the definition."""
+    """Target distribution (vocabulary,) by definition: two-hot between the neighbouring bins of the axis."""
     target, start = torch.zeros(SIZE), BASE
     for axis, size in enumerate(VOCABULARY.sizes()):
         placeholders = VOCABULARY.placeholder_token_ids[2 * axis : 2 * axis + 2]
@@ -69,7 +69,7 @@ def dense_loss(hidden, weight, targets, positions, propagate):
         weight_out = weight + mixed - mixed.detach()
     else:
         weight_out = weight
-    # Hidden states see the plain rows: the value of w + Mw - stopgrad(Mw) is w.
+    # The hidden states are multiplied with the unchanged embeddings: the value of w + Mw - stopgrad(Mw) is w.
     losses = []
     for row, column in (targets != -100).nonzero().tolist():
         log_probabilities = (hidden[row, column] @ weight_out.T).log_softmax(-1)
@@ -79,7 +79,7 @@ def dense_loss(hidden, weight, targets, positions, propagate):
 
 @pytest.mark.parametrize("propagate", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_loss_and_gradients_equal_dense_two_hot_targets(problem, monkeypatch, propagate, chunk):
+def test_loss_and_gradients_equal_those_of_dense_two_hot_targets(problem, monkeypatch, propagate, chunk):
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
     hidden, weight, targets, positions = problem
     results = []
@@ -97,7 +97,7 @@ def test_loss_and_gradients_equal_dense_two_hot_targets(problem, monkeypatch, pr
         torch.testing.assert_close(ours, dense, atol=1e-5, rtol=1e-5)
 
 
-def test_without_positions_it_is_ordinary_cross_entropy(problem):
+def test_loss_without_positions_equals_cross_entropy(problem):
     hidden, weight, targets, _ = problem
     total, losses = loss_of(hidden, weight, targets, None, None, propagate=False)
     wanted = torch.nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
@@ -105,7 +105,7 @@ def test_without_positions_it_is_ordinary_cross_entropy(problem):
     assert total.item() == pytest.approx(wanted.sum().item(), rel=1e-6)
 
 
-def test_position_on_a_bin_is_that_bins_token(problem):
+def test_loss_position_exactly_at_a_bin_equals_the_token_of_that_bin(problem):
     hidden, weight, *_ = problem
     targets = torch.full((BATCH, LENGTH), BASE)
     on_bin = loss_of(hidden, weight, targets, torch.full((BATCH, LENGTH), 0.5), VOCABULARY, False)[0]
@@ -114,7 +114,7 @@ def test_position_on_a_bin_is_that_bins_token(problem):
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight"])
-def test_only_what_needs_a_gradient_gets_one(problem, trained):
+def test_loss_computes_only_the_gradients_that_are_required(problem, trained):
     hidden, weight, targets, positions = problem
     gradients = []
     for dense in (True, False):
@@ -125,14 +125,14 @@ def test_only_what_needs_a_gradient_gets_one(problem, trained):
         gradients.append(h.grad if trained == "hidden" else w.grad)
         assert (w.grad if trained == "hidden" else h.grad) is None
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
-    # `made` is of our loss: it allocates the gradient that is needed and no other.
+    # `made` is from the loss under test: it allocates only the gradient that is needed.
     supervised = int((targets != -100).sum())
     assert (("zeros_like", (SIZE, HIDDEN)) in made) == (trained == "weight")
     assert (("empty_like", (supervised, HIDDEN)) in made) == (trained == "hidden")
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_under_autocast_logits_are_bfloat16_and_losses_and_gradients_float32(problem, monkeypatch, trains):
+def test_loss_under_autocast_has_bfloat16_logits_and_float32_losses_and_gradients(problem, monkeypatch, trains):
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", 4 * SIZE)
     hidden, weight, targets, positions = problem
     supervised = targets != -100
@@ -151,7 +151,7 @@ def test_under_autocast_logits_are_bfloat16_and_losses_and_gradients_float32(pro
             assert ours.dtype == torch.float32 and (ours - dense).norm() < 0.02 * dense.norm()
 
 
-def test_bfloat16_weights_have_float32_losses_and_bfloat16_gradients(problem):
+def test_loss_bfloat16_weights_give_float32_losses_and_bfloat16_gradients(problem):
     hidden, weight, targets, positions = problem
     h, w = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
     total, losses = loss_of(h, w, targets, positions, VOCABULARY, True)
@@ -161,7 +161,7 @@ def test_bfloat16_weights_have_float32_losses_and_bfloat16_gradients(problem):
 
 
 @pytest.mark.parametrize("chunk_logits", [1, SIZE, 3 * SIZE])
-def test_losses_without_gradients_are_complete_whatever_the_chunk(problem, monkeypatch, chunk_logits):
+def test_loss_without_gradients_is_equal_for_every_chunk_size(problem, monkeypatch, chunk_logits):
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk_logits)
     hidden, weight, targets, positions = problem
     with watch_new_tensors() as made:
@@ -172,7 +172,7 @@ def test_losses_without_gradients_are_complete_whatever_the_chunk(problem, monke
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_logits_never_outgrow_the_chunk(problem, monkeypatch, trains):
+def test_loss_logits_are_not_larger_than_the_chunk(problem, monkeypatch, trains):
     chunk = 4
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
     hidden, weight, targets, positions = problem
@@ -182,10 +182,10 @@ def test_logits_never_outgrow_the_chunk(problem, monkeypatch, trains):
         if trains:
             total.backward()
     sizes = [torch.Size(shape).numel() for _, shape in made if SIZE in shape and HIDDEN not in shape]
-    assert sizes and max(sizes) <= chunk * SIZE  # nothing of (positions, vocabulary), not even in backward
+    assert sizes and max(sizes) <= chunk * SIZE  # no (positions, vocabulary) tensor, not even in the backward pass
 
 
-def test_graph_may_be_walked_twice(problem):
+def test_loss_backward_twice_with_retain_graph_gives_equal_gradients(problem):
     hidden, weight, targets, positions = problem
     weight = weight.clone().requires_grad_()
     total, _ = loss_of(hidden, weight, targets, positions, VOCABULARY, True)
@@ -193,7 +193,7 @@ def test_graph_may_be_walked_twice(problem):
     assert torch.equal(first, torch.autograd.grad(total, weight)[0])
 
 
-def test_model_loss_averages_supervised_tokens_or_divides_by_the_number_given():
+def test_model_loss_is_the_mean_over_supervised_tokens_or_the_sum_over_num_items_in_batch():
     model = tiny_model()
     batch = mixed_batch(model.config)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -205,7 +205,7 @@ def test_model_loss_averages_supervised_tokens_or_divides_by_the_number_given():
     assert divided.loss.item() == pytest.approx(mean.token_losses.sum().item() / 7, rel=1e-6)
 
 
-def test_model_loss_is_the_dense_loss_of_its_own_logits():
+def test_model_loss_equals_cross_entropy_of_its_logits():
     model = tiny_model()
     batch = mixed_batch(model.config)
     batch["coordinate_values"][:] = NAN
@@ -216,7 +216,7 @@ def test_model_loss_is_the_dense_loss_of_its_own_logits():
     torch.testing.assert_close(outputs.loss, wanted)
 
 
-def test_shift_labels_replace_labels():
+def test_model_shift_labels_replace_labels():
     model = tiny_model()
     batch = mixed_batch(model.config)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -230,7 +230,7 @@ def test_shift_labels_replace_labels():
     assert not torch.isclose(at_bins, wanted, atol=1e-4)
 
 
-def test_batch_without_supervision_costs_nothing():
+def test_model_batch_without_supervised_tokens_has_zero_loss_and_gradients():
     model = tiny_model().train()
     batch = mixed_batch(model.config)
     loss = model(**batch, labels=torch.full_like(batch["input_ids"], -100)).loss
@@ -238,7 +238,7 @@ def test_batch_without_supervision_costs_nothing():
     assert loss.item() == 0 and not model.lm_head.weight.grad.any()
 
 
-def test_logits_are_left_out_in_training_only():
+def test_model_logits_are_none_only_in_training_with_labels():
     model = tiny_model()
     batch = mixed_batch(model.config)
     assert model(**batch, labels=batch["input_ids"]).logits is not None
@@ -248,7 +248,7 @@ def test_logits_are_left_out_in_training_only():
     assert model(**batch).logits is not None
 
 
-def test_an_unsupervised_batch_leaves_finite_gradients_whatever_the_divisor():
+def test_model_batch_without_supervised_tokens_and_num_items_0_has_finite_gradients():
     model = tiny_model().train()
     input_ids = torch.arange(6)[None]
     model(input_ids=input_ids, labels=torch.full_like(input_ids, -100), num_items_in_batch=torch.tensor(0)).loss.backward()
@@ -256,7 +256,7 @@ def test_an_unsupervised_batch_leaves_finite_gradients_whatever_the_divisor():
 
 
 @pytest.mark.parametrize("target_modules", [["lm_head"], ["q_proj", "lm_head"]])
-def test_the_loss_goes_through_an_adapted_head(target_modules):
+def test_model_loss_with_lora_on_the_head_equals_that_of_its_logits(target_modules):
     peft = pytest.importorskip("peft")
     model = tiny_model()
     config = model.config
@@ -276,7 +276,7 @@ def test_the_loss_goes_through_an_adapted_head(target_modules):
     assert len(gradients) == 2 and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
 
 
-def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
+def test_model_loss_and_gradients_with_a_wrapped_head_equal_those_of_a_linear_head():
     class Wrapped(torch.nn.Module):
         def __init__(self, linear):
             super().__init__()
@@ -302,7 +302,7 @@ def test_a_wrapped_head_gives_the_loss_and_gradients_of_a_plain_one():
 
 
 class WrappedHead(torch.nn.Module):
-    """A head that is more than its weight, as adapters and quantizers make them."""
+    """Output head that is not an `nn.Linear`, as adapters and quantizers create."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -313,7 +313,7 @@ class WrappedHead(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wrapped_head_whose_vocabulary_goes_on_after_the_coordinates_has_the_plain_gradients(problem, dtype):
+def test_loss_wrapped_head_with_tokens_after_the_coordinates_has_equal_gradients(problem, dtype):
     hidden, weight, targets, positions = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in problem)
     plain = weight.clone().requires_grad_()
     loss_of(hidden, plain, targets, positions.float(), VOCABULARY, True)[0].backward()
@@ -323,7 +323,7 @@ def test_a_wrapped_head_whose_vocabulary_goes_on_after_the_coordinates_has_the_p
 
 
 class QuantizedHead(torch.nn.Linear):
-    """A linear layer whose weight holds integers, or nothing because it is offloaded; its `forward` has the values."""
+    """Linear layer whose stored weight is integer or offloaded (no data); `forward` uses the actual values."""
 
     def __init__(self, values: torch.Tensor, stored: torch.Tensor):
         super().__init__(*reversed(values.shape), bias=False)
@@ -334,14 +334,14 @@ class QuantizedHead(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("stored", [torch.zeros(SIZE, HIDDEN, dtype=torch.int8), torch.zeros(SIZE, HIDDEN, device="meta")])
-def test_a_linear_head_with_integer_or_offloaded_weight_is_called(problem, stored):
+def test_loss_linear_head_with_integer_or_offloaded_weight_uses_its_forward(problem, stored):
     hidden, weight, targets, positions = problem
     _, losses, bin_errors = supervised_cross_entropy(hidden, QuantizedHead(weight, stored), SIZE, targets, positions, VOCABULARY, True)
     torch.testing.assert_close(losses, dense_loss(hidden, weight, targets, positions, False), atol=1e-5, rtol=1e-5)
     assert bin_errors is None
 
 
-def test_a_wrapped_head_without_coordinates_has_ordinary_cross_entropy(problem):
+def test_loss_wrapped_head_without_coordinates_equals_cross_entropy(problem):
     hidden, weight, targets, _ = problem
     head = WrappedHead(weight)
     total, losses, bin_errors = supervised_cross_entropy(hidden, head, SIZE, targets, None, None, False)
@@ -356,8 +356,8 @@ def test_a_wrapped_head_without_coordinates_has_ordinary_cross_entropy(problem):
 
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("trains", [False, True])
-def test_a_wrapped_head_is_called_for_one_chunk_at_a_time(problem, monkeypatch, trains, chunk):
-    """Also in the backward pass, where it is called again."""
+def test_loss_wrapped_head_is_called_with_one_chunk_at_a_time(problem, monkeypatch, trains, chunk):
+    """Includes the backward pass, which calls the head again."""
     monkeypatch.setattr(loss_llava_st, "_MAX_CHUNK_LOGITS", chunk * SIZE)
     hidden, weight, targets, positions = problem
     sizes = []
@@ -383,7 +383,7 @@ def test_a_wrapped_head_is_called_for_one_chunk_at_a_time(problem, monkeypatch, 
     assert logits and max(logits) <= chunk * SIZE
 
 
-def test_bin_errors_are_the_distance_of_the_likeliest_bin_on_the_axis_from_the_exact_target(problem):
+def test_loss_bin_errors_are_distances_of_the_most_likely_bin_from_the_exact_target(problem):
     hidden, weight, targets, positions = problem
     head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
     head.weight.data = weight
@@ -405,7 +405,7 @@ def test_bin_errors_are_the_distance_of_the_likeliest_bin_on_the_axis_from_the_e
     assert 0 < int(errors.isnan().sum()) < len(errors)
 
 
-def test_a_head_whose_weight_is_computed_gives_the_gradients_of_the_plain_one(problem):
+def test_loss_head_with_computed_weight_has_equal_gradients(problem):
     hidden, weight, targets, positions = problem
     head = torch.nn.Linear(HIDDEN, SIZE, bias=False)
     head.weight.data = weight.clone()
@@ -413,7 +413,7 @@ def test_a_head_whose_weight_is_computed_gives_the_gradients_of_the_plain_one(pr
     plain.backward()
     rows = weight[BASE : BASE + 3].clone().requires_grad_()
 
-    class Computed(torch.nn.Module):  # some rows trained, the others frozen, as PEFT's trainable tokens
+    class Computed(torch.nn.Module):  # some embeddings trained, the others frozen, as with trainable tokens of PEFT
         weight = property(lambda self: weight.index_copy(0, torch.arange(BASE, BASE + 3), rows))
 
         def forward(self, states):

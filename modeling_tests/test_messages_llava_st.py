@@ -21,7 +21,7 @@ def prepared(*items):
     return message["content"], options
 
 
-def test_spans_times_and_boxes_become_inline_text():
+def test_prepare_conversation_span_time_and_box_items_become_inline_text():
     content, options = prepared(
         {"type": "span", "start": 1.8, "end": 2.5}, {"type": "time", "time": 3}, {"type": "box", "box": [1, 2, 30.5, 40]}
     )
@@ -29,14 +29,14 @@ def test_spans_times_and_boxes_become_inline_text():
     assert {item["type"] for item in content} == {"text"} and options == {}
 
 
-def test_a_box_may_be_what_an_answer_gave():
+def test_box_text_accepts_a_dict_as_in_answers():
     assert box_text({"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}) == box_text([1, 2, 3, 4])
     with pytest.raises(ValueError, match="has no 'ymax'"):
         box_text({"xmin": 1, "ymin": 2, "xmax": 3})
 
 
 @given(st.floats(0, 1e6))
-def test_seconds_are_written_exactly(seconds):
+def test_time_text_writes_seconds_without_rounding(seconds):
     match = INLINE_COORDINATE.fullmatch(time_text(seconds))
     assert float(match["number"]) == seconds and match["unit"] == "s"
 
@@ -53,12 +53,12 @@ def test_seconds_are_written_exactly(seconds):
         ({"start": 1, "video_end": 2}, {"start": 1, "end": 2}),
     ],
 )
-def test_clips_are_taken_out_of_video_items(item, clip):
+def test_prepare_conversation_clip_keys_of_a_video_become_the_clips_argument(item, clip):
     content, options = prepared({"type": "video", "path": "a.mp4", **item})
     assert content == [{"type": "video", "path": "a.mp4"}] and options == ({} if clip is None else {"clips": [clip]})
 
 
-def test_a_batch_has_one_clip_per_video_in_order():
+def test_prepare_conversation_batch_has_one_clip_per_video_in_order():
     chats = [[user({"type": "video", "video": "a", "end": 1}, {"type": "video", "video": "b"})], [user({"type": "text", "text": "c"})]]
     _, options = prepare_conversation([*chats, [user({"type": "video", "video": "d", "clip": [0, 1]})]])
     assert options == {"clips": [{"end": 1}, None, {"frames": [0, 1]}]}
@@ -78,12 +78,12 @@ FRAMES = [np.zeros((4, 4, 3), np.uint8)] * 3
         ({"video": ["a.png", "b.jpg"], "timestamps": [0, 2.5]}, {"video_metadata": [{"frame_times": [0, 2.5]}]}),
     ],
 )
-def test_keys_of_a_video_item_become_arguments_of_the_video_processor(item, options):
+def test_prepare_conversation_video_keys_become_video_processor_arguments(item, options):
     content, found = prepared({"type": "video", **item})
     assert found == options and content == [{"type": "video", "video": item["video"]}]
 
 
-def test_each_video_has_its_own_sampling_and_times():
+def test_prepare_conversation_each_video_has_its_own_sampling_and_metadata():
     items = [{"type": "video", "video": "a", "nframes": 3}, {"type": "video", "video": FRAMES, "fps": 1}, {"type": "video", "video": "c"}]
     assert prepared(*items)[1] == {"sampling": [{"num_frames": 3}, None, None], "video_metadata": [None, {"fps": 1}, None]}
 
@@ -100,7 +100,7 @@ def test_each_video_has_its_own_sampling_and_times():
         ({"type": "image", "base64": "data:image/png;base64,iVBO"}, {"type": "image", "image": "data:image/png;base64,iVBO"}),
     ],
 )
-def test_openai_and_base64_items_become_our_own(item, expected):
+def test_prepare_conversation_openai_and_base64_items_are_converted(item, expected):
     content, options = prepared(item)
     assert content == [expected] and options == ({"clips": [{"end": 3}]} if "end" in item else {})
 
@@ -117,13 +117,13 @@ def test_openai_and_base64_items_become_our_own(item, expected):
         {"type": "box", "box": [1, 2, 3, 4]},
     ],
 )
-def test_keys_that_are_none_count_as_absent(item):
+def test_prepare_conversation_keys_with_value_none_are_ignored(item):
     keys = ("text", "path", "url", "image", "clip", "start", "end", "nframes", "time", "box", "max_pixels", "anything")
     nulls = {key: None for key in keys if key not in item}
     assert prepared({**nulls, **item}) == prepared(item)
 
 
-def test_the_callers_messages_stay_as_they_are():
+def test_prepare_conversation_does_not_modify_its_argument():
     messages = [
         user({"type": "video", "path": "a.mp4", "clip": [3, 9]}, {"type": "span", "start": 1, "end": 2}),
         {"role": "x", "content": "y"},
@@ -133,7 +133,7 @@ def test_the_callers_messages_stay_as_they_are():
     assert messages == before
 
 
-def test_bare_strings_and_single_items_are_content():
+def test_prepare_conversation_accepts_strings_and_single_items_as_content():
     (message,), _ = prepare_conversation([{"role": "user", "content": {"type": "text", "text": "a"}}])
     assert message["content"] == [{"type": "text", "text": "a"}]
     assert prepared("b")[0] == [{"type": "text", "text": "b"}]
@@ -198,18 +198,18 @@ def test_bare_strings_and_single_items_are_content():
         (5, "A content item is a string, or a dictionary.*got 5"),
     ],
 )
-def test_impossible_items_are_refused_by_name(item, message):
+def test_prepare_conversation_invalid_item_raises_with_the_reason(item, message):
     with pytest.raises(ValueError, match=message):
         prepared(item)
 
 
 @pytest.mark.parametrize("conversation", [[], "hello", None, [["hello"]], [{"content": "no role"}], 5])
-def test_what_is_no_conversation_is_refused(conversation):
+def test_prepare_conversation_invalid_conversation_raises(conversation):
     with pytest.raises(ValueError, match=r"A (conversation|message) is a"):
         prepare_conversation(conversation)
 
 
-def test_equal_ends_are_allowed():
+def test_span_text_accepts_equal_start_and_end():
     assert span_text(1, 1) == "{<t1.0s><t1.0s>}"
 
 
@@ -223,12 +223,12 @@ def test_equal_ends_are_allowed():
         ({"role": "user", "content": 5}, "content of a message must be a string or a list"),
     ],
 )
-def test_a_message_without_role_or_content_is_refused(message, named):
+def test_prepare_conversation_message_with_invalid_role_or_content_raises(message, named):
     with pytest.raises(ValueError, match=named):
         prepare_conversation([message])
 
 
-def test_arrays_and_tensors_are_read_like_lists():
+def test_read_box_and_read_span_accept_arrays_and_tensors():
     for make in (tuple, np.array, torch.tensor, lambda values: [np.float32(value) for value in values]):
         assert read_box(make([1.0, 2.0, 3.0, 4.0])) == (1.0, 2.0, 3.0, 4.0)
         assert read_span(make([1.0, 2.0])) == (1.0, 2.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packer against its definition: one `nn.MultiheadAttention` call for every window, in Python loops."""
+"""The packer equals its definition: one `nn.MultiheadAttention` call per window, in Python loops."""
 
 import itertools
 
@@ -71,7 +71,7 @@ def test_window_packer_equals_one_attention_per_window(window):
 
 
 @torch.no_grad()
-def test_streams_follow_the_published_shapes():
+def test_packer_streams_equal_the_window_packers_and_have_the_documented_shapes():
     packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_stride=5)))
     states = torch.randn(1, 10, 9, 9, 32)
     fast, slow = packer(states)
@@ -83,7 +83,7 @@ def test_streams_follow_the_published_shapes():
 
 @pytest.mark.parametrize("num_frames", [1, 3, 7])
 @torch.no_grad()
-def test_last_frame_is_held_to_fill_the_last_slow_window(num_frames):
+def test_packer_repeats_the_last_frame_to_fill_the_last_slow_window(num_frames):
     packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config(packer_temporal_stride=5)))
     states = torch.randn(1, num_frames, 9, 9, 32)
     held = torch.cat((states, states[:, -1:].expand(-1, -num_frames % 5, -1, -1, -1)), dim=1)
@@ -93,7 +93,7 @@ def test_last_frame_is_held_to_fill_the_last_slow_window(num_frames):
 
 
 @torch.no_grad()
-def test_fast_stream_is_left_out_on_request():
+def test_packer_use_fast_false_returns_no_fast_stream_and_an_equal_slow_stream():
     packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config()))
     states = torch.randn(1, 4, 9, 9, 32)
     fast, slow = packer(states, use_fast=False)
@@ -102,7 +102,7 @@ def test_fast_stream_is_left_out_on_request():
 
 
 @torch.no_grad()
-def test_videos_of_a_batch_do_not_see_one_another():
+def test_packer_videos_of_a_batch_are_independent():
     packer = randomised(LlavaSTSpatialTemporalPacker(tiny_config()))
     states = torch.randn(2, 4, 9, 9, 32)
     together, alone = packer(states), packer(states[:1])
@@ -110,7 +110,7 @@ def test_videos_of_a_batch_do_not_see_one_another():
         torch.testing.assert_close(a[:1], b)
 
 
-def test_initialize_weights_draws_projections_as_one_matrix_of_three_and_the_others_with_the_given_deviation():
+def test_initialize_weights_uses_xavier_for_qkv_and_the_given_std_for_other_layers():
     packer = LlavaSTWindowPacker(tiny_config(packer_hidden_size=64), (1, 3, 3))
     torch.manual_seed(0)
     packer.initialize_weights(std=0.02)

@@ -53,7 +53,7 @@ def encode_batch(processor, chats, **kwargs):
 
 
 def text_of(processor, inputs, row=0):
-    """The text of a prompt, media markers and patches left out."""
+    """Decoded prompt without media markers, patches and padding."""
     text = processor.tokenizer.decode(inputs["input_ids"][row], skip_special_tokens=False)
     return re.sub(r"<(?:slow_)?(?:vid|im)_(?:start|patch|end)>|<\|endoftext\|>", "", text)
 
@@ -70,7 +70,7 @@ def positions(inputs, row=0):
     "kind",
     ["path", "Path", "file", "http", "array", "channels_first", "tensor", "pil_frames", "array_frames", "frame_paths"],
 )  # fmt: skip
-def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(processor, video, folder, kind):
+def test_processor_accepts_videos_as_path_url_array_tensor_and_list_of_frames(processor, video, folder, kind):
     if kind == "http":
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -106,19 +106,19 @@ def test_a_video_may_be_a_path_a_url_an_array_a_tensor_or_a_list_of_frames(proce
     "clip, first, last",
     [({"clip": [5, 12]}, 5, 12), ({"start": 0.5, "end": 1.3}, 5, 12), ({"start": 1.0}, 10, 19), ({"end": 0.5}, 0, 4), ({}, 0, 19)],
 )
-def test_a_clip_is_given_in_frames_or_seconds(processor, video, clip, first, last):
+def test_processor_clip_in_frames_or_seconds_selects_these_frames(processor, video, clip, first, last):
     inputs = encode(processor, user(film(video, **clip), "What <t0.0>?"))
     assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, first, last)]]
     expected = encode(processor, user(film(FRAMES[first : last + 1]), "What <t0.0>?"))
     assert (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs().mean() < 0.05
 
 
-def test_clips_in_messages_and_in_arguments_are_refused(processor, video):
+def test_processor_clips_in_messages_and_arguments_raise(processor, video):
     with pytest.raises(ValueError, match="not both"):
         encode(processor, user(film(video, end=1.0), "When?"), processor_kwargs={"clips": [{"end": 1.0}]})
 
 
-def test_frames_with_metadata_speak_in_seconds(processor):
+def test_processor_frames_with_fps_metadata_accept_seconds(processor):
     metadata = {"fps": 5.0, "total_num_frames": 20}
     inputs = encode(processor, user(film(FRAMES), {"type": "time", "time": 1.9}), processor_kwargs={"video_metadata": [metadata]})
     assert inputs.media_info[0][0].fps == 5.0
@@ -126,7 +126,7 @@ def test_frames_with_metadata_speak_in_seconds(processor):
 
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
-def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend):
+def test_processor_variable_frame_rate_uses_the_presentation_times(processor, folder, backend):
     times = [*(0.1 * index for index in range(20)), *(2.0 + index for index in range(8))]
     path = str(write_timed_video(folder / "varying.mp4", times))
     kwargs = {"processor_kwargs": {"video_backend": backend}}
@@ -137,20 +137,20 @@ def test_a_varying_frame_rate_is_told_in_true_seconds(processor, folder, backend
     media = inputs.media_info[0][0]
     assert (media.first_frame, media.last_frame) == (19, 22) and media.frame_times == pytest.approx((1.9, 2.0, 3.0, 4.0), abs=1e-4)
     assert positions(inputs) == [pytest.approx(1 / 3, abs=1e-3)]
-    # Frames 20 and 27 are on screen for a second each, whatever came before them.
+    # Frames 20 and 27 are shown for one second each, whatever frames precede them.
     for clip, time, position in (((0.0, 2.8), 2.7, 1.0), ((9.2, 9.9), 9.8, 0.0)):
         inputs = encode(processor, user(film(path, start=clip[0], end=clip[1]), {"type": "time", "time": time}), **kwargs)
         assert positions(inputs) == [position]
 
 
 @pytest.mark.parametrize("sampling", [{"num_frames": 1}, {"num_frames": 2}, {"fps": 0.3}, {"do_sample_frames": False}])
-def test_seconds_refer_to_the_clip_however_few_frames_of_it_are_seen(processor, video, sampling):
+def test_processor_seconds_refer_to_the_clip_for_any_frame_sampling(processor, video, sampling):
     inputs = encode(processor, user(film(video, clip=[5, 15]), {"type": "time", "time": 1.0}), processor_kwargs=sampling)
     assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, 5, 15)]]
     assert positions(inputs) == [pytest.approx(0.5)]
 
 
-def test_frames_sampled_before_keep_their_times(processor):
+def test_processor_presampled_frames_keep_their_times(processor):
     def media(frames, indices, **metadata):
         metadata = {"fps": 10.0, "frames_indices": indices, **metadata}
         inputs = encode(processor, user(film(frames), "When?"), processor_kwargs={"video_metadata": [metadata]})
@@ -184,14 +184,14 @@ def test_frames_sampled_before_keep_their_times(processor):
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_impossible_sampling_is_a_plain_error(processor, kwargs, message, nested):
+def test_processor_invalid_sampling_arguments_raise(processor, kwargs, message, nested):
     kwargs = {"videos_kwargs": kwargs} if nested else kwargs
     with pytest.raises(ValueError, match=message):
         processor(text="<video>When?", videos=FRAMES, **kwargs)
 
 
 @pytest.mark.parametrize("kwargs", [{"size": {"height": 56, "width": 56}}, {"do_resize": False}])
-def test_pixels_that_do_not_fit_the_tokens_are_refused(processor, kwargs):
+def test_processor_pixels_of_another_size_than_the_tokens_raise(processor, kwargs):
     height, width = (56, 56) if "size" in kwargs else (48, 64)
     for kind, media in (("image", {"images": PICTURE, "text": "<image>"}), ("video", {"videos": FRAMES, "text": "<video>"})):
         with pytest.raises(ValueError, match=f"The processed {kind} has {height}x{width} pixels .* is that of 126x126"):
@@ -200,7 +200,7 @@ def test_pixels_that_do_not_fit_the_tokens_are_refused(processor, kwargs):
     assert processor(images=own_size, text="<image>", do_resize=False, size={"height": 126, "width": 126})["pixel_values"]
 
 
-def test_image_sizes_are_those_a_person_sees(processor, folder):
+def test_processor_image_size_is_that_after_exif_rotation(processor, folder):
     sideways = Image.fromarray(PICTURE)
     exif = sideways.getexif()
     exif[0x0112] = 6
@@ -209,7 +209,7 @@ def test_image_sizes_are_those_a_person_sees(processor, folder):
     assert inputs.media_info == [[MediaInfo("image", 48, 64), MediaInfo("image", 64, 48)]]
 
 
-def test_media_tokens_are_the_streams_with_their_markers(processor):
+def test_processor_media_tokens_are_the_streams_with_their_markers(processor):
     def stream(kind, patch, count):
         return f"<{kind}_start>" + f"<{patch}>" * (count - 2) + f"<{kind}_end>"
 
@@ -221,7 +221,7 @@ def test_media_tokens_are_the_streams_with_their_markers(processor):
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 6, 23])
-def test_token_counts_follow_the_frames_of_each_video(processor, frames):
+def test_processor_number_of_video_tokens_depends_on_the_frames(processor, frames):
     inputs = encode(processor, user(film(FRAMES), "Hi"), processor_kwargs={"num_frames": frames})
     ids = set(processor.video_token_ids)
     found = sum(token in ids for token in inputs["input_ids"][0].tolist())
@@ -233,7 +233,7 @@ def test_token_counts_follow_the_frames_of_each_video(processor, frames):
 # Coordinates
 
 
-def test_inline_coordinates_become_the_nearest_token_and_the_exact_position(processor):
+def test_processor_inline_coordinates_become_nearest_tokens_and_exact_values(processor):
     inputs = encode(processor, user(photo(), "at [<w0.352><h0.442><w1><h.9>] or <t0.409>"), answer("here <w0.5>"))
     assert text_of(processor, inputs).endswith(
         "at [<WIDTH-035><HEIGHT-044><WIDTH-099><HEIGHT-089>] or <TEMP-040><|im_end|>\n<|im_start|>assistant\nhere <WIDTH-050><|im_end|>\n"
@@ -241,18 +241,18 @@ def test_inline_coordinates_become_the_nearest_token_and_the_exact_position(proc
     assert positions(inputs) == pytest.approx([0.352, 0.442, 1.0, 0.9, 0.409, 0.5])
 
 
-def test_positions_stand_at_their_tokens_and_nan_elsewhere(processor):
+def test_processor_coordinate_values_are_nan_except_at_inline_coordinates(processor):
     inputs = encode(processor, user(film(FRAMES), "a <t0.1> <TEMP-007> b <h0.3>"))
     given = ~inputs["coordinate_values"][0].isnan()
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0][given].tolist())
-    assert tokens == ["<TEMP-010>", "<HEIGHT-030>"]  # a token written out means its bin exactly
+    assert tokens == ["<TEMP-010>", "<HEIGHT-030>"]  # a literal coordinate token has no exact position
 
 
-def test_text_without_exact_positions_has_no_coordinates(processor):
+def test_processor_text_without_inline_coordinates_has_no_coordinate_values(processor):
     assert "coordinate_values" not in encode(processor, user(photo(), "the dog at <TEMP-007>"))
 
 
-def test_seconds_and_pixels_refer_to_the_medium_before_them(processor, video):
+def test_processor_seconds_and_pixels_refer_to_the_preceding_image_or_video(processor, video):
     inputs = encode(
         processor,
         user(
@@ -268,7 +268,7 @@ def test_seconds_and_pixels_refer_to_the_medium_before_them(processor, video):
     assert text_of(processor, inputs).count("[<WIDTH-010><HEIGHT-010><WIDTH-099><HEIGHT-099>]") == 1
 
 
-def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor, video):
+def test_processor_seconds_in_a_later_turn_refer_to_the_video_of_an_earlier_one(processor, video):
     inputs = encode(processor, user(film(video), "Hi"), answer("It is at <t0.95s>."), user("And {<t0s><t1.9s>}?"))
     assert positions(inputs) == pytest.approx([0.5, 0.0, 1.0])
 
@@ -301,32 +301,32 @@ def test_seconds_in_a_later_turn_refer_to_the_medium_of_an_earlier_one(processor
     ],
 )
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_impossible_coordinates_are_refused_by_name_in_any_message(processor, video, role, text, message):
+def test_processor_invalid_coordinates_in_any_message_raise_with_their_text(processor, video, role, text, message):
     chat = [user(film(video), "Hi"), answer("Hi")]
     chat[role == "assistant"]["content"].append({"type": "text", "text": text})
     with pytest.raises(ValueError, match=re.escape(message)):
         encode(processor, *chat)
 
 
-def test_tags_of_other_languages_are_plain_text(processor):
+def test_processor_tags_of_other_languages_are_plain_text(processor):
     text = "<table> <h1 class='x'> <to> <width> a<b </h1>"
     assert text_of(processor, encode(processor, user(text))).count(text) == 1
 
 
 @pytest.mark.parametrize("box", ["[<w0><h0><w1><h1>]", "[<w0>, <h0>, <w1>, <h1>]", "[<w0.0px><h0px><w1.0><h1>]"])
-def test_an_h1_at_the_end_of_a_box_is_the_bottom_edge(processor, box):
+def test_processor_h1_at_the_end_of_a_box_is_the_bottom_edge(processor, box):
     inputs = encode(processor, user(photo(), f"Where? {box}"), answer("At <w1><h1>."))
     assert positions(inputs) == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     assert text_of(processor, inputs).endswith("<WIDTH-099><HEIGHT-099>.<|im_end|>\n")
 
 
-def test_a_coordinate_cut_in_two_by_content_items_is_one(processor):
+def test_processor_coordinate_split_over_content_items_is_one_coordinate(processor):
     assert positions(encode(processor, user("<t0.", "5> and [<w0><h0>", "<w1><h1>]"))) == [0.5, 0.0, 0.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="'<t0,5>' is not a coordinate"):
         encode(processor, user("<t0", ",5>"))
 
 
-def test_seconds_without_a_video_are_refused(processor):
+def test_processor_seconds_without_a_video_of_known_frame_rate_raise(processor):
     with pytest.raises(ValueError, match="'<t1s>' is in seconds, but there is no video or image before it"):
         encode(processor, user("at <t1s>"))
     with pytest.raises(ValueError, match="<t1s> is a time, but the media before it is an image"):
@@ -335,7 +335,7 @@ def test_seconds_without_a_video_are_refused(processor):
         encode(processor, user(film(FRAMES), "at <t1s>"))
 
 
-def test_every_position_survives_to_its_bin(processor):
+def test_processor_every_position_becomes_its_nearest_bin(processor):
     values = np.linspace(0, 1, 40)
     inputs = encode(processor, user("".join(f"<t{v!r}><h{v!r}><w{v!r}>" for v in values.tolist())))
     assert positions(inputs) == pytest.approx(np.repeat(values, 3).tolist())
@@ -343,14 +343,14 @@ def test_every_position_survives_to_its_bin(processor):
     assert [int(k) for k in written] == [round(v * 99) for v in np.repeat(values, 3)]
 
 
-def test_a_stage_1_processor_has_no_coordinates():
+def test_stage_1_processor_with_coordinates_in_the_text_raises():
     processor = tiny_processor(tokenizer=tiny_tokenizer(0, 0))
     assert encode(processor, user(photo(), "Hi"))["input_ids"].shape[1] > 81
     with pytest.raises(ValueError, match="no coordinate tokens"):
         encode(processor, user(photo(), "at <w0.5>"))
 
 
-def test_released_models_read_prompt_widths_as_their_placeholder_and_answers_as_bins():
+def test_processor_ignore_prompt_x_coordinates_replaces_widths_in_prompts_only():
     processor = tiny_processor(ignore_prompt_x_coordinates=True)
     inputs = encode(processor, user(photo(), "<w0.1><h0.2>; <WIDTH-025>"), answer("<WIDTH-025><w0.5>"), user("<w0.3>"))
     text = text_of(processor, inputs)
@@ -363,7 +363,7 @@ def test_released_models_read_prompt_widths_as_their_placeholder_and_answers_as_
 # Template and assistant masks
 
 
-def test_the_mask_marks_the_answers_and_their_end_whatever_was_expanded_before(processor, video):
+def test_processor_assistant_mask_marks_answers_and_their_end_tokens(processor, video):
     chat = [
         user(film(video), "Is it {<t0.5s><t1.25s>} or [<w3px><h4px><w5px><h6px>]?"),
         answer("It is {<t0.55s><t1.5s>}, at <t0.123456>."),
@@ -375,7 +375,7 @@ def test_the_mask_marks_the_answers_and_their_end_whatever_was_expanded_before(p
     assert supervised == "It is {<TEMP-029><TEMP-078>}, at <TEMP-012>.<|im_end|>No <TEMP-025>.<|im_end|>"
 
 
-def test_the_mask_is_the_same_in_a_padded_batch(processor, video):
+def test_processor_assistant_mask_of_a_padded_batch_equals_single_chats(processor, video):
     chats = [[user(film(video), "<t0.5s>"), answer("<t1s> yes")], [user("Hi"), answer("ho")], [user(photo(), "Hm"), answer("<w0.2>")]]
     batch = encode_batch(processor, chats, return_assistant_tokens_mask=True)
     for row, chat in enumerate(chats):
@@ -385,7 +385,7 @@ def test_the_mask_is_the_same_in_a_padded_batch(processor, video):
         assert batch["assistant_masks"][row, :-length].sum() == 0
 
 
-def test_the_template_adds_the_default_system_message_only_where_there_is_none(processor):
+def test_chat_template_adds_the_default_system_message_only_if_there_is_none(processor):
     system = {"role": "system", "content": "Be brief."}
     assert processor.apply_chat_template([user("Hi")], add_generation_prompt=True) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -393,7 +393,7 @@ def test_the_template_adds_the_default_system_message_only_where_there_is_none(p
     assert processor.apply_chat_template([system, user("Hi")]).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
 
 
-def test_unknown_content_is_refused(processor):
+def test_apply_chat_template_unknown_content_type_raises(processor):
     with pytest.raises(ValueError, match="hologram"):
         processor.apply_chat_template([user({"type": "hologram"})])
 
@@ -411,7 +411,7 @@ def chats_of(video):
     ]
 
 
-def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
+def test_processor_mixed_batch_equals_single_chats(processor, video):
     chats = chats_of(video)
     batch = encode_batch(processor, chats, add_generation_prompt=True)
     images, videos = [], []
@@ -430,12 +430,12 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(processor, video):
     assert torch.equal(batch["pixel_values_videos"], torch.cat(videos))
 
 
-def test_a_batch_of_text_alone(processor):
+def test_processor_text_only_batch_has_no_media_and_no_coordinate_values(processor):
     batch = encode_batch(processor, [[user("a")], [user("longer")]])
     assert set(batch) == {"input_ids", "attention_mask"} and batch.media_info == [[], []]
 
 
-def test_truncation_drops_positions_with_their_tokens(processor):
+def test_processor_truncation_drops_coordinate_values_with_their_tokens(processor):
     chat = [user("a <t0.1> b <t0.2> c <t0.3> d")]
     whole = encode(processor, *chat)
     for length in range(40, whole["input_ids"].shape[1]):
@@ -445,13 +445,13 @@ def test_truncation_drops_positions_with_their_tokens(processor):
             assert torch.equal(cut["coordinate_values"].nan_to_num(-1), whole["coordinate_values"][:, :length].nan_to_num(-1))
 
 
-def test_truncation_from_the_left_keeps_the_last_positions(processor):
+def test_processor_truncation_from_the_left_keeps_the_last_coordinate_values(processor):
     other = tiny_processor(tokenizer=tiny_tokenizer(truncation_side="left"))
     cut = encode(other, user("a <t0.1> b <t0.2> c <t0.3>"), processor_kwargs={"truncation": True, "max_length": 8})
     assert positions(cut) == pytest.approx([0.2, 0.3])
 
 
-def test_truncation_of_media_is_refused(processor):
+def test_processor_truncation_of_media_tokens_raises(processor):
     with pytest.raises(ValueError, match=r"Truncation left \d+ of 81 image tokens. Raise max_length above 90"):
         encode(processor, user(photo(), "Hi"), processor_kwargs={"truncation": True, "max_length": 90})
 
@@ -468,22 +468,22 @@ def test_truncation_of_media_is_refused(processor):
         ([5], None, "`text` must be a string or a list of strings"),
     ],
 )
-def test_media_must_be_as_many_as_their_placeholders(processor, text, images, message):
+def test_processor_number_of_media_other_than_of_placeholders_raises(processor, text, images, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         processor(text=text, images=images)
 
 
-def test_a_call_with_nothing_and_audio_are_refused(processor):
+def test_processor_call_without_inputs_or_with_audio_raises(processor):
     with pytest.raises(ValueError, match="at least one input"):
         processor()
     with pytest.raises(ValueError, match="`audio` is not supported"):
         processor(text="a", audio=np.zeros(10))
 
 
-# What travels with the inputs
+# Media metadata and post-processing
 
 
-def test_media_travel_with_the_inputs_and_are_no_model_input(processor, video):
+def test_batch_feature_keeps_media_info_on_pickling_and_casting_but_not_as_model_input(processor, video):
     inputs = encode(processor, user(film(video), "<t0.5>"))
     media = inputs.media_info
     assert "media" not in inputs
@@ -494,7 +494,7 @@ def test_media_travel_with_the_inputs_and_are_no_model_input(processor, video):
     assert moved["input_ids"].dtype == torch.long
 
 
-def test_a_model_takes_what_the_processor_makes_and_answers_come_back_in_units(processor, video):
+def test_post_process_grounding_returns_seconds_for_model_inputs_of_the_processor(processor, video):
     inputs = encode(processor, user(film(video, clip=[5, 15]), "When?"), add_generation_prompt=True)
     assert model_for(processor)(**inputs).logits.shape[:2] == inputs["input_ids"].shape
     written = processor.tokenizer("{<TEMP-000><TEMP-099>}, a dog.<|im_end|>", return_tensors="pt")["input_ids"]
@@ -512,19 +512,19 @@ def test_a_model_takes_what_the_processor_makes_and_answers_come_back_in_units(p
         processor.post_process_grounding(written)
 
 
-def test_decoding_keeps_coordinates_and_drops_other_special_tokens(processor):
+def test_processor_decoding_keeps_coordinate_tokens_and_removes_other_special_tokens(processor):
     ids = processor.tokenizer("<|im_start|>a <TEMP-001><vid_patch>b<|im_end|><|endoftext|>", return_tensors="pt")["input_ids"]
     assert processor.post_process_image_text_to_text(ids) == ["a <TEMP-001>b"]
     assert processor.post_process_image_text_to_text(ids[0]) == ["a <TEMP-001>b"]
     assert "<|im_end|>" in processor.post_process_image_text_to_text(ids, skip_special_tokens=False)[0]
-    # embeddings may have more rows than the tokenizer has tokens
+    # the embedding matrix may be larger than the vocabulary of the tokenizer
     assert processor.decode_answer([*ids[0].tolist(), len(processor.tokenizer) + 5]) == "a <TEMP-001>b"
 
 
 # Saving and loading
 
 
-def test_round_trips_through_the_auto_classes(folder, video):
+def test_processor_saved_and_loaded_with_auto_classes_gives_equal_inputs(folder, video):
     processor = tiny_processor(num_temporal_bins=50, num_spatial_bins=20, ignore_prompt_x_coordinates=True, use_downsample_image=True)
     processor.save_pretrained(folder / "saved")
     expected = encode(processor, user(photo(), film(video), "{<t0.5s><t1s>} <w0.3>"))
@@ -540,12 +540,12 @@ def test_round_trips_through_the_auto_classes(folder, video):
     assert len(AutoTokenizer.from_pretrained(folder / "saved")) == len(processor.tokenizer)
 
 
-def test_a_changed_chat_template_is_kept(folder):
+def test_processor_saved_with_a_custom_chat_template_keeps_it(folder):
     tiny_processor(chat_template="{{ messages[0]['content'] }}").save_pretrained(folder / "template")
     assert AutoProcessor.from_pretrained(folder / "template").chat_template == "{{ messages[0]['content'] }}"
 
 
-def test_a_tokenizer_of_another_model_is_refused():
+def test_processor_tokenizer_of_another_model_raises():
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -554,13 +554,13 @@ def test_a_tokenizer_of_another_model_is_refused():
         LlavaSTProcessor(LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor())
 
 
-def test_remote_code_loads_where_the_package_is_absent(tmp_path, monkeypatch):
+def test_remote_code_without_the_package_installed_loads_and_generates(tmp_path, monkeypatch):
     classes = {
         LlavaSTConfig: "AutoConfig", LlavaSTModel: "AutoModel", LlavaSTForConditionalGeneration: "AutoModelForImageTextToText",
         LlavaSTProcessor: "AutoProcessor", LlavaSTImageProcessor: "AutoImageProcessor", LlavaSTVideoProcessor: "AutoVideoProcessor",
     }  # fmt: skip
     for cls, auto in classes.items():
-        monkeypatch.setattr(cls, "_auto_class", auto)  # what register_for_auto_class does, undone after the test
+        monkeypatch.setattr(cls, "_auto_class", auto)  # as register_for_auto_class does, but reverted after the test
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "hub")
     processor.save_pretrained(tmp_path / "hub")
@@ -582,10 +582,10 @@ def test_remote_code_loads_where_the_package_is_absent(tmp_path, monkeypatch):
     assert done.stdout.strip() == "transformers_modules 1", done.stderr[-2000:]
 
 
-def test_inline_syntax_of_the_demo_is_what_is_read():
+def test_inline_coordinate_pattern_matches_each_axis():
     assert [m[0] for m in INLINE_COORDINATE.finditer("<t0.409>, <h0.442> <w0.352>")] == ["<t0.409>", "<h0.442>", "<w0.352>"]
 
 
-def test_a_cast_to_bfloat16_leaves_exact_positions_exact():
+def test_batch_feature_cast_to_bfloat16_keeps_float32_coordinate_values():
     inputs = tiny_processor()(text="<t0.409>", return_tensors="pt").to(torch.bfloat16)
     assert inputs["coordinate_values"].dtype == torch.float32 and inputs["coordinate_values"].nan_to_num().max() == torch.tensor(0.409)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A released checkpoint, read as it is: every number that the released program gives comes out again."""
+"""Loading an original checkpoint: outputs and gradients equal those recorded from the original LLaVA-ST code."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def close(actual, wanted, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("case", cases("inference"), ids=lambda case: case["key"])
-def test_inference_equals_the_released_program(model, case):
+def test_model_inference_equals_the_original_code(model, case):
     key, inputs = case["key"], case_inputs(case, model.config)
     embeds = []
     hook = model.model.language_model.register_forward_pre_hook(
@@ -59,7 +59,7 @@ def test_inference_equals_the_released_program(model, case):
     assert generated[0, inputs["input_ids"].shape[1] :].tolist() == expected()[f"{key}.generated_ids"].tolist()
 
 
-def test_fast_packer_equals_the_released_program_although_its_features_are_dropped(model):
+def test_fast_packer_equals_the_original_code_although_its_features_are_not_used(model):
     case = next(case for case in cases("inference") if case["modality"] == "video")
     pixels = case_inputs(case, model.config)["pixel_values_videos"]
     base = model.model.eval()
@@ -75,7 +75,7 @@ def test_fast_packer_equals_the_released_program_although_its_features_are_dropp
 
 
 def released_gradient_norm(name: str, gradients: dict[str, torch.Tensor]) -> float:
-    """Norm of our gradients of what the released program holds as the parameter `name`."""
+    """Norm of our gradients that correspond to the parameter `name` of the original code; 0 if there are none."""
     tables = {f"model.{table}_{use}_embeddings.weight": (use, n) for use in ("input", "output") for n, table in enumerate(TABLES)}
     tables |= {"model.embed_tokens.weight": ("input", None), "lm_head.weight": ("output", None)}
     if name in tables:
@@ -92,7 +92,7 @@ def released_gradient_norm(name: str, gradients: dict[str, torch.Tensor]) -> flo
 
 
 @pytest.mark.parametrize("case", cases("training"), ids=lambda case: case["key"])
-def test_training_equals_the_released_program(model, case):
+def test_model_training_loss_and_gradients_equal_the_original_code(model, case):
     key, inputs = case["key"], case_inputs(case, model.config)
     model.train().zero_grad()
     model.model.vision_tower.requires_grad_(False)
@@ -111,17 +111,17 @@ def test_training_equals_the_released_program(model, case):
 
 
 @pytest.mark.parametrize("cls", [LlavaSTForConditionalGeneration, LlavaSTModel])
-def test_every_released_tensor_finds_its_place(cls):
+def test_from_pretrained_original_checkpoint_loads_every_tensor(cls):
     _, info = load(cls=cls, output_loading_info=True)
     assert not any(info.values()), info
 
 
-def test_released_folder_in_shards_reads_the_same(model, tmp_path):
+def test_from_pretrained_sharded_original_checkpoint_has_equal_weights(model, tmp_path):
     for file in ORIGINAL_CHECKPOINT.iterdir():
         if file.name != "model.safetensors":
             shutil.copy(file, tmp_path)
     tensors, index = load_file(ORIGINAL_CHECKPOINT / "model.safetensors"), {}
-    for number in range(3):  # round robin: what belongs together lies in different files
+    for number in range(3):  # round robin: tensors that are merged are in different files
         name = f"model-{number + 1:05d}-of-00003.safetensors"
         part = dict(sorted(tensors.items())[number::3])
         save_file(part, tmp_path / name, metadata={"format": "pt"})
@@ -133,7 +133,7 @@ def test_released_folder_in_shards_reads_the_same(model, tmp_path):
     assert all(torch.equal(tensor, wanted[key]) for key, tensor in sharded.state_dict().items())
 
 
-def test_saving_writes_our_layout_and_reads_back_equal(model, tmp_path):
+def test_save_pretrained_after_loading_an_original_checkpoint_round_trips(model, tmp_path):
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state_dict())
@@ -146,7 +146,7 @@ def test_saving_writes_our_layout_and_reads_back_equal(model, tmp_path):
 
 
 @pytest.mark.parametrize("released", [True, False])
-def test_model_without_head_gives_the_features_of_the_whole_model(model, tmp_path, released):
+def test_auto_model_without_head_has_the_features_of_the_full_model(model, tmp_path, released):
     if released:
         base = load(cls=AutoModel)
     else:
@@ -161,25 +161,25 @@ def test_model_without_head_gives_the_features_of_the_whole_model(model, tmp_pat
         assert torch.equal(base.get_video_features(pixels, **head).pooler_output, model.get_video_features(pixels).pooler_output)
 
 
-def test_auto_config_translates_a_released_folder():
+def test_auto_config_translates_an_original_checkpoint():
     config = AutoConfig.from_pretrained(ORIGINAL_CHECKPOINT)
     assert type(config) is LlavaSTConfig
     assert config.text_config.vocab_size == BASE_ROWS + 300 and config.coordinate_start_token_id == BASE_ROWS
     assert config.ignore_prompt_x_coordinates and config.disable_fast_stream
 
 
-def test_translation_counts_the_coordinates_into_the_vocabulary():
+def test_translate_config_vocab_size_includes_the_coordinate_tokens():
     translated = translate_config(dict(RELEASED))
     assert translated["text_config"]["vocab_size"] == 600 + 50 + 2 * 40
     assert (translated["num_temporal_bins"], translated["num_spatial_bins"]) == (50, 40)
 
 
-def test_translation_sets_both_compatibility_flags_of_the_released_weights():
+def test_translate_config_sets_both_compatibility_flags():
     translated = translate_config(dict(RELEASED))
     assert translated["ignore_prompt_x_coordinates"] is True and translated["disable_fast_stream"] is True
 
 
-def test_translation_of_a_stage_1_checkpoint_has_no_coordinates():
+def test_translate_config_stage_1_checkpoint_has_no_coordinate_tokens():
     released = {key: value for key, value in RELEASED.items() if not key.startswith("num_")}
     translated = translate_config(released)
     assert translated["use_coordinate_tokens"] is False and translated["text_config"]["vocab_size"] == 600
@@ -193,20 +193,20 @@ def test_translation_of_a_stage_1_checkpoint_has_no_coordinates():
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
     ],
 )
-def test_configuration_of_another_llava_is_refused_by_name(change, culprit):
+def test_config_of_another_llava_model_raises_with_the_setting(change, culprit):
     with pytest.raises(ValueError, match=culprit):
         LlavaSTConfig.from_dict({**RELEASED, **change})
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llava_onevision"])
-def test_folder_of_another_model_is_refused_by_name(tmp_path, model_type):
+def test_from_pretrained_folder_of_another_model_raises_with_type_and_path(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "architectures": ["Other"]}))
     with pytest.raises(ValueError, match=f"{model_type}.*not a LLaVA-ST model") as error:
         LlavaSTForConditionalGeneration.from_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
-def test_our_own_layout_is_untouched_by_the_translation(tmp_path):
+def test_from_pretrained_saved_model_loads_without_translation(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     again, info = LlavaSTForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)

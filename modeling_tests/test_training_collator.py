@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows → batches: padding, labels of both schemes, exact coordinates, and samples that cannot be used."""
+"""`LlavaSTDataCollator`: padding, labels of both schemes, exact coordinates, and samples that cannot be used."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def learned_text(processor, labels: torch.Tensor) -> str:
     return processor.tokenizer.decode(labels[labels != -100])
 
 
-def test_videos_images_and_text_share_a_batch_padded_on_the_right(processor, rows):
+def test_collator_mixed_batch_is_padded_on_the_right(processor, rows):
     batch = LlavaSTDataCollator(processor)(rows)
     assert batch["pixel_values"].shape == (2, 3, 126, 126)
     assert batch["pixel_values_videos"].shape == (2, 10, 3, 126, 126)
@@ -42,7 +42,7 @@ def test_videos_images_and_text_share_a_batch_padded_on_the_right(processor, row
     assert batch["coordinate_values"][padding].isnan().all()
 
 
-def test_each_row_of_a_batch_is_the_sample_by_itself(processor, rows):
+def test_collator_batch_rows_equal_single_samples(processor, rows):
     collate = LlavaSTDataCollator(processor)
     batch = collate(rows)
     for number, sample in enumerate(rows):
@@ -52,7 +52,7 @@ def test_each_row_of_a_batch_is_the_sample_by_itself(processor, rows):
                 torch.testing.assert_close(batch[name][number, :length], alone[name][0], equal_nan=True)
 
 
-def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(processor, rows):
+def test_collator_loss_covers_only_assistant_replies_and_their_end_token(processor, rows):
     batch = LlavaSTDataCollator(processor)([rows[2], rows[1]])
     assert learned_text(processor, batch["labels"][0]) == "Something." * 3 + "<|im_end|>"
     answer = learned_text(processor, batch["labels"][1])
@@ -61,20 +61,20 @@ def test_the_words_of_the_assistant_and_its_end_are_learned_and_nothing_else(pro
     torch.testing.assert_close(positions[1:5], torch.tensor([1 / 12, 0.25, 1 / 6, 0.7777]))
 
 
-def test_the_released_scheme_adds_headers_and_the_marks_of_all_turns(processor, rows):
+def test_collator_loss_on_original_adds_headers_and_the_marks_of_all_turns(processor, rows):
     batch = LlavaSTDataCollator(processor, loss_on="original")([rows[2]])
     turns = ["<|im_start|>\n<|im_end|>\n"] * 2 + ["<|im_start|>assistant\nSomething.Something.Something.<|im_end|>\n"]
     assert learned_text(processor, batch["labels"][0]) == "".join(turns)
 
 
-def test_turns_of_several_answers_are_all_learned(processor):
+def test_collator_loss_covers_all_assistant_turns(processor):
     sample = row(0, "text", None, "One?", "First.", "conversation")
     sample["messages"] += row(0, "text", None, "Two?", "Second.", "conversation")["messages"]
     batch = LlavaSTDataCollator(processor)([sample])
     assert learned_text(processor, batch["labels"][0]) == "First.<|im_end|>Second.<|im_end|>"
 
 
-def test_half_precision_pixels_are_rounded_in_the_worker(processor, rows):
+def test_collator_pixel_dtype_bfloat16_casts_pixels_only(processor, rows):
     batch = LlavaSTDataCollator(processor, pixel_dtype=torch.bfloat16)(rows[:2])
     exact = LlavaSTDataCollator(processor)(rows[:2])
     assert batch["pixel_values_videos"].dtype == batch["pixel_values"].dtype == torch.bfloat16
@@ -92,7 +92,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("make, message", BROKEN.values(), ids=BROKEN)
-def test_a_broken_sample_stops_the_run_or_is_left_out_and_told_of(processor, tmp_path, make, message):
+def test_collator_unusable_sample_raises_or_is_skipped_and_reported(processor, tmp_path, make, message):
     media = write_media(tmp_path)
     (tmp_path / "empty.mp4").touch()
     broken = make({**media, "empty": str(tmp_path / "empty.mp4")})
@@ -105,7 +105,7 @@ def test_a_broken_sample_stops_the_run_or_is_left_out_and_told_of(processor, tmp
     assert len(batch["skipped"]) == 1 and message in batch["skipped"][0]
 
 
-def test_files_that_lost_their_end_are_learned_from_where_that_is_asked_for(processor, tmp_path):
+def test_collator_truncated_video_raises_unless_allow_truncated(processor, tmp_path):
     cut = row(7, "video", str(write_cut(tmp_path / "cut.mkv")), "When?", "{<t0.1><t0.2>}", "tvg")
     group = {"conversations": [cut["messages"]] * 2, "ids": ["7", "8"], "tasks": ["tvg"] * 2, "source": "made"}
     for sample in (cut, group):
@@ -115,7 +115,7 @@ def test_files_that_lost_their_end_are_learned_from_where_that_is_asked_for(proc
         assert not batch["skipped"] and len(batch["pixel_values_videos"]) == 1
 
 
-def test_the_trainer_reads_files_as_its_arguments_say(tmp_path):
+def test_trainer_passes_video_backend_and_allow_truncated_to_the_collator(tmp_path):
     assert make_trainer(tmp_path / "default").data_collator.processor_kwargs == {"video_backend": "pyav", "allow_truncated": False}
     trainer = make_trainer(tmp_path / "given", video_backend="decord", allow_truncated=True)
     assert trainer.data_collator.processor_kwargs == {"video_backend": "decord", "allow_truncated": True}
@@ -123,13 +123,13 @@ def test_the_trainer_reads_files_as_its_arguments_say(tmp_path):
         LlavaSTTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, video_backend="opencv")
 
 
-def test_a_batch_of_broken_samples_has_nothing_to_learn(processor):
+def test_collator_batch_of_unusable_samples_has_no_tokens_in_the_loss(processor):
     batch = LlavaSTDataCollator(processor, on_error="skip")([row(1, "video", "gone.mp4", "When?", "now", "tvg")])
     assert (batch["labels"] == -100).all() and len(batch["skipped"]) == 1
     assert batch["input_ids"].shape == (1, 2)
 
 
-def test_a_sample_of_max_length_tokens_is_used_and_a_longer_one_is_refused(processor, rows):
+def test_collator_sample_longer_than_max_length_raises(processor, rows):
     length = LlavaSTDataCollator(processor)(rows[:1])["input_ids"].shape[1]
     assert LlavaSTDataCollator(processor, max_length=length)(rows[:1])["input_ids"].shape == (1, length)
     with pytest.raises(ValueError, match=rf"it has {length} tokens, more than max_length={length - 1}"):
@@ -139,8 +139,8 @@ def test_a_sample_of_max_length_tokens_is_used_and_a_longer_one_is_refused(proce
 @pytest.mark.parametrize(
     "kinds", [("text",), ("image",), ("video",), ("video", "image", "text"), ()], ids=lambda kinds: "+".join(kinds) or "broken"
 )
-def test_blank_media_fill_up_the_kinds_that_a_batch_lacks(processor, rows, kinds):
-    """Also of a batch in which no sample can be used."""
+def test_collator_blank_media_adds_masked_media_of_each_missing_kind(processor, rows, kinds):
+    """Includes a batch in which no sample can be used."""
     samples = [sample for sample in rows if sample["modality"] in kinds] or [row(1, "video", "gone.mp4", "When?", "now", "tvg")]
     plain, filled = (LlavaSTDataCollator(processor, on_error="skip", blank_media=blank)(samples) for blank in (False, True))
     assert not {"image_mask", "video_mask"} & plain.keys()
@@ -153,20 +153,20 @@ def test_blank_media_fill_up_the_kinds_that_a_batch_lacks(processor, rows, kinds
         assert torch.equal(filled[name], plain[name])
 
 
-def test_the_trainer_adds_blank_media_where_several_processes_train(tmp_path, monkeypatch):
+def test_trainer_with_several_processes_sets_blank_media(tmp_path, monkeypatch):
     assert not make_trainer(tmp_path / "one").data_collator.blank_media
     monkeypatch.setattr(LlavaSTTrainingConfig, "world_size", 2)
     assert make_trainer(tmp_path / "two").data_collator.blank_media
 
 
 @pytest.mark.parametrize("option, message", [({"on_error": "ignore"}, "ignore"), ({"loss_on": "all"}, "all")])
-def test_unknown_settings_are_refused_at_once(processor, option, message):
+def test_collator_unknown_setting_raises_at_construction(processor, option, message):
     with pytest.raises(ValueError, match=message):
         LlavaSTDataCollator(processor, **option)
 
 
 @pytest.mark.parametrize("case", cases("training"), ids=lambda case: case["key"])
-def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_gradients(case, tmp_path, monkeypatch):
+def test_collator_batch_gives_ids_labels_loss_and_gradients_of_the_original_code(case, tmp_path, monkeypatch):
     media = write_media(tmp_path)
     (human, gpt) = (turn["value"] for turn in case["conversations"])
     question = human.removeprefix("<video>\n").removeprefix("<image>\n")
@@ -180,7 +180,7 @@ def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_
     recorded = case_inputs(case, config)
     labels = expected()[f"{key}.labels"].long()
     torch.testing.assert_close(batch["labels"][0] == -100, labels == -100)
-    ordinary = recorded["coordinate_values"][0].isnan()  # where the reference has a placeholder, ours has the nearest bin
+    ordinary = recorded["coordinate_values"][0].isnan()  # where the reference has a placeholder, our ids have the nearest bin
     torch.testing.assert_close(batch["input_ids"][0][ordinary], recorded["input_ids"][0][ordinary])
     torch.testing.assert_close(batch["labels"][0][ordinary], labels[ordinary])
     positions = batch.get("coordinate_values", torch.full(ordinary.shape, float("nan"))[None])
@@ -201,6 +201,6 @@ def test_conversations_of_the_reference_give_its_ids_labels_loss_and_coordinate_
             assert (strided(gradient) - want).norm() <= 1e-4 * want.norm(), (axis, use)
 
 
-def test_labels_keep_the_shape_of_the_ids(processor):
+def test_make_labels_single_sequence_keeps_its_shape(processor):
     ids = torch.tensor([3, 4, 5])
     assert make_labels(ids, torch.tensor([0, 1, 0]), processor.tokenizer).tolist() == [-100, 4, -100]

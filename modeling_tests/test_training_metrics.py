@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training metrics: the clock of the speeds."""
+"""Training metrics: throughput without paused time."""
 
 from types import SimpleNamespace
 

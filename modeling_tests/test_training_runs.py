@@ -14,7 +14,7 @@ from modeling_tests.one_training import main as run_here
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Of a log, what a clock says, and sums over the part of a run that one process made.
+# Log entries that differ between runs: times, and sums since the start of the current process.
 CLOCKS = ("_per_second", "_runtime")
 OF_THE_PART = ("train_loss", "total_flos")
 
@@ -27,7 +27,7 @@ def run(folder: Path, processes: int = 1, timeout: float | None = None, **option
 
 
 def log_of(folder: Path) -> list[dict]:
-    """What was logged, but for the clock."""
+    """Entries of the log without those that differ between runs."""
     return [
         {name: value for name, value in entry.items() if not name.endswith(CLOCKS) and name not in OF_THE_PART}
         for entry in json.loads((folder / "log.json").read_text())
@@ -38,15 +38,15 @@ def assert_same_run(folder: Path, other: Path) -> None:
     changes, others = (torch.load(path / "changes.pt", weights_only=True) for path in (folder, other))
     assert changes.keys() == others.keys() and len(changes) > 50
     for name, change in changes.items():
-        scale = max(float(change.abs().max()), 1e-3)  # of a step; far smaller ones are rounding
+        scale = max(float(change.abs().max()), 1e-3)  # size of a step; much smaller changes are rounding errors
         torch.testing.assert_close(others[name] / scale, change / scale, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     assert any(float(change.abs().max()) > 1e-2 for change in changes.values())
     for entry, same in zip(log_of(folder), log_of(other), strict=True):
         assert entry == pytest.approx(same, rel=1e-4)
 
 
-def test_accumulated_steps_and_several_processes_equal_one_large_batch(tmp_path):
-    """Batches of unlike media: at times one process has a video and the other has text alone."""
+def test_run_with_gradient_accumulation_or_two_processes_equals_one_large_batch(tmp_path):
+    """Processes have different media: in some steps one has a video and the other only text."""
     run_here(tmp_path / "one", {"max_steps": 2, "per_device_train_batch_size": 4})
     run_here(tmp_path / "accumulated", {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
     assert_same_run(tmp_path / "one", tmp_path / "accumulated")
@@ -56,7 +56,7 @@ def test_accumulated_steps_and_several_processes_equal_one_large_batch(tmp_path)
 
 
 def test_run_of_two_processes_ends_when_one_of_them_fails(tmp_path):
-    """The other one waits for it in a collective operation, until the launcher ends it."""
+    """The other process waits in a collective operation until the launcher ends it."""
     finished = run(tmp_path, 2, max_steps=4, fail_at=1, timeout=120)
     assert finished.returncode not in (0, None) and "RuntimeError: the last process fails" in finished.stderr
 
@@ -75,7 +75,7 @@ def test_resumed_run_after_a_kill_equals_an_uninterrupted_run(tmp_path, strategy
     finished = run(tmp_path / "undisturbed", **options)
     assert finished.returncode == 0, finished.stderr[-3000:]
     log = log_of(tmp_path / "killed")
-    assert log == log_of(tmp_path / "undisturbed")  # to the last bit
+    assert log == log_of(tmp_path / "undisturbed")  # bitwise
     assert [entry["step"] for entry in log] == [3, 5, 6, 9, 10, 12, 12]
     weights = [(tmp_path / name / "run/checkpoint-12/adapter_model.safetensors").read_bytes() for name in ("killed", "undisturbed")]
     assert weights[0] == weights[1]

@@ -48,7 +48,7 @@ def test_save_checkpoint_on_a_full_disk_keeps_earlier_checkpoints_and_names_the_
 
 
 def test_save_model_with_a_write_that_fails_leaves_no_model(tmp_path):
-    """A real failure in the middle of the weights' file: the system allows no file of more than 20 kB."""
+    """Writing the weights fails in the middle of the file: the file size limit of the process is 20 kB."""
     trainer = make_trainer(tmp_path, **SAVING)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -92,7 +92,7 @@ def test_save_total_limit_keeps_the_best_checkpoint(tmp_path, limit, kept):
     options |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3, "save_total_limit": limit}
     trainer = make_trainer(tmp_path, **{**SAVING, **options}, eval_rows=rows)
     evaluate = trainer.evaluate
-    # A metric that is best at the first step.
+    # A metric whose best value is at the first step.
     trainer.evaluate = lambda *args, **kwargs: {**evaluate(*args, **kwargs), "eval_number_of_steps": trainer.state.global_step}
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "run/checkpoint-1")
@@ -123,7 +123,7 @@ def test_best_checkpoint_is_loaded_at_the_end(tmp_path):
 
 
 class _Hub:
-    """What would be uploaded, by the patterns of the hub's own filter."""
+    """Records the files that an upload would contain, with the filter of huggingface_hub."""
 
     def __init__(self):
         self.files: set[str] = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the model, frozen and trained; adapters that hold them, load with PEFT and merge."""
+"""Freezing and training of modules; saving adapters, loading them with PEFT and merging them."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def trained_parts(model) -> set[str]:
 
 
 def step(model, rate: float = 0.5) -> None:
-    """One step of gradient descent on everything that is trained."""
+    """Runs one step of gradient descent on all trainable parameters."""
     batch = mixed_batch(model.config)
     model.train()
     model(**batch, labels=batch["input_ids"]).loss.backward()
@@ -42,7 +42,7 @@ def step(model, rate: float = 0.5) -> None:
     ],
     ids="+".join,
 )
-def test_what_is_named_is_trained_and_nothing_else_changes(parts):
+def test_prepare_model_for_training_trains_only_the_named_modules(parts):
     model = prepare_model_for_training(tiny_model(), parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
     expected = set(parts)
     assert trained_parts(model) == expected
@@ -52,14 +52,14 @@ def test_what_is_named_is_trained_and_nothing_else_changes(parts):
     assert changed == expected
 
 
-def test_every_parameter_of_the_model_belongs_to_a_part():
+def test_part_of_assigns_every_parameter_to_a_module():
     parts = {part_of(name) for name, _ in tiny_model().named_parameters()}
     assert parts == set(TRAINABLE_MODULES) - {"lora", "coordinate_embeddings"}
     with pytest.raises(ValueError, match=r"stranger\.weight is not a parameter"):
         part_of("stranger.weight")
 
 
-def test_rows_of_coordinates_alone_change_in_frozen_embeddings():
+def test_prepare_model_for_training_coordinate_embeddings_changes_no_other_embedding():
     model = prepare_model_for_training(tiny_model(), ["coordinate_embeddings"])
     base = {name: getattr(tiny_model(), name)().weight for name in ("get_input_embeddings", "get_output_embeddings")}
     step(model)
@@ -70,7 +70,7 @@ def test_rows_of_coordinates_alone_change_in_frozen_embeddings():
         assert not moved[:first].any() and not moved[end:].any() and moved[first:end].all()
 
 
-def test_lora_is_in_the_decoder_alone():
+def test_prepare_model_for_training_lora_adapts_only_decoder_layers():
     model = prepare_model_for_training(tiny_model(), ["lora"], lora_r=2)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     layers = model.config.text_config.num_hidden_layers
@@ -81,13 +81,13 @@ def test_lora_is_in_the_decoder_alone():
 @pytest.mark.parametrize(
     "parts", [["packer", "input_embeddings", "coordinate_embeddings", "lora"], ["packer", "coordinate_embeddings", "lora"]]
 )
-def test_an_adapter_folder_holds_all_that_was_trained_loads_with_peft_and_merges(tmp_path, parts, tie):
+def test_adapter_saved_loaded_with_peft_or_merged_gives_the_trained_logits(tmp_path, parts, tie):
     make = lambda: tiny_model(tiny_config(tie_word_embeddings=tie))  # noqa: E731
     make().save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     model = prepare_model_for_training(base, parts, lora_r=2, lora_alpha=4, lora_dropout=0.0)
     step(model, 0.05)
-    step(model, 0.05)  # the other half of a LoRA moves in the second step
+    step(model, 0.05)  # lora_A has a gradient from the second step on
     model.save_pretrained(tmp_path / "adapter")
     batch = mixed_batch(model.config)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_merge_adapter_of_another_model_is_an_error(tmp_path):
         merge_adapter(tmp_path / "narrow")
 
 
-def test_fast_packer_of_a_model_without_fast_stream_stays_frozen():
+def test_prepare_model_for_training_disabled_fast_stream_keeps_the_fast_packer_frozen():
     for parts in (["packer"], ["packer", "lora"]):
         model = prepare_model_for_training(tiny_model(tiny_config(disable_fast_stream=True)), parts, lora_r=2)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

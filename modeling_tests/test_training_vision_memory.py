@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames per vision pass in training: from the free memory, and equally many passes in all processes with sharded weights."""
+"""Frames per vision pass in training: chosen from the free memory; one pass per media kind with sharded weights."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def free(monkeypatch):
     return lambda size: monkeypatch.setattr(vision_memory, "free_bytes", lambda device: size)
 
 
-def test_choose_vision_chunk_size_takes_the_frames_that_fit_into_a_share_of_the_free_memory(free):
+def test_choose_vision_chunk_size_returns_the_frames_that_fit_into_the_free_memory(free):
     frame = bytes_per_frame(CONFIG, itemsize=4)
     assert frame == 81 * (8 * 32 + 2 * 37) * 4
     for size, frames in ((10 * frame, 7), (2 * frame, 1), (0, 1)):
@@ -31,19 +31,19 @@ def test_choose_vision_chunk_size_takes_the_frames_that_fit_into_a_share_of_the_
     assert choose_vision_chunk_size(CONFIG, halves, sharded=False) == 14
 
 
-def test_choose_vision_chunk_size_leaves_the_models_default_without_pixels_and_without_a_known_memory():
+def test_choose_vision_chunk_size_without_pixels_or_known_memory_returns_none():
     assert choose_vision_chunk_size(CONFIG, {"input_ids": torch.zeros(1, 2)}, sharded=True) is None
     assert choose_vision_chunk_size(CONFIG, INPUTS, sharded=False) is None  # on a CPU
 
 
 @pytest.mark.parametrize("names", [("pixel_values",), ("pixel_values_videos",), ("pixel_values", "pixel_values_videos")])
-def test_choose_vision_chunk_size_makes_a_single_pass_of_each_kind_with_sharded_weights(free, names):
+def test_choose_vision_chunk_size_with_sharded_weights_covers_all_frames_in_one_pass(free, names):
     free(0)
     inputs = {name: INPUTS[name] for name in names}
     assert choose_vision_chunk_size(CONFIG, inputs, sharded=True) == (8 if "pixel_values_videos" in names else 3)
 
 
-def test_the_trainer_passes_the_chosen_size_to_the_model(free, tmp_path):
+def test_trainer_passes_the_vision_chunk_size_to_the_model(free, tmp_path):
     free(0)
     trainer = make_trainer(tmp_path, max_steps=1, count=3, per_device_train_batch_size=3)
     sizes = []
