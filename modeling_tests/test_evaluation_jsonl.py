@@ -160,7 +160,7 @@ def test_to_clip_coordinates_boxes_are_at_the_sampled_frames_within_the_event(sh
             assert set(truth.tubelet) <= seen
             times = [time for time, _ in question.sample.boxes]
             inside = {frame for frame in seen if times[0] - 1e-3 <= frame / media.fps <= times[-1] + 1e-3}
-            assert set(truth.tubelet) == inside  # 100 frames are all frames of so short a video
+            assert set(truth.tubelet) == inside  # with 100 sampled frames, all frames of these short videos
             if rows_at == num_frames:
                 assert list(truth.tubelet.values()) == [box for _, box in question.sample.boxes]
 
@@ -237,7 +237,7 @@ SQUARE, HALF, FAR = (0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 5.0), (50.0, 50.0, 
         ([("a cat", SQUARE)], [("a dog", SQUARE)], [0]),
         ([("", SQUARE)], [(".", SQUARE)], [0]),
         ([("a dog", SQUARE)], [("a dog", SQUARE), ("and a dog", SQUARE)], [1, 0]),  # an object counts once
-        ([("a dog", SQUARE), (", a dog", FAR)], [("a dog", FAR), ("a dog", HALF)], [1, 0.5]),  # whatever their order
+        ([("a dog", SQUARE), (", a dog", FAR)], [("a dog", FAR), ("a dog", HALF)], [1, 0.5]),  # in any order
         ([("a dog", FAR), ("a dog", SQUARE)], [("a dog", SQUARE)], [1]),
         ([("a dog", FAR)], [("a dog", SQUARE)], [0]),
         ([], [("a dog", SQUARE), ("a cat", SQUARE)], [0, 0]),

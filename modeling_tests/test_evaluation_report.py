@@ -33,7 +33,7 @@ from modeling_tests.media import moving_frames, write_video
 from modeling_tests.miniatures import FPS, MINIATURES, in_clip, media_of, shifted_oracle
 
 
-# Tasks without captions, which take Java and seconds.
+# Tasks without captions, whose metrics need Java.
 BENCHMARKS = {"rec": "refcoco_val", "tvg": "charades_sta", "stvg": "st_align_stvg", "svg": "st_align_svg"}
 ORIGINAL_NAMES = {"m_tiou": "mtiou", "m_siou": "msiou", "m_viou": "mstiou"}
 SCRIPT = "<script>alert('1')</script> | *a* & b"
@@ -313,7 +313,7 @@ def test_report_removes_only_images_of_the_older_report(runs, tmp_path):
     (files / "mine.jpg").touch()
     older = {path.name for path in files.iterdir()}
     (folder / "predictions.jsonl").unlink()
-    append_predictions(folder / "predictions.jsonl", runs["rec"][1][8:])  # nothing to draw but charts
+    append_predictions(folder / "predictions.jsonl", runs["rec"][1][8:])  # only charts are drawn
     write_report(folder)
     shown = re.findall(r"\]\(report_files/([^)]+)\)", (folder / "report.md").read_text())
     assert {path.name for path in files.iterdir()} == {"mine.jpg", *shown} < older

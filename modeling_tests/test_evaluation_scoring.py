@@ -135,7 +135,7 @@ def test_score_elc_with_only_an_end_starts_at_the_prompt():
     row["gt"]["caption"] = "a dog"
     assert from_original_row("elc", row, "x").prediction.span == SPAN.span
     assert score_original("stvg", [row])["mtiou"] == 0.0
-    # The start of a prediction may be None, too.
+    # The start of a prediction may also be None.
     said = GroundingResult(span=(None, 60 / 99), tubelet=TUBELET, caption="a dog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llava_st_hf.evaluation.captions.missing_caption_tools", lambda: "no captions here")

@@ -16,7 +16,7 @@ def test_training_metrics_speed_excludes_the_time_in_which_the_clock_is_paused(m
     sums = TrainingMetrics(None)
     inputs = {"labels": torch.tensor([[-100, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     outputs = SimpleNamespace(token_losses=torch.tensor([1.0, 3.0]), bin_errors=None)
-    for _ in range(2):  # a pause ends with its report: the second report does not contain it either
+    for _ in range(2):  # each pause is excluded from both reports
         now += 2.0
         with pytest.raises(KeyError), sums.paused():
             now += 100.0

@@ -68,7 +68,7 @@ def test_projector_targets_contain_the_words_of_objects_and_none_for_background(
 def test_init_attention_heads_attend_to_the_object_that_the_question_names(stage2, question, patch):
     model = LlavaSTForConditionalGeneration.from_pretrained(stage2, dtype=torch.float32, attn_implementation="eager")
     tokenizer = LlavaSTProcessor.from_pretrained(stage2).tokenizer
-    # Words as single tokens, as the trained tokenizer has them.
+    # One token per word, as in the trained tokenizer.
     question_words = question.removesuffix("?").split()
     others = model.get_input_embeddings().weight[tokenizer("?").input_ids]
     directions = dict(zip(initialization.OBJECT_WORDS, initialization.directions().words.split(1), strict=True))
@@ -100,7 +100,7 @@ def test_init_attention_heads_offset_the_slow_stream_along_the_is_image_directio
     is_image = initialization.directions().is_image[0]
     with torch.no_grad():
         offset = packer.slow.output_proj(packer.slow.out_proj.bias) @ is_image / initialization.WIDTH
-    # Not all of it: output_proj has rank 128, and there are 160 directions.
+    # Not exactly: output_proj has rank 128, and there are 160 directions.
     assert -initialization.SLOW_STREAM_OFFSET < offset < -0.6 * initialization.SLOW_STREAM_OFFSET
 
 
