@@ -27,7 +27,7 @@ def processor(grounder):
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".apng"])
-def test_an_animated_image_is_the_video_that_it_is(grounder, processor, tmp_path, suffix):
+def test_animated_image_every_source_kind_gives_the_inputs_of_its_frames(grounder, processor, tmp_path, suffix):
     path = write_animation(tmp_path / f"moving{suffix}", FRAMES, [100] * 12)
     expected = encode(processor, user(film(FRAMES, fps=10), "<t0.5s>"))
     for source in (str(path), path, path.read_bytes(), f"data:;base64,{base64.b64encode(path.read_bytes()).decode()}", [str(path)]):
@@ -43,14 +43,14 @@ def test_an_animated_image_is_the_video_that_it_is(grounder, processor, tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png"])
-def test_frames_of_an_animation_are_displayed_after_their_durations(processor, tmp_path, suffix):
+def test_animation_reader_frame_times_are_cumulated_durations_with_zero_as_100_ms(processor, tmp_path, suffix):
     path = write_animation(tmp_path / f"moving{suffix}", FRAMES[:4], [200, 0, 500, 40])
     metadata = processor.video_processor(str(path), return_metadata=True).video_metadata[0]
     assert metadata.frame_times == pytest.approx([0.0, 0.2, 0.3, 0.8])  # a duration of 0 is 100 ms, as in browsers
     assert (metadata.total_num_frames, metadata.width, metadata.height, metadata.video_backend) == (4, 64, 48, "pillow")
 
 
-def test_an_animated_avif_is_a_video(processor, tmp_path):
+def test_animation_reader_animated_avif_gives_frames_and_times(processor, tmp_path):
     if not features.check("avif"):
         pytest.skip("this PIL writes no AVIF")
     path = write_animation(tmp_path / "moving.avif", FRAMES[:4], [100, 300, 100, 100], quality=100, subsampling="4:4:4")
@@ -61,7 +61,7 @@ def test_an_animated_avif_is_a_video(processor, tmp_path):
     assert (found.pixel_values_videos - expected.pixel_values_videos).abs().mean() < 0.02
 
 
-def test_frames_of_an_animation_are_whole_pictures(processor, tmp_path):
+def test_animation_reader_partial_frames_are_composited(processor, tmp_path):
     frames = np.repeat(FRAMES[:1], 4, axis=0)
     for index in range(4):
         frames[index, 10 : 10 + 2 * index, 20:30] = 255  # a file stores only what changes
@@ -72,7 +72,7 @@ def test_frames_of_an_animation_are_whole_pictures(processor, tmp_path):
         assert torch.equal(found.pixel_values_videos, expected.pixel_values_videos)
 
 
-def test_the_picture_for_programs_without_animations_is_no_frame(processor, tmp_path):
+def test_animation_reader_default_image_of_png_is_not_a_frame(processor, tmp_path):
     pictures = [Image.fromarray(frame) for frame in FRAMES[:3]]
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png", save_all=True, append_images=pictures, default_image=True, duration=100)
     found = processor.video_processor(str(tmp_path / "a.png"), num_frames=3, return_tensors="pt")
@@ -81,7 +81,7 @@ def test_the_picture_for_programs_without_animations_is_no_frame(processor, tmp_
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".gif"])
-def test_still_images_are_frames_and_animated_ones_are_videos(grounder, processor, tmp_path, suffix):
+def test_flatten_videos_still_images_are_frames_and_animated_images_are_videos(grounder, processor, tmp_path, suffix):
     still, moving = tmp_path / f"still{suffix}", write_animation(tmp_path / f"moving{suffix}", FRAMES[:4], [100] * 4)
     Image.fromarray(FRAMES[0]).save(still)
     assert is_still_image(still) and not is_still_image(moving)
@@ -96,7 +96,7 @@ def test_still_images_are_frames_and_animated_ones_are_videos(grounder, processo
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".avif"])
 @pytest.mark.parametrize("share", [0.4, 0.9])
-def test_an_animation_that_is_cut_short_is_named(processor, tmp_path, suffix, share):
+def test_animation_reader_truncated_file_raises_error_with_file_name(processor, tmp_path, suffix, share):
     if suffix == ".avif" and not features.check("avif"):
         pytest.skip("this PIL writes no AVIF")
     noise = np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), np.uint8)
@@ -107,7 +107,7 @@ def test_an_animation_that_is_cut_short_is_named(processor, tmp_path, suffix, sh
         processor.video_processor(str(path))
 
 
-def test_animations_behind_urls_are_read_or_refused_by_name(processor, tmp_path):
+def test_video_processor_animation_url_is_read_unless_its_suffix_is_that_of_a_still_image(processor, tmp_path):
     for suffix in ("webp", "png", "apng"):
         write_animation(tmp_path / f"moving.{suffix}", FRAMES[:4], [100] * 4)
     Image.fromarray(FRAMES[0]).save(tmp_path / "still.webp", lossless=True)

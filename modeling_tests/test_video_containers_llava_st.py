@@ -46,18 +46,18 @@ def element(identity: bytes, content: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_whole_file_passes(tmp_path, files, container):
+def test_check_container_complete_file_passes(tmp_path, files, container):
     check(tmp_path, files[container])
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_one_missing_byte_is_found(tmp_path, files, container):
+def test_check_container_one_missing_byte_raises(tmp_path, files, container):
     with pytest.raises(TruncatedVideoError, match=r"checked\.bin is cut short"):
         check(tmp_path, files[container][:-1])
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_cuts_anywhere_are_found_but_at_the_boundaries_of_packets(tmp_path, files, container):
+def test_check_container_truncation_at_any_byte_raises_except_at_packet_boundaries(tmp_path, files, container):
     data = files[container]
     missed = []
     for at in range(128 if container not in ("MPEG-TS", "M2TS") else 600, len(data), len(data) // 97):
@@ -74,23 +74,23 @@ def test_cuts_anywhere_are_found_but_at_the_boundaries_of_packets(tmp_path, file
 @pytest.mark.parametrize(
     "tail", [bytes(100), b"hello world, this is text", bytes(range(200, 255)), b"\xff" * 64], ids=["zeros", "text", "high", "ones"]
 )
-def test_bytes_behind_the_end_that_players_leave_alone_pass(tmp_path, files, container, tail):
+def test_check_container_trailing_bytes_that_players_ignore_pass(tmp_path, files, container, tail):
     check(tmp_path, files[container] + tail)
 
 
-def test_a_cut_part_that_holds_samples_behind_a_whole_one_is_found(tmp_path, files):
+def test_check_container_truncated_mp4_box_after_a_complete_file_raises(tmp_path, files):
     for kind in (b"mdat", b"moof", b"styp", b"sidx", b"mfra"):
         with pytest.raises(TruncatedVideoError, match=kind.decode()):
             check(tmp_path, files["MP4"] + struct.pack(">I", 1000) + kind + bytes(100))
 
 
-def test_a_file_that_is_no_container_passes(tmp_path):
+def test_check_container_content_of_unknown_format_passes(tmp_path):
     for data in (b"", b"x", b"this is no video", bytes(5000), b"G" * 100):
         check(tmp_path, data)
 
 
 @given(data=st.binary(max_size=300), magic=st.integers(0, 8))
-def test_any_bytes_pass_or_are_named(tmp_path_factory, data, magic):
+def test_check_container_arbitrary_bytes_pass_or_raise_error_with_file_name(tmp_path_factory, data, magic):
     starts = (b"\0\0\0\x10ftyp", b"\x1a\x45\xdf\xa3", b"RIFF\x10\0\0\0AVI ", b"FLV\1\5\0\0\0\x09", b"GIF89a", b"OggS", b"\x30\x26\xb2\x75")
     starts += (b"nut/mult", b"\0\0\1\xba")
     path = tmp_path_factory.getbasetemp() / "any.bin"
@@ -104,7 +104,7 @@ def test_any_bytes_pass_or_are_named(tmp_path_factory, data, magic):
 # What each container promises
 
 
-def test_sizes_of_64_bits_and_sizes_to_the_end_of_the_file_are_read(tmp_path):
+def test_check_container_mp4_64_bit_and_open_ended_box_sizes_are_supported(tmp_path):
     start = box(b"ftyp", b"isom", bytes(4)) + box(b"moov")
     wide = struct.pack(">I4sQ", 1, b"mdat", 16 + 50)
     check(tmp_path, start + wide + bytes(50))
@@ -115,7 +115,7 @@ def test_sizes_of_64_bits_and_sizes_to_the_end_of_the_file_are_read(tmp_path):
         check(tmp_path, box(b"ftyp", b"isom", bytes(4)) + box(b"mdat", bytes(50)))
 
 
-def test_a_recording_of_unknown_size_promises_its_clusters(tmp_path):
+def test_check_container_matroska_segment_of_unknown_size_is_checked_by_its_clusters(tmp_path):
     cluster = element(b"\x1f\x43\xb6\x75", bytes(100))
     start = element(b"\x1a\x45\xdf\xa3", bytes(20)) + b"\x18\x53\x80\x67\x01" + b"\xff" * 7
     check(tmp_path, start + cluster * 3)
@@ -124,21 +124,21 @@ def test_a_recording_of_unknown_size_promises_its_clusters(tmp_path):
     check(tmp_path, start + cluster + b"\x1f\x43\xb6\x75\xff" + bytes(100))  # a cluster that is still being written
 
 
-def test_a_recording_that_was_not_ended_is_found_in_avi(tmp_path, files):
+def test_check_container_avi_of_riff_size_zero_raises(tmp_path, files):
     data = bytearray(files["AVI"])
     data[4:8] = bytes(4)
     with pytest.raises(TruncatedVideoError, match="no size"):
         check(tmp_path, bytes(data))
 
 
-def test_each_of_several_riff_parts_is_looked_at(tmp_path, files):
+def test_check_container_avi_truncated_second_riff_chunk_raises(tmp_path, files):
     second = b"RIFF" + struct.pack("<I", 104) + b"AVIX" + bytes(100)
     check(tmp_path, files["AVI"] + second)
     with pytest.raises(TruncatedVideoError, match="RIFF part should reach byte"):
         check(tmp_path, files["AVI"] + second[:-1])
 
 
-def test_the_file_size_in_flv_counts_where_the_last_tag_is_whole(tmp_path, files):
+def test_check_container_flv_file_size_is_compared_even_if_the_last_tag_is_complete(tmp_path, files):
     data = files["FLV"]
     assert b"filesize" in data
     (last,) = struct.unpack(">I", data[-4:])
@@ -151,13 +151,13 @@ def test_the_file_size_in_flv_counts_where_the_last_tag_is_whole(tmp_path, files
         check(tmp_path, silent[: -5 - last])
 
 
-def test_a_stream_of_ogg_needs_its_last_page(tmp_path, files):
+def test_check_container_ogg_without_last_page_raises(tmp_path, files):
     data = files["Ogg"]
     with pytest.raises(TruncatedVideoError, match="no stream in it has its last page"):
         check(tmp_path, data[: data.rfind(b"OggS")])
 
 
-def test_a_broadcast_of_asf_has_no_size(tmp_path, files):
+def test_check_container_asf_size_is_ignored_for_broadcasts(tmp_path, files):
     data = bytearray(files["ASF"][:-50])
     with pytest.raises(TruncatedVideoError, match=rf"should have {len(data) + 50} bytes"):
         check(tmp_path, bytes(data))
@@ -167,7 +167,7 @@ def test_a_broadcast_of_asf_has_no_size(tmp_path, files):
 
 
 @pytest.mark.parametrize(("size", "container"), [(188, "MPEG-TS"), (192, "M2TS")])
-def test_packets_of_a_transport_stream_are_whole(tmp_path, files, size, container):
+def test_check_container_transport_stream_incomplete_packet_raises(tmp_path, files, size, container):
     data = files[container]
     check(tmp_path, data[: -3 * size])
     for lost in (1, size - 1, size + 1):
@@ -185,7 +185,7 @@ def with_field(data: bytes, kind: bytes, offset: int, value: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [b"mvhd", b"mdhd"])
-def test_a_clock_without_a_unit_is_refused(tmp_path, files, kind):
+def test_check_container_mp4_time_scale_zero_raises(tmp_path, files, kind):
     with pytest.raises(DamagedVideoError, match=f"checked.bin is damaged: the time scale in its '{kind.decode()}' is 0"):
         check(tmp_path, with_field(files["MP4"], kind, 12, 0))
     check(tmp_path, with_field(files["MP4"], kind, 12, 1))
@@ -195,7 +195,7 @@ def test_a_clock_without_a_unit_is_refused(tmp_path, files, kind):
     ("kind", "offset", "value"),
     [(b"stts", 8, 2**31), (b"stts", 4, 2**31), (b"stsz", 8, 2**32 - 1), (b"stsz", 8, None)],
 )
-def test_more_samples_than_bytes_are_refused(tmp_path, files, kind, offset, value):
+def test_check_container_mp4_more_samples_than_bytes_raises(tmp_path, files, kind, offset, value):
     data = files["MP4"]
     with pytest.raises(DamagedVideoError, match=f"its '{kind.decode()}' counts {value or len(data) + 1} samples"):
         check(tmp_path, with_field(data, kind, offset, value or len(data) + 1))
@@ -203,13 +203,13 @@ def test_more_samples_than_bytes_are_refused(tmp_path, files, kind, offset, valu
         check(tmp_path, with_field(data, kind, offset, len(data)))
 
 
-def test_samples_of_one_byte_are_counted_too(tmp_path, files):
+def test_check_container_mp4_too_many_samples_of_constant_size_raise(tmp_path, files):
     data = with_field(with_field(files["MP4"], b"stsz", 4, 1), b"stsz", 8, 2**30)
     with pytest.raises(DamagedVideoError, match="stsz"):
         check(tmp_path, data)
 
 
-def test_boxes_nested_without_end_are_no_recursion_without_end(tmp_path):
+def test_check_container_mp4_deeply_nested_boxes_do_not_exceed_the_recursion_limit(tmp_path):
     nested = b""
     for _ in range(5000):
         nested = box(b"trak", nested)
@@ -236,7 +236,7 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_a_file_of_nothing_but_headers_takes_no_long_time(tmp_path, name):
+def test_check_container_file_of_headers_only_takes_bounded_time(tmp_path, name):
     data = CRAFTED[name]()
     began = time.process_time()
     with suppress(TruncatedVideoError):
@@ -244,7 +244,7 @@ def test_a_file_of_nothing_but_headers_takes_no_long_time(tmp_path, name):
     assert time.process_time() - began < SECONDS
 
 
-def test_a_walk_over_boxes_ends_at_its_bound(tmp_path, monkeypatch):
+def test_boxes_stops_after_max_headers(tmp_path, monkeypatch):
     monkeypatch.setattr("llava_st_hf.model.video_containers_llava_st.MAX_HEADERS", 10)
     path = tmp_path / "many.mp4"
     path.write_bytes(box(b"free") * 20)
@@ -253,7 +253,7 @@ def test_a_walk_over_boxes_ends_at_its_bound(tmp_path, monkeypatch):
         assert list(boxes(file, 0, 16)) == [(b"free", 8, 8), (b"free", 16, 16)]
 
 
-def test_a_gif_of_many_blocks_is_walked_through_to_its_end(tmp_path):
+def test_check_container_gif_of_many_blocks_is_checked_up_to_its_end_mark(tmp_path):
     blocks = b"\xff" + bytes(255)
     data = b"GIF89a" + bytes(7) + b"!\xfe" + blocks * (MAX_HEADERS + 1) + b"\0;"  # 51 MB
     check(tmp_path, data)
@@ -261,19 +261,19 @@ def test_a_gif_of_many_blocks_is_walked_through_to_its_end(tmp_path):
         check(tmp_path, data[:-1])
 
 
-def test_an_avi_without_a_length_is_no_cut(tmp_path, files):
+def test_check_container_avi_of_unknown_riff_size_passes(tmp_path, files):
     data = bytearray(files["AVI"])
     data[4:8] = b"\xff" * 4  # as ffmpeg writes into a pipe
     check(tmp_path, bytes(data))
 
 
 @pytest.mark.parametrize("container", ["MP4", "MOV"])
-def test_without_its_index_nothing_of_an_mp4_can_be_read(tmp_path, files, container):
+def test_check_container_mp4_without_index_raises_that_nothing_can_be_read(tmp_path, files, container):
     with pytest.raises(TruncatedVideoError, match="nothing of it can be read"):
         check(tmp_path, files[container][: len(files[container]) // 2])
 
 
-def test_the_segments_that_an_index_lists_must_be_there(tmp_path, files):
+def test_check_container_mp4_missing_segment_of_segment_index_raises(tmp_path, files):
     data = files["MP4, fragmented"]
     start = data.index(b"moof") - 4
     sizes = [len(data) - start, 7]  # 7 bytes more than there are
@@ -285,7 +285,7 @@ def test_the_segments_that_an_index_lists_must_be_there(tmp_path, files):
     check(tmp_path, data[:start] + index + data[start:] + bytes(7))
 
 
-def test_mxf_and_ivf_files_must_be_whole(tmp_path):
+def test_check_container_truncated_mxf_and_ivf_raise(tmp_path):
     for suffix, codec in ((".mxf", "MPEG-2"), (".ivf", "VP8")):
         path = tmp_path / f"a{suffix}"
         with av.open(str(path), "w") as output:

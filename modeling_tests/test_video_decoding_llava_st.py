@@ -70,7 +70,7 @@ def plain(tmp_path_factory):
         *(("WebM", "VP8", "B-frames"), ("MPEG-TS", "H.264", "open GOP"), ("AVI", "H.264", "B-frames")),
     ],
 )
-def test_frames_read_alone_are_equal_to_those_of_a_full_decode(tmp_path, container, codec, kind):
+def test_chunks_selected_frames_equal_those_of_a_full_decode(tmp_path, container, codec, kind):
     """Frames that are neither wanted nor referred to are left out, which changes nothing in the others."""
     video = write_numbered(tmp_path, container, codec, kind)
     reader = open_video_file(str(video.path))
@@ -80,7 +80,7 @@ def test_frames_read_alone_are_equal_to_those_of_a_full_decode(tmp_path, contain
         assert np.array_equal(read(reader, indices), everything[list(indices)]), indices
 
 
-def test_frames_that_nobody_wants_are_left_out(tmp_path):
+def test_decode_all_unwanted_frames_are_skipped(tmp_path):
     path = str(write_one(tmp_path / "long.mp4", options={**H264.b_frames, "g": "240"}, numbers=range(200)).path)
     index = read_index(path)
     wanted = {int(index.presented[150])}
@@ -88,7 +88,7 @@ def test_frames_that_nobody_wants_are_left_out(tmp_path):
     assert wanted <= set(given) and len(given) < 120
 
 
-def test_far_frames_are_sought_and_near_ones_decoded(plain, monkeypatch):
+def test_chunks_seeks_to_far_frames_and_decodes_up_to_near_ones(plain, monkeypatch):
     starts = []
     start = decoding._Search.start
     monkeypatch.setattr(decoding._Search, "start", lambda self, *rest: (starts.append(rest[-1]), start(self, *rest))[1])
@@ -101,7 +101,7 @@ def test_far_frames_are_sought_and_near_ones_decoded(plain, monkeypatch):
 
 
 @pytest.mark.parametrize("late", [1, 2, 3])
-def test_a_seek_that_lands_late_goes_further_back(plain, monkeypatch, late):
+def test_chunks_seek_landing_too_late_is_repeated_from_earlier_keyframes(plain, monkeypatch, late):
     """By one keyframe, then by two more, at last to the start."""
     reader = open_video_file(plain)
     keyframes = reader.index.keyframes.tolist()
@@ -126,7 +126,7 @@ def test_a_seek_that_lands_late_goes_further_back(plain, monkeypatch, late):
     assert sought == {1: [4, 3], 2: [4, 3, 1], 3: [4, 3, 1]}[late]
 
 
-def test_a_seek_that_never_lands_is_replaced_by_the_start(plain, monkeypatch):
+def test_chunks_seek_without_frames_decodes_from_the_start(plain, monkeypatch):
     def nowhere(self, container, stream):
         return iter(())
 
@@ -134,7 +134,7 @@ def test_a_seek_that_never_lands_is_replaced_by_the_start(plain, monkeypatch):
     assert numbers(open_video_file(plain), FAR) == FAR
 
 
-def test_errors_behind_a_seek_are_tried_from_the_start(plain, monkeypatch):
+def test_chunks_error_after_a_seek_decodes_from_the_start(plain, monkeypatch):
     def fail(self, container, stream):
         raise OSError("cannot be decoded from here")
         yield
@@ -144,7 +144,7 @@ def test_errors_behind_a_seek_are_tried_from_the_start(plain, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["one too many", "one missing", "shifted"])
-def test_an_index_that_the_decoder_contradicts_is_inexact_and_counted_anew(plain, change):
+def test_chunks_index_differing_from_decoder_raises_inexact_and_recounted_is_correct(plain, change):
     right = read_index(plain)
     step = int(right.presented[1] - right.presented[0])
     presented = {
@@ -161,7 +161,7 @@ def test_an_index_that_the_decoder_contradicts_is_inexact_and_counted_anew(plain
     assert numbers(again, [0, *FAR[2:]]) == [0, *FAR[2:]]
 
 
-def test_a_wanted_frame_that_does_not_come_is_noticed_far_from_the_start(plain):
+def test_chunks_missing_frame_far_from_the_start_raises_inexact(plain):
     right = read_index(plain)
     presented = right.presented.copy()
     presented[70] += 1
@@ -169,7 +169,7 @@ def test_a_wanted_frame_that_does_not_come_is_noticed_far_from_the_start(plain):
         read(VideoFileReader(replace(right, presented=presented), "pyav"), [70])
 
 
-def test_a_file_with_fewer_frames_than_packets_is_counted_once_more_by_the_processor(tmp_path, monkeypatch):
+def test_video_processor_fewer_frames_than_packets_recounts_by_decoding(tmp_path, monkeypatch):
     video = write_one(tmp_path / "plain.mkv")
     index = read_index(str(video.path))
     wrong = replace(index, presented=np.append(index.presented, index.presented[-1] + 33), times=np.append(index.times, 3.0))
@@ -179,7 +179,7 @@ def test_a_file_with_fewer_frames_than_packets_is_counted_once_more_by_the_proce
     assert [read_number(frame) for frame in frames] == metadata.frames_indices
 
 
-def test_a_stream_that_ends_and_goes_on_has_the_frames_that_are_displayed(tmp_path):
+def test_video_processor_end_of_sequence_mark_gives_displayed_frames_only(tmp_path):
     """Behind an end-of-sequence mark, leading pictures of an open group have lost their references and are not displayed."""
 
     def with_end(packets):
@@ -208,32 +208,32 @@ def damage(path, at: float, size: int = 300) -> str:
 
 
 @pytest.mark.parametrize("codec", ["H.264", "MPEG-4", "FFV1"])
-def test_a_frame_that_cannot_be_decoded_is_an_error(tmp_path, codec):
+def test_chunks_undecodable_frame_raises_error_with_file_name(tmp_path, codec):
     path = damage(write_one(tmp_path / "corrupt.mkv", CODECS[codec]).path, 0.5)
     with pytest.raises(OSError, match=r"corrupt\.mkv"):
         read(open_video_file(path), range(NUM_FRAMES))
 
 
-def test_frames_away_from_the_damage_are_read(tmp_path):
+def test_chunks_frames_before_damage_are_read(tmp_path):
     path = damage(write_one(tmp_path / "corrupt.mp4").path, 0.5)
     assert numbers(open_video_file(path), [0, 3]) == [0, 3]
 
 
-def test_no_keyframe_is_an_error_at_any_frame(tmp_path):
+def test_chunks_without_keyframe_raises_at_any_frame(tmp_path):
     path = write_one(tmp_path / "none.ts", change=lambda packets: [packet for packet in packets if not packet.is_keyframe]).path
     for indices in ([0, 5], [5, 10]):
         with pytest.raises(OSError, match=r"none\.ts"):
             read(open_video_file(str(path)), indices)
 
 
-def test_fewer_frames_than_counted_is_an_error(tmp_path):
+def test_chunks_fewer_frames_than_counted_raises(tmp_path):
     index = count_frames(str(write_numbered(tmp_path, "AVI", "H.264", "B-frames").path))
     longer = replace(index, times=np.append(index.times, 4.0))
     with pytest.raises(OSError, match="has no decodable frame 90"):
         read(VideoFileReader(longer, "pyav"), [3, 90])
 
 
-def test_chunks_are_bounded_in_bytes(plain, monkeypatch):
+def test_chunks_are_bounded_by_chunk_bytes(plain, monkeypatch):
     reader = open_video_file(plain)
     whole = read(reader, FAR)
     for size, most in ((1, 1), (3 * 128 * 64 * 3, 3), (2**30, len(FAR))):
@@ -244,7 +244,7 @@ def test_chunks_are_bounded_in_bytes(plain, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [IndexError("list"), AttributeError("attribute"), ValueError("value"), MemoryError()])
-def test_every_error_while_reading_names_the_file(plain, monkeypatch, error):
+def test_chunks_any_exception_becomes_os_error_with_file_name(plain, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -253,7 +253,7 @@ def test_every_error_while_reading_names_the_file(plain, monkeypatch, error):
         read(open_video_file(plain), [3, 9])
 
 
-def test_a_change_of_size_is_refused(tmp_path):
+def test_chunks_change_of_frame_size_raises(tmp_path):
     """Two transport streams of different sizes one after the other, with times that go on."""
     first = write_one(tmp_path / "first.ts", numbers=range(30)).path
     second = write_one(tmp_path / "second.ts", replace(H264, size=(64, 32)), numbers=range(30), ticks=range(40, 70)).path
@@ -263,13 +263,13 @@ def test_a_change_of_size_is_refused(tmp_path):
         read(open_video_file(str(path)), range(0, 55, 5))
 
 
-def test_frames_of_too_many_pixels_are_refused(plain, monkeypatch):
+def test_chunks_frame_above_max_pixels_raises(plain, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 128 * 64 - 1)
     with pytest.raises(DamagedVideoError, match=r"plain\.mp4 has frames of 128x64 pixels, more than 8191"):
         read(open_video_file(plain), [0])
 
 
-def test_frames_do_not_pile_up_in_memory(tmp_path):
+def test_chunks_releases_decoded_frames_without_garbage_collection(tmp_path):
     reader = open_video_file(str(write_numbered(tmp_path, "MP4", "Motion JPEG", "no B-frames").path))
 
     def count() -> int:
@@ -287,7 +287,7 @@ def test_frames_do_not_pile_up_in_memory(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers of data loaders are forked on Linux")
-def test_a_forked_process_is_not_held_up_by_what_was_read_before(plain):
+def test_chunks_leave_no_containers_that_block_a_forked_process(plain):
     gc.collect()
     gc.disable()  # what reading left in cycles is freed by the child
     try:
@@ -306,7 +306,7 @@ def test_a_forked_process_is_not_held_up_by_what_was_read_before(plain):
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_the_eight_display_matrices_are_honoured_at_any_frame(tmp_path, name):
+def test_chunks_display_matrix_gives_upright_frames_after_any_seek(tmp_path, name):
     video = write_oriented(tmp_path / "oriented.mp4", name)
     reader = open_video_file(str(video.path))
     for indices in ([0, 40], [77]):
@@ -319,7 +319,7 @@ def test_the_eight_display_matrices_are_honoured_at_any_frame(tmp_path, name):
 
 @pytest.mark.parametrize("name", MESSAGES)
 @pytest.mark.parametrize(("codec", "suffix"), [(H264, ".ts"), (HEVC, ".mkv")])
-def test_messages_in_the_stream_are_honoured_at_any_frame(tmp_path, codec, suffix, name):
+def test_chunks_orientation_message_gives_upright_frames_after_any_seek(tmp_path, codec, suffix, name):
     video = write_with_message(tmp_path / f"message{suffix}", codec, name)
     for indices in ([0, 40], [77], [8, 9]):
         frames = read(open_video_file(str(video.path)), indices)
@@ -327,7 +327,7 @@ def test_messages_in_the_stream_are_honoured_at_any_frame(tmp_path, codec, suffi
             assert np.abs(frame.astype(int) - numbered_frame(index)).mean() < 12
 
 
-def test_a_message_holds_until_the_next_one(tmp_path):
+def test_chunks_orientation_message_applies_until_the_next_one(tmp_path):
     """Upside down from frame 0 on, mirrored from frame 30 on, each said once."""
     pictures = [
         stored_picture(numbered_frame(number), MATRICES["upside down" if number < 30 else "mirrored left to right"])
@@ -351,26 +351,26 @@ def test_a_message_holds_until_the_next_one(tmp_path):
 
 @pytest.mark.parametrize("scale", [1, 0x10000, 3])
 @pytest.mark.parametrize("name", MATRICES)
-def test_orient_undoes_how_a_picture_is_stored(name, scale):
+def test_orient_is_the_inverse_of_stored_picture(name, scale):
     picture = np.arange(2 * 3 * 3).reshape(2, 3, 3)
     stored = stored_picture(picture, MATRICES[name])
     assert np.array_equal(orient(stored, tuple(scale * value for value in MATRICES[name]), "a"), picture)
 
 
 @pytest.mark.parametrize("degrees", [1, 30, 45, 89, 135, 200])
-def test_other_angles_are_refused(degrees):
+def test_orient_angle_other_than_quarter_turns_raises(degrees):
     cosine, sine = (round(0x10000 * value) for value in (np.cos(np.radians(degrees)), np.sin(np.radians(degrees))))
     with pytest.raises(OSError, match="a is to be displayed at an angle"):
         orient(np.zeros((2, 3, 3)), (cosine, sine, -sine, cosine), "a")
 
 
 @pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0)])
-def test_matrices_without_an_inverse_are_refused(matrix):
+def test_orient_singular_matrix_raises(matrix):
     with pytest.raises(OSError, match="display matrix"):
         orient(np.zeros((2, 3, 3)), matrix, "a")
 
 
-def test_a_matrix_within_rounding_of_a_quarter_turn_is_that_turn():
+def test_orient_rounding_errors_of_a_quarter_turn_are_accepted():
     picture = np.arange(2 * 3 * 3).reshape(2, 3, 3)
     stored = stored_picture(picture, MATRICES["turned right"])
     assert np.array_equal(orient(stored, (30, 0x10000, -0x10000, -30), "a"), picture)
@@ -393,7 +393,7 @@ CODEC_NAMES = ("H.264", "VP9", "VP8", "MPEG-4", "Motion JPEG")
 
 
 @pytest.mark.parametrize("codec", CODEC_NAMES)
-def test_decord_serves_only_what_it_reads_right(tmp_path, served, codec):
+def test_open_video_file_decord_reads_supported_files_correctly_and_others_use_pyav(tmp_path, served, codec):
     """Every codec of the list in every container of it, in every kind."""
     for container in CONTAINER_NAMES:
         for kind in KINDS:
@@ -408,7 +408,7 @@ def test_decord_serves_only_what_it_reads_right(tmp_path, served, codec):
     assert len(set(served)) >= 3  # the plain ones
 
 
-def test_the_lists_of_what_decord_serves_are_those_that_are_walked_through():
+def test_decord_tests_cover_all_supported_codecs_and_containers():
     assert {CODECS[name].encoder for name in CODEC_NAMES} == {"libx264", "libvpx-vp9", "libvpx", "mpeg4", "mjpeg"}
     assert decoding.DECORD_CODECS == ("h264", "vp9", "vp8", "mpeg4", "mjpeg")
     assert decoding.DECORD_CONTAINERS == ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -422,14 +422,14 @@ def test_the_lists_of_what_decord_serves_are_those_that_are_walked_through():
         *("orientation message, H.264 in MP4, turned right", "intra refresh, H.264 in MKV", "attached picture, MP4"),
     ],
 )
-def test_what_decord_reads_wrong_goes_to_the_exact_reader(tmp_path, served, name):
+def test_video_processor_files_that_decord_misreads_are_read_by_pyav(tmp_path, served, name):
     video = write_odd(tmp_path, name)
     frames, metadata = read_raw(video_processor(), video.path, num_frames=7, video_backend="decord")
     assert metadata.video_backend == "pyav" and not served
     assert [read_number(frame) for frame in frames] == [video.numbers[index] for index in metadata.frames_indices]
 
 
-def test_the_metadata_say_which_reader_read(plain, tmp_path):
+def test_read_video_metadata_video_backend_is_the_decoder_used(plain, tmp_path):
     assert read_video_metadata(plain, "decord").video_backend == "decord"
     assert read_video_metadata(plain, None).video_backend == read_video_metadata(plain, "pyav").video_backend == "pyav"
     assert read_video_metadata(write_numbered(tmp_path, "AVI", "H.264", "B-frames").path, "decord").video_backend == "pyav"
@@ -454,7 +454,7 @@ class FailingReader:
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
 @pytest.mark.parametrize("error", [DECORDLimitReachedError("limit\nstack"), decord.DECORDError("failed"), RuntimeError("a")], ids=type)
-def test_where_decord_fails_the_exact_reader_goes_on(plain, monkeypatch, fails_at, error):
+def test_chunks_decord_error_continues_with_pyav(plain, monkeypatch, fails_at, error):
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 3 * 128 * 64 * 3)
     monkeypatch.setattr(decoding, "_open_decord", lambda index: FailingReader(index.path, fails_at, error))
     reader = open_video_file(plain, "decord")
@@ -463,11 +463,11 @@ def test_where_decord_fails_the_exact_reader_goes_on(plain, monkeypatch, fails_a
     assert reader.metadata.video_backend == "pyav"
 
 
-def test_frames_of_both_readers_are_equal(plain):
+def test_chunks_decord_and_pyav_give_equal_frames(plain):
     assert np.array_equal(read(open_video_file(plain, "decord"), FAR), read(open_video_file(plain, "pyav"), FAR))
 
 
-def test_decord_is_not_believed_where_it_counts_other_frames(plain, monkeypatch):
+def test_chunks_decord_with_other_frame_count_is_replaced_by_pyav(plain, monkeypatch):
     asked = []
 
     class Short:
@@ -486,7 +486,7 @@ def test_decord_is_not_believed_where_it_counts_other_frames(plain, monkeypatch)
     assert numbers(reader, FAR) == FAR and reader.metadata.video_backend == "pyav" and not asked
 
 
-def test_backends_are_checked(plain):
+def test_check_backend_none_is_pyav_and_unknown_raises(plain):
     assert decoding.check_backend(None) == "pyav"
     with pytest.raises(ValueError, match="'opencv'"):
         open_video_file(plain, "opencv")

@@ -58,7 +58,7 @@ def plain(tmp_path_factory):
         *(("Motion JPEG", "MOV"), ("WMV 2", "ASF"), ("GIF", "GIF"), ("FFV1", "NUT"), ("Motion JPEG", "AVI")),
     ],
 )
-def test_packets_say_what_decoding_all_frames_says(counted_files, tmp_path, codec, container):
+def test_read_index_from_packets_equals_count_frames(counted_files, tmp_path, codec, container):
     count = 0
     for kind in KINDS:
         try:
@@ -77,7 +77,7 @@ def test_packets_say_what_decoding_all_frames_says(counted_files, tmp_path, code
 
 
 @pytest.mark.parametrize("codec", ["H.264", "MPEG-4"])
-def test_reordered_frames_in_avi_are_counted(counted_files, tmp_path, codec):
+def test_read_index_reordered_frames_in_avi_are_counted_by_decoding(counted_files, tmp_path, codec):
     """AVI says when a packet is decoded, not when its frame is displayed."""
     video = write_numbered(tmp_path, "AVI", codec, "B-frames")
     index = read_index(str(video.path))
@@ -86,20 +86,20 @@ def test_reordered_frames_in_avi_are_counted(counted_files, tmp_path, codec):
     assert len(index.times) == 90 and np.abs(index.times - video.times).max() < 0.02
 
 
-def test_program_streams_are_read_from_the_start(tmp_path):
+def test_read_index_program_stream_has_no_keyframes_to_seek(tmp_path):
     video = write_numbered(tmp_path, "MPEG-PS", "MPEG-2", "B-frames")
     index = read_index(str(video.path))
     assert len(index.keyframes) == 0 and len(index.times) == 90 and np.abs(index.times - video.times).max() < 0.02
 
 
-def test_edit_lists_hide_frames_and_keep_the_keyframe_before_them(tmp_path):
+def test_read_index_edit_list_hides_frames_and_keeps_the_keyframe_before_them(tmp_path):
     index = read_index(str(write_numbered(tmp_path, "MP4", "H.264", "trimmed").path))
     assert len(index.times) == 90 - 37 and index.times[0] == 0
     assert index.keyframes[0] < index.presented[0] and not index.is_plain
     assert index.hidden == frozenset()  # the decoder drops them
 
 
-def test_hidden_frames_that_a_decoder_gives_are_named(tmp_path):
+def test_read_index_hidden_contains_hidden_frames_that_the_decoder_returns(tmp_path):
     video = write_numbered(tmp_path, "MP4", "MPEG-2", "trimmed")
     index = read_index(str(video.path))
     assert len(index.hidden) > 0 and not index.hidden & set(index.presented.tolist())
@@ -107,26 +107,26 @@ def test_hidden_frames_that_a_decoder_gives_are_named(tmp_path):
     assert [time for time in decoded if time not in index.hidden] == index.presented.tolist()
 
 
-def test_leading_pictures_are_known(tmp_path):
+def test_read_index_is_plain_only_without_leading_pictures(tmp_path):
     assert read_index(str(write_numbered(tmp_path, "Matroska", "H.264", "B-frames").path)).is_plain
     assert not read_index(str(write_numbered(tmp_path, "Matroska", "HEVC", "open GOP").path)).is_plain
 
 
 @pytest.mark.parametrize("codec", [H264, HEVC])
-def test_leading_pictures_without_references_are_left_out(tmp_path, codec):
+def test_read_index_leading_pictures_without_references_are_excluded(tmp_path, codec):
     video = write_trimmed_open(tmp_path / "trimmed.mkv", codec)
     index = read_index(str(video.path))
     assert len(index.times) == len(video.numbers) and index.times == pytest.approx(video.times, abs=0.01)
 
 
-def test_packets_before_the_first_keyframe_are_left_out(tmp_path):
+def test_read_index_packets_before_first_keyframe_are_excluded(tmp_path):
     video = write_from_middle(tmp_path / "middle.ts", H264, H264.closed)
     index = read_index(str(video.path))
     assert len(index.times) == len(video.numbers) and index.times == pytest.approx(video.times, abs=0.001)
     assert index.times[0] > 0.1 and not index.is_plain
 
 
-def test_packets_of_hidden_references_are_no_frames(counted_files, tmp_path):
+def test_read_index_hidden_vp8_reference_packets_are_excluded(counted_files, tmp_path):
     path = str(write_hidden_frames(tmp_path / "hidden.webm").path)
     with av.open(path) as container:
         assert sum(packet.size > 0 for packet in container.demux(video=0)) == 90 + 12
@@ -134,7 +134,7 @@ def test_packets_of_hidden_references_are_no_frames(counted_files, tmp_path):
     assert len(index.times) == 90 and not counted_files and not index.is_plain
 
 
-def test_a_vp9_packet_of_nothing_but_a_hidden_frame_is_no_frame():
+def test_is_hidden_vp9_packet_with_only_a_hidden_frame_is_true():
     class Packet(bytearray):
         size = property(len)
 
@@ -144,7 +144,7 @@ def test_a_vp9_packet_of_nothing_but_a_hidden_frame_is_no_frame():
         assert not video_index._is_hidden("vp9", Packet([first, 1, last]))
 
 
-def test_an_mpeg4_packet_without_a_picture_is_no_frame(tmp_path):
+def test_read_index_mpeg4_packet_without_coded_vop_is_excluded(tmp_path):
     def with_empty(packets):
         for number, packet in enumerate(packets):
             if number in (40, 41, 60):
@@ -157,7 +157,7 @@ def test_an_mpeg4_packet_without_a_picture_is_no_frame(tmp_path):
     assert len(read_index(path).times) == len(count_frames(path).times) == 87
 
 
-def test_a_clock_that_restarts_is_refused(tmp_path):
+def test_read_index_restarting_clock_raises(tmp_path):
     path = write_odd(tmp_path, "clock restarts, TS").path
     with pytest.raises(OSError, match=f"{path.name} has times that do not ascend from frame to frame: its clock restarts"):
         read_index(str(path))
@@ -188,23 +188,23 @@ NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
         ([(128, 64, NONE, 4), (64, 32, DEFAULT, 5)], 1),
     ],
 )
-def test_the_stream_is_the_one_that_ffmpeg_chooses(tmp_path, streams, chosen):
+def test_read_index_several_streams_uses_that_of_ffmpeg(tmp_path, streams, chosen):
     index = read_index(write_streams(tmp_path / "streams.mkv", *streams))
     assert index.stream == chosen and len(index.times) == streams[chosen][3] and not index.is_plain
 
 
-def test_a_cover_picture_is_not_chosen(tmp_path):
+def test_read_index_cover_image_is_not_chosen(tmp_path):
     index = read_index(str(write_odd(tmp_path, "attached picture, MP4").path))
     assert len(index.times) == 90 and not index.is_plain
 
 
-def test_a_file_without_a_picture_is_refused(tmp_path):
+def test_read_index_file_without_video_stream_raises(tmp_path):
     with pytest.raises(OSError, match=r"sound\.mp4 has no video stream"):
         read_index(str(write_audio(tmp_path / "sound.mp4")))
 
 
 @pytest.mark.parametrize("container", ["MP4", "Matroska", "MPEG-TS", "FLV"])
-def test_seconds_count_from_the_start_of_the_container(tmp_path, container):
+def test_read_index_times_count_from_the_start_of_the_container(tmp_path, container):
     video = write_numbered(tmp_path, container, "H.264", "late start")
     index = read_index(str(video.path))
     assert index.times[0] == pytest.approx(1.0, abs=0.02)
@@ -216,7 +216,7 @@ def test_seconds_count_from_the_start_of_the_container(tmp_path, container):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".flv"])
 @pytest.mark.parametrize("late", [0, 300])
-def test_a_clock_that_starts_late_is_no_cut(tmp_path, suffix, late):
+def test_read_index_late_clock_is_not_truncation(tmp_path, suffix, late):
     """The duration in the header counts from the clock's zero."""
     codec = VP9 if suffix == ".webm" else H264
     index = read_index(str(write_one(tmp_path / f"late{suffix}", codec, change=lambda packets: shift(packets, late)).path))
@@ -224,7 +224,7 @@ def test_a_clock_that_starts_late_is_no_cut(tmp_path, suffix, late):
 
 
 @pytest.mark.parametrize("suffix", ["MP4", "MKV", "WebM", "AVI", "FLV", "TS"])
-def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, suffix):
+def test_read_index_audio_longer_than_video_is_not_truncation(tmp_path, suffix):
     index = read_index(str(write_odd(tmp_path, f"sound outlasts the picture, {suffix}").path))
     assert len(index.times) == 90 and index.notes == ()
 
@@ -238,7 +238,7 @@ def shorten(path, seconds_promised: float):
     return str(path)
 
 
-def test_less_than_the_promised_duration_is_a_cut(tmp_path):
+def test_read_index_shorter_than_stated_duration_raises_truncated(tmp_path):
     path = shorten(write_one(tmp_path / "short.mkv").path, 4.5)
     with pytest.raises(
         TruncatedVideoError, match=r"short\.mkv is cut short: it should last 4\.500 s and ends after 3\.0.*allow_truncated=True"
@@ -253,7 +253,7 @@ def test_less_than_the_promised_duration_is_a_cut(tmp_path):
 @pytest.mark.parametrize(
     ("container", "codec"), [("Matroska", "H.264"), ("WebM", "VP9"), ("AVI", "MPEG-4"), ("FLV", "H.264"), ("MPEG-TS", "H.264")]
 )
-def test_what_is_left_of_a_cut_file_is_read_where_that_is_asked_for(counted_files, tmp_path, container, codec):
+def test_read_index_truncated_file_is_read_up_to_its_end_with_allow_truncated(counted_files, tmp_path, container, codec):
     video = write_numbered(tmp_path, container, codec, "B-frames" if codec in ("H.264", "MPEG-4") else "no B-frames")
     video.path.write_bytes(video.path.read_bytes()[: video.path.stat().st_size * 6 // 10 // 188 * 188 + 100])
     with pytest.raises(TruncatedVideoError, match=video.path.name):
@@ -264,7 +264,7 @@ def test_what_is_left_of_a_cut_file_is_read_where_that_is_asked_for(counted_file
     assert len(index.notes) == 1 and index.notes[0].startswith("The video file is cut short (")
 
 
-def test_a_whole_file_has_no_notes_though_a_cut_one_would_be_read(plain):
+def test_read_index_complete_file_with_allow_truncated_has_no_notes(plain):
     assert read_index(plain, allow_truncated=True).notes == ()
 
 
@@ -281,7 +281,7 @@ def corrupt(path) -> str:
 
 
 @pytest.mark.parametrize("codec", [H264, CODECS["FFV1"]])
-def test_frames_that_cannot_be_decoded_are_an_error(tmp_path, codec):
+def test_count_frames_undecodable_frame_raises_error_with_file_name(tmp_path, codec):
     path = corrupt(write_one(tmp_path / "corrupt.mkv", codec).path)
     with pytest.raises(OSError, match=r"corrupt\.mkv"):
         count_frames(path)
@@ -305,7 +305,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", ["open", "scan", "decode"])
-def test_every_error_out_of_pyav_names_the_file(plain, monkeypatch, error, place):
+def test_read_index_any_pyav_error_becomes_os_error_with_file_name(plain, monkeypatch, error, place):
     def fail(*_, **__):
         raise error
 
@@ -321,7 +321,7 @@ def test_every_error_out_of_pyav_names_the_file(plain, monkeypatch, error, place
     assert str(raised.value).rstrip() == str(raised.value) and not str(raised.value).endswith(":")
 
 
-def test_other_errors_are_bugs_and_keep_their_class(plain, monkeypatch):
+def test_read_index_assertion_error_keeps_its_class(plain, monkeypatch):
     def fail(*_):
         raise AssertionError("a bug")
 
@@ -330,11 +330,11 @@ def test_other_errors_are_bugs_and_keep_their_class(plain, monkeypatch):
         read_index(plain)
 
 
-def test_an_index_that_is_inexact_is_an_error_of_the_file():
+def test_inexact_index_error_is_an_os_error():
     assert issubclass(InexactIndexError, OSError)
 
 
-def test_frames_larger_than_any_camera_s_are_refused(plain, monkeypatch):
+def test_read_index_frames_above_max_pixels_raise(plain, monkeypatch):
     monkeypatch.setattr(video_index, "MAX_PIXELS", 128 * 64 - 1)
     with pytest.raises(DamagedVideoError, match=r"plain\.mp4 has frames of 128x64 pixels, more than 8191"):
         read_index(plain)
@@ -343,7 +343,7 @@ def test_frames_larger_than_any_camera_s_are_refused(plain, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:1,\nplain.mp4\n", "ffconcat version 1.0\nfile plain.mp4\n"])
-def test_playlists_open_no_other_files(tmp_path, text):
+def test_read_index_playlist_raises_without_opening_other_files(tmp_path, text):
     write_one(tmp_path / "plain.mp4")
     path = tmp_path / "list.mp4"
     path.write_text(text)
@@ -351,14 +351,14 @@ def test_playlists_open_no_other_files(tmp_path, text):
         read_index(str(path))
 
 
-def test_a_path_is_no_url(tmp_path, monkeypatch):
+def test_open_container_path_that_resembles_a_url_is_opened_as_a_file(tmp_path, monkeypatch):
     write_one(tmp_path / "http:x.mkv")
     monkeypatch.chdir(tmp_path)
     with open_container("http:x.mkv") as container:
         assert len(container.streams.video) == 1
 
 
-def test_a_stream_without_a_keyframe_has_no_frames(tmp_path):
+def test_count_frames_stream_without_keyframe_raises(tmp_path):
     path = write_one(tmp_path / "none.ts", change=lambda packets: [packet for packet in packets if not packet.is_keyframe]).path
     with pytest.raises(OSError, match=r"none\.ts has no frames that can be decoded"):
         count_frames(str(path))
@@ -374,7 +374,7 @@ def packets(pts, dts=None, **kwargs):
     return video_index._Packets(**{**given, **flags, **kwargs}, pts=pts, dts=dts or pts)
 
 
-def test_frames_without_times_have_those_of_the_stated_rate():
+def test_known_times_missing_times_are_filled_from_the_stated_rate():
     assert video_index._known_times("a", packets([]), [8, None, None, 20, None]).tolist() == [8, 12, 16, 20, 24]
     assert video_index._known_times("a", packets([]), [None, 12, None]).tolist() == [8, 12, 16]
     with pytest.raises(OSError, match="a has frames without times"):
@@ -386,12 +386,12 @@ def test_frames_without_times_have_those_of_the_stated_rate():
 
 
 @pytest.mark.parametrize("found", [[0, 4, 4, 8], [0, 8, 4]])
-def test_times_must_ascend(found):
+def test_known_times_not_ascending_raise(found):
     with pytest.raises(OSError, match="a has times that do not ascend"):
         video_index._known_times("a", packets([]), found)
 
 
-def test_packets_without_times_or_with_the_same_say_no_presentation():
+def test_says_presentation_missing_or_equal_times_is_false():
     says = video_index._says_presentation
     assert says(packets([0, 2, 1], [0, 1, 2]))
     assert not says(packets([0, None, 1], [0, 1, 2]))
@@ -403,7 +403,7 @@ def test_packets_without_times_or_with_the_same_say_no_presentation():
     assert says(hidden)
 
 
-def test_sound_does_not_decide_which_frames_there_are(tmp_path):
+def test_read_index_audio_stream_does_not_change_the_frames(tmp_path):
     path = tmp_path / "both.mkv"
     with av.open(str(path), "w") as output:
         stream = open_stream(output, H264, H264.b_frames)
@@ -412,7 +412,7 @@ def test_sound_does_not_decide_which_frames_there_are(tmp_path):
     assert len(read_index(str(path)).times) == 30
 
 
-def test_pictures_without_a_change_are_frames(counted_files, tmp_path):
+def test_read_index_packets_of_unchanged_images_are_frames(counted_files, tmp_path):
     # Packets of a few bytes: 20 frames that move, 40 that do not, 20 that move.
     moving = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     frames = np.concatenate([moving[:20], np.repeat(moving[20:21], 40, axis=0), moving[20:]])
@@ -421,7 +421,7 @@ def test_pictures_without_a_change_are_frames(counted_files, tmp_path):
 
 
 @pytest.mark.parametrize("codec, error", [("MPEG-4", 0.0), ("H.264", 1 / 30)])
-def test_a_late_start_in_avi_is_that_of_the_second_packet(tmp_path, codec, error):
+def test_read_index_late_start_in_avi_is_the_time_of_the_second_packet(tmp_path, codec, error):
     # The muxer writes the first packet at once, and empty ones up to the second.
     with av.open(str(tmp_path / "late.avi"), "w") as output:
         stream = open_stream(output, CODECS[codec], CODECS[codec].b_frames)
@@ -430,7 +430,7 @@ def test_a_late_start_in_avi_is_that_of_the_second_packet(tmp_path, codec, error
     assert times == pytest.approx(np.arange(45, 105) / 30, abs=error + 1e-3)
 
 
-def test_frames_of_a_gif_are_displayed_as_in_browsers(tmp_path):
+def test_read_index_gif_short_durations_are_those_of_web_browsers(tmp_path):
     pictures = [Image.fromarray(frame) for frame in moving_frames(4, 16, 16)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[10, 0, 50, 500])  # milliseconds
     assert read_index(str(tmp_path / "a.gif")).times.tolist() == pytest.approx([0, 0.1, 0.2, 0.25])

@@ -59,7 +59,7 @@ PAIRS = (
 
 
 @pytest.mark.parametrize(("codec", "container"), PAIRS)
-def test_every_kind_of_a_codec_in_a_container_is_read_right(tmp_path, codec, container):
+def test_video_processor_codec_in_container_gives_correct_frames_and_times_for_every_kind(tmp_path, codec, container):
     videos = []
     for kind in KINDS:
         try:
@@ -71,20 +71,20 @@ def test_every_kind_of_a_codec_in_a_container_is_read_right(tmp_path, codec, con
     assert {name: verdict for name, verdict in verdicts.items() if verdict.outcome != "right"} == {}
 
 
-def test_pairs_have_every_container_and_the_common_codecs():
+def test_pairs_cover_every_container_and_at_least_ten_codecs():
     assert {container for _, container in PAIRS} == set(CONTAINERS)
     assert len({codec for codec, _ in PAIRS}) >= 10
 
 
 @pytest.mark.parametrize("name", [name for name in ODD_VIDEOS if not name.startswith("cut to")])
-def test_a_further_kind_is_read_right_or_refused(tmp_path, name):
+def test_video_processor_odd_video_is_read_correctly_or_rejected_as_expected(tmp_path, name):
     video = write_odd(tmp_path, name)
     verdict = judge(video)
     assert is_right(video, verdict), verdict
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_file_that_lost_its_end_is_refused_by_name(tmp_path, container):
+def test_video_processor_truncated_file_raises_error_with_file_name(tmp_path, container):
     for name in ODD_VIDEOS:
         if name.startswith("cut to") and name.endswith(f", {container}"):
             video = write_odd(tmp_path, name)
@@ -92,7 +92,7 @@ def test_a_file_that_lost_its_end_is_refused_by_name(tmp_path, container):
             assert verdict.outcome == "refused", (name, verdict)
 
 
-def test_wrong_frames_times_corners_and_counts_are_found(tmp_path):
+def test_judge_wrong_ground_truth_gives_verdict_wrong(tmp_path):
     video = write_numbered(tmp_path, "MP4", "H.264", "no B-frames")
     assert judge(video).outcome == "right"
     later = [time + 0.03 for time in video.times]
@@ -111,13 +111,13 @@ def test_wrong_frames_times_corners_and_counts_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 64), (96, 64), (127, 65), (176, 144), (64, 32)])
-def test_numbers_and_corners_are_read_as_they_are_drawn(width, height):
+def test_read_number_and_read_corners_return_the_values_of_numbered_frame(width, height):
     for number in (0, 1, 5, 64, 1365, 2730, 4095):
         frame = numbered_frame(number, width, height)
         assert read_number(frame) == number and read_corners(frame) == ("red", "green", "blue", "yellow")
 
 
-def test_the_eight_matrices_store_eight_different_pictures():
+def test_stored_picture_eight_display_matrices_give_eight_different_images():
     stored = {name: stored_picture(numbered_frame(2049), matrix) for name, matrix in MATRICES.items()}
     corners = {name: read_corners(picture) for name, picture in stored.items()}
     assert len(set(corners.values())) == 8 and corners["upright"] == ("red", "green", "blue", "yellow")
@@ -139,7 +139,7 @@ def stored_videos() -> list[NumberedVideo]:
     return videos
 
 
-def test_videos_of_other_encoders_are_read_right_or_refused():
+def test_video_processor_stored_videos_of_other_encoders_are_read_correctly_or_rejected():
     # In child processes: decord ends the process that opens `sttscount.mp4`.
     videos = stored_videos()
     verdicts = list(call_each(judge, videos, SECONDS_PER_FILE))

@@ -21,7 +21,7 @@ def metadata_of(times, fps=30.0) -> LlavaSTVideoMetadata:
 
 
 @given(start=st.floats(0, 100), fps=st.sampled_from([1.0, 24.0, 29.97, 50.0]), count=st.integers(2, 300), data=st.data())
-def test_positions_and_seconds_of_a_late_picture_are_inverse(start, fps, count, data):
+def test_media_info_late_first_frame_converts_positions_and_seconds_inversely(start, fps, count, data):
     metadata = metadata_of(start + np.arange(count) / fps, fps)
     assert metadata.frame_times is None and metadata.start_time == pytest.approx(start, abs=1e-4)
     first = data.draw(st.integers(0, count - 2))
@@ -35,7 +35,7 @@ def test_positions_and_seconds_of_a_late_picture_are_inverse(start, fps, count, 
 
 
 @given(start=st.floats(0.6, 100), gaps=st.lists(st.floats(0.02, 2.0), min_size=2, max_size=30), data=st.data())
-def test_positions_and_seconds_of_a_late_picture_are_inverse_at_any_rate(start, gaps, data):
+def test_media_info_late_first_frame_and_varying_rate_converts_positions_and_seconds_inversely(start, gaps, data):
     times = start + np.cumsum([0.0, *gaps])
     metadata = metadata_of(times, 0.0)
     media = metadata.media(0, len(times) - 1)
@@ -45,7 +45,7 @@ def test_positions_and_seconds_of_a_late_picture_are_inverse_at_any_rate(start, 
     assert media.frame(media.time_position(metadata.seconds(frame), "t")) == frame
 
 
-def test_times_stay_within_20_milliseconds_at_low_rates():
+def test_file_metadata_jitter_at_low_rate_keeps_times_within_20_ms():
     times = np.arange(20) / 2 + 0.04 * (np.arange(20) % 2)
     metadata = metadata_of(times, 2.0)
     assert np.abs([metadata.seconds(frame) - time for frame, time in enumerate(times)]).max() < 0.02
@@ -66,7 +66,7 @@ def test_file_metadata_one_frame_two_milliseconds_late_is_a_varying_rate_above_5
 
 
 @pytest.mark.parametrize("varies", [False, True])
-def test_seconds_shortly_before_the_first_frame_mean_it(varies):
+def test_media_info_time_position_within_slack_before_first_frame_is_0(varies):
     times = 2.0 + np.arange(60) / 30 + (0.3 * (np.arange(60) > 30) if varies else 0)
     media = metadata_of(times).media(0, 59)
     assert (media.frame_times is not None) == varies
@@ -79,7 +79,7 @@ def test_seconds_shortly_before_the_first_frame_mean_it(varies):
 
 
 @pytest.mark.parametrize("varies", [False, True])
-def test_clips_count_from_the_start_of_the_container(varies):
+def test_resolve_clip_late_start_counts_seconds_from_the_start_of_the_container(varies):
     times = 2.0 + np.arange(60) / 30 + (0.3 * (np.arange(60) > 30) if varies else 0)
     metadata = metadata_of(times)
     end = metadata.seconds(60)
@@ -91,7 +91,7 @@ def test_clips_count_from_the_start_of_the_container(varies):
         resolve_clip({"start": end}, metadata)
 
 
-def test_notes_of_a_cut_file_are_in_the_metadata_and_the_media(tmp_path):
+def test_video_processor_truncated_file_notes_are_in_metadata_and_media_info(tmp_path):
     video = write_numbered(tmp_path, "Matroska", "H.264", "B-frames")
     video.path.write_bytes(video.path.read_bytes()[: video.path.stat().st_size // 2])
     frames, metadata = read_raw(video_processor(), video.path, num_frames=7, allow_truncated=True)

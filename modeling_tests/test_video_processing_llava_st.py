@@ -71,7 +71,7 @@ def assert_close_to_pil(actual, expected):
 # Sampling
 
 
-def test_indices_equal_the_reference():
+def test_sample_frame_indices_equal_recorded_values():
     cases = json.loads((REFERENCE / "metrics" / "text_and_sampling.json").read_text())["frame_indices"]
     for case in cases:
         first, last = case["split"]
@@ -82,7 +82,7 @@ def test_indices_equal_the_reference():
 
 
 @given(first=st.integers(0, 10**6), length=st.integers(1, 10**6), num_frames=st.integers(2, 300))
-def test_indices_run_evenly_from_end_to_end(first, length, num_frames):
+def test_sample_frame_indices_are_evenly_spaced_and_include_both_ends(first, length, num_frames):
     last = first + length - 1
     indices = sample_frame_indices(first, last, num_frames)
     assert len(indices) == num_frames and indices[0] == first and indices[-1] == last
@@ -96,12 +96,12 @@ def test_sample_frames_at_a_rate_rounds_the_number_of_frames_down(processor, sec
     assert len(processor.sample_frames(metadata, fps=1)) == count
 
 
-def test_one_frame_is_the_first():
+def test_sample_frame_indices_one_frame_is_the_first():
     assert sample_frame_indices(5, 9, 1) == [5]
 
 
 @given(data=st.data(), total=st.integers(1, 5000), fps=st.sampled_from([1.0, 6.105, 23.976, 25.0, 30000 / 1001]))
-def test_a_clip_in_seconds_covers_what_is_on_screen(data, total, fps):
+def test_resolve_clip_seconds_cover_the_displayed_frames(data, total, fps):
     metadata = VideoMetadata(total_num_frames=total, fps=fps)
     start = data.draw(st.floats(0, total / fps, exclude_max=True))
     end = data.draw(st.floats(start, total / fps, exclude_min=True)) if start < total / fps else total / fps
@@ -111,7 +111,7 @@ def test_a_clip_in_seconds_covers_what_is_on_screen(data, total, fps):
     assert last / fps <= end + 1e-5
 
 
-def test_whole_video_in_seconds_is_the_whole_video():
+def test_resolve_clip_seconds_of_the_whole_video_give_all_frames():
     metadata = VideoMetadata(total_num_frames=187, fps=6.105)
     for clip in ({"start": 0}, {"end": 187 / 6.105}, {"start": 0.0, "end": 187 / 6.105}, None):
         assert resolve_clip(clip, metadata) == (0, 186)
@@ -141,23 +141,23 @@ def test_whole_video_in_seconds_is_the_whole_video():
         ("0-4", "must be"),
     ],
 )
-def test_impossible_clips_are_refused(processor, video, clip, message):
+def test_video_processor_invalid_clip_raises(processor, video, clip, message):
     with pytest.raises(ValueError, match=message):
         run(processor, str(video), clips=[clip])
 
 
-def test_a_clip_of_one_frame_is_that_frame(processor, video, decoded):
+def test_video_processor_clip_of_one_frame_repeats_it(processor, video, decoded):
     pixels, metadata = run(processor, str(video), clips=[{"frames": [7, 7]}])
     assert metadata[0].frames_indices == [7] * 8
     assert_close_to_pil(pixels[0], pil_pixels(decoded[[7] * 8], 32))
 
 
-def test_a_last_frame_one_too_far_is_clamped(processor, video):
+def test_video_processor_clip_one_frame_beyond_the_end_is_clamped(processor, video):
     _, metadata = run(processor, str(video), clips=[{"frames": [22, 30]}])
     assert metadata[0].frames_indices == [22, 23, 24, 25, 27, 28, 29, 29]
 
 
-def test_each_video_has_its_own_clip(processor, video):
+def test_video_processor_clips_are_applied_per_video(processor, video):
     _, metadata = run(processor, [str(video)] * 3, clips=[None, {"frames": [3, 10]}, {"start": 1.0, "end": 1.8}])
     ends = [(item.frames_indices[0], item.frames_indices[-1]) for item in metadata]
     assert ends == [(0, 29), (3, 10), (10, 17)]
@@ -174,7 +174,7 @@ VARYING = [*(0.1 * index for index in range(20)), *(2.0 + index for index in ran
 @pytest.mark.parametrize("start", [0.0, 0.7])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_varying_frame_rate_keeps_the_time_of_every_frame(processor, folder, suffix, codec, start):
+def test_video_processor_varying_frame_rate_gives_frame_times_and_clips_by_them(processor, folder, suffix, codec, start):
     path = write_timed_video(folder / f"varying.{suffix}", [start + time for time in VARYING], codec=codec)
     both = [run(processor, str(path), video_backend=backend)[1][0] for backend in BACKENDS]
     assert dict(both[0]) == {**both[1], "video_backend": "decord"}
@@ -194,14 +194,14 @@ def test_a_varying_frame_rate_keeps_the_time_of_every_frame(processor, folder, s
 
 @pytest.mark.parametrize("rate", [10, 30, 24])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
-def test_a_constant_frame_rate_keeps_its_formula(folder, suffix, rate):
+def test_read_video_metadata_constant_frame_rate_has_no_frame_times(folder, suffix, rate):
     path = write_video(folder / f"constant{rate}.{suffix}", moving_frames(50, 48, 64), fps=rate)
     for backend in BACKENDS:
         metadata = read_video_metadata(path, backend)
         assert metadata.frame_times is None and metadata.fps == rate and metadata.duration == 50 / rate
 
 
-def test_the_rate_of_the_frames_counts_where_the_file_states_another(folder):
+def test_read_video_metadata_wrong_stated_rate_is_replaced_by_that_of_the_frames(folder):
     path = write_timed_video(folder / "clock.mkv", [0.1 * index for index in range(20)])  # the file says 1000
     for backend in BACKENDS:
         metadata = read_video_metadata(path, backend)
@@ -209,7 +209,7 @@ def test_the_rate_of_the_frames_counts_where_the_file_states_another(folder):
 
 
 @given(data=st.data(), gaps=st.lists(st.floats(0.01, 3.0), min_size=1, max_size=30))
-def test_a_clip_in_seconds_covers_what_is_on_screen_at_any_rate(data, gaps):
+def test_resolve_clip_seconds_cover_the_displayed_frames_at_varying_rate(data, gaps):
     times = [0.0, *np.cumsum(gaps).tolist()]
     duration = times[-1] + gaps[-1]
     metadata = LlavaSTVideoMetadata(len(times), len(times) / duration, frame_times=times)
@@ -221,7 +221,7 @@ def test_a_clip_in_seconds_covers_what_is_on_screen_at_any_rate(data, gaps):
     assert times[first] <= start + 2e-3 and [*times, duration][last + 1] >= end - 2e-3 and times[last] <= end
 
 
-def test_seconds_need_a_frame_rate(processor):
+def test_video_processor_clip_in_seconds_without_frame_rate_raises(processor):
     frames = moving_frames(10, 16, 16)
     with pytest.raises(ValueError, match="frame rate"):
         run(processor, frames, clips=[{"start": 0.1}])
@@ -234,20 +234,20 @@ def test_seconds_need_a_frame_rate(processor):
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_pixels_agree_with_the_reference(case):
+def test_video_processor_pixels_are_close_to_recorded_values(case):
     frames, expected = preprocessing_case(case)
     pixels, _ = run(LlavaSTVideoProcessor(), frames, do_sample_frames=False)
     assert_close_to_pil(pixels[0, :, :, ::5, ::5], expected)
 
 
-def test_defaults_are_the_models():
+def test_video_processor_defaults_give_100_frames_of_384_pixels():
     pixels, metadata = run(LlavaSTVideoProcessor(), moving_frames(3, 24, 20))
     assert pixels.shape == (1, 100, 3, 384, 384) and pixels.dtype == torch.float32
     assert metadata[0].frames_indices == sample_frame_indices(0, 2, 100)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_gives_its_frames_and_metadata(processor, video, decoded, backend):
+def test_video_processor_file_gives_pixels_and_metadata(processor, video, decoded, backend):
     pixels, metadata = run(processor, str(video), video_backend=backend)
     indices = sample_frame_indices(0, 29, 8)
     assert_close_to_pil(pixels[0], pil_pixels(decoded[indices], 32))
@@ -257,7 +257,7 @@ def test_a_file_gives_its_frames_and_metadata(processor, video, decoded, backend
 
 @pytest.mark.parametrize("frames_and_size", [(1, (48, 64)), (3, (96, 54)), (5, (77, 333)), (2, (400, 500))])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_short_odd_and_portrait_videos(folder, frames_and_size, backend):
+def test_video_processor_short_odd_sized_and_portrait_videos_are_close_to_pil(folder, frames_and_size, backend):
     count, (height, width) = frames_and_size
     path = write_video(folder / f"{count}.mp4", moving_frames(count, height, width))
     reader = video_decoding_llava_st.open_video_file(str(path), "decord")
@@ -268,7 +268,7 @@ def test_short_odd_and_portrait_videos(folder, frames_and_size, backend):
     assert_close_to_pil(pixels[0], pil_pixels(decoded[metadata[0].frames_indices], 384))
 
 
-def test_backends_give_equal_frames_also_around_keyframes_and_reordered_frames(folder):
+def test_video_processor_backends_give_equal_frames_with_reordered_frames(folder):
     path = write_video(folder / "h264.mp4", moving_frames(60, 48, 64), codec="libx264", options={"movflags": "faststart"})
     processor = LlavaSTVideoProcessor(size={"height": 32, "width": 32})
     for clip in (None, {"frames": [13, 58]}, {"frames": [59, 59]}):
@@ -276,7 +276,7 @@ def test_backends_give_equal_frames_also_around_keyframes_and_reordered_frames(f
         assert torch.equal(*both)
 
 
-def test_small_chunks_change_nothing(processor, video, monkeypatch):
+def test_video_processor_chunk_size_does_not_change_pixels(processor, video, monkeypatch):
     expected, _ = run(processor, str(video))
     monkeypatch.setattr(video_decoding_llava_st, "CHUNK_BYTES", 1)
     for backend in BACKENDS:
@@ -284,7 +284,7 @@ def test_small_chunks_change_nothing(processor, video, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_sideways_phone_videos_are_turned_upright(processor, folder, video, decoded, backend):
+def test_video_processor_rotated_phone_video_is_turned_upright(processor, folder, video, decoded, backend):
     path = write_sideways(folder / "sideways.mp4", video)
     pixels, metadata = run(processor, str(path), video_backend=backend)
     assert (metadata[0].height, metadata[0].width) == (64, 48)
@@ -292,7 +292,7 @@ def test_sideways_phone_videos_are_turned_upright(processor, folder, video, deco
     assert_close_to_pil(pixels[0], pil_pixels(upright, 32))
 
 
-def test_an_8k_frame(folder):
+def test_video_processor_8k_frame_is_resized_correctly(folder):
     # A smooth picture stands for the original: encoding is lossy, and the check is that nothing is garbled.
     row, column = np.ogrid[:4320, :7680]
     frame = np.stack([np.broadcast_to(x, (4320, 7680)) for x in (row // 17, column // 31, (row + column) // 48)], -1)
@@ -305,7 +305,7 @@ def test_an_8k_frame(folder):
 # Kinds of input
 
 
-def test_every_way_to_give_frames_means_the_same(processor, video, decoded, folder):
+def test_video_processor_every_input_kind_gives_the_same_pixels(processor, video, decoded, folder):
     expected, _ = run(processor, str(video))
     paths = []
     for index, frame in enumerate(decoded):
@@ -326,7 +326,7 @@ def test_every_way_to_give_frames_means_the_same(processor, video, decoded, fold
     torch.testing.assert_close(pixels, expected, atol=2 * ONE_STEP, rtol=0)
 
 
-def test_url_is_downloaded(processor, video, folder):
+def test_video_processor_url_is_downloaded(processor, video, folder):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -337,24 +337,24 @@ def test_url_is_downloaded(processor, video, folder):
         server.shutdown()
 
 
-def test_kinds_can_be_mixed_in_a_batch(processor, video, decoded):
+def test_video_processor_batch_of_files_and_frames_is_accepted(processor, video, decoded):
     pixels, metadata = run(processor, [str(video), decoded, list(decoded)])
     assert pixels.shape == (3, 8, 3, 32, 32)
     assert [item.video_backend for item in metadata] == ["pyav", None, None]
 
 
-def test_frames_without_metadata_have_no_frame_rate(processor):
+def test_video_processor_frames_without_metadata_have_no_frame_rate(processor):
     _, metadata = run(processor, moving_frames(10, 20, 30))
     assert metadata == [LlavaSTVideoMetadata(10, None, 30, 20, None, None, sample_frame_indices(0, 9, 8), clip=(0, 9))]
 
 
-def test_metadata_of_frames_is_kept_and_not_written_to(processor):
+def test_video_processor_given_metadata_is_used_and_not_modified(processor):
     given = VideoMetadata(total_num_frames=10, fps=5.0)
     _, metadata = run(processor, moving_frames(10, 20, 30), video_metadata=given)
     assert metadata[0].duration == 2.0 and given.frames_indices is None
 
 
-def test_frames_sampled_before_keep_their_own_indices(processor):
+def test_video_processor_presampled_frames_keep_their_frames_indices(processor):
     frames = moving_frames(4, 20, 30)
     given = [{"total_num_frames": 100, "fps": 10.0, "frames_indices": [0, 33, 66, 99]}]
     _, metadata = run(processor, frames, video_metadata=given, do_sample_frames=False)
@@ -369,7 +369,7 @@ def test_frames_sampled_before_keep_their_own_indices(processor):
         run(processor, [frames, frames], video_metadata=[{"total_num_frames": 4}])
 
 
-def test_given_indices_are_honoured_however_the_frames_are_counted(processor):
+def test_video_processor_given_frames_indices_are_used_for_any_total_num_frames(processor):
     frames = moving_frames(20, 20, 30)
     for total in ({}, {"total_num_frames": 20}, {"total_num_frames": 200}):
         given = [{"fps": 10.0, "frames_indices": list(range(50, 70)), **total}]
@@ -381,7 +381,7 @@ def test_given_indices_are_honoured_however_the_frames_are_counted(processor):
     assert metadata[0].clip == (0, 90) and metadata[0].given_frames == [0, 10, 20, 90]
 
 
-def test_given_frames_may_come_with_their_times(processor):
+def test_video_processor_given_frame_times_determine_clip_duration_and_rate(processor):
     times = [0.0, 0.1, 0.2, 1.2]
     _, (metadata,) = run(processor, moving_frames(4, 8, 8), video_metadata={"frame_times": times}, clips=[{"start": 0.15}])
     assert metadata.clip == (1, 3) and metadata.duration == pytest.approx(2.2) and metadata.fps == pytest.approx(4 / 2.2)
@@ -389,7 +389,7 @@ def test_given_frames_may_come_with_their_times(processor):
     assert run(processor, moving_frames(2, 8, 8), video_metadata=given, fps=5)[0].shape[1] == 10
 
 
-def test_what_came_out_may_go_in_again(processor, video, decoded):
+def test_video_processor_returned_metadata_is_accepted_as_input(processor, video, decoded):
     _, (metadata,) = run(processor, str(video), clips=[{"frames": [5, 8]}])
     frames = decoded[metadata.frames_indices]  # some twice
     _, (again,) = run(processor, frames, video_metadata=metadata)
@@ -418,13 +418,13 @@ def test_what_came_out_may_go_in_again(processor, video, decoded):
         ({"frame_times": [0.0, 2.0, 1.0, 3.0]}, "must be 4 ascending numbers"),
     ],
 )
-def test_impossible_metadata_is_refused(processor, metadata, message):
+def test_video_processor_invalid_metadata_raises(processor, metadata, message):
     with pytest.raises(ValueError, match=message):
         run(processor, moving_frames(4, 8, 8), video_metadata=metadata)
 
 
 @pytest.mark.parametrize("num_frames", [0, -1, "5", 2.5, True, float("nan")])
-def test_impossible_numbers_of_frames_are_refused(processor, num_frames):
+def test_video_processor_invalid_num_frames_raises(processor, num_frames):
     message = f"num_frames must be a whole number of at least 1, got {num_frames!r}"
     with pytest.raises(ValueError, match=message):
         run(processor, moving_frames(4, 8, 8), num_frames=num_frames)
@@ -436,25 +436,25 @@ def test_impossible_numbers_of_frames_are_refused(processor, num_frames):
 
 
 @pytest.mark.parametrize("fps", [0, -1, "2", float("nan"), float("inf")])
-def test_impossible_rates_are_refused(processor, fps):
+def test_video_processor_invalid_fps_raises(processor, fps):
     with pytest.raises(ValueError, match=f"fps must be a finite number of frames per second above 0, got {fps!r}"):
         run(processor, moving_frames(4, 8, 8), fps=fps, video_metadata=[{"fps": 2}])
 
 
 @pytest.mark.parametrize("clips", [{"frames": [0, 1]}, "0-1", ({"frames": [0, 1]},), 3])
-def test_clips_must_be_a_list(processor, clips):
+def test_video_processor_clips_not_a_list_raises(processor, clips):
     with pytest.raises(ValueError, match="`clips` must be a list, one per video"):
         run(processor, moving_frames(4, 8, 8), clips=clips)
 
 
-def test_without_sampling_every_frame_is_kept(processor, video):
+def test_video_processor_without_sampling_keeps_every_frame(processor, video):
     pixels, metadata = run(processor, str(video), do_sample_frames=False)
     assert pixels.shape[1] == 30 and metadata[0].frames_indices == list(range(30))
     _, metadata = run(processor, str(video), do_sample_frames=False, clips=[{"frames": [28, 30]}])
     assert metadata[0].frames_indices == [28, 29]
 
 
-def test_frames_per_second_instead_of_a_number(processor, video):
+def test_video_processor_fps_samples_frames_per_second(processor, video):
     assert run(processor, str(video), fps=2)[0].shape[1] == 6
     assert run(processor, str(video), fps=2, clips=[{"start": 1.0, "end": 2.0}])[0].shape[1] == 2
     with pytest.raises(ValueError, match="not both"):
@@ -463,7 +463,7 @@ def test_frames_per_second_instead_of_a_number(processor, video):
         run(processor, moving_frames(3, 8, 8), fps=2)
 
 
-def test_unequal_frame_counts_need_sampling_or_a_list(processor):
+def test_video_processor_unequal_frame_counts_raise_in_a_tensor_and_pass_as_a_list(processor):
     videos = [moving_frames(3, 8, 8), moving_frames(4, 8, 8)]
     with pytest.raises(ValueError, match="do_sample_frames=True"):
         run(processor, videos, do_sample_frames=False)
@@ -471,7 +471,7 @@ def test_unequal_frame_counts_need_sampling_or_a_list(processor):
     assert [len(pixels) for pixels in listed] == [3, 4]
 
 
-def test_numpy_output(processor):
+def test_video_processor_return_tensors_np_gives_arrays(processor):
     pixels = processor(moving_frames(3, 8, 8), return_tensors="np").pixel_values_videos
     assert isinstance(pixels, np.ndarray) and pixels.shape == (1, 8, 3, 32, 32)
 
@@ -505,7 +505,7 @@ def bad_file(folder, kind):
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "audio", "folder", "truncated", "headless", "corrupt"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_bad_file_is_named(processor, folder, kind, backend):
+def test_video_processor_unreadable_file_raises_error_with_file_name(processor, folder, kind, backend):
     path = bad_file(folder, kind)
     with pytest.raises(OSError, match=f"{kind}.mp4"):
         run(processor, [str(path)], video_backend=backend)
@@ -528,34 +528,34 @@ def test_a_bad_file_is_named(processor, folder, kind, backend):
         (3, "must be a path"),
     ],
 )
-def test_bad_frames_are_refused(processor, videos, message):
+def test_video_processor_invalid_frames_raise(processor, videos, message):
     with pytest.raises(ValueError, match=message):
         run(processor, videos)
 
 
-def test_a_missing_frame_file_is_named(processor):
+def test_video_processor_missing_frame_file_raises_error_with_file_name(processor):
     with pytest.raises(FileNotFoundError, match=r"frame7\.jpg"):
         run(processor, ["frame7.jpg"])
 
 
-def test_pyav_reads_where_no_backend_is_asked_for(processor, video, monkeypatch):
+def test_video_processor_default_backend_is_pyav_without_decord_installed(processor, video, monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     assert run(processor, str(video))[1][0].video_backend == "pyav"
 
 
 @pytest.mark.parametrize(("backend", "module", "message"), [("pyav", "av", "pip install av"), ("decord", "decord", "pip install decord2")])
-def test_a_backend_that_is_missing_is_named(processor, video, monkeypatch, backend, module, message):
+def test_video_processor_backend_not_installed_raises_import_error(processor, video, monkeypatch, backend, module, message):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=message):
         run(processor, str(video), video_backend=backend)
 
 
-def test_a_backend_that_is_unknown_is_named(processor, video):
+def test_video_processor_unknown_backend_raises(processor, video):
     with pytest.raises(ValueError, match="'opencv'"):
         run(processor, str(video), video_backend="opencv")
 
 
-def test_survives_saving(tmp_path):
+def test_video_processor_save_and_load_keeps_settings(tmp_path):
     LlavaSTVideoProcessor(num_frames=12, size={"height": 28, "width": 42}).save_pretrained(tmp_path)
     loaded = LlavaSTVideoProcessor.from_pretrained(tmp_path)
     assert loaded.num_frames == 12 and dict(loaded.size) == {"height": 28, "width": 42}

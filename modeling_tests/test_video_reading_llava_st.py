@@ -31,20 +31,20 @@ def folder(tmp_path) -> str:
     return str(tmp_path / "frames")
 
 
-def test_metadata_of_a_folder_of_frames(folder):
+def test_read_video_metadata_folder_of_frames_has_size_and_count_without_rate(folder):
     metadata = read_video_metadata(folder)
     assert (metadata.total_num_frames, metadata.width, metadata.height) == (12, 64, 48)
     assert metadata.fps is None and metadata.duration is None and metadata.frames_indices is None
     assert dict(read_video_metadata(FRAMES)) == dict(metadata)
 
 
-def test_frames_of_a_folder_are_in_the_order_of_their_numbers(folder):
+def test_read_video_folder_frames_are_sorted_by_number(folder):
     chunks = read_video(folder, lambda reader: list(reader.chunks([1, 2, 10])))
     assert [chunk[0].permute(1, 2, 0).numpy().tolist() for chunk in chunks] == [FRAMES[number].tolist() for number in (1, 2, 10)]
 
 
 @pytest.mark.parametrize("source, message", [([FRAMES, FRAMES], "one video is read at a time; got 2"), ([], "empty list")])
-def test_one_video_is_read_at_a_time(source, message):
+def test_read_video_metadata_none_or_several_videos_raises(source, message):
     with pytest.raises(ValueError, match=message):
         read_video_metadata(source)
 
@@ -54,7 +54,7 @@ def test_one_video_is_read_at_a_time(source, message):
     [{"allow_truncated": "yes"}, {"allow_truncated": 1}, {"video_backend": "foo"}, {"video_backend": 5}, {"download_limits": 5}],
     ids=str,
 )
-def test_options_of_a_wrong_type_are_a_value_error(video, options):
+def test_video_options_of_wrong_type_raise_value_error_with_name(video, options):
     processor = tiny_processor()
     name = next(iter(options))
     for source in (video, FRAMES):
@@ -92,7 +92,7 @@ def inexact(monkeypatch) -> list[bool]:
     return counted
 
 
-def test_a_file_whose_packets_promise_other_frames_is_read_again_by_counting(video, inexact):
+def test_read_video_inexact_index_is_read_again_with_counted_frames(video, inexact):
     assert read_video(video, lambda reader: sum(len(chunk) for chunk in reader.chunks(list(range(12))))) == 12
     assert inexact == [False, True]
     processed = LlavaSTVideoProcessor(num_frames=4)(video, return_tensors="pt", return_metadata=True)
@@ -125,7 +125,7 @@ def ask(processor, how: str, path: str, **options):
 
 
 @pytest.mark.parametrize("how", ["call", "videos_kwargs", "template"])
-def test_the_processor_reads_files_as_its_arguments_say(processor, video, cut, how, monkeypatch):
+def test_processor_video_backend_and_allow_truncated_reach_the_decoder(processor, video, cut, how, monkeypatch):
     with pytest.raises(ValueError, match=r"video_backend must be one of 'pyav', 'decord'.*'opencv'"):
         ask(processor, how, video, video_backend="opencv")
     by_decord = []
@@ -140,7 +140,7 @@ def test_the_processor_reads_files_as_its_arguments_say(processor, video, cut, h
     assert "cut short" in ask(processor, how, cut, allow_truncated=True).media_info[0][0].notes[0]
 
 
-def test_the_pipeline_reads_files_as_its_arguments_say(processor, video, cut):
+def test_pipeline_video_backend_and_allow_truncated_reach_the_decoder(processor, video, cut):
     from llava_st_hf import VideoGroundingPipeline
 
     grounder = VideoGroundingPipeline(model=model_for(processor), processor=processor)

@@ -38,7 +38,7 @@ def tabled(path: Path) -> list[tuple[int, bool, bool, int]] | None:
 
 
 @pytest.mark.parametrize("codec", ["H.264", "HEVC", "MPEG-4", "VP9", "AV1", "Motion JPEG", "MPEG-2"])
-def test_tables_say_what_the_demuxer_says(tmp_path, codec):
+def test_read_sample_table_equals_packets_of_the_demuxer(tmp_path, codec):
     count = 0
     for container, kind in product(["MP4", "MP4, index first", "MOV", "3GP"], KINDS):
         try:
@@ -102,7 +102,7 @@ ONE_EDIT = {
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("edits", ONE_EDIT)
-def test_one_edit_hides_what_the_demuxer_hides(tmp_path, edits, wide):
+def test_read_sample_table_one_edit_hides_the_same_packets_as_the_demuxer(tmp_path, edits, wide):
     path = tmp_path / "edited.mp4"
     write_edited(path, ONE_EDIT[edits], wide)
     table = tabled(path)
@@ -127,7 +127,7 @@ def displayed(edits: list[tuple[int, int, int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("edits", SEVERAL)
-def test_several_edits_are_read_from_the_packets_and_right(tmp_path, edits):
+def test_read_sample_table_several_edits_gives_none_and_the_processor_reads_the_displayed_frames(tmp_path, edits):
     """Hidden packets of one edit have the times of displayed ones of another."""
     path = tmp_path / "edited.mp4"
     write_edited(path, SEVERAL[edits])
@@ -149,17 +149,17 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("edits", OTHERS)
-def test_other_edits_are_not_read_from_tables(tmp_path, edits):
+def test_read_sample_table_unsupported_edit_list_gives_none(tmp_path, edits):
     path = tmp_path / "edited.mp4"
     write_edited(path, OTHERS[edits])
     assert tabled(path) is None
 
 
-def test_fragments_have_no_one_table(tmp_path):
+def test_read_sample_table_fragmented_file_gives_none(tmp_path):
     assert tabled(write_numbered(tmp_path, "MP4, fragmented", "H.264", "B-frames").path) is None
 
 
-def test_a_track_that_is_not_there_has_no_table(tmp_path):
+def test_read_sample_table_missing_track_gives_none(tmp_path):
     path = write_one(tmp_path / "one.mp4").path
     assert sample_tables.read_sample_table(str(path), 7) is None
     assert sample_tables.read_sample_table(str(path), 1) is not None
@@ -179,13 +179,13 @@ def test_a_track_that_is_not_there_has_no_table(tmp_path):
         (b"stsz", struct.pack(">III", 0, 0, 90)),
     ],
 )
-def test_tables_that_contradict_each_other_are_not_believed(tmp_path, kind, content):
+def test_read_sample_table_inconsistent_tables_give_none(tmp_path, kind, content):
     path = write_one(tmp_path / "damaged.mp4").path
     change_box(path, kind, content, TABLES)
     assert sample_tables.read_sample_table(str(path), 1) is None
 
 
-def test_every_sample_is_a_keyframe_where_no_table_names_them(tmp_path):
+def test_read_sample_table_without_sync_table_marks_every_sample_as_keyframe(tmp_path):
     path = write_one(tmp_path / "one.mp4", options=H264.closed).path
     path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
     assert sample_tables.read_sample_table(str(path), 1).keyframe.all()
@@ -202,7 +202,7 @@ class CountingFile(io.FileIO):
         return data
 
 
-def test_no_more_than_the_header_is_read(tmp_path, monkeypatch):
+def test_read_sample_table_reads_only_the_header(tmp_path, monkeypatch):
     write = partial(write_one, codec=CODECS["raw"], options={})
     path = write(tmp_path / "raw.mov", numbers=range(60)).path  # 16 KB a frame
     monkeypatch.setattr(sample_tables, "open", CountingFile, raising=False)
@@ -212,7 +212,7 @@ def test_no_more_than_the_header_is_read(tmp_path, monkeypatch):
     assert 0 < CountingFile.count < 5_000
 
 
-def test_an_index_from_tables_demuxes_nothing(tmp_path, monkeypatch):
+def test_read_index_from_sample_tables_reads_no_packets_and_equals_that_of_the_demuxer(tmp_path, monkeypatch):
     path = write_numbered(tmp_path, "MP4", "H.264", "trimmed").path
     expected = read_index(str(path))
     monkeypatch.setattr("llava_st_hf.model.video_index_llava_st.read_sample_table", lambda *_: None)
@@ -228,7 +228,7 @@ def test_an_index_from_tables_demuxes_nothing(tmp_path, monkeypatch):
     assert np.array_equal(read_index(str(path)).times, expected.times)
 
 
-def test_trims_of_one_source_keep_their_hidden_keyframe(tmp_path):
+def test_read_index_trimmed_mp4_keeps_the_hidden_keyframe(tmp_path):
     """A trim within a group needs the keyframe before its start, which the edit list hides."""
     path = tmp_path / "trimmed.mp4"
     write_one(path, change=lambda packets: trim(packets, 37))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .configuration_llava_st import SPECIAL_TOKENS
 
 
-# transformers writes this private-use character before control tokens that it encodes as plain text (`sanitize_control_tokens`). In a
+# transformers inserts this private-use character before control tokens that it encodes as plain text (`sanitize_control_tokens`). In a
 # user's text it would hide the control token after it.
 SANITIZED_MARK = "\U000f0000"
 UNMARKED = f"(?<!{SANITIZED_MARK})"
@@ -33,7 +33,7 @@ def check_control_tokens(text: str, pattern: re.Pattern = CONTROL_TOKEN) -> None
 
     Args:
         text: the whole text of one message, because a token may be split between content items.
-        pattern: of `control_token_pattern`.
+        pattern: result of `control_token_pattern`.
 
     Raises:
         ValueError: naming the token, or the character U+F0000.
@@ -52,7 +52,7 @@ def check_messages(conversation: list, pattern: re.Pattern = CONTROL_TOKEN) -> N
 
     Args:
         conversation: a chat of messages whose content is a string or a list of items, or a list of such chats.
-        pattern: of `control_token_pattern`.
+        pattern: result of `control_token_pattern`.
 
     Raises:
         ValueError: naming the token.

@@ -40,14 +40,14 @@ class DownloadLimits:
         video_bytes: size of a video in bytes; it is written to a temporary file.
         image_bytes: size of an image file in bytes; it is held in memory.
         seconds: total time of a download, redirects included.
-        allowed_hosts: names of the hosts that URLs and redirects may name, on any port; `None` allows all. A name does not stand
-            for its subdomains, and has neither scheme nor port.
-        public_addresses_only: whether hosts with private, loopback, link-local and other addresses outside the public internet are
-            refused. The address that is connected to is the one checked. Proxies named in environment variables are not used
-            then, because a proxy looks up the address itself.
+        allowed_hosts: host names that URLs and redirects may contain, on any port; `None` allows all. A name does not include
+            its subdomains, and has neither scheme nor port.
+        public_addresses_only: whether to reject hosts with private, loopback, link-local and other addresses outside the public internet.
+            The check applies to the address of the connection. Proxies set in environment variables are then ignored, because a
+            proxy resolves the address itself.
 
     Raises:
-        ValueError: naming the value that is none of these.
+        ValueError: naming a value of a wrong type or out of range.
     """
 
     video_bytes: int = 2 * 2**30
@@ -73,7 +73,7 @@ class DownloadLimits:
 
 
 def _allowed_host(host: str) -> str:
-    """A name or IP address of `allowed_hosts` as `_host_name` writes it. Raises `ValueError` for a URL, a port, a pattern or nothing."""
+    """Normalizes an entry of `allowed_hosts` with `_host_name`. Raises `ValueError` for a URL, a port, a pattern or an empty string."""
     name = _host_name(host)
     if not _HOST.fullmatch(name):
         try:
@@ -96,7 +96,7 @@ def checked_limits(limits: DownloadLimits | None) -> DownloadLimits:
 
 
 def url_name(url: str) -> str:
-    """A URL as messages name it: without user name, password, query and fragment, which may hold secrets; 500 characters at most."""
+    """Shortens a URL for messages: without user name, password, query and fragment, which may be secret; at most 500 characters."""
     scheme, separator, rest = url.partition("://")
     rest = _CREDENTIALS.sub("", rest)
     place = re.split(r"[?#]", rest, maxsplit=1)[0]
@@ -108,14 +108,14 @@ def download(url: str, file: BinaryIO, limits: DownloadLimits, max_bytes: int) -
     Downloads an `http://` or `https://` URL into a file.
 
     Args:
-        url: of the medium. Spaces and letters outside ASCII are escaped.
-        file: open for writing.
-        limits: of time, hosts and addresses.
-        max_bytes: of the body.
+        url: URL of the image or video. Spaces and non-ASCII letters are escaped.
+        file: file open for writing.
+        limits: limits of time, hosts and addresses.
+        max_bytes: maximum size of the body.
 
     Raises:
-        OSError: naming the URL (without its query), whatever the server did: no answer, a status other than 200, a body that is longer
-            than `max_bytes` or shorter than its Content-Length, too much time, a redirect that is not followed, a host not allowed.
+        OSError: naming the URL (without its query), for any failure: no response, a status other than 200, a body that is longer than
+            `max_bytes` or shorter than its Content-Length, a timeout, a redirect that is not followed, or a host that is not allowed.
     """
     deadline = _Deadline(limits.seconds)
     try:
@@ -144,14 +144,14 @@ def _download(url: str, file: BinaryIO, limits: DownloadLimits, max_bytes: int, 
             if response.status != 200:
                 raise OSError(f"the server answers with the status {response.status} {response.reason}")
             _read_body(response, file, max_bytes)
-            if deadline.passed:  # the connection was shut down, which looks like the end of a body of unknown length
+            if deadline.passed:  # shutting down the connection appears as the end of a body of unknown length
                 raise TimeoutError("the time is over")
             return
     raise OSError(f"it redirects more than {MAX_REDIRECTS} times")
 
 
 def _read_body(response: http.client.HTTPResponse, file: BinaryIO, max_bytes: int) -> None:
-    """Copies the body of a response. Raises `OSError` if it is longer than allowed or has another length than its header states."""
+    """Copies the body of a response. Raises `OSError` if it is longer than allowed or its length differs from the Content-Length header."""
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in _COMPRESSIONS:
         raise OSError(f"the server sends it with the Content-Encoding {encoding}, which was not asked for")
@@ -175,7 +175,7 @@ def _read_body(response: http.client.HTTPResponse, file: BinaryIO, max_bytes: in
 
 
 def _checked_url(url: str, limits: DownloadLimits) -> str:
-    """The URL with characters escaped that cannot be sent. Raises `ValueError` where it is not to be requested."""
+    """Escapes characters of a URL that cannot be sent. Raises `ValueError` if the URL must not be requested."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https are read")
@@ -186,19 +186,19 @@ def _checked_url(url: str, limits: DownloadLimits) -> str:
         raise ValueError("the URL names no host")
     try:
         port = parts.port
-    except ValueError:  # its message has what stands there, which may be a part of a password
+    except ValueError:  # its message contains the invalid port, which may be a part of a password
         raise ValueError("the port is not a number from 0 to 65535") from None
     if limits.allowed_hosts is not None and host not in limits.allowed_hosts:
         raise ValueError(f"the host {host} is not one of those allowed: {', '.join(sorted(limits.allowed_hosts))}")
-    # Put together again, so that what is requested is what was checked.
+    # Rebuilt from the checked parts, so that the URL requested is the one checked.
     place = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
     path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
     return urlunsplit((parts.scheme, place, path, query, ""))
 
 
 def _redirected(url: str, location: str, limits: DownloadLimits) -> str:
-    """The URL that a server redirects to. Raises `ValueError` where it is not to be followed."""
-    # http.client decodes headers as Latin-1, whatever they are: escaped, the bytes are again those that were sent.
+    """Returns the checked URL of a redirect. Raises `ValueError` if it must not be followed."""
+    # http.client decodes headers as Latin-1, whatever their encoding; escaping with Latin-1 restores the bytes that were sent.
     target = urljoin(url, quote(location, encoding="latin-1", safe=string.punctuation))
     try:
         checked = _checked_url(target, limits)
@@ -210,7 +210,7 @@ def _redirected(url: str, location: str, limits: DownloadLimits) -> str:
 
 
 def _host_name(host: str) -> str:
-    """A host's name in lower case, in the ASCII form that is looked up. Raises `ValueError` where it has none."""
+    """Converts a host name to lower case and the ASCII form used in DNS. Raises `ValueError` if it has none."""
     try:
         return host.lower().rstrip(".").encode("idna").decode("ascii")
     except UnicodeError as error:
@@ -219,9 +219,9 @@ def _host_name(host: str) -> str:
 
 class _Deadline:
     """
-    Ends the connections of a download when its time is over.
+    Timer that shuts down the connections of a download after its time limit.
 
-    A socket's own timeout starts again with each byte, so a slow server could go on without end, also within its headers.
+    A socket's own timeout restarts with each byte, so a slow server could keep a connection open forever, even within its headers.
     """
 
     def __init__(self, seconds: float):
@@ -237,7 +237,7 @@ class _Deadline:
         return time.monotonic() >= self.end
 
     def connect(self, address, timeout, public_only: bool) -> socket.socket:
-        """A socket connected to the first of the addresses of `address = (host, port)` that answers."""
+        """Returns a socket connected to the first address of `address = (host, port)` that accepts a connection."""
         host, port = address
         failure = OSError(f"{host} has no address")
         for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -259,7 +259,7 @@ class _Deadline:
         with self.lock:
             if self.passed:
                 raise TimeoutError("the time is over")
-            # A second handle on the connection: it stays valid whatever http.client and ssl do with theirs.
+            # A duplicate handle, which stays valid when http.client or ssl closes its own.
             self.sockets.append(connection.dup())
 
     def _shut_down(self) -> None:
@@ -277,7 +277,7 @@ class _Deadline:
 
 
 def is_public_address(address: str) -> bool:
-    """Whether an IPv4 or IPv6 address lies in the public internet; an IPv4 address within an IPv6 one counts as that."""
+    """Returns whether an IPv4 or IPv6 address is in the public internet; an IPv6 address that embeds an IPv4 address is checked as IPv4."""
     found: Any = ipaddress.ip_address(address.partition("%")[0])
     if found.version == 6:
         in_nat64 = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None
@@ -286,7 +286,7 @@ def is_public_address(address: str) -> bool:
 
 
 class _HTTPHandler(urllib.request.HTTPHandler):
-    """urllib's handler, with the connections made by a given function `(address, timeout, source_address) -> socket`."""
+    """urllib's handler with connections made by a function `(address, timeout, source_address) -> socket`."""
 
     def __init__(self, connect):
         super().__init__()
@@ -302,7 +302,7 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
-    """As `_HTTPHandler`, with TLS."""
+    """The same as `_HTTPHandler`, with TLS."""
 
     def __init__(self, connect):
         super().__init__(context=ssl.create_default_context())
@@ -318,7 +318,7 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 def _opener(limits: DownloadLimits, deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """urllib without its handlers of `file:`, `ftp:` and `data:`, and without its redirects, which read a body of any length."""
+    """Builds a urllib opener without handlers of `file:`, `ftp:`, `data:` and redirects, which would read bodies of any length."""
 
     def connect(address, timeout, source_address=None):
         return deadline.connect(address, timeout, limits.public_addresses_only)

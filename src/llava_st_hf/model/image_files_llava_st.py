@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening image files: only the formats that are meant, within PIL's limit of pixels, with errors that name the file."""
+"""Opening of image files: only formats of `IMAGE_FORMATS`, within PIL's limit of pixels, with errors that name the file."""
 
 import os
 import struct
@@ -16,11 +16,11 @@ from .downloads_llava_st import DownloadLimits, checked_limits
 from .media_files_llava_st import MediaSource, is_data_url, is_url, local_path, source_name, write_content
 
 
-# PIL goes by the content of a file and not by its name. It has readers that start other programs (EPS), or that are hardly ever used and
-# hardly ever tested. HEIF counts where the program has registered a reader for it.
+# PIL detects the format from the content of a file, not from its name. Some of its readers start other programs (EPS) or are rarely used
+# and tested, so they are excluded. HEIF is supported if the application has registered a reader for it.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
-# What PIL and its readers raise on damaged files: their own classes, those of `struct` and `zlib`, and what Python raises where numbers,
-# offsets and tags of a header are used unchecked. `MemoryError` comes of sizes in headers.
+# Exceptions raised by PIL and its readers for damaged files: their own classes, those of `struct` and `zlib`, and those that Python raises
+# if numbers, offsets and tags of a header are used unchecked. `MemoryError` is caused by sizes in headers.
 IMAGE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
     *(struct.error, zlib.error, MemoryError),
@@ -41,14 +41,14 @@ def image_errors(name: str, fault: str) -> Iterator[None]:
 
 def open_image_file(file: str | BinaryIO, formats: Sequence[str] = IMAGE_FORMATS) -> PIL.Image.Image:
     """
-    A local image file with its header read and its pixels not.
+    Opens a local image file and reads its header, not its pixels.
 
     Args:
         file: a path, or a file open for reading in binary mode.
-        formats: those of `IMAGE_FORMATS` that it may have.
+        formats: accepted formats, a subset of `IMAGE_FORMATS`.
 
     Raises:
-        IMAGE_ERRORS: see `image_errors`; also where it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which PIL itself only warns up
+        IMAGE_ERRORS: see `image_errors`; also if it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, for which PIL itself only warns up
             to twice that number.
     """
     PIL.Image.init()  # registers the readers
@@ -62,14 +62,14 @@ def open_image_file(file: str | BinaryIO, formats: Sequence[str] = IMAGE_FORMATS
 
 def open_image(source: MediaSource, download_limits: DownloadLimits | None = None) -> PIL.Image.Image:
     """
-    The image behind any source, with its header read and its pixels not.
+    Opens an image from any source and reads its header, not its pixels.
 
     Args:
         source: a path, a `file://`, `http(s)://` or `data:` URL, bytes, or a file open for reading in binary mode.
-        download_limits: `None` for the default ones.
+        download_limits: limits of a download; `None` for the default limits.
 
     Raises:
-        OSError, ValueError: naming the source, if it is missing, empty, not to be downloaded, or no image of `IMAGE_FORMATS`.
+        OSError, ValueError: naming the source, if it is missing, empty, cannot be downloaded, or is not an image of `IMAGE_FORMATS`.
     """
     file: str | BytesIO
     if isinstance(source, (str, os.PathLike)) and not is_url(source) and not is_data_url(source):
@@ -88,14 +88,14 @@ def load_image(image: MediaSource | PIL.Image.Image, download_limits: DownloadLi
     Reads an image and turns it upright.
 
     Args:
-        image: a PIL image, or a source as `open_image` takes it.
-        download_limits: `None` for the default ones.
+        image: a PIL image, or a source accepted by `open_image`.
+        download_limits: limits of a download; `None` for the default limits.
 
     Returns:
         The PIL image in its own mode, with the EXIF orientation applied.
 
     Raises:
-        OSError, ValueError: naming the source, if it is missing, empty, not to be downloaded, damaged or no image.
+        OSError, ValueError: naming the source, if it is missing, empty, damaged, not an image, or cannot be downloaded.
     """
     if isinstance(image, PIL.Image.Image):
         with image_errors(f"a PIL image of {image.width}x{image.height} pixels", "is damaged"):
@@ -106,10 +106,10 @@ def load_image(image: MediaSource | PIL.Image.Image, download_limits: DownloadLi
 
 
 def check_image_file(path: str) -> None:
-    """Reads all of a local image file. Raises `OSError` naming it, where it is damaged; `load_image` alone passes over checksums of PNG."""
+    """Reads all of a local image file. Raises `OSError` naming it if it is damaged; `load_image` alone ignores checksums of PNG files."""
     with open_image(path) as image, image_errors(path, "is a damaged image"):
         image.verify()
-    load_image(path)  # `verify` reads no pixels of JPEG files, and misses one that breaks off
+    load_image(path)  # `verify` does not read the pixels of JPEG files, so it does not detect truncated ones
 
 
 __all__ = ["load_image"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image processor class for LLaVA-ST: images of any kind → normalized float32 tensors.
+"""Image processor of LLaVA-ST: converts images to normalized float32 tensors.
 
 Every image is resized to a square with an antialiased bicubic filter (the aspect ratio is not kept), divided by 255
 and normalized with mean = std = 0.5. The video processor uses the same functions on its frames.
@@ -32,10 +32,11 @@ from .media_files_llava_st import is_file_content
 
 
 EXIF_ORIENTATION = 0x0112
-# Floats are found beyond 0, 1 or white by this fraction for rounding alone, and no image has its white between 1 and 2.
+# `FLOAT_SLACK` is the fraction by which rounding may move floats beyond 0, 1 or white. A maximum between 1 and `FLOAT_UNCLEAR` fits
+# neither the 0–1 nor the 0–255 scale.
 FLOAT_SLACK, FLOAT_UNCLEAR = 1e-3, 2.0
-# Pixels. Where torch's uint8 kernel enlarges or shrinks little, about one value in a million is two steps from PIL's. Frames
-# smaller than this go through PIL itself, which costs little for them.
+# Number of pixels below which frames are resized with PIL, which is fast enough for them: at scale factors near 1 or above, about one
+# value in a million of torch's uint8 kernel differs from PIL's by two steps.
 SMALL_FRAME = 640 * 360
 INTERPOLATION_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 
@@ -45,8 +46,8 @@ def original_size(image: ImageInput | os.PathLike, download_limits: DownloadLimi
     Returns the `(height, width)` in pixels of one image after its EXIF orientation.
 
     The model predicts boxes as fractions of the image; this size converts them to pixels. Only the header of a
-    file is read. Accepts what the image processor accepts: path, URL, bytes, open file, PIL image, array or tensor. Raises as
-    `load_image` does.
+    file is read. Accepts the same types as the image processor: path, URL, bytes, open file, PIL image, array or tensor. Raises the
+    errors of `load_image`.
     """
     if isinstance(image, (str, os.PathLike)) or is_file_content(image):
         with open_image(image, download_limits) as opened:
@@ -62,9 +63,9 @@ def original_size(image: ImageInput | os.PathLike, download_limits: DownloadLimi
 
 def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> np.ndarray:
     """
-    A PIL image as uint8 `(height, width, channels)`, or `(height, width)` for greyscale left unconverted.
+    Converts a PIL image to a uint8 `(height, width, channels)` array, or `(height, width)` for unconverted greyscale.
 
-    Transparency is dropped, not composited: what lies under it shows, as in the program the model was trained with.
+    The alpha channel is dropped, not composited, so the colours of transparent pixels are kept, as in the original LLaVA-ST code.
     Sixteen-bit greyscale (modes `I;16…`, and `I`, which older versions of PIL use for it) is scaled by 1/257, because
     PIL's own conversion would clip everything above 255 to white. Raises `ValueError` for mode `F`, whose white is unknown.
     """
@@ -82,7 +83,7 @@ def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None = True) -> 
 
 def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
     """
-    Frames as a `(num_frames, channels, height, width)` tensor, which shares memory with the input where it can.
+    Converts frames to a `(num_frames, channels, height, width)` tensor, which shares memory with the input if possible.
 
     Args:
         frames: `(num_frames, height, width)`, `(num_frames, height, width, channels)` or
@@ -90,7 +91,7 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
         input_data_format: position of the channel axis; inferred from the shape if `None`.
 
     Raises:
-        ValueError: naming the shape, if it is none of these or has an empty side.
+        ValueError: naming the shape, if it is not one of these or has a dimension of 0.
     """
     shape = tuple(frames.shape)
     if isinstance(frames, np.ndarray):
@@ -98,7 +99,7 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
         if any(stride < 0 for stride in frames.strides) or not frames.dtype.isnative:
             frames = np.ascontiguousarray(frames, dtype=frames.dtype.newbyteorder("="))
         if not frames.flags.writeable:
-            frames = frames.copy()  # torch has no read-only tensors
+            frames = frames.copy()  # torch does not support read-only tensors
         try:
             frames = torch.from_numpy(frames)
         except TypeError as error:
@@ -122,21 +123,21 @@ def channels_first(frames: np.ndarray | torch.Tensor, input_data_format: str | C
 
 def float_scale(tensors: Iterable[torch.Tensor], do_rescale: bool | None, rescale_factor: float) -> float:
     """
-    What the floats of one image or video are multiplied by, so that white is `1 / rescale_factor` (255 by default) afterwards.
+    Factor by which the floats of one image or video are multiplied, so that white becomes `1 / rescale_factor` (255 by default).
 
     Args:
-        tensors: all pixels of the image or video, of any shapes but none of them empty; integers have no say.
-        do_rescale: as the caller gave it. `True`: floats go from 0 to 255. `False`: they are left as they are, whatever they are.
-            `None`, where nothing was given: floats that do not exceed 1 go from 0 to 1, others from 0 to 255. A nearly black image
-            whose floats on the 0–255 scale do not exceed 1 is taken for one on the 0–1 scale; it needs `do_rescale=True`.
-        rescale_factor: by which pixels are multiplied afterwards, unless `do_rescale` is `False`.
+        tensors: all pixels of the image or video, in any shapes, none of them empty; integers are ignored.
+        do_rescale: value passed by the caller. `True`: floats are on the 0–255 scale. `False`: floats are left unchanged.
+            `None`, the default: floats that do not exceed 1 are on the 0–1 scale, others on the 0–255 scale. A nearly black image
+            whose floats on the 0–255 scale do not exceed 1 is treated as one on the 0–1 scale; it needs `do_rescale=True`.
+        rescale_factor: factor by which pixels are multiplied afterwards, unless `do_rescale` is `False`.
 
     Returns:
-        `1 / rescale_factor` for floats on the 0–1 scale where nothing was given, otherwise 1.
+        `1 / rescale_factor` for floats on the 0–1 scale if `do_rescale` is `None`, otherwise 1.
 
     Raises:
         ValueError: for NaN and infinity; and, unless `do_rescale` is `False`, for floats that are on neither scale: negative, above
-            255, or, where nothing was given, a little above 1.
+            255, or, if `do_rescale` is `None`, slightly above 1.
     """
     if do_rescale is False:
         return 1.0
@@ -159,7 +160,7 @@ def float_scale(tensors: Iterable[torch.Tensor], do_rescale: bool | None, rescal
 
 def checked_pixels(frames: torch.Tensor, do_convert_rgb: bool | None, scale: float) -> torch.Tensor:
     """
-    Pixels `(num_frames, channels, height, width)` as uint8, or as float32 if they were floats, multiplied by `scale`.
+    Converts pixels `(num_frames, channels, height, width)` to uint8, or floats to float32 multiplied by `scale`.
 
     uint16 is scaled by 1/257. Greyscale is repeated and a fourth (alpha) channel dropped if `do_convert_rgb`.
     Raises `ValueError` for NaN, infinity, booleans, and integers outside 0–255.
@@ -188,7 +189,7 @@ def pixel_affine(
     image_mean: float | list[float] | tuple[float, ...],
     image_std: float | list[float] | tuple[float, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rescaling and normalising as one `pixels * scale + shift`; both are `(channels or 1, 1, 1)` float32 tensors."""
+    """Combines rescaling and normalization to one `pixels * scale + shift`; both are `(channels or 1, 1, 1)` float32 tensors."""
     factor = rescale_factor if do_rescale else 1.0
     mean = np.atleast_1d(np.asarray(image_mean, dtype=np.float64)) if do_normalize else np.zeros(1)
     std = np.atleast_1d(np.asarray(image_std, dtype=np.float64)) if do_normalize else np.ones(1)
@@ -198,11 +199,11 @@ def pixel_affine(
 
 def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white: float | None) -> torch.Tensor:
     """
-    Antialiased resize of `(num_frames, channels, height, width)` to `size = (height, width)`.
+    Resizes `(num_frames, channels, height, width)` to `size = (height, width)` with antialiasing.
 
     uint8 on the CPU stays uint8 and agrees with PIL to one step. Floats are clipped to 0..`white`,
-    because bicubic filters overshoot at edges; `white=None` keeps the overshoot. On an accelerator uint8 comes
-    back as floats holding whole numbers.
+    because bicubic filters overshoot at edges; `white=None` keeps the overshoot. On an accelerator, uint8 is
+    returned as floats with integer values.
     """
     height, width = frames.shape[-2:]
     if (height, width) == size:
@@ -213,9 +214,9 @@ def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white:
         if eight_bit:
             return frames.round_().clamp_(0, 255)
         return frames if white is None else frames.clamp_(0, white)
-    # PIL rounds between its two passes, and so does torch's uint8 kernel, but PIL starts with the rows of images
-    # that shrink far more in height than in width. (Rule found by measuring PIL 13, for each shape and size tried; the
-    # reference agrees. Older ones always start with the columns, so the order is spelled out for PIL as well.)
+    # PIL rounds between its two passes, and so does torch's uint8 kernel, but PIL resizes the height first for images
+    # that shrink far more in height than in width. (This rule was measured with PIL 13 for many shapes and sizes and agrees with
+    # the recorded reference values. Older versions always resize the width first, so the order is explicit for PIL too.)
     rows_first = height > size[0] and height - size[0] > 2 * (width - size[1])
     small = frames.shape[1] == 3 and height * width < SMALL_FRAME
     for step in ((size[0], width) if rows_first else (height, size[1]), size):
@@ -225,7 +226,7 @@ def resize_pixels(frames: torch.Tensor, size: tuple[int, int], mode: str, white:
 
 
 def _interpolate(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    # The uint8 kernel is several times faster when the channels of a pixel lie side by side.
+    # The uint8 kernel is several times faster if the channels of a pixel are contiguous in memory.
     frames = frames.contiguous(memory_format=torch.channels_last)
     return torch.nn.functional.interpolate(frames, size=size, mode=mode, antialias=True)
 
@@ -238,12 +239,12 @@ def _resize_with_pil(frames: torch.Tensor, size: tuple[int, int], mode: str) -> 
 
 
 def normalize_pixels(pixels: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor) -> None:
-    """`pixels * scale + shift` of images `(…, channels, height, width)`, written into the float32 tensor `out`."""
+    """Writes `pixels * scale + shift` of images `(…, channels, height, width)` into the float32 tensor `out`."""
     scale, shift = affine
     if len(scale) not in (1, pixels.shape[-3]):
         raise ValueError(f"mean and std have {len(scale)} channels and the image has {pixels.shape[-3]}")
     if out.device.type == "cpu":
-        # numpy, since several threads do this at once: each torch call would start a team of threads of its own.
+        # numpy, because several threads run this at once: each torch call would start its own group of threads.
         np.multiply(pixels.numpy(), scale.numpy(), out=out.numpy())
         out.numpy().__iadd__(shift.numpy())
     else:
@@ -308,24 +309,24 @@ class LlavaSTImageProcessor(TorchvisionBackend):
     valid_kwargs = LlavaSTImageProcessorKwargs
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without the limits of downloads: whoever serves sets them, and not a file."""
+        """Returns the settings without `download_limits`, which are set by the application and not by a file."""
         return {name: value for name, value in super().to_dict().items() if name != "download_limits"}
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
-        """See the class for what goes in and what comes out."""
+        """Equivalent to calling the processor; see the class for inputs and outputs."""
         checked_limits(kwargs.get("download_limits"))
         images = self.fetch_images(images, kwargs.get("download_limits"))
         if kwargs.get("do_rescale") is None:
-            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats say on which scale they are
+            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the scale of floats is inferred
         return super().preprocess(images, *args, **kwargs)
 
     def fetch_images(self, image_url_or_urls, download_limits: DownloadLimits | None = None):
         """
-        Reads paths, URLs, bytes and open files into upright PIL images, in the nesting given; anything else passes through.
+        Reads paths, URLs, bytes and open files as upright PIL images and keeps their nesting; other values are returned unchanged.
 
         Args:
             image_url_or_urls: see the class.
-            download_limits: by default those of the processor.
+            download_limits: limits of downloads; by default those of the processor.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image, download_limits) for image in image_url_or_urls]
@@ -334,7 +335,7 @@ class LlavaSTImageProcessor(TorchvisionBackend):
         return image_url_or_urls
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
-        """Any nesting of images as a flat list; a batch axis of an array is a nesting too."""
+        """Flattens any nesting of images to a list; a batch axis of an array counts as nesting."""
         if isinstance(images, (list, tuple)):
             return [image for nested in images for image in self._prepare_images_structure(nested, expected_ndims)]
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == expected_ndims + 1:
@@ -351,7 +352,7 @@ class LlavaSTImageProcessor(TorchvisionBackend):
         rescale_factor: float = 1 / 255,
         **kwargs,
     ) -> torch.Tensor:
-        """One image as a `(channels, height, width)` tensor of uint8, or of float32 on the scale of `float_scale` if it came as floats."""
+        """Converts one image to a `(channels, height, width)` tensor: uint8, or float32 on the scale of `float_scale` for floats."""
         if isinstance(image, PIL.Image.Image):
             image = pil_to_array(load_image(image), do_convert_rgb)
             input_data_format = ChannelDimension.LAST
@@ -378,9 +379,9 @@ class LlavaSTImageProcessor(TorchvisionBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        """Resizes and normalises prepared images; the resize keeps uint8, and one pass makes the floats."""
+        """Resizes and normalizes prepared images; the resize keeps uint8, and one pass converts to floats."""
         check_preprocess_options(do_resize, size, resample, do_center_crop, do_pad, data_format)
-        if do_rescale is None:  # not said, so all images are on the scale of 0 to 1 / rescale_factor now
+        if do_rescale is None:  # not given, so all images are now on the scale from 0 to 1 / rescale_factor
             do_rescale = True
         affine = pixel_affine(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         pixel_values = []

@@ -8,35 +8,35 @@ from .coordinates_llava_st import COORDINATE_TOKEN
 from .inline_coordinates_llava_st import COORDINATE_ADVICE, INLINE_COORDINATE, heading_error
 
 
-# What resembles a coordinate. "<" may come from an input method (＜); as "&lt;" it only counts before a decimal number, because
-# "&lt;h1&gt;" is the proper way of writing a heading as text.
+# Text that resembles a coordinate. "<" may come from an input method (＜); "&lt;" is only matched before a decimal number, because
+# "&lt;h1&gt;" is the correct escape of a heading.
 _OPEN = "[<\uff1c]\\s*"
 _CLOSE = "[>\uff1e]"
-# Between letter and number. A comma only directly, and after a small letter: `array<T, 3>` is code.
+# Between letter and number. A comma is matched only directly after a lower-case letter: `array<T, 3>` is code.
 _BETWEEN = r"(?:[thw],|[thwTHW](?:[^\w<>,;]|_){0,4})"
 _UNITS = (
     "s|secs?|seconds?|ms|msecs?|milliseconds?|m|mins?|minutes?|h|hrs?|hours?|f|fr|frames?|px|pix|pixels?|pt|r?em|cm|mm|pct|percent|e|x|to"
 )
 # After the first digit: digits, signs, units, and further numbers with the letter of their axis, as in `<w0 h0 w1 h1>`.
-# Alternatives exclude each other, so that the time does not grow with the ways to divide a text among them.
+# The alternatives are mutually exclusive, which prevents catastrophic backtracking.
 _AXIS = r"[thw](?=[\s=:]{0,8}\d)"
 _REST = rf"(?:[\d_]|[^\w<>\uff1e]|(?<![^\W\d_])(?:(?!{_AXIS})(?i:{_UNITS})(?![^\W\d_])|{_AXIS})){{0,120}}"
 _PRINTED = r"(?:np\.|numpy\.|torch\.)?(?:tensor|float\d\d|array)\("
 _HEADING = re.compile(r"<\s*[hH][1-6]\s*/?>")
-_TAIL = re.compile("[^<>\n]{0,24}>?")  # what an error names behind a near miss that has no closing bracket
+_TAIL = re.compile("[^<>\n]{0,24}>?")  # text quoted in the error after a near miss without a closing bracket
 _NEAR_MISS = re.compile(
     "|".join(
         (
             rf"{_OPEN}{_BETWEEN}\d{_REST}{_CLOSE}",
-            # A decimal number, or one with a unit, is not a name in a program: an error whatever follows, also without a closing bracket.
+            # A decimal number, or one with a unit, is not an identifier in code: an error even without a closing bracket.
             r"(?:[<\uff1c]|&lt;)\s*[thwTHW][\s=:\"'+-]{0,4}\d{0,20}\.\d",
             r"[<\uff1c]\s*[thw]\d{1,20}(?:s|px)(?!\w)",
             r"[<\uff1c]\s*[thw]\d{1,20}(?=\s{0,20}<[thw][\d.])",
-            # Values that a program printed instead of a number.
+            # Values printed by a program instead of a number.
             rf"{_OPEN}[thw][\s=:]{{0,4}}(?:[+-]?(?i:nan|inf|infinity|none|null|undefined)|{_PRINTED}[^<>]{{0,80}}){_CLOSE}",
-            # Axes by the names of images' coordinates, where the number can be nothing else.
+            # Axes named x or y, if the number can only be a coordinate.
             rf"{_OPEN}[xy]\s*[+-]?(?:\d{{0,20}}\.\d{{1,20}}|\d{{1,20}}(?:\.\d{{0,20}})?\s*px){_CLOSE}",
-            # Tokens of bins, which have capitals, a hyphen and three digits.
+            # Misspelled bin tokens; the correct form has capital letters, a hyphen and three digits.
             rf"{_OPEN}(?:(?:TEMP|HEIGHT|WIDTH)[-_\s]*\.?\d[\d.]{{0,40}}|(?i:temp|height|width)-\d\d\d)\s*{_CLOSE}",
         )
     )
@@ -47,9 +47,9 @@ def check_spelling(text: str) -> None:
     """
     Raises an error for misspelled coordinates, spans and boxes, which would be tokenized as ordinary text or only in part.
 
-    These are `<`, blanks, a letter t, h or w and a number in any other spelling than that of `INLINE_COORDINATE` (`<t0,4>`, `<t1:30>`,
-    `<t 0.5>`, `<T0.5>`, `<w50%>`), a bin's token without its three digits, brackets `[…]` around other coordinates than those of a box
-    or times, braces `{…}` around others than those of a span, and such brackets without a partner. Other markup is accepted.
+    These are: `<`, spaces, a letter t, h or w and a number in any other spelling than that of `INLINE_COORDINATE` (`<t0,4>`, `<t1:30>`,
+    `<t 0.5>`, `<T0.5>`, `<w50%>`); a bin token without its three digits; brackets `[…]` around coordinates other than a box
+    or times; braces `{…}` around coordinates other than a span; and such brackets without a partner. Other markup is accepted.
 
     Raises:
         ValueError: naming the text, with the correct syntax.
@@ -74,7 +74,7 @@ def check_spelling(text: str) -> None:
 _LETTER_OF_TOKEN = {"TEMP": "t", "HEIGHT": "h", "WIDTH": "w"}
 _COORDINATE = re.compile(rf"{INLINE_COORDINATE.pattern}|{COORDINATE_TOKEN.pattern}")
 _ONE = re.sub(r"\?P<\w+>", "?:", _COORDINATE.pattern)
-# Coordinates with only separators of numbers between them.
+# Coordinates with only number separators between them.
 _RUN = re.compile(rf"(?:{_ONE})(?:(?:[^\w<>\[\]{{}}()]|to|and){{0,20}}(?:{_ONE}))*")
 _SEPARATORS = re.compile(r"[\s,]*")
 _PARTNER = {"[": "]", "{": "}"}

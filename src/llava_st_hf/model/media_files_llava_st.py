@@ -20,24 +20,24 @@ MEDIA_ERRORS = (ValueError, OSError)
 
 MediaSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 _BYTES = (bytes, bytearray, memoryview)
-# What `open`, `io.BytesIO`, `tempfile` and most libraries give.
+# Types of the files returned by `open`, `io.BytesIO`, `tempfile` and most libraries.
 _OPEN_FILES = (io.IOBase, tempfile._TemporaryFileWrapper)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BLOCK = 2**20  # bytes copied at a time
 
 
 def is_file_content(source) -> TypeGuard[bytes | bytearray | memoryview | BinaryIO]:
-    """Whether `source` is the content of one media file: bytes or an open file, not a path, a URL or pixels."""
+    """Returns whether `source` is the content of one media file: bytes or an open file, not a path, a URL or pixels."""
     return isinstance(source, (*_BYTES, *_OPEN_FILES))
 
 
 def is_url(source) -> TypeGuard[str]:
-    """Whether `source` is an `http(s)://` URL."""
+    """Returns whether `source` is an `http(s)://` URL."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def is_data_url(source) -> TypeGuard[str]:
-    """Whether `source` is a `data:` URL."""
+    """Returns whether `source` is a `data:` URL."""
     return isinstance(source, str) and source[:5].lower() == "data:"
 
 
@@ -46,7 +46,7 @@ def source_name(source: MediaSource, kind: str) -> str:
     Name of an image or video for messages, with at most 500 characters and without parts of a URL that may be secret.
 
     Args:
-        source: as `local_video` takes it.
+        source: see `local_video`.
         kind: `"video"` or `"image"`.
     """
     if isinstance(source, _BYTES):
@@ -99,13 +99,13 @@ def local_path(source: str | os.PathLike) -> str:
 @contextmanager
 def local_video(source: MediaSource, download_limits: DownloadLimits | None = None) -> Iterator[str]:
     """
-    The path of a video file for the duration of the context.
+    Context manager that provides a video as a local file and returns its path.
 
     Args:
         source: a path, a `file://`, `http(s)://` or `data:` URL, bytes, or a file open for reading in binary mode. An open file is read
-            from its start if it can be moved, else from where it is; its position is restored. What is not a file on the disk is
-            written to a temporary one, which is deleted at the end of the context.
-        download_limits: `None` for the default ones.
+            from its start if it is seekable, otherwise from its current position; its position is restored. A source that is not a file
+            on disk is written to a temporary file, which is deleted at the end of the context.
+        download_limits: limits of a download; `None` for the default limits.
 
     Raises:
         OSError, ValueError: naming the source. An `OSError` from within the context names the source instead of the temporary file.
@@ -130,14 +130,14 @@ def local_video(source: MediaSource, download_limits: DownloadLimits | None = No
 
 
 def _naming(name: str, error: OSError, path: str) -> str:
-    """The message of an error with the name of the source instead of the path of the temporary file."""
+    """Replaces the path of the temporary file by the name of the source in the message of an error."""
     message = str(error).replace(path, name)
     return message if name in message else f"{name}: {message}"
 
 
 def _path_of_open_file(source: MediaSource) -> str | None:
-    """The path of a file opened by `open(path, "rb")`, if the same file still exists there, to avoid a copy."""
-    # No other class: an open gzip file has the name and the number of the compressed file.
+    """Path of a file opened by `open(path, "rb")`, if the same file still exists there, to avoid a copy."""
+    # Other classes are excluded: an open gzip file has the name and the descriptor of the compressed file.
     if type(source) is not io.BufferedReader or not isinstance(source.raw, io.FileIO) or source.closed:
         return None
     path = source.raw.name
@@ -148,17 +148,17 @@ def _path_of_open_file(source: MediaSource) -> str | None:
 
 def write_content(source: MediaSource, file: BinaryIO, kind: str, limits: DownloadLimits, max_bytes: int) -> None:
     """
-    Writes the content behind a URL, a `data:` URL, bytes or an open file into another file.
+    Writes the content of a URL, a `data:` URL, bytes or an open file into another file.
 
     Args:
         source: see `local_video`.
-        file: open for writing.
+        file: file open for writing.
         kind: `"video"` or `"image"`, for messages.
-        limits: of downloads.
-        max_bytes: of a download.
+        limits: limits of a download.
+        max_bytes: maximum size of a download.
 
     Raises:
-        OSError, ValueError: naming the source, where it is empty, not to be had, or no bytes.
+        OSError, ValueError: naming the source, if it is empty, cannot be downloaded, or does not contain bytes.
     """
     if is_url(source):
         download(source, file, limits, max_bytes)
@@ -175,7 +175,7 @@ def write_content(source: MediaSource, file: BinaryIO, kind: str, limits: Downlo
 
 
 def _decode_data_url(url: str, name: str) -> bytes:
-    """Decodes a `data:` URL, in base64 or percent-encoded."""
+    """Decodes a `data:` URL in base64 or percent encoding."""
     header, comma, data = url.partition(",")
     if not comma:
         raise ValueError(f"{name} has no comma between its type and its data")
@@ -189,14 +189,14 @@ def _decode_data_url(url: str, name: str) -> bytes:
 
 
 def _copy_open_file(source, file: BinaryIO, name: str) -> None:
-    """Copies an open binary file from its start, or from where it is if it cannot be moved; its position is restored."""
+    """Copies an open binary file from its start, or from its position if it is not seekable; its position is restored."""
     try:
         position = source.tell() if source.seekable() else None
         if position is not None:
             source.seek(0)
         try:
             while (block := source.read(_BLOCK)) != b"":
-                if not isinstance(block, _BYTES):  # text, or None where a non-blocking file has nothing yet
+                if not isinstance(block, _BYTES):  # text, or None if a non-blocking file has no data yet
                     raise ValueError(f"it gives {type(block).__name__} and not bytes; open it with mode 'rb', and blocking")
                 file.write(block)
         finally:

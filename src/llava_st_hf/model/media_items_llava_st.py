@@ -12,7 +12,7 @@ from .video_sampling_llava_st import check_num_frames
 IMAGE_KEYS = ("image", "url", "path", "base64")
 _VIDEO_SOURCES = ("video", "url", "path")
 VIDEO_KEYS = (*_VIDEO_SOURCES, "clip", "start", "end", "video_start", "video_end", "nframes", "fps", "sample_fps", "timestamps")
-# Keys that processors of other models take, and the reason for the error here.
+# Keys that processors of other models accept, and the reason for the error here.
 _FIXED_SIZE = "images and frames are always resized to the fixed square of the model"
 _NO_MEANING = {
     **dict.fromkeys(("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"), _FIXED_SIZE),
@@ -21,7 +21,7 @@ _NO_MEANING = {
 
 
 def check_keys(item: dict, keys: tuple[str, ...], what: str) -> None:
-    """Raises `ValueError`, naming them, for keys that are not among `keys`; `what` is what has those."""
+    """Raises `ValueError`, naming them, for keys that are not in `keys`; `what` is the kind of item, for the message."""
     unknown = [key for key in item if key not in keys]
     for key in unknown:
         if key in _NO_MEANING:
@@ -31,7 +31,7 @@ def check_keys(item: dict, keys: tuple[str, ...], what: str) -> None:
 
 
 def as_own_item(item: dict) -> dict:
-    """OpenAI's items `{"type": "image_url", "image_url": {"url": …}}` and `video_url` as items of the type image or video."""
+    """Converts OpenAI's items `{"type": "image_url", "image_url": {"url": …}}` and `video_url` to items of type image or video."""
     if item["type"] not in ("image_url", "video_url"):
         return item
     name = item["type"]
@@ -50,7 +50,7 @@ def as_own_item(item: dict) -> dict:
 
 
 def prepare_image(item: dict) -> dict:
-    """Checks an image item and converts its source to one that the image processor takes."""
+    """Checks an image item and converts its source to one that the image processor accepts."""
     check_keys(item, ("type", *IMAGE_KEYS), "A content item of type 'image'")
     _source(item, IMAGE_KEYS)
     if "base64" not in item:
@@ -93,7 +93,7 @@ def prepare_video(item: dict) -> tuple[dict, dict]:
 
 
 def _times_of_frames(item: dict, given: list[str]) -> dict:
-    """Options for a list of frames, where `fps` and `sample_fps` are the frames displayed per second."""
+    """Options for a list of frames, for which `fps` and `sample_fps` are the frames displayed per second."""
     if len(given) > 1:
         raise ValueError(f"The times of frames must be given once, as fps, sample_fps or timestamps; got {', '.join(given)}.")
     (name,) = given
@@ -118,7 +118,7 @@ def _rate_of_file(item: dict, given: list[str]) -> dict:
 
 
 def _source(item: dict, keys: tuple[str, ...]):
-    """The value of one of `keys`; None for a placeholder, whose image or video is passed in addition to the messages."""
+    """Value of one of `keys`; `None` for a placeholder, whose image or video is passed in addition to the messages."""
     given = [key for key in keys if key in item]
     if len(given) > 1:
         raise ValueError(f"A content item has one source; this one has {' and '.join(map(repr, given))}: {item!r:.200}.")
@@ -126,7 +126,7 @@ def _source(item: dict, keys: tuple[str, ...]):
 
 
 def _clip(item: dict) -> dict | None:
-    """The clip of a video item, in the format of the video processor."""
+    """Clip of a video item, in the format of the video processor."""
     seconds = {}
     for name in ("start", "end"):
         if name in item and f"video_{name}" in item:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Animated WebP, PNG and AVIF files behind the interface of the readers of video files. Animated GIFs are read by those."""
+"""Reader of animated WebP, PNG and AVIF files with the interface of `VideoFileReader`, which reads animated GIFs itself."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,8 +23,8 @@ UNSTATED_DURATION = 100
 
 def count_pictures(file: str | BinaryIO) -> int:
     """
-    Counts the images that follow each other in time in a local or open binary file: 1 for a still image (also for one with several
-    pages, such as TIFF), 2 for more than one, 0 if the content is not an image. Only headers are read.
+    Counts the frames of a local or open binary image file: 1 for a still image (also for one with several pages, such as TIFF), 2 for
+    an animation of two or more frames, 0 if the content is not an image. Only headers are read.
     """
     try:
         with open_image_file(file) as image:
@@ -34,7 +34,7 @@ def count_pictures(file: str | BinaryIO) -> int:
 
 
 def is_animation_format(path: str) -> bool:
-    """Whether the content of a local file is of the formats of `AnimationReader`, still or animated."""
+    """Returns whether the content of a local file has one of the formats of `AnimationReader`, still or animated."""
     with open(path, "rb") as file:
         header = file.read(12)
     return (
@@ -48,8 +48,8 @@ class AnimationReader:
     """
     Frames of a local WebP, PNG or AVIF file, composited and upright; a still image is a video of one frame.
 
-    Frames follow each other after the durations in the file. The files have no index of frames, so all of them are decoded
-    once for their durations and again up to the last one that is asked for, one in memory at a time.
+    Frame times are the cumulated durations in the file. The files have no index of frames, so all frames are decoded
+    once for their durations and again up to the last one requested, one in memory at a time.
 
     Raises:
         OSError: naming the file, if it is damaged or has fewer frames than its header states.
@@ -66,7 +66,7 @@ class AnimationReader:
         self.metadata.width, self.metadata.height = size
 
     def _pictures(self) -> Iterator[PIL.Image.Image]:
-        """The frames in order, loaded and upright."""
+        """Yields the frames in order, loaded and upright."""
         with image_errors(self.path, "is a damaged animation"), open_image_file(self.path, READER_FORMATS) as image:
             # A PNG may have an image for programs that do not support animations, which is not part of the animation.
             first = 1 if image.format == "PNG" and image.default_image else 0
@@ -76,7 +76,7 @@ class AnimationReader:
                 yield PIL.ImageOps.exif_transpose(image)
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        """Frames at strictly ascending indices, as uint8 `(1, height, width, 3)` tensors in order."""
+        """Yields frames at strictly ascending indices, as uint8 `(1, height, width, 3)` tensors in order."""
         wanted = iter(indices)
         next_wanted = next(wanted)
         for index, image in enumerate(self._pictures()):

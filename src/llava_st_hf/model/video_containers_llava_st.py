@@ -15,31 +15,31 @@ from typing import BinaryIO
 import numpy as np
 
 
-# Boxes of an MP4 file that are in no other box. Other letters after the samples are not a box: players ignore them.
+# Top-level boxes of an MP4 file. Other letters after the samples are not a box: players ignore them.
 _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
-# Those of them that mostly come first. Behind another one, the index is looked for.
+# Top-level boxes with which a file usually starts. If it starts with another one, an index must follow.
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
-# Headers that a walk over one file may visit: two for each fragment of an MP4 file, one for each cluster of a recording. What lies
-# behind them is not looked at.
+# Maximum number of headers read in one file: two for each fragment of an MP4 file, one for each cluster of a live recording. Later
+# headers are not read.
 MAX_HEADERS = 200_000
-# The same for the blocks of a GIF, which have at most 255 bytes: a file of 250 MB.
+# The same for the blocks of a GIF, which have at most 255 bytes each: 250 MB in total.
 MAX_GIF_BLOCKS = 1_000_000
-# Bytes at the end of MPEG program streams and Ogg files within which their last packets begin: those have at most 64 KB.
+# Bytes at the end of MPEG program streams and Ogg files in which the last packet begins: a packet has at most 64 KB.
 TAIL_BYTES = 2**18
 
 
 class DamagedVideoError(OSError):
-    """The headers of a video file are invalid. Such a file is never read."""
+    """Error raised if the headers of a video file are invalid. Such a file is never read."""
 
 
 class TruncatedVideoError(OSError):
     """
-    A video file is truncated. It is read only with `allow_truncated=True`.
+    Error raised if a video file is truncated. Such a file is read only with `allow_truncated=True`.
 
     Args:
-        path: of the file.
-        reason: what it should have and has.
-        is_readable: whether any part of it can be read.
+        path: path of the file.
+        reason: expected and actual size or duration.
+        is_readable: whether any part of the file can be read.
     """
 
     def __init__(self, path: str, reason: str, is_readable: bool = True):
@@ -50,11 +50,11 @@ class TruncatedVideoError(OSError):
 
 def check_container(path: str) -> None:
     """
-    Compares the sizes in the headers of a video file with the file. Containers without such headers pass.
+    Compares the sizes stated in the headers of a video file with its actual size. Containers without such headers pass.
 
     Raises:
         TruncatedVideoError: naming the file, if it should have more bytes than it has.
-        DamagedVideoError: naming the file, if its headers are impossible: a clock without a unit, more samples than bytes.
+        DamagedVideoError: naming the file, if its headers are invalid: a time scale of 0, more samples than bytes.
     """
     length = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -74,7 +74,7 @@ def check_container(path: str) -> None:
 
 
 def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """`(kind, start of the content, end)` of the boxes between two places in the file. A box may end beyond `end`."""
+    """Yields `(kind, start of the content, end)` of the boxes between two byte positions. A box may end beyond `end`."""
     position = start
     for _ in range(MAX_HEADERS):
         if position + 8 > end:
@@ -84,10 +84,10 @@ def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, in
         size, kind, content = int.from_bytes(header[:4], "big"), header[4:8], position + 8
         if size == 1:
             size, content = int.from_bytes(header[8:16], "big"), position + 16
-        elif size == 0:  # to the end of the file, whatever that is
+        elif size == 0:  # the box extends to the end of the file
             size = end - position
         if size < content - position:
-            return  # no box: what follows cannot be found
+            return  # not a box: the following ones cannot be located
         yield kind, content, position + size
         position += size
 
@@ -120,7 +120,7 @@ def _end_of_segments(file: BinaryIO, content: int, end: int) -> int:
     """Byte at which the segments of a segment index end."""
     file.seek(content)
     data = file.read(min(end - content, 2**20))
-    at = 28 if data[:1] == b"\x01" else 20  # behind the number of the stream, the time scale, the first time and the first offset
+    at = 28 if data[:1] == b"\x01" else 20  # after the stream number, the time scale, the first time and the first offset
     offset = int.from_bytes(data[at - 8 : at] if at == 28 else data[at - 4 : at], "big")
     entries = data[at + 4 :][: 12 * int.from_bytes(data[at + 2 : at + 4], "big")]
     return end + offset + sum(int.from_bytes(entries[place : place + 4], "big") & 0x7FFFFFFF for place in range(0, len(entries), 12))
@@ -147,7 +147,7 @@ def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int,
                     f"{path} is damaged: its {kind.decode()!r} counts {max(samples, entries)} samples, more than the file has bytes"
                 )
         elif kind == b"stsz":
-            file.seek(content + 4)  # behind it, the size of all samples
+            file.seek(content + 4)  # the next field is the common size of all samples
             samples = int.from_bytes(file.read(8)[4:], "big")
             if samples > length:
                 raise DamagedVideoError(f"{path} is damaged: its 'stsz' counts {samples} samples, more than the file has bytes")
@@ -156,11 +156,11 @@ def _check_samples(file: BinaryIO, path: str, start: int, end: int, length: int,
 # Matroska and WebM
 
 _SEGMENT, _EBML = 0x18538067, 0x1A45DFA3
-_UNKNOWN_SIZES = {2 ** (7 * width) - 1 for width in range(1, 9)}  # of a recording that cannot go back to write the size
+_UNKNOWN_SIZES = {2 ** (7 * width) - 1 for width in range(1, 9)}  # written by live recordings, which cannot seek back to write the size
 
 
 def _number(file: BinaryIO, keep_marker: bool) -> int | None:
-    """Reads an EBML number, whose number of bytes is given by the leading zero bits of the first. None at the end of the file."""
+    """Reads an EBML number, whose length in bytes is given by the leading zero bits of its first byte. `None` at the end of the file."""
     first = file.read(1)
     if not first or first == b"\0":
         return None
@@ -171,7 +171,7 @@ def _number(file: BinaryIO, keep_marker: bool) -> int | None:
 
 
 def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
-    """`(id, start of the content, end)` of the elements between two places; the end is None where the size is unknown."""
+    """Yields `(id, start of the content, end)` of the elements between two byte positions; the end is `None` if the size is unknown."""
     position = start
     for _ in range(MAX_HEADERS):
         if position >= end:
@@ -192,7 +192,7 @@ def _matroska(file: BinaryIO, length: int) -> str | None:
     for identity, content, end in _elements(file, 0, length):
         if end is not None and end > length:
             return f"it should reach byte {end}, and the file has {length} bytes"
-        if identity == _SEGMENT and end is None:  # a recording: look at its clusters
+        if identity == _SEGMENT and end is None:  # a live recording: check its clusters
             for _, _, stop in _elements(file, content, length):
                 if stop is not None and stop > length:
                     return f"its last part should reach byte {stop}, and the file has {length} bytes"
@@ -214,7 +214,7 @@ def _avi(file: BinaryIO, length: int) -> str | None:
         size = int.from_bytes(header[4:8], "little")
         end = position + 8 + size
         if size == 2**32 - 1:
-            return None  # of a recording that cannot go back to write it
+            return None  # a live recording, which cannot seek back to write the size
         if end > length:
             return f"its RIFF part should reach byte {end}, and the file has {length} bytes"
         if end == position + 8:
@@ -225,17 +225,17 @@ def _avi(file: BinaryIO, length: int) -> str | None:
 
 def _flv(file: BinaryIO, length: int) -> str | None:
     file.seek(5)
-    position = int.from_bytes(file.read(4), "big") + 4  # behind the header and the size of the tag before the first one
+    position = int.from_bytes(file.read(4), "big") + 4  # after the header and the size of the (absent) previous tag
     file.seek(position)
     tag = file.read(11)
     script = file.read(min(int.from_bytes(tag[1:4], "big"), 2**20)) if tag[:1] == b"\x12" else b""
-    # "filesize" as a number of ActionScript: its name, the type 0, and a double.
+    # "filesize" as an ActionScript number: its name, the type 0, and a double.
     at = script.find(b"\x00\x08filesize\x00")
     if at >= 0:
         (size,) = struct.unpack(">d", script[at + 11 : at + 19].ljust(8, b"\0"))
         if length < size < 2**63:
             return f"it should have {int(size)} bytes, and has {length}"
-    # Each tag is followed by its size: the last one must lead back to the start of a tag.
+    # Each tag is followed by its size: the last size must point to the start of a tag.
     file.seek(max(0, length - 4))
     size = int.from_bytes(file.read(4), "big")
     start = length - 4 - size
@@ -280,7 +280,7 @@ def _gif(file: BinaryIO, length: int) -> str | None:
 
 
 def _ogg(file: BinaryIO, length: int) -> str | None:
-    """The last page must be whole, and one of the last pages must be marked as the last of its stream."""
+    """Checks that the last page is complete and that one of the last pages is marked as the last of its stream."""
     start = max(0, length - TAIL_BYTES)
     file.seek(start)
     tail = file.read(TAIL_BYTES)
@@ -315,7 +315,7 @@ def _asf(file: BinaryIO, length: int) -> str | None:
 
 
 def _nut(file: BinaryIO, length: int) -> str | None:
-    """The last part is an index, whose last 12 bytes are its size and a checksum."""
+    """Checks that the file ends with an index, whose last 12 bytes are its size and a checksum."""
     file.seek(max(0, length - 12))
     size = int.from_bytes(file.read(8), "big")
     file.seek(max(0, length - size))
@@ -323,7 +323,7 @@ def _nut(file: BinaryIO, length: int) -> str | None:
 
 
 def _ivf(file: BinaryIO, length: int) -> str | None:
-    """Frames follow each other, each behind its size; the last one must be whole."""
+    """Checks that the last frame is complete; each frame is preceded by its size."""
     file.seek(6)
     position = int.from_bytes(file.read(2), "little")
     for _ in range(MAX_HEADERS):
@@ -338,7 +338,7 @@ _MXF_INDEX = bytes.fromhex("060e2b34020501010d01020101110100")
 
 
 def _mxf(file: BinaryIO, length: int) -> str | None:
-    """The last part is a pack of the places of all parts; its last 4 bytes are its size."""
+    """Checks that the file ends with a random index pack, whose last 4 bytes are its size."""
     file.seek(max(0, length - 4))
     size = int.from_bytes(file.read(4), "big")
     file.seek(max(0, length - size))
@@ -346,7 +346,7 @@ def _mxf(file: BinaryIO, length: int) -> str | None:
 
 
 def _program_stream(file: BinaryIO, length: int) -> str | None:
-    """The last packet must be whole: system start codes (0xB9 and above) do not occur within video, which has those below."""
+    """Checks that the last packet is complete. System start codes (0xB9 and above) do not occur within video, whose codes are lower."""
     start = max(0, length - TAIL_BYTES)
     file.seek(start)
     tail = file.read(TAIL_BYTES)
@@ -367,7 +367,7 @@ def _program_stream(file: BinaryIO, length: int) -> str | None:
 
 
 def _transport_stream(file: BinaryIO, length: int) -> str | None:
-    """Packets have 188 bytes, in M2TS 192, each with the byte 0x47."""
+    """Checks that the last packet is complete. Packets have 188 bytes (192 in M2TS), each with the sync byte 0x47."""
     for size, offset in ((188, 0), (192, 4), (204, 0)):
         file.seek(0)
         head = file.read(3 * size)
@@ -376,7 +376,7 @@ def _transport_stream(file: BinaryIO, length: int) -> str | None:
     return None
 
 
-# Where a file of each container has which bytes, and what compares it with its promises.
+# Position and value of the bytes that identify each container, and the function that checks it.
 _CHECKS: tuple[tuple[int, bytes, Callable[[BinaryIO, int], str | None]], ...] = (
     (0, b"\x1a\x45\xdf\xa3", _matroska),
     (8, b"AVI ", _avi),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Pixels of video files: the frames that the index of a file names, in chunks bounded in bytes.
+Decoding of video files: the frames listed in the index of a file, in chunks of bounded size in bytes.
 
-PyAV is the exact reader: it compares the presentation time of each frame that it decodes with the index. decord reads files of
-which the index says that decord reads them right, where it is asked for; all others go to the exact reader.
+The PyAV reader is exact: it compares the presentation time of each decoded frame with the index. decord is used only if it is
+requested and only for files that it decodes correctly according to the index; PyAV decodes all others.
 """
 
 import os
@@ -43,14 +43,14 @@ logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
 BACKENDS = ("pyav", "decord")
 # Raw frames held at a time, in bytes; a single frame may exceed it. Small enough that the float output dominates memory
-# (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that the call for each chunk takes no time.
+# (a 640x360 frame is 0.7 MB, its output 1.8 MB), large enough that the overhead per chunk is negligible.
 CHUNK_BYTES = 16 * 2**20
-# Frames between the decoder's place and the next keyframe from which on a seek is cheaper than decoding them.
+# Minimum distance in frames, from the decoder's position to the next keyframe, at which a seek is cheaper than decoding.
 SEEK_DISTANCE = 12
-# Frames at the start of a file that are all decoded and compared with the index, before any seek. Behind them, frames that are neither
-# wanted nor referred to are left out where the codec has such.
+# Frames at the start of a file that are all decoded and compared with the index, before any seek. After them, frames that are neither
+# requested nor used as references are skipped if the codec has such frames.
 COMPARED_FRAMES = 32
-# What decord reads right, by the tests: ffmpeg's names of containers and codecs.
+# Containers and codecs that decord decodes correctly according to the tests, by ffmpeg's names.
 DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 DECORD_CODECS = ("h264", "vp9", "vp8", "mpeg4", "mjpeg")
 
@@ -64,7 +64,7 @@ class VideoFileReader:
         backend: "pyav" or "decord".
 
     Attributes:
-        metadata: [`LlavaSTVideoMetadata`]. Height and width, in pixels, are known once a frame has been decoded.
+        metadata: [`LlavaSTVideoMetadata`]. Height and width, in pixels, are set when the first frame is decoded.
     """
 
     def __init__(self, index: VideoIndex, backend: str):
@@ -74,11 +74,11 @@ class VideoFileReader:
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
         """
-        Frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order.
+        Yields frames at strictly ascending indices, as uint8 `(chunk_frames, height, width, 3)` tensors in order.
 
         Raises:
             OSError: naming the file, if a frame cannot be decoded.
-            InexactIndexError: if the decoder gives other frames than the index has; `recounted()` has the right index.
+            InexactIndexError: if the decoder returns other frames than the index lists; the reader of `recounted()` has the correct index.
         """
         frames = self._decord_frames(indices) if self.backend == "decord" else self._frames(indices)
         chunk: list[np.ndarray] = []
@@ -99,7 +99,7 @@ class VideoFileReader:
             yield torch.from_numpy(np.stack(chunk))  # (chunk_frames, height, width, 3)
 
     def recounted(self) -> "VideoFileReader":
-        """Returns a reader of the same file that has counted its frames by decoding, and finds them by their number from the start."""
+        """Returns a reader of the same file whose index is built by decoding all frames; it finds a frame by counting from the start."""
         notes = self.index.notes
         index = count_frames(self.index.path, tolerant=bool(notes))
         logger.info(f"{self.index.path}: its packets do not state which frames are displayed; all were decoded to count them.")
@@ -108,7 +108,7 @@ class VideoFileReader:
     # PyAV
 
     def _frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
-        """Upright RGB frames `(height, width, 3)` at ascending indices."""
+        """Yields upright RGB frames `(height, width, 3)` at ascending indices."""
         pictures = _Pictures(self.index.path)
         presented = self.index.presented
         found = self._found_by_count(indices, pictures) if presented is None else self._found_by_time(presented, indices, pictures)
@@ -132,8 +132,8 @@ class VideoFileReader:
 
     def _found_by_time(self, presented: np.ndarray, indices: list[int], pictures: "_Pictures") -> Iterator:
         """
-        Seeks where a keyframe makes the way shorter. A seek that lands behind the frame, or on frames that the index does not have,
-        goes further back, at last to the start of the file.
+        Yields frames found by their presentation time, with a seek if a keyframe is closer than the decoder's position. A seek that lands
+        after the frame, or on frames that are not in the index, is repeated from earlier keyframes and finally from the start of the file.
         """
         keyframes = self.index.keyframes
         search = _Search(self.index, presented, indices, pictures)
@@ -143,7 +143,7 @@ class VideoFileReader:
             search.start(container, stream, 0)
             for index in indices:
                 attempt = bisect_right(keyframes, presented[index]) - 1 if can_seek else 0  # the keyframe to start from
-                target = bisect_left(presented, keyframes[attempt]) if attempt > 0 else 0  # the frame that it is
+                target = bisect_left(presented, keyframes[attempt]) if attempt > 0 else 0  # the frame of this keyframe
                 missing = COMPARED_FRAMES - search.num_compared
                 if target > search.place + SEEK_DISTANCE and missing > 0:
                     search.check(min(search.place + missing, target - 1))
@@ -162,7 +162,7 @@ class VideoFileReader:
     # decord
 
     def _decord_frames(self, indices: list[int]) -> Generator[np.ndarray, None, None]:
-        """As `_frames`; from the first frame on that decord cannot give, by the exact reader."""
+        """Yields the same as `_frames`, decoded by decord; after an error of decord, PyAV decodes the remaining frames."""
         position = 0
         try:
             for image in _consecutive_frames(_open_decord(self.index), self.index, indices):
@@ -177,16 +177,16 @@ class VideoFileReader:
 
 class _Search:
     """
-    A decoder's frames, compared with the index of the file.
+    Search for frames in the output of a decoder, which is compared with the index of the file.
 
     Args:
-        index: of the file.
-        presented: that of the index.
-        indices: frames that are wanted, ascending.
-        pictures: notes the orientation of every frame.
+        index: index of the file.
+        presented: `presented` of the index.
+        indices: requested frames, ascending.
+        pictures: records the orientation of every frame.
 
     Attributes:
-        place: index of the last frame that the decoder gave; -1 after a start, when it is not known which frame comes first.
+        place: index of the last frame that the decoder returned; -1 after a start, when the first frame is not yet known.
         is_from_start: whether decoding began at the start of the file.
     """
 
@@ -194,12 +194,12 @@ class _Search:
         self.index, self.presented, self.pictures = index, presented, pictures
         self.wanted = set(presented[indices].tolist())
         self.num_compared = 0
-        self.leaves_out = index.codec in REORDERING_CODECS  # whether frames that are not wanted may be left out
+        self.leaves_out = index.codec in REORDERING_CODECS  # whether frames that are not requested may be skipped
         self.place, self.is_from_start = -1, False
         self.frames: Iterator = iter(())
 
     def start(self, container, stream, keyframe: int) -> None:
-        """Begins at a keyframe, by its place in the index; the first one, number 0, stands for the start of the file."""
+        """Starts decoding at a keyframe, given by its position in `index.keyframes`; 0 is the start of the file."""
         self.place, self.is_from_start = -1, keyframe <= 0
         if self.is_from_start:
             self.frames = decode_all(self.index.path, self.index.stream, self._is_wanted)
@@ -208,7 +208,7 @@ class _Search:
             self.frames = self._from_keyframe(container, stream)
 
     def check(self, index: int) -> None:
-        """Decodes as far as the frame at `index`. Raises `InexactIndexError` if it is not there."""
+        """Decodes up to the frame at `index`. Raises `InexactIndexError` if the decoder does not return it."""
         if self.advance(index) is None:
             raise self.inexact(index)
 
@@ -219,7 +219,7 @@ class _Search:
         return not self.leaves_out or self.num_compared < COMPARED_FRAMES or time is None or time in self.wanted
 
     def _from_keyframe(self, container, stream) -> Iterator:
-        """Frames from the keyframe on where the container landed, without the pictures that precede it: they need others."""
+        """Yields frames from the keyframe that the seek reached, without pictures displayed before it, whose references are missing."""
         landed = None
 
         def packets():
@@ -237,8 +237,8 @@ class _Search:
 
     def advance(self, index: int):
         """
-        The frame at `index` among those that follow. `None` if it is not there, or if others are than the index has. What cannot be
-        decoded is an error only where the decoder had all of the file from its start.
+        Returns the frame at `index` from the frames that follow. Returns `None` if the decoder does not return it, or returns frames that
+        are not in the index. A decoding error is raised only if decoding began at the start of the file.
         """
         presented = self.presented
         try:
@@ -248,7 +248,7 @@ class _Search:
                 self.pictures.note_orientation(frame)
                 if frame.pts in self.index.hidden:
                     continue
-                is_next = self.place >= 0 or self.is_from_start  # frames follow each other, where none is left out
+                is_next = self.place >= 0 or self.is_from_start  # frames are consecutive if none is skipped
                 is_compared = is_next and (self.num_compared < COMPARED_FRAMES or not self.leaves_out)
                 at = self.place + 1 if is_compared else bisect_left(presented, frame.pts, self.place + 1)
                 if at >= len(presented) or presented[at] != frame.pts or at > index:
@@ -265,9 +265,10 @@ class _Search:
 
 class _Pictures:
     """
-    PyAV's frames as upright RGB arrays.
+    Conversion of PyAV's frames to upright RGB arrays.
 
-    Orientation is that of the file's display matrix, or of the messages within H.264 and HEVC, which hold until the next one.
+    The orientation is that of the display matrix of the file or of a display orientation message in an H.264 or HEVC stream, which
+    applies until the next message.
     """
 
     def __init__(self, path: str):
@@ -278,10 +279,10 @@ class _Pictures:
 
     def note_orientation(self, frame) -> None:
         """
-        To be called with the decoder's frames one by one, whichever are wanted.
+        Records the orientation of a frame; must be called for every frame of the decoder, requested or not.
 
-        The matrix is read where the angle that it has differs from that of the frame before: a frame whose side data are read keeps
-        its memory until the next collection of cyclic garbage.
+        The matrix is read only if its angle differs from that of the previous frame: a frame whose side data are read keeps
+        its memory until the next cyclic garbage collection.
         """
         angle = frame.rotation  # 0 also for a frame without a matrix
         if self.angle is None or (angle and angle != self.angle):
@@ -290,9 +291,9 @@ class _Pictures:
 
     def upright_rgb(self, frame) -> np.ndarray:
         """
-        `(height, width, 3)` uint8 of the frame noted last.
+        Returns the frame passed last to `note_orientation` as a uint8 `(height, width, 3)` array.
 
-        ffmpeg's filter and not `frame.to_ndarray`, whose colours differ from it (and decord) at odd sizes.
+        The conversion is ffmpeg's filter: the colours of `frame.to_ndarray` differ from it (and from decord) at odd sizes.
         """
         av = import_av()
         if frame.width * frame.height > MAX_PIXELS:
@@ -308,7 +309,7 @@ class _Pictures:
 
 
 def _display_matrix(frame) -> tuple[int, int, int, int] | None:
-    """(a, b, c, d): where the picture stores (x, y), (a x + c y, b x + d y) is displayed. `None` where the frame has none."""
+    """Returns the matrix (a, b, c, d) by which pixel (x, y) is displayed at (a x + c y, b x + d y); `None` if the frame has none."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -318,15 +319,15 @@ def _display_matrix(frame) -> tuple[int, int, int, int] | None:
 
 def orient(image: np.ndarray, matrix: tuple[int, int, int, int] | None, path: str) -> np.ndarray:
     """
-    Rotates a frame `(height, width, 3)` as it is displayed.
+    Rotates and mirrors a frame `(height, width, 3)` as it is to be displayed.
 
     Args:
-        image: as stored.
-        matrix: see `_display_matrix`; of its scale no use is made.
-        path: for errors.
+        image: the frame as stored.
+        matrix: see `_display_matrix`; its scale is ignored.
+        path: path of the file, for errors.
 
     Raises:
-        OSError: naming the file, if the matrix is none of the eight ways to turn and mirror by quarter turns.
+        OSError: naming the file, if the matrix is not one of the eight combinations of quarter turns and mirroring.
     """
     if matrix is None:
         return image
@@ -337,15 +338,15 @@ def orient(image: np.ndarray, matrix: tuple[int, int, int, int] | None, path: st
     if not upright and not sideways:
         raise OSError(f"{path} is to be displayed at an angle (display matrix {a}, {b}, {c}, {d}): only quarter turns and mirrors are read")
     if sideways:
-        image, a, d = image.swapaxes(0, 1), c, b  # x is displayed where c y says, y where b x does
+        image, a, d = image.swapaxes(0, 1), c, b  # displayed x depends on stored y, displayed y on stored x
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _open_decord(index: VideoIndex):
-    """decord's reader of a file, checked against its index."""
+    """Opens a file with decord and checks the number of frames against the index."""
     import decord
 
-    # A threshold just above 0 makes decord report frames that it could not decode, instead of repeating others.
+    # A threshold just above 0 makes decord raise an error for frames that it cannot decode, instead of repeating others.
     reader = decord.VideoReader(os.path.abspath(index.path), fault_tol=1e-9)
     if len(reader) != len(index.times):
         raise OSError(f"it counts {len(reader)} frames instead of {len(index.times)}")
@@ -354,19 +355,19 @@ def _open_decord(index: VideoIndex):
 
 def _consecutive_frames(reader, index: VideoIndex, indices: list[int]) -> Iterator[np.ndarray]:
     """
-    RGB frames `(height, width, 3)` at ascending indices, by decord's reader.
+    Yields RGB frames `(height, width, 3)` at ascending indices, decoded by decord.
 
-    decord gives up skipping frames when its decoder is slower than it had expected, and then gives the frame where it is. So nothing
-    is skipped: all frames from the keyframe before a wanted one are read.
+    decord stops skipping frames if its decoder is slower than it expected, and then returns a wrong frame. So nothing
+    is skipped: all frames from the keyframe before a requested one are read.
     """
     assert index.presented is not None  # see `_decord_is_right`
     keyframes = np.searchsorted(index.presented, index.keyframes)
-    following, chunk_frames = 0, 1  # the first frame alone, to learn its size
+    following, chunk_frames = 0, 1  # the first frame alone, because its size is not yet known
     for wanted in indices:
         following = max(following, int(keyframes[np.searchsorted(keyframes, wanted, side="right") - 1]))
         while following <= wanted:
             batch = reader.get_batch(range(following, min(wanted + 1, following + chunk_frames)))
-            # A torch tensor comes when the user has set decord's bridge to torch.
+            # decord returns a torch tensor if the user has set its bridge to torch.
             frames = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()  # (chunk_frames, height, width, 3)
             following += len(frames)
             chunk_frames = max(1, CHUNK_BYTES // frames[0].nbytes)
@@ -375,8 +376,8 @@ def _consecutive_frames(reader, index: VideoIndex, indices: list[int]) -> Iterat
 
 def _decord_is_right(index: VideoIndex) -> bool:
     """
-    Whether decord reads such files right: it seeks wrong in other containers and where pictures precede their keyframe, and it
-    mirrors what is to be turned.
+    Returns whether decord decodes the file correctly. It seeks to wrong frames in other containers and if pictures are displayed before
+    their keyframe, and it mirrors videos that are to be rotated.
     """
     if index.presented is None or not index.is_plain or index.notes:
         return False
@@ -389,8 +390,8 @@ def _decord_is_right(index: VideoIndex) -> bool:
 
 def _keyframes_are_whole(index: VideoIndex) -> bool:
     """
-    Whether a decoder that starts at the second keyframe gives its frame: what H.264 calls a recovery point, where a picture is
-    refreshed part by part, is marked as a keyframe too, and decord then gives later frames.
+    Returns whether a decoder that starts at the second keyframe returns its frame. An H.264 recovery point, at which the image is
+    refreshed gradually, is marked as a keyframe too; decord then returns later frames.
     """
     if len(index.keyframes) < 2:
         return True
@@ -410,7 +411,7 @@ def _metadata(index: VideoIndex, backend: str) -> LlavaSTVideoMetadata:
 
 
 def check_backend(backend: str | None) -> str:
-    """Returns the decoder; `None` means PyAV. Raises `ValueError` for an unknown one, `ImportError` for one that is not installed."""
+    """Returns the decoder's name; `None` means PyAV. Raises `ValueError` if it is unknown, `ImportError` if it is not installed."""
     if backend is None:
         return "pyav"
     if backend not in BACKENDS:
@@ -425,12 +426,12 @@ def check_backend(backend: str | None) -> str:
 
 def open_video_file(path: str, backend: str | None = None, allow_truncated: bool = False) -> VideoFileReader | AnimationReader:
     """
-    A reader of a local video file.
+    Opens a local video file.
 
     Args:
-        path: the file.
+        path: path of the file.
         backend: `"pyav"`, the default, or `"decord"`, which is slower here, because nothing is skipped. Files that decord would
-            read wrong go to PyAV; `metadata.video_backend` says which one read the file.
+            decode incorrectly are decoded by PyAV; `metadata.video_backend` is the decoder used.
         allow_truncated: read a truncated file up to its end; `metadata.notes` then states it.
 
     Raises:
@@ -457,15 +458,15 @@ def read_video_file(
     download_limits: DownloadLimits | None = None,
 ) -> Result:
     """
-    What `read` makes of a reader of a video file.
+    Opens a video file and returns the result of `read` for its reader.
 
-    Where the decoder gives other frames than the packets of the file state, all frames are counted and `read` is called once more, with
-    a reader that has the right index: it takes numbers and times of frames from the reader that it was called with.
+    If the decoder returns other frames than the packets of the file state, all frames are counted by decoding and `read` is called again
+    with a reader that has the correct index. So `read` must take frame numbers and times from the reader passed to it.
 
     Args:
-        source: as of `local_video`.
-        backend, allow_truncated: as of `open_video_file`, which lists the errors.
-        download_limits: `None` for the default ones.
+        source: see `local_video`.
+        backend, allow_truncated: see `open_video_file`, which lists the errors.
+        download_limits: limits of a download; `None` for the default limits.
     """
     with local_video(source, download_limits) as path:
         reader = open_video_file(path, backend, allow_truncated)

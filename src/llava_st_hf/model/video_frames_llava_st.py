@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos given as frames in memory or as image files, behind the interface of the readers of video files."""
+"""Reader of videos given as frames in memory or as image files, with the interface of `VideoFileReader`."""
 
 import os
 import re
@@ -22,20 +22,20 @@ from .video_decoding_llava_st import CHUNK_BYTES
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 
 
-# Objects of torchcodec, which `datasets` makes of its Video columns.
+# Classes of torchcodec, which `datasets` returns for its Video columns.
 _DECODER_ADVICE = ": give the path or the bytes of the file (a Video column of datasets has them with decode=False)"
 
 
 class FramesReader:
     """
-    Frames already in memory, or in image files, behind the interface of the readers of video files.
+    Reader of frames in memory or in image files, with the interface of `VideoFileReader`.
 
     Args:
-        frames: an array of 4 axes or a list of frames, as `flatten_videos` gives them.
-        metadata: what is known of their rate or times, and of the video that they come from.
+        frames: an array of 4 axes or a list of frames, as returned by `flatten_videos`.
+        metadata: their frame rate or times, and their `frames_indices` in the video they were sampled from, if known.
         do_convert_rgb, input_data_format: see `checked_pixels` and `channels_first`.
         do_rescale, rescale_factor: see `float_scale`, which decides on all frames of the video at once.
-        download_limits: of frames that are URLs.
+        download_limits: limits of downloads of frames that are URLs.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class FramesReader:
         arrays = (index for index, frame in enumerate(frames) if isinstance(frame, (np.ndarray, torch.Tensor)))
         self.scale = float_scale([self.frames] if is_array else map(self._frame, arrays), do_rescale, rescale_factor)
         size = self.frames.shape[-2:] if is_array else self._frame(0).shape[-2:]
-        # A copy of the caller's, since sampling writes into it. The number of frames can be counted, so it is optional.
+        # A copy, because sampling modifies it. The number of frames is optional, because it can be counted.
         metadata = LlavaSTVideoMetadata(**{"total_num_frames": None, **(metadata or {}), "clip": None, "given_frames": None})
         self.positions = _positions(metadata, len(frames))
-        # Whether the frames were sampled by the caller: then they are not all frames of the file.
+        # Whether the caller sampled the frames, so that they are not all frames of the file.
         self.is_sampled = self.positions != list(range(metadata.total_num_frames))
         if len({second - first for first, second in pairwise(self.positions)}) > 1:
             metadata.given_frames = self.positions
@@ -79,14 +79,14 @@ class FramesReader:
         frame = self.frames[index]
         if isinstance(frame, (str, os.PathLike)) or is_file_content(frame):
             source, frame = frame, load_image(frame, self.download_limits)
-            if is_url(source) and "loop" in frame.info:  # PIL notes how often an animation is repeated
+            if is_url(source) and "loop" in frame.info:  # PIL sets `loop`, the number of repetitions, only for animations
                 raise OSError(f"{source_name(source, 'image')} is an animated PNG, but its suffix is that of a still image: give its bytes")
         if isinstance(frame, PIL.Image.Image):
             return channels_first(pil_to_array(frame, self.do_convert_rgb)[None], ChannelDimension.LAST)
         return channels_first(frame[None], self.input_data_format)  # (1, channels, height, width)
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        """Frames at ascending indices as `(chunk_frames, channels, height, width)` tensors in order."""
+        """Yields frames at ascending indices as `(chunk_frames, channels, height, width)` tensors in order."""
         if isinstance(self.frames, torch.Tensor):
             step = max(1, CHUNK_BYTES // self.frames[0].nbytes)
             for position in range(0, len(indices), step):
@@ -94,7 +94,7 @@ class FramesReader:
                 if chunk[-1] - chunk[0] == len(chunk) - 1:
                     frames = self.frames[chunk[0] : chunk[-1] + 1]  # consecutive: nothing is copied
                 else:
-                    # Indexed with the channels last, the layout that the resize is fast in and most arrays come in.
+                    # Indexed with the channels last, the layout in which the resize is fast and which most arrays have.
                     frames = self.frames.permute(0, 2, 3, 1)[chunk].permute(0, 3, 1, 2)
                 yield checked_pixels(frames, self.do_convert_rgb, self.scale)
             return
@@ -112,7 +112,7 @@ class FramesReader:
 
 def flatten_videos(videos: VideoInput) -> list:
     """
-    Any nesting of videos as a flat list of videos.
+    Flattens any nesting of videos to a list of videos.
 
     A video is a file (path, URL, `data:` URL, bytes or an open binary file), an array of 4 axes, or a list of frames: PIL images,
     arrays of 2 or 3 axes, or still images as files. A folder is the list of the image files in it; see `folder_frames`. An array of 5
@@ -142,7 +142,7 @@ def flatten_videos(videos: VideoInput) -> list:
 
 
 def is_frames(video) -> bool:
-    """Whether an entry of `flatten_videos` is frames, which have no times of their own, and not a file."""
+    """Returns whether an entry of `flatten_videos` is an array or list of frames, which have no times, instead of a file."""
     return isinstance(video, (list, np.ndarray, torch.Tensor))
 
 
@@ -156,7 +156,7 @@ def _is_frame(item) -> bool:
 
 def folder_frames(folder: str) -> list[str]:
     """
-    The paths of the image files in a folder, which are the frames of one video.
+    Lists the paths of the image files in a folder, which are the frames of one video.
 
     They are sorted by name, with the numbers in names compared as numbers: `frame2.png` is before `frame10.png`. Files whose names
     begin with a dot and those that Windows adds to folders of images are ignored.
@@ -177,13 +177,13 @@ def folder_frames(folder: str) -> list[str]:
 
 
 def _natural_order(name: str) -> tuple:
-    """Sort key for names of files, with numbers in them compared as numbers."""
+    """Sort key for file names that compares numbers in them as numbers."""
     stem = os.path.splitext(name)[0]
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", stem)], name
 
 
 def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> list[VideoMetadata | dict | None]:
-    """One entry or `None` per video, from one object or any nesting of them."""
+    """Flattens one metadata object or any nesting of them to a list with one entry or `None` per video."""
     if video_metadata is None:
         return [None] * len(videos)
     if isinstance(video_metadata, (dict, VideoMetadata)):
@@ -199,7 +199,7 @@ def flatten_metadata(video_metadata: VideoMetadataType | None, videos: list) -> 
 
 
 def check_metadata(metadata: VideoMetadata | dict | None) -> None:
-    """Raises `ValueError`, naming key and value, for keys that `VideoMetadata` has not and for an impossible frame rate."""
+    """Raises `ValueError`, naming key and value, for keys that `LlavaSTVideoMetadata` does not have and for an invalid frame rate."""
     if metadata is None:
         return
     if not isinstance(metadata, (dict, VideoMetadata)):
@@ -213,7 +213,7 @@ def check_metadata(metadata: VideoMetadata | dict | None) -> None:
 
 
 def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
-    """Which frames of the file `num_frames` frames in memory are. Fills in `total_num_frames`, and checks what there is."""
+    """Returns the indices in the file of `num_frames` frames in memory. Fills in `total_num_frames` and checks the metadata."""
     total, indices = metadata.total_num_frames, metadata.frames_indices
     if total is not None and (not is_integer(total) or total < 1):
         raise ValueError(f"`video_metadata` total_num_frames must be a whole number of at least 1, got {total!r}")
@@ -232,12 +232,12 @@ def _positions(metadata: LlavaSTVideoMetadata, num_frames: int) -> list[int]:
         positions = [int(index) for index in indices]
         if len(positions) != num_frames:
             raise ValueError(f"`video_metadata` has {len(positions)} frames_indices and the video has {num_frames} frames: give one each")
-        # A frame may come twice, as in clips shorter than what was sampled from them.
+        # A frame may be repeated, as in clips with fewer frames than were sampled from them.
         if positions[0] < 0 or any(second < first for first, second in pairwise(positions)):
             raise ValueError(f"`video_metadata` frames_indices must ascend from 0 or above, got {positions}")
         if total is not None and total != num_frames and positions[-1] >= total:
             raise ValueError(f"`video_metadata` frames_indices go to {positions[-1]} and total_num_frames is {total}")
-    # Some callers give the number of sampled frames as the total: then the last index determines it.
+    # Some callers pass the number of sampled frames as the total: then the last index determines it.
     metadata.total_num_frames = max(int(total or 0), positions[-1] + 1)
     times = metadata.frame_times
     if times is not None:

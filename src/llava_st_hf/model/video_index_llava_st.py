@@ -2,9 +2,9 @@
 """
 Index of a video file: the frames that a player displays, their order and their times.
 
-The index is made of the file's packets: their presentation times sorted, without those that an edit list hides or that cannot be
-decoded. Where packets do not say it (containers without presentation times, pictures of two packets, packets without a picture),
-all frames are decoded once and counted. Readers of pixels take everything else from the index.
+The index is built from the packets of the file: their sorted presentation times, without packets that an edit list hides or that
+cannot be decoded. If the packets do not determine the frames (containers without presentation times, pictures of two packets, packets
+without a picture), all frames are decoded once and counted. The readers of pixels use the index for everything else.
 """
 
 import gc
@@ -21,20 +21,20 @@ from .video_containers_llava_st import DamagedVideoError, TruncatedVideoError, c
 from .video_sample_tables_llava_st import read_sample_table
 
 
-# Containers that are opened, by ffmpeg's names: those of which a cut is recognised. No playlists (they name other files), devices,
-# scripts or bare streams (which have no times). GIF is one of them; animated WebP and PNG are read as images.
+# Containers that are opened, by ffmpeg's names: those whose truncation can be detected. No playlists (they refer to other files),
+# devices, scripts or raw streams (which have no times). GIF is included; animated WebP and PNG are read as images.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,gif,nut,ivf,mxf"
-# Seconds: a frame of a GIF that is to be displayed for less than the first is displayed for the second, as in web browsers.
+# Seconds. A GIF frame whose stated duration is below the first value is displayed for the second, as in web browsers.
 GIF_SHORTEST, GIF_USUAL = 0.015, 0.1
-# Containers that store when a packet is decoded, and not when its frame is displayed. What ffmpeg makes of it is wrong for codecs
-# that reorder frames.
+# Containers that store decoding times, not presentation times. The presentation times that ffmpeg derives are wrong for codecs that
+# reorder frames.
 WITHOUT_PRESENTATION_TIMES = ("avi", "asf")
 REORDERING_CODECS = ("h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video")
-# Codecs whose decoders, which give a frame one packet late, drop another frame than the hidden one.
+# Codecs whose decoders return a frame one packet late and therefore drop another frame than the hidden one.
 LATE_CODECS = ("mpeg1video", "mpeg2video")
 # Containers in which ffmpeg guesses most presentation times, and guesses others after a seek.
 UNSEEKABLE = ("mpeg",)
-# Codecs of which each packet is one displayed frame, but for those that `_is_hidden` finds.
+# Codecs whose packets each contain one displayed frame, except those detected by `_is_hidden`.
 ONE_FRAME_A_PACKET = {
     *("h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "ffvhuff"),
     *("huffyuv", "utvideo", "rawvideo", "v210", "png", "gif", "qtrle", "jpeg2000", "flv1", "h261", "h263", "msmpeg4v1", "msmpeg4v2"),
@@ -44,18 +44,18 @@ ONE_FRAME_A_PACKET = {
 HIDING_CODECS = ("vp8", "vp9")
 # Bytes of the longest packet of MPEG-4 that may contain no frame (VOP not coded). Frames without a change are as short.
 EMPTY_MPEG4_PACKET = 8
-# Seconds by which a video may be shorter than its header says: a last frame of unknown length, a sound track's padding.
+# Seconds by which a video may be shorter than stated in its header: the last frame has an unknown duration, audio tracks have padding.
 DURATION_TOLERANCE = 1.0
-# A size of frames above this, in pixels, is that of a damaged header (16K has 142 million).
+# Maximum number of pixels of a frame; a larger size means that the header is damaged (16K has 142 million).
 MAX_PIXELS = 16384 * 8704
 
 
 class InexactIndexError(OSError):
-    """The decoder returned other frames than the packets state, so the frames must be counted by decoding."""
+    """Error raised if the decoder returns other frames than the packets state, so that the frames must be counted by decoding."""
 
 
 def import_av():
-    """PyAV. Raises `ImportError` with advice where it is not installed."""
+    """Imports PyAV. Raises `ImportError` with the installation command if it is not installed."""
     try:
         import av
     except ImportError as error:
@@ -67,8 +67,8 @@ def import_av():
 @cache
 def _collect_before_forks() -> None:
     """
-    PyAV's containers and filters are in reference cycles. A forked process (a worker of a data loader) that frees one would wait for
-    decoder threads that it does not have, so they are freed before.
+    Runs the garbage collector before each fork, because PyAV's containers and filters are in reference cycles. A forked process (a data
+    loader worker) that frees one would wait forever for decoder threads that exist only in its parent.
     """
     if os.name == "posix":
         os.register_at_fork(before=gc.collect)
@@ -90,7 +90,7 @@ def named_errors(path: str, doing: str) -> Iterator[None]:
 
 @contextmanager
 def open_container(path: str):
-    """PyAV's container of a local file. Only files are opened, and only by the demuxers of `CONTAINERS`."""
+    """Opens a local file with PyAV, only as a file (not as a URL) and only by the demuxers of `CONTAINERS`."""
     av = import_av()
     with named_errors(path, "cannot be read as a video"):
         try:
@@ -101,7 +101,7 @@ def open_container(path: str):
             )
         except av.error.InvalidDataError as error:
             raise OSError(f"{path} cannot be read as a video: it is of no known format, or its header is damaged") from error
-        except av.error.ArgumentError as error:  # what ffmpeg says of formats that are not on the list
+        except av.error.ArgumentError as error:  # raised by ffmpeg for formats that are not in the list
             raise OSError(
                 f"{path} cannot be read as a video: its format is none of those that are read. Playlists are not followed, and streams "
                 "without a container have no times: remux them (ffmpeg -i in.h264 -c copy out.mkv)"
@@ -132,16 +132,16 @@ class VideoIndex:
     The frames of a video file that a player displays.
 
     Args:
-        path: of the file.
+        path: path of the file.
         container, codec: ffmpeg's names.
         stream: index of the video stream among all streams of the file.
         times: `(num_frames,)` float64, seconds from the start of the container at which each frame is displayed, ascending.
-        frame_rate: what the file calls its rate, in frames per second; 0 if it does not.
-        presented: `(num_frames,)` int64, the presentation times of the frames in units of the stream's time base. `None` where
-            frames are counted by decoding: they can be found from the start of the file only.
-        keyframes: int64, ascending, the presentation times of packets at which decoding may start, hidden ones included; empty where
-            a seek is not exact.
-        hidden: the presentation times of frames that the decoder gives and that an edit list hides.
+        frame_rate: stated frame rate, in frames per second; 0 if the file does not state one.
+        presented: `(num_frames,)` int64, the presentation times of the frames in units of the stream's time base. `None` if the
+            frames were counted by decoding: then they can be found only from the start of the file.
+        keyframes: int64, ascending, the presentation times of packets at which decoding may start, hidden ones included; empty if
+            seeking is not exact.
+        hidden: the presentation times of frames that the decoder returns although an edit list hides them.
         is_plain: whether no packet is hidden, no picture precedes its keyframe, and there is one video stream.
         notes: see `LlavaSTVideoMetadata`.
     """
@@ -172,7 +172,7 @@ class _Packets:
     can_reorder: bool
     has_one_stream: bool
     has_sound: bool
-    promised: float | None  # seconds that the header says, where it does
+    promised: float | None  # duration in seconds stated in the header
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     keyframe: list[bool] = field(default_factory=list)
@@ -184,10 +184,10 @@ class _Packets:
 
 def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
     """
-    The index of a local video file.
+    Builds the index of a local video file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         allow_truncated: read a truncated file up to its end; `notes` then states it.
 
     Raises:
@@ -201,7 +201,7 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
     if truncation is not None and not (allow_truncated and truncation.is_readable):
         raise truncation
     packets = _scan(path)
-    # A stated duration counts from the clock's zero, also where the first packet is later.
+    # A stated duration counts from time 0, even if the first packet is later.
     if truncation is None and packets.promised is not None and packets.end < packets.promised - DURATION_TOLERANCE:
         truncation = TruncatedVideoError(path, f"it should last {packets.promised:.3f} s and ends after {packets.end:.3f} s")
         if not allow_truncated:
@@ -213,7 +213,7 @@ def read_index(path: str, allow_truncated: bool = False) -> VideoIndex:
 
 
 def _scan(path: str) -> _Packets:
-    """Reads the packets of the file, and no pixels; of MP4 files the tables of them."""
+    """Reads the packets of the file without decoding; for MP4 files, only their sample tables."""
     with open_container(path) as container, named_errors(path, "cannot be read as a video"):
         stream = choose_stream(container, path)
         context = stream.codec_context
@@ -225,7 +225,7 @@ def _scan(path: str) -> _Packets:
         duration_is_stated = names.startswith(("matroska", "flv")) and container.duration
         found = _Packets(
             container=names,
-            codec=context.codec.canonical_name,  # that of AV1 is not the decoder's
+            codec=context.codec.canonical_name,  # differs from the decoder's name for AV1
             stream=stream.index,
             time_base=float(stream.time_base or 0),
             frame_rate=float(stream.average_rate or 0),
@@ -241,7 +241,7 @@ def _scan(path: str) -> _Packets:
             found.keyframe, found.discard = table.keyframe.tolist(), table.discard.tolist()
             found.hidden = [False] * len(found.pts)
             found.is_doubtful = found.codec == "mpeg4" and bool((table.size <= EMPTY_MPEG4_PACKET).any())
-        # Sound is of interest only where the header states how long all of it lasts.
+        # Audio packets are needed only if the header states a total duration.
         for packet in () if table is not None else container.demux() if duration_is_stated else container.demux(stream):
             if packet.size == 0:
                 continue
@@ -263,7 +263,7 @@ def _scan(path: str) -> _Packets:
 
 
 def _is_hidden(codec: str, packet) -> bool:
-    """Whether a packet of VP8 or VP9 holds nothing but a picture that later ones refer to and that is never displayed."""
+    """Returns whether a VP8 or VP9 packet contains only a reference picture that is never displayed."""
     if codec == "vp8":
         return not memoryview(packet)[0] >> 4 & 1
     if codec == "vp9":
@@ -271,12 +271,12 @@ def _is_hidden(codec: str, packet) -> bool:
         first, last = data[0], data[-1]
         is_superframe = last & 0xE0 == 0xC0
         shows_existing, shows = first >> 3 & 1, first >> 1 & 1
-        return first & 0xF0 != 0xB0 and not is_superframe and not shows_existing and not shows  # 0xB0: profile 3, not looked into
+        return first & 0xF0 != 0xB0 and not is_superframe and not shows_existing and not shows  # 0xB0: profile 3, not parsed
     return False
 
 
 def _says_presentation(packets: _Packets) -> bool:
-    """Whether the packets alone determine the displayed frames and their times."""
+    """Returns whether the packets alone determine the displayed frames and their times."""
     if packets.codec not in ONE_FRAME_A_PACKET or packets.is_doubtful:
         return False
     if packets.container in WITHOUT_PRESENTATION_TIMES and packets.codec in REORDERING_CODECS:
@@ -285,7 +285,7 @@ def _says_presentation(packets: _Packets) -> bool:
     if None in shown or len(set(shown)) < len(shown):
         return False
     decoded = [time for time in packets.dts if time is not None]
-    return all(later >= earlier for earlier, later in pairwise(decoded))  # a clock that restarts goes backwards
+    return all(later >= earlier for earlier, later in pairwise(decoded))  # times decrease if the clock restarts
 
 
 def _packet_index(path: str, packets: _Packets) -> VideoIndex:
@@ -298,7 +298,7 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
     keyframes = sorted(time for time, keyframe, _, _ in rows if keyframe and time is not None)
     start = rows[0][0]
     if keyframes and start is not None and start > presented[0]:
-        # Pictures that precede the first keyframe need others that the file does not have. Some decoders display them anyway.
+        # Pictures displayed before the first keyframe need references that the file does not contain. Some decoders return them anyway.
         displayed = _displayed_before(path, packets.stream, start)
         presented = [time for time in presented if time >= start or time in displayed]
     leads = False
@@ -315,7 +315,7 @@ def _packet_index(path: str, packets: _Packets) -> VideoIndex:
 def _index(
     path: str, packets: _Packets, times: np.ndarray, presented: np.ndarray | None, keyframes: list[int], is_plain=False
 ) -> VideoIndex:
-    """Builds a `VideoIndex`; `times` are those of the frames in units of the time base."""
+    """Builds a `VideoIndex`; `times` are the times of the frames in units of the time base."""
     return VideoIndex(
         path=path,
         container=packets.container,
@@ -332,8 +332,8 @@ def _index(
 
 def _hidden_times(packets: _Packets) -> frozenset[int]:
     """
-    Presentation times of hidden frames that decoders give nevertheless, those of `LATE_CODECS`. With several edits they may be
-    those of displayed frames too, so they serve for nothing else.
+    Presentation times of hidden frames that the decoders of `LATE_CODECS` return nevertheless. With several edits, displayed frames
+    may have the same times, so the result is empty for other codecs.
     """
     if packets.codec not in LATE_CODECS:
         return frozenset()
@@ -341,7 +341,7 @@ def _hidden_times(packets: _Packets) -> frozenset[int]:
 
 
 def _seconds(times: np.ndarray, packets: _Packets) -> np.ndarray:
-    """Converts units of the time base to seconds from the start of the container, which is no later than the first frame."""
+    """Converts units of the time base to seconds from the start of the container, which is not later than the first frame."""
     seconds = times * packets.time_base
     if packets.container == "gif":
         durations = np.diff(seconds)
@@ -351,7 +351,7 @@ def _seconds(times: np.ndarray, packets: _Packets) -> np.ndarray:
 
 
 def _displayed_before(path: str, stream_index: int, keyframe: int) -> set[int]:
-    """Presentation times of the frames that the decoder gives before the first keyframe's."""
+    """Presentation times of the frames that the decoder returns before the frame of the first keyframe."""
     displayed: set[int] = set()
     for frame in decode_all(path, stream_index):
         if frame.pts is not None and frame.pts >= keyframe:
@@ -365,9 +365,9 @@ def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = Fa
     Builds the index by decoding all frames.
 
     Args:
-        path: of the file.
-        packets: of a scan before.
-        tolerant: stop at the first frame that is damaged, instead of raising an error.
+        path: path of the file.
+        packets: result of an earlier `_scan`.
+        tolerant: stop at the first damaged frame instead of raising an error.
 
     Raises:
         OSError: naming the file, if it cannot be decoded or its frames have no times.
@@ -396,8 +396,8 @@ def count_frames(path: str, packets: _Packets | None = None, tolerant: bool = Fa
 
 def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
     """
-    Presentation times of the frames. Where some have none (in program streams the first frame of a packet alone has one), they are
-    those of the stated frame rate, if all that are there agree with it.
+    Presentation times of the frames. Missing times (in program streams only the first frame of a packet has one) are filled in from the
+    stated frame rate, if all existing times agree with it.
     """
     times = [time for time in found if time is not None]
     if len(times) < len(found):
@@ -416,8 +416,8 @@ def _known_times(path: str, packets: _Packets, found: list[int | None]) -> np.nd
 
 def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np.ndarray:
     """
-    When frames are displayed, from the times at which packets are decoded: a frame is displayed when the decoder can give it, which
-    is `delay` packets after its place among the frames. `found` has the times of the frames' packets, by which ffmpeg carries them.
+    Presentation times of the frames, from the decoding times of the packets: a frame is displayed when the decoder can return it, which
+    is `delay` packets after its position among the frames. `found` contains the times of the frames' packets, as returned by ffmpeg.
     """
     slots = [time for time in packets.dts if time is not None]
     number = {time: place for place, time in enumerate(packets.pts)}
@@ -426,31 +426,31 @@ def _times_of_slots(path: str, packets: _Packets, found: list[int | None]) -> np
     delay = max(int(packets.can_reorder), *(number[time] - place for place, time in enumerate(found)))
     gaps = np.diff(slots)
     gap = int(np.median(gaps)) if len(gaps) else 1
-    slots += [slots[-1] + gap * more for more in range(1, delay + 1)]  # the last frames come when the packets have ended
+    slots += [slots[-1] + gap * more for more in range(1, delay + 1)]  # the decoder returns the last frames after the last packet
     times = np.array(slots[delay : delay + len(found)], dtype=np.int64)
     if (np.diff(times) <= 0).any():
         raise OSError(f"{path} has packets that are decoded at the same time ({packets.container}). Remux or re-encode it")
-    # Writers shift the packets so that the first one, which is decoded `delay` before its frame is displayed, is at 0; in ASF they
-    # shift the sound with them. A first packet that stands apart from the others was not shifted: the picture starts late.
+    # Muxers shift the packets so that the first one, which is decoded `delay` before its frame is displayed, is at 0; in ASF they
+    # shift the audio too. A first packet separated from the others was not shifted: the video starts late.
     lead = int(times[0]) - slots[0]
     is_shifted = lead <= (delay + 1) * gap and not (packets.container == "asf" and packets.has_sound)
     return times - lead if is_shifted else times
 
 
 def video_stream(container, index: int):
-    """A stream of a container, ready to be decoded in several threads where that is possible."""
+    """Returns a stream of a container, set up for decoding in several threads if that is possible."""
     stream = container.streams[index]
-    # `_unmarked` makes packets whose memory is Python's: a decoder's thread that frees one would wait for the interpreter, and
-    # the interpreter for the thread.
+    # `_unmarked` makes packets whose memory belongs to Python: a decoder thread that frees one would wait for the interpreter while
+    # the interpreter waits for the thread.
     stream.thread_type = "NONE" if stream.codec_context.name in LATE_CODECS else "AUTO"
     return stream
 
 
 def decode_all(path: str, stream_index: int, is_wanted: Callable[[int | None], bool] | None = None) -> Generator:
     """
-    Frames (PyAV's) that the decoder gives, from the start of the file, in the order in which they are displayed.
+    Yields PyAV's frames from the start of the file, in display order.
 
-    `is_wanted` is that of `decode_packets`.
+    For `is_wanted` see `decode_packets`.
     """
     with open_container(path) as container, named_errors(path, "cannot be decoded"):
         stream = video_stream(container, stream_index)
@@ -459,16 +459,17 @@ def decode_all(path: str, stream_index: int, is_wanted: Callable[[int | None], b
 
 def decode_packets(packets: Iterable, path: str, is_wanted: Callable[[int | None], bool] | None = None) -> Iterator:
     """
-    Frames of the packets from the first keyframe on. Pictures that precede it are given where the decoder has them whole.
+    Yields the frames of the packets from the first keyframe on. Pictures displayed before it are included if the decoder has all of their
+    references.
 
     Args:
-        packets: PyAV's, in decoding order.
-        path: for errors.
-        is_wanted: whether the frame at a presentation time is needed. One that is not is decoded only if others refer to it; those
-            that are given are equal to the bit. By default all are needed.
+        packets: PyAV's packets, in decoding order.
+        path: path of the file, for errors.
+        is_wanted: returns whether the frame at a presentation time is needed; others are decoded only if they are references. The frames
+            returned are bitwise identical to those of a full decode. By default all are needed.
 
     Raises:
-        OSError: naming the file, if a frame that is displayed is damaged.
+        OSError: naming the file, if a displayed frame is damaged.
     """
     av = import_av()
     first = None  # presentation time of the first packet that is decoded
@@ -495,7 +496,7 @@ def decode_packets(packets: Iterable, path: str, is_wanted: Callable[[int | None
 
 
 def _unmarked(packet):
-    """A packet without the mark that its frame is hidden, where the decoder would drop another frame in its place."""
+    """Returns the packet without the mark that its frame is hidden, if the decoder would drop another frame instead."""
     if not packet.is_discard or packet.stream.codec_context.name not in LATE_CODECS:
         return packet
     copy = import_av().Packet(bytes(packet))

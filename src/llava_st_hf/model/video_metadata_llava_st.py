@@ -9,27 +9,27 @@ from transformers.video_utils import VideoMetadata
 from .grounding_llava_st import MediaInfo
 
 
-# How far frames may be from where a constant rate has them, as a fraction of a frame and in seconds (containers that count
-# in milliseconds round to them), and still be of constant rate; at low rates a tenth of a frame would be long.
+# Largest deviation of frame times from a constant rate that is still treated as constant: a fraction of a frame, at least
+# `TIME_TOLERANCE` seconds (some containers round to milliseconds), at most `LARGEST_TOLERANCE` seconds.
 RATE_TOLERANCE, TIME_TOLERANCE, LARGEST_TOLERANCE = 0.1, 1.5e-3, 0.015
-# Decimals of frame times in seconds. decord gives them in single precision, so both readers round to what that can hold.
+# Decimals of frame times in seconds. decord returns single precision, so both readers round to a precision that it can represent.
 TIME_DECIMALS = 4
 
 
 @dataclass
 class LlavaSTVideoMetadata(VideoMetadata):
     """
-    `VideoMetadata` of transformers with the times of frames, as needed to convert frames to seconds and back.
+    `VideoMetadata` of transformers with the times of frames, for conversion of frames to seconds and back.
 
-    Seconds are those that a player displays: they count from the start of the container, so a video stream that starts later than the
-    sound has its first frame after second 0.
+    Seconds are those displayed by a player: they count from the start of the container, so the first frame of a video stream that starts
+    later than the audio is after second 0.
 
     Args:
         start_time: seconds at which the first frame is displayed; 0 for frames in memory unless `frame_times` is given.
         frame_times: seconds at which each of the `total_num_frames` frames is displayed; `None` at a constant rate, where frame
-            `i` is displayed at `start_time + i / fps`. Where it is given, `fps` is the mean rate.
+            `i` is displayed at `start_time + i / fps`. If it is given, `fps` is the mean rate.
         clip: first and last frame of the clip, both included.
-        given_frames: where frames sampled before were passed and are unevenly spaced, which frames of the file they are.
+        given_frames: indices in the file of frames sampled by the caller, if they are unevenly spaced; otherwise `None`.
         notes: facts about the file that affect the answer, such as a missing end.
     """
 
@@ -41,10 +41,10 @@ class LlavaSTVideoMetadata(VideoMetadata):
 
     def seconds(self, frame: int) -> float | None:
         """
-        Seconds from the start of the container at which frame `frame` is displayed; `None` where the frame rate is unknown,
-        but for frame 0.
+        Converts a frame index to the seconds from the start of the container at which it is displayed; `None` if the frame rate is
+        unknown, except for frame 0.
 
-        `frame` may be the number of frames: then the result is the end of the last frame, which lasts as long as the one before it.
+        `frame` may be the number of frames: then the result is the end of the last frame, whose duration is that of the one before it.
         """
         times = self.frame_times
         if times is not None:
@@ -58,7 +58,7 @@ class LlavaSTVideoMetadata(VideoMetadata):
 
     def media(self, first: int, last: int) -> MediaInfo:
         """Returns the `MediaInfo` of the clip from frame `first` to `last`, both included."""
-        frames = self.given_frames  # where they are uneven, times are needed one by one
+        frames = self.given_frames  # set if unevenly spaced: then each frame needs its own time
         times: tuple | None = None
         end_time: float | None = None
         if self.frame_times is not None or (frames is not None and self.fps):
@@ -91,9 +91,9 @@ def file_metadata(num_frames: int, fps: float, backend: str, times: np.ndarray, 
     Builds the metadata of a video file.
 
     Args:
-        num_frames: presented frames.
-        fps: what the file calls its rate; 0 if it does not.
-        backend: what reads the pixels.
+        num_frames: number of displayed frames.
+        fps: stated frame rate, in frames per second; 0 if the file does not state one.
+        backend: name of the decoder.
         times: seconds from the start of the container at which each frame is displayed, `(num_frames,)`.
         notes: see `LlavaSTVideoMetadata`.
     """
@@ -115,7 +115,7 @@ def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[f
     Returns the frames per second, and the seconds of every frame if the rate is not constant.
 
     Args:
-        fps: what the file calls its rate; 0 if it does not.
+        fps: stated frame rate; 0 if the file does not state one.
         times: seconds at which each frame is displayed, strictly ascending, `(num_frames,)`.
     """
     stated = fps if fps > 0 else None
@@ -123,12 +123,12 @@ def _rate_and_times(fps: float, times: np.ndarray) -> tuple[float | None, list[f
         return stated, None if stated else times.tolist()
     passed = times - times[0]
     mean = float((len(times) - 1) / passed[-1])
-    # The stated rate may be no more than the clock's, or counts a last frame of odd length: then the frames' own is tried.
+    # The stated rate may be only that of the clock, or include a last frame of different duration: then the mean rate is tried.
     for rate in (stated, round(mean, 3), mean):
         if rate:
             tolerance = min(max(RATE_TOLERANCE / rate, TIME_TOLERANCE), LARGEST_TOLERANCE)
             if np.abs(passed - np.arange(len(times)) / rate).max() <= tolerance:
                 return rate, None
     frame_times = np.round(times, TIME_DECIMALS).tolist()
-    # How long the last frame stays is not said reliably: as long as the one before it.
+    # The stated duration of the last frame is unreliable, so that of the frame before it is used.
     return len(times) / (2 * frame_times[-1] - frame_times[-2] - frame_times[0]), frame_times

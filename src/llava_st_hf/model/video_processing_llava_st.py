@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos for LLaVA-ST: any kind of video, or a clip of it, to 100 normalised frames.
+"""Video processor of LLaVA-ST: converts a video, or a clip of it, to 100 normalized frames.
 
 Frames are sampled uniformly over the clip, both ends included. A file is decoded in small chunks, each resized while the
-next one is being decoded, so that little more than the output is ever in memory.
+next one is being decoded, so that peak memory is little more than the output.
 """
 
 import math
@@ -48,13 +48,13 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
         Video decoder: `"pyav"` (default), or `"decord"` for the files that docs/video_input.md lists; all others are read by
         PyAV. `video_metadata` states the decoder of each file.
     allow_truncated (`bool`, *optional*, defaults to `False`):
-        Read truncated video files up to their end instead of raising an error. `notes` in `video_metadata`, and those of the
-        answer, then state it.
+        Read truncated video files up to their end instead of raising an error. `notes` in `video_metadata` and in the result of the
+        answer parser then state it.
     download_limits (`DownloadLimits`, *optional*):
         Limits of downloads of videos. They are not saved with the processor.
     """
 
-    # Of any type here, because the video processor checks them with clearer messages than transformers.
+    # Any type is allowed here, because the video processor's own checks have clearer messages than those of transformers.
     clips: Any
     sampling: Any
     num_frames: Any
@@ -108,7 +108,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without the limits of downloads: whoever serves sets them, and not a file."""
+        """Returns the settings without `download_limits`, which are set by the application and not by a file."""
         return {name: value for name, value in super().to_dict().items() if name != "download_limits"}
 
     def sample_frames(
@@ -123,7 +123,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         Returns the indices of the sampled frames, `(num_frames,)` int64, from 0 to `metadata.total_num_frames - 1`.
 
         Args:
-            metadata: of the video.
+            metadata: metadata of the video.
             num_frames: number of frames; by default `self.num_frames`.
             fps: frames per second of video instead of a number of frames.
             clip: see `resolve_clip`.
@@ -153,7 +153,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         return np.minimum(indices, metadata.total_num_frames - 1)
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[LlavaSTVideoProcessorKwargs]) -> BatchFeature:
-        """Same as calling the processor; see the class."""
+        """Equivalent to calling the processor; see the class."""
         validate_kwargs(captured_kwargs=kwargs.keys(), valid_processor_keys=[*self.valid_kwargs.__annotations__, "return_tensors"])
         if kwargs.get("num_frames") is not None:
             check_num_frames(kwargs["num_frames"])
@@ -163,7 +163,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
             if kwargs.get(name) is not None and not isinstance(kwargs[name], list):
                 raise ValueError(f"`{name}` must be a list, one per video, None {meaning}; got {kwargs[name]!r}")
         if kwargs.get("do_rescale") is None:
-            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the values of floats determine their scale
+            kwargs["do_rescale"] = None if self.do_rescale else False  # None: the scale of floats is inferred
         validate_typed_dict(self.valid_kwargs, kwargs)
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
@@ -187,7 +187,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         for entry in sampling:
             _check_sampling(entry)
         do_rescale = kwargs["do_rescale"]
-        kwargs["do_rescale"] = do_rescale is not False  # floats that are not on the scale of 8-bit pixels are brought to it before
+        kwargs["do_rescale"] = do_rescale is not False  # floats on another scale are converted to that of 8-bit pixels before
 
         pixel_values, video_metadata = [], []
         for video, metadata, clip, rate in zip(videos, all_metadata, clips, sampling, strict=True):
@@ -210,12 +210,12 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         return features
 
     def _read(self, reader, clip: dict | None, **kwargs) -> tuple[torch.Tensor, LlavaSTVideoMetadata]:
-        """The sampled frames of one video, `(num_frames, channels, height, width)`, and its metadata, which says which they are."""
+        """Reads the sampled frames of one video, `(num_frames, channels, height, width)`, and its metadata with `frames_indices`."""
         metadata = reader.metadata
         if isinstance(reader, FramesReader) and reader.is_sampled:
             if clip is not None:
                 raise ValueError("a clip cannot be taken from frames sampled before; pass the frames of the clip alone")
-            # The rate of the frames that there are, over the time that they are of.
+            # The rate of the given frames: their number over the time that they span.
             positions, rate = reader.positions, metadata.fps
             if rate and metadata.frame_times is None:
                 rate *= len(positions) / (positions[-1] + 1 - positions[0])
@@ -240,15 +240,15 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
 
     def _pixels(self, reader, unique: list[int], rows: np.ndarray, **kwargs) -> torch.Tensor:
         """
-        Reads, resizes and normalises frames.
+        Reads, resizes and normalizes frames.
 
-        This thread decodes a chunk while others work on the one before it, each on a separate part: torch's resize is
-        one thread's work, and the first write to fresh memory is a good part of the whole time.
+        This thread decodes a chunk while other threads process separate parts of the previous one: torch's resize uses a single
+        thread, and the first write to newly allocated memory takes a large share of the time.
 
         Args:
-            reader: of the frames.
+            reader: reader of the video.
             unique: indices of the frames to read, ascending.
-            rows: for each frame of the output, which of `unique` it is; never descending.
+            rows: for each frame of the output, its position in `unique`; never descending.
 
         Returns:
             `(len(rows), channels, height, width)` float32.
@@ -265,16 +265,16 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
         white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
 
         def fill(frames: torch.Tensor, position: int) -> None:
-            """Writes the frames from number `position` of `unique` on to where they belong in the output."""
+            """Writes the frames of `unique` that start at `position` into their places in the output."""
             if size is not None:
                 frames = resize_pixels(frames, size, mode, white)
             start, stop = np.searchsorted(rows, (position, position + len(frames)))
-            if stop - start > len(frames):  # some frames are asked for more than once
+            if stop - start > len(frames):  # some frames are repeated
                 frames = frames[rows[start:stop] - position]
             normalize_pixels(frames, affine, out=pixels[start:stop])
 
         workers = torch.get_num_threads()
-        pixels = torch.empty(0)  # sized when the first frames are seen
+        pixels = torch.empty(0)  # allocated when the size of the first frames is known
         pending: deque[Future] = deque()
         position = 0
         with ThreadPoolExecutor(max_workers=workers) as executor:
@@ -309,7 +309,7 @@ def _check_sampling(entry) -> None:
 
 
 def _as_batch(pixel_values: list[torch.Tensor]) -> torch.Tensor:
-    """One `(num_videos, num_frames, channels, height, width)` tensor; a single video is not copied."""
+    """Stacks videos to one `(num_videos, num_frames, channels, height, width)` tensor; a single video is not copied."""
     shapes = {tuple(pixels.shape) for pixels in pixel_values}
     if len(shapes) > 1:
         raise ValueError(

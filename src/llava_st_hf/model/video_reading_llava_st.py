@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of videos of any kind, files or frames."""
+"""Reading of videos from files or frames."""
 
 from collections.abc import Callable
 
@@ -27,10 +27,10 @@ def read_video(
 
     Args:
         source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
-        read: takes a reader, which has `metadata` and `chunks(indices)`. Chunks are `(chunk_frames, height, width, 3)` of files and
-            `(chunk_frames, channels, height, width)` of frames. Of frames no rate is known.
-        video_backend, allow_truncated: of files, see `open_video_file`.
-        download_limits: `None` for the default ones.
+        read: function of a reader, which has `metadata` and `chunks(indices)`. Chunks are `(chunk_frames, height, width, 3)` for files
+            and `(chunk_frames, channels, height, width)` for frames. The frame rate of frames is unknown.
+        video_backend, allow_truncated: for files, see `open_video_file`.
+        download_limits: limits of a download; `None` for the default limits.
 
     Raises:
         OSError: naming the file, if it is not a video, has no video stream, is damaged, or is truncated and `allow_truncated` is not set.
@@ -64,15 +64,15 @@ def read_video_metadata(
 ) -> LlavaSTVideoMetadata:
     """
     Reads the metadata of a video without decoding all of it: `total_num_frames`, `fps`, `duration` and `start_time` in seconds, and
-    `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. Where the frame rate
-    varies, `frame_times` has the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`. Of a folder of
-    image files and of other frames, whose rate is not known, `fps` and `duration` are `None`.
+    `height` and `width` in pixels as displayed (after rotation), for which the first frame is decoded. If the frame rate
+    varies, `frame_times` contains the seconds of every frame and `fps` is the mean rate. `frames_indices` is `None`. For a folder of
+    image files and for other frames, whose rate is unknown, `fps` and `duration` are `None`.
 
     Args:
         source: one video: a file (path, URL, `data:` URL, bytes, open file), a folder of image files, an array or a list of frames.
         video_backend: video decoder, `"pyav"` (also for `None`) or `"decord"`.
         allow_truncated: read a truncated file up to its end; `notes` then states it.
-        download_limits: `None` for the default ones.
+        download_limits: limits of a download; `None` for the default limits.
 
     Raises:
         OSError: naming the file, if it is not a video, has no video stream, is damaged, or is truncated and `allow_truncated` is not set.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Packets of an MP4 or MOV file from its sample tables: the header alone is read, a few megabytes of a file of gigabytes.
+Packets of an MP4 or MOV file from its sample tables: only the header is read, a few megabytes of a file of gigabytes.
 
-Only what all recorders and editors write is read here: one track of samples, with at most one edit behind an empty one. The
-results are those of ffmpeg's demuxer, which a test compares. For all other files the packets themselves are read.
+Only the layout that all recorders and editors write is supported: one track of samples, with at most one edit after an empty one. The
+results equal those of ffmpeg's demuxer, which is tested. For all other files the packets themselves are read.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class SampleTable:
 
 
 def read_sample_table(path: str, track_id: int) -> SampleTable | None:
-    """The samples of a track; `None` where they are not all in one plain table (fragments, several edits, changes of speed)."""
+    """Reads the samples of a track; `None` if they are not all in one plain table (fragments, several edits, changes of speed)."""
     with open(path, "rb") as file:
         file.seek(0, 2)
         length = file.tell()
@@ -53,7 +53,7 @@ def read_sample_table(path: str, track_id: int) -> SampleTable | None:
 
 
 def _children(file: BinaryIO, start: int, end: int) -> dict[bytes, list[tuple[int, int]]]:
-    """Places of the boxes within a box, by their kind."""
+    """Byte ranges of the boxes within a box, by their kind."""
     found: dict[bytes, list[tuple[int, int]]] = {}
     for kind, content, stop in boxes(file, start, end):
         found.setdefault(kind, []).append((content, min(stop, end)))
@@ -66,7 +66,7 @@ def _bytes(file: BinaryIO, place: tuple[int, int]) -> bytes:
 
 
 def _time_scale(file: BinaryIO, place: tuple[int, int]) -> int:
-    """Units per second, of `mvhd` or `mdhd`."""
+    """Units per second stated in `mvhd` or `mdhd`."""
     data = _bytes(file, place)
     at = 20 if data[:1] == b"\x01" else 12
     return int.from_bytes(data[at : at + 4], "big")
@@ -95,7 +95,7 @@ def _table(file: BinaryIO, track: dict, movie_scale: int) -> SampleTable | None:
     keyframe = np.ones(len(size), dtype=bool)
     if b"stss" in tables:
         keyframe[:] = False
-        for kind in {b"stss", b"stps"} & set(tables):  # the second one in MOV, of open groups of pictures
+        for kind in {b"stss", b"stps"} & set(tables):  # `stps` is in MOV files with open groups of pictures
             numbers = _array(_bytes(file, tables[kind][0])[8:]) - 1
             keyframe[numbers[(numbers >= 0) & (numbers < len(size))]] = True
     discard = np.zeros(len(size), dtype=bool)
@@ -113,7 +113,7 @@ def _table(file: BinaryIO, track: dict, movie_scale: int) -> SampleTable | None:
 
 
 def _array(data: bytes) -> np.ndarray:
-    """Signed 32-bit numbers, as int64."""
+    """Parses signed 32-bit numbers into an int64 array."""
     return np.frombuffer(data[: len(data) // 4 * 4], dtype=">i4").astype(np.int64)
 
 
@@ -125,7 +125,7 @@ def _sizes(data: bytes) -> np.ndarray:
 
 
 def _runs(data: bytes, num_samples: int) -> np.ndarray | None:
-    """A value for each sample, of a table of `(number of samples, value)`; `None` where it is not for as many samples."""
+    """Expands a table of `(number of samples, value)` to one value per sample; `None` if it does not have `num_samples` samples."""
     entries = int.from_bytes(data[4:8], "big")
     table = _array(data[8 : 8 + 8 * entries]).reshape(-1, 2)
     if len(table) != entries or (table[:, 0] < 0).any() or table[:, 0].sum() != num_samples:
@@ -134,7 +134,7 @@ def _runs(data: bytes, num_samples: int) -> np.ndarray | None:
 
 
 def _edit(data: bytes, scale: int, movie_scale: int) -> tuple[int, int, int] | None:
-    """`(delay, start, length)` in the track's units: the samples from `start` on are displayed after `delay`, for `length`."""
+    """Parses `(delay, start, length)` in the track's units: samples from `start` on are displayed after `delay`, for `length`."""
     entries, width = int.from_bytes(data[4:8], "big"), 8 if data[:1] == b"\x01" else 4
     delay, media = 0, None
     for number in range(entries):
