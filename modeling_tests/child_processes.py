@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls in child processes that may die or hang without ending the caller."""
+"""Function calls in child processes, which may crash or hang without affecting the caller."""
 
 import faulthandler
 import os
@@ -12,19 +12,19 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 
 
-ADDRESS_SPACE = 24 * 2**30  # bytes a child may map: a damaged size must not take the memory of the machine
+ADDRESS_SPACE = 24 * 2**30  # bytes that a child may map: a damaged size field must not exhaust the memory of the machine
 
 
 @dataclass(frozen=True)
 class Died:
-    """The child ended during the call, by a signal or with an exit code."""
+    """Result of a call whose child process ended, by a signal or with an exit code."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Hung:
-    """The call took longer than allowed and its child was ended."""
+    """Result of a call that exceeded the time limit, so that its child process was killed."""
 
     seconds: float
 
@@ -32,9 +32,9 @@ class Hung:
 def _serve(function: Callable, pipe) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.disable()  # deaths are what the caller counts
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print every fault of a damaged file
-    pipe.send(None)  # ready: the time of a call does not count that of the start
+    faulthandler.disable()  # the caller counts crashes, so no traceback is needed
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print every error of a damaged file
+    pipe.send(None)  # ready: the time limit of a call does not include the start of the process
     while (job := pipe.recv()) is not None:
         pipe.send(function(job))
 
@@ -52,7 +52,7 @@ class _Child:
         self.pipe.send(job)
 
     def kill(self) -> str:
-        """Ends the process and says how it ended."""
+        """Ends the process and returns the signal or exit code with which it ended."""
         if self.process.is_alive():
             self.process.join(1)  # it may be about to end by itself
         if self.process.is_alive():
@@ -68,22 +68,22 @@ def call_each(function: Callable, jobs: Iterable, seconds: float, processes: int
     Yields `(job, result)` for each job as it is done, in any order.
 
     Args:
-        function: called in a child as `function(job)`; it must be picklable, as must what it takes and returns, and not raise.
-        jobs: its arguments.
-        seconds: the longest that one call may take.
-        processes: how many children there are at a time.
+        function: called in a child as `function(job)`; it must not raise; the function, its argument and its result must be picklable.
+        jobs: arguments of the calls.
+        seconds: time limit of one call.
+        processes: number of children at a time.
 
-    `result` is what `function` returned, `Died` or `Hung`.
+    `result` is the value returned by `function`, `Died` or `Hung`.
     """
-    # Children are forked from a server that has the imports and no threads: a fork of this process may hang on a lock that one of
-    # its threads holds.
+    # Children are forked from a server that has imported the modules and has no threads: a fork of this process could hang on a lock
+    # held by one of its threads.
     context = get_context("forkserver")
     context.set_forkserver_preload(["modeling_tests.video_verdicts"])
     jobs = iter(jobs)
     children: list[_Child] = []
 
     def start(child: _Child | None = None) -> None:
-        """Gives the next job to `child`, or to a new child."""
+        """Sends the next job to `child`, or to a new child."""
         for job in jobs:
             child = child or _Child(context, function)
             child.give(job)

@@ -7,7 +7,7 @@ from modeling_tests.factories import mixed_batch, tiny_model
 from modeling_tests.processors import model_for, tiny_processor
 
 
-# The same examples at every run: a failure here is a failure there.
+# The same examples in every run, so that failures are reproducible.
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
@@ -19,7 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def grounder():
-    """The pipeline around a tiny model with random weights."""
+    """Pipeline of a tiny model with random weights."""
     processor = tiny_processor()
     return pipeline("video-grounding", model=model_for(processor), processor=processor)
 

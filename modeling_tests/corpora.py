@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small data sets of chat messages over media that the tests make."""
+"""Small datasets of chat messages about generated videos and images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from modeling_tests.media import moving_frames, write_video
 
 
 def write_media(folder: Path) -> dict[str, str]:
-    """A video of two seconds and a picture, real files."""
+    """Writes a video of two seconds and an image."""
     folder.mkdir(parents=True, exist_ok=True)
     video = write_video(folder / "clip.mp4", moving_frames(20, 48, 64), fps=10)
     image = folder / "photo.png"
@@ -19,7 +19,7 @@ def write_media(folder: Path) -> dict[str, str]:
 
 
 def row(number: int, kind: str, path: str | None, question: str, answer: str, task: str) -> dict:
-    """One row, with the keys that an item does not have left empty, as Arrow does it."""
+    """One row, in which absent keys of an item are None, as in Arrow tables."""
     empty = dict.fromkeys(("text", "path", "clip", "start", "end"))
     medium = [] if path is None else [{**empty, "type": kind, "path": path}]
     messages = [
@@ -32,7 +32,7 @@ def row(number: int, kind: str, path: str | None, question: str, answer: str, ta
 
 
 def mixed_rows(media: dict[str, str], count: int = 8, coordinates: bool = True) -> list[dict]:
-    """Videos, pictures and text in turn, of different lengths; the first and the last are videos where `count` is odd."""
+    """Rows with a video, an image and text only in turn, of different lengths; the first and last are videos if `count` is odd."""
     rows = []
     for number in range(count):
         kind = ("video", "image", "text")[number % 3]

@@ -11,13 +11,13 @@ from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 
 
 NAN = float("nan")
-BASE_VOCABULARY = 99  # ordinary tokens; the 14 special ones and the coordinates follow
-IMAGE_SIZE, PATCH_SIZE = 18, 2  # a grid of 9×9 patches, packed to 3×3 cells, and to one for the fast stream
+BASE_VOCABULARY = 99  # ordinary tokens; the 14 special tokens and the coordinate tokens follow
+IMAGE_SIZE, PATCH_SIZE = 18, 2  # a grid of 9×9 patches, packed to 3×3 cells, and to one cell for the fast stream
 NUM_FRAMES = 4
 
 
 def tiny_config(num_temporal_bins: int = 6, num_spatial_bins: int = 5, **overrides) -> LlavaSTConfig:
-    """A configuration of a model that runs in milliseconds. `text_config` and `vision_config` may be given in part."""
+    """Configuration of a model that runs in milliseconds. `text_config` and `vision_config` may contain some keys only."""
     num_coordinates = num_temporal_bins + 2 * num_spatial_bins if overrides.get("use_coordinate_tokens", True) else 0
     vision_config = {
         "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -36,7 +36,7 @@ def tiny_config(num_temporal_bins: int = 6, num_spatial_bins: int = 5, **overrid
 
 
 def tiny_model(config: LlavaSTConfig | None = None, **overrides) -> LlavaSTForConditionalGeneration:
-    """A model in evaluation mode, the same at every call; weights are scaled up so that every input shows in the logits."""
+    """Deterministic model in evaluation mode, whose weights are scaled up so that every input affects the logits."""
     torch.manual_seed(0)
     model = LlavaSTForConditionalGeneration(config or tiny_config(**overrides)).eval()
     with torch.no_grad():
@@ -67,7 +67,7 @@ def random_videos(count: int, num_frames: int = NUM_FRAMES, seed: int = 0) -> to
 
 
 def random_positions(config: LlavaSTConfig, input_ids: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """A position at every coordinate token and placeholder, NaN elsewhere."""
+    """Random positions for coordinate tokens and placeholders, NaN elsewhere."""
     vocabulary = config.coordinates
     positions = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(seed))
     is_coordinate = (input_ids >= vocabulary.start_token_id) & (input_ids < vocabulary.end_token_id)
@@ -97,14 +97,14 @@ def mixed_prompts(config: LlavaSTConfig) -> list[tuple[list[int], int, int]]:
 
 
 def mixed_batch(config: LlavaSTConfig) -> dict[str, torch.Tensor]:
-    """The four prompts as one left-padded batch."""
+    """The prompts of `mixed_prompts` as one left-padded batch."""
     batch = left_padded([tokens for tokens, _, _ in mixed_prompts(config)])
     batch["coordinate_values"] = random_positions(config, batch["input_ids"])
     return {**batch, "pixel_values": random_images(3), "pixel_values_videos": random_videos(1)}
 
 
 def single_prompts(config: LlavaSTConfig) -> list[dict[str, torch.Tensor]]:
-    """The rows of `mixed_batch`, each as a batch of its own without padding."""
+    """The rows of `mixed_batch`, each as a separate batch without padding."""
     batch, singles, image = mixed_batch(config), [], 0
     for row, (tokens, images, videos) in enumerate(mixed_prompts(config)):
         single = {key: batch[key][row : row + 1, -len(tokens) :] for key in ("input_ids", "attention_mask", "coordinate_values")}
@@ -133,6 +133,6 @@ class _Watcher(TorchDispatchMode):
 
 @contextmanager
 def watch_new_tensors():
-    """Yields a list that fills with `(operation, shape)` of every tensor with memory of its own made inside the block."""
+    """Yields a list to which `(operation, shape)` of every tensor allocated inside the block is appended."""
     with _Watcher() as watcher:
         yield watcher.calls

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small videos and damaged files, encoded on the spot for the tests."""
+"""Functions that write small videos and damaged files for the tests."""
 
 import struct
 from fractions import Fraction
@@ -11,7 +11,7 @@ import PIL.Image
 
 
 def moving_frames(num_frames: int, height: int, width: int) -> np.ndarray:
-    """A smooth picture that changes from frame to frame, uint8 `(num_frames, height, width, 3)`."""
+    """Smooth images that change from frame to frame, uint8 `(num_frames, height, width, 3)`."""
     time, row, column = np.ogrid[:num_frames, :height, :width]
     red = 127 + 120 * np.sin(0.05 * column + 0.4 * time + 0.0 * row)
     green = 127 + 120 * np.cos(0.07 * row - 0.3 * time + 0.0 * column)
@@ -32,14 +32,14 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 25, codec: str = "mpe
 
 
 def write_cut(path: Path, share: float = 0.7) -> Path:
-    """A Matroska file of a video of two seconds at 10 frames per second that lost its end: this share of its bytes is left."""
+    """Writes a Matroska file of two seconds at 10 frames per second, truncated to this share of its bytes."""
     data = write_video(path, moving_frames(20, 48, 64), fps=10).read_bytes()
     path.write_bytes(data[: round(len(data) * share)])
     return path
 
 
 def write_with_broken_frame(path: Path, broken: int) -> Path:
-    """A MOV file of a video of 60 PNG pictures at 10 frames per second, of which picture `broken` cannot be decoded."""
+    """Writes a MOV file of 60 PNG frames at 10 frames per second, of which frame `broken` cannot be decoded."""
     with av.open(str(path), "w", format="mov") as container:
         stream = container.add_stream("png", rate=10)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
@@ -56,7 +56,7 @@ def write_with_broken_frame(path: Path, broken: int) -> Path:
 
 
 def write_timed_video(path: Path, times: list[float], codec: str = "mpeg4") -> Path:
-    """Encodes a 64x48 frame for each of `times`, in seconds, on a clock of milliseconds: the frame rate may vary."""
+    """Encodes a 64x48 frame for each of `times`, in seconds, rounded to milliseconds: the frame rate may vary."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=1000)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
@@ -71,7 +71,7 @@ def write_timed_video(path: Path, times: list[float], codec: str = "mpeg4") -> P
 
 
 def write_audio(path: Path, seconds: float = 0.5) -> Path:
-    """An MP4 file with a silent sound track and no picture."""
+    """Writes an MP4 file with a silent audio track and no video stream."""
     rate = 16000
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=rate)
@@ -85,7 +85,7 @@ def write_audio(path: Path, seconds: float = 0.5) -> Path:
 
 
 def write_sideways(path: Path, source: Path) -> Path:
-    """A copy of an MP4 file marked, as a phone held upright marks it, to be turned a quarter clockwise."""
+    """Copies an MP4 file with a display matrix that rotates it by 90° clockwise, as written by a phone held upright."""
     data = bytearray(source.read_bytes())
     matrix = data.find(b"tkhd") + 4 + 40  # after the fields of a version 0 track header
     quarter_turn = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
@@ -95,7 +95,7 @@ def write_sideways(path: Path, source: Path) -> Path:
 
 
 def write_animation(path: Path, frames: np.ndarray, durations: list[float], **options) -> Path:
-    """An animated WebP, PNG, GIF or AVIF file of uint8 `(num_frames, height, width, 3)` frames, each displayed for some milliseconds."""
+    """Writes an animated WebP, PNG, GIF or AVIF file of uint8 `(num_frames, height, width, 3)` frames; `durations` are milliseconds."""
     pictures = [PIL.Image.fromarray(frame) for frame in frames]
     pictures[0].save(path, save_all=True, lossless=True, duration=list(durations), append_images=pictures[1:], **options)
     return path

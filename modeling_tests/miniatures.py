@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of a few samples in each published format, with media that are encoded on the spot; and answers to their questions."""
+"""Benchmarks of a few samples in each published format, with generated videos and images, and answers to their questions."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from modeling_tests.media import moving_frames, write_video
 
 
 WIDTH, HEIGHT = 64, 48
-# Fewer frames than the model samples, as many, and more, so that frames are repeated, match and are left out.
+# Fewer frames than the model samples, as many, and more, so that frames are repeated, equal and skipped.
 NUM_FRAMES = (40, 100, 260)
 FPS = 25
 
@@ -34,7 +34,7 @@ def _video(folder: Path, name: str, num_frames: int) -> None:
 
 
 def box_at(frame: int) -> list[float]:
-    """`[x, y, width, height]` in pixels of a thing that moves, the same in all miniatures of videos."""
+    """`[x, y, width, height]` in pixels of a moving object, the same in all video miniatures."""
     return [4.0 + frame % 20, 6.5, 24.0, 20.0 + frame % 7]
 
 
@@ -44,7 +44,7 @@ def corners(box: list[float]) -> Box:
 
 
 def refcoco(folder: Path) -> tuple[str, str]:
-    """Eight expressions about two pictures."""
+    """Eight expressions about two images."""
     for name in ("a.png", "b.png"):
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         Image.fromarray(moving_frames(1, HEIGHT, WIDTH)[0]).save(folder / "pictures" / name)
@@ -134,7 +134,7 @@ def vidstg(folder: Path) -> tuple[str, str]:
 
 
 def hc_stvg(folder: Path, version: int) -> tuple[str, str]:
-    """Three videos; those of the other miniatures, whole."""
+    """The three videos of the other miniatures, without clips."""
     rows = {}
     for name, num_frames, _, (start, end) in CLIPS:
         _video(folder / "videos", name, num_frames)
@@ -163,7 +163,7 @@ MINIATURES: dict[str, Callable[[Path], tuple[str, str]]] = {
 
 
 def media_of(question: Question) -> MediaInfo:
-    """What a model would see of it: of a video whose annotation does not tell, 100 frames."""
+    """`MediaInfo` of the question's image or clip; 100 frames if the annotation does not state the clip."""
     width, height = question.size or (WIDTH, HEIGHT)
     if question.kind == "image":
         return MediaInfo("image", width, height)
@@ -172,17 +172,17 @@ def media_of(question: Question) -> MediaInfo:
 
 
 def in_clip(question: Question, num_frames: int = 100) -> Question:
-    """The question with its ground truth at the frames that a model samples."""
+    """Converts the ground truth of the question to the frames that a model samples."""
     return to_clip_coordinates(question, media_of(question), num_frames)
 
 
 def oracle(question: Question, num_frames: int = 100) -> str:
-    """The right answer in LLaVA-ST's own tokens: the bins nearest to the ground truth."""
+    """Correct answer in LLaVA-ST's coordinate tokens: the bins nearest to the ground truth."""
     return shifted_oracle(question, 0, num_frames)
 
 
 def shifted_oracle(question: Question, bins: int, num_frames: int = 100) -> str:
-    """The same with every time `bins` bins later and every box as many further right and lower, as far as there are bins."""
+    """Answer of `oracle` with every coordinate increased by `bins` bins, clamped to the valid bins."""
     truth, media = in_clip(question, question.num_frames or num_frames).truth, media_of(question)
 
     def token(axis: str, position: float) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Videos whose every frame carries its own number in its pixels, encoded with PyAV in many codecs, containers and kinds.
+Videos in which every frame contains its number as pixels, encoded with PyAV in many codecs, containers and kinds.
 
-What is right for a file is computed from how it is made, never from reading it. A frame number is 12 bits, the highest on the
-left: 12 blocks over the whole width, white for 1, in rows `height / 4` to `height / 2`; the corners are red, green, blue and
-yellow. Both are of the picture as it is shown.
+The ground truth of a file is computed from the parameters of its encoding, never by reading it. A frame number has 12 bits, the most
+significant on the left: 12 blocks over the full width, white for 1, in rows `height / 4` to `height / 2`; the corners are red, green,
+blue and yellow. Both refer to the image as displayed.
 """
 
 import os
@@ -19,13 +19,13 @@ import numpy as np
 FRAME_RATE = 30
 NUM_FRAMES = 90  # 3 seconds
 GOP_FRAMES = 15
-LATE_FRAMES = 30  # the picture of a late start begins 1 second after its sound
-TRIM_FRAME = 37  # of a trimmed video, the frame that is at second 0 after the cut; no keyframe of any codec here
-VARIABLE_FRAMES = (1, 2, 1, 4, 1, 1, 3)  # how long each frame of a variable rate is shown, in 1/30 s, again and again
+LATE_FRAMES = 30  # the video of a late start begins 1 second after its audio
+TRIM_FRAME = 37  # the frame at second 0 of a trimmed video; it is not a keyframe of any codec here
+VARIABLE_FRAMES = (1, 2, 1, 4, 1, 1, 3)  # durations of the frames of a variable rate, in 1/30 s, repeated
 SOUND_RATE = 48000
-SAMPLES = {"flt": (1.0, np.float32), "s16": (2**15 - 1, np.int16), "s32": (2**31 - 1, np.int32)}  # by sample format: 1.0, type
+SAMPLES = {"flt": (1.0, np.float32), "s16": (2**15 - 1, np.int16), "s32": (2**31 - 1, np.int32)}  # by sample format: full scale and type
 BITS = 12
-CORNERS = ("red", "green", "blue", "yellow")  # above left, above right, below left, below right
+CORNERS = ("red", "green", "blue", "yellow")  # top left, top right, bottom left, bottom right
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 230, 20)}
 KINDS = ("no B-frames", "B-frames", "open GOP", "trimmed", "late start", "variable rate")
 
@@ -33,21 +33,21 @@ os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings otherwise
 
 
 class NotEncodable(Exception):
-    """This combination cannot be made with PyAV's encoders and muxers; the message says why."""
+    """Error raised if a combination is not supported by PyAV's encoders and muxers; the message states the reason."""
 
 
 @dataclass(frozen=True)
 class NumberedVideo:
     """
-    A file and what is right for it.
+    A video file and its ground truth.
 
     Args:
-        path: of the file.
-        numbers: the number burnt into each presented frame, in presentation order.
-        times: when each is shown, in seconds from the start of the container.
-        width, height: of the picture as shown, in pixels.
-        corners: colours above left, above right, below left, below right, as shown.
-        right: `"read"`, `"refused"`, or `"read or refused"`.
+        path: path of the file.
+        numbers: the number drawn in each displayed frame, in display order.
+        times: seconds from the start of the container at which each frame is displayed.
+        width, height: size of the displayed image, in pixels.
+        corners: colours top left, top right, bottom left, bottom right, as displayed.
+        right: the correct outcome: `"read"`, `"refused"`, or `"read or refused"`.
     """
 
     path: Path
@@ -65,15 +65,15 @@ class Codec:
     An encoder and its options for each structure of the groups of pictures.
 
     Args:
-        encoder: FFmpeg's name of it.
-        options: given always.
+        encoder: FFmpeg's name of the encoder.
+        options: options for all structures.
         closed: options for closed groups without reordered frames.
         b_frames: options for closed groups with reordered frames (hidden reference frames in VP8, VP9 and AV1);
             `None` if the codec has none.
         open_gop: options for open groups; `None` if the codec has none.
         pix_fmt: pixel format of the encoder.
         size: width and height in pixels.
-        intra: every frame is a keyframe.
+        intra: whether every frame is a keyframe.
     """
 
     encoder: str
@@ -150,14 +150,14 @@ class Container:
 
     Args:
         format: FFmpeg's name of its muxer.
-        suffix: of the file's name.
-        sound: the encoder of its sound; `None` if it has no sound.
-        options: of the muxer.
-        hides: an edit list hides what lies before second 0; others show whatever they hold.
-        stretches_first: a picture that begins after its sound has its first frame shown from the start on.
-        codecs: those it has a place for; `None` for all that the muxer takes. Transport and program streams take any codec
+        suffix: suffix of the file name.
+        sound: the audio encoder; `None` if it has no audio.
+        options: options of the muxer.
+        hides: whether an edit list hides the frames before second 0; other containers display all frames.
+        stretches_first: whether the first frame of a video that begins after its audio is displayed from the start.
+        codecs: supported codecs; `None` for all that the muxer accepts. The muxers of transport and program streams accept any codec
             and mark it as private data, which no demuxer reads.
-        lost: kinds whose frames' times the muxer does not store.
+        lost: kinds for which the muxer does not store the times of the frames.
     """
 
     format: str
@@ -193,12 +193,12 @@ CONTAINERS = {
 
 
 def numbered_frame(number: int, width: int = 128, height: int = 64) -> np.ndarray:
-    """The picture of frame `number`, uint8 `(height, width, 3)`."""
+    """Image of frame `number`, uint8 `(height, width, 3)`."""
     pixels = np.full((height, width, 3), 110, dtype=np.uint8)
     bits = np.array([(number >> (BITS - 1 - bit)) & 1 for bit in range(BITS)])
     pixels[height // 4 : height // 2] = np.where(bits[np.arange(width) * BITS // width], 235, 16)[None, :, None]
     side, mark = height // 8, (number * 5) % (width - width // 8)
-    pixels[height * 5 // 8 : height * 3 // 4, mark : mark + width // 8] = 200  # moves, so that frames are not copies of others
+    pixels[height * 5 // 8 : height * 3 // 4, mark : mark + width // 8] = 200  # moves, so that no two frames are equal
     rows, columns = (slice(0, side), slice(height - side, height)), (slice(0, side), slice(width - side, width))
     for corner, name in enumerate(CORNERS):
         pixels[rows[corner // 2], columns[corner % 2]] = COLOURS[name]
@@ -206,7 +206,7 @@ def numbered_frame(number: int, width: int = 128, height: int = 64) -> np.ndarra
 
 
 def read_number(pixels: np.ndarray) -> int:
-    """The number burnt into a frame, `(height, width, 3)` on 0–255."""
+    """Reads the number drawn in a frame, `(height, width, 3)` from 0 to 255."""
     height, width = pixels.shape[:2]
     rows = slice(height * 5 // 16, height * 7 // 16)
     bits = [pixels[rows, width * (4 * bit + 1) // 48 : width * (4 * bit + 3) // 48].mean() > 125 for bit in range(BITS)]
@@ -214,7 +214,7 @@ def read_number(pixels: np.ndarray) -> int:
 
 
 def read_corners(pixels: np.ndarray) -> tuple[str, ...]:
-    """The colours in the corners of a frame, `(height, width, 3)` on 0–255: above left, above right, below left, below right."""
+    """Reads the corner colours of a frame, `(height, width, 3)` from 0 to 255: top left, top right, bottom left, bottom right."""
     height, width = pixels.shape[:2]
     side = min(height, width) // 8
     rows, columns = (slice(0, side), slice(height - side, height)), (slice(0, side), slice(width - side, width))
@@ -226,7 +226,7 @@ def read_corners(pixels: np.ndarray) -> tuple[str, ...]:
 
 
 def open_stream(output, codec: Codec, options: dict[str, str], rate: int = FRAME_RATE):
-    """A video stream of a file being written, with times in 1/rate s."""
+    """Adds a video stream with times in 1/rate s to a file being written."""
     try:
         stream = output.add_stream(codec.encoder, rate=rate, options={**codec.options, **options})
     except (ValueError, av.FFmpegError) as error:
@@ -239,12 +239,12 @@ def open_stream(output, codec: Codec, options: dict[str, str], rate: int = FRAME
 
 def encode(stream, pictures, ticks) -> list[av.Packet]:
     """
-    Packets of a video stream, in decoding order.
+    Encodes a video stream to packets, in decoding order.
 
     Args:
-        stream: of `open_stream`.
+        stream: result of `open_stream`.
         pictures: uint8 `(height, width, 3)`, one for each frame.
-        ticks: when each frame is shown, in the stream's clock.
+        ticks: presentation time of each frame, in units of the stream's time base.
     """
     packets = []
     for pixels, tick in zip(pictures, ticks, strict=True):
@@ -255,7 +255,7 @@ def encode(stream, pictures, ticks) -> list[av.Packet]:
 
 
 def shift(packets: list[av.Packet], ticks: int) -> list[av.Packet]:
-    """The same packets, shown and decoded `ticks` later, in their own clock."""
+    """Shifts the presentation and decoding times of packets by `ticks` units of their time base."""
     for packet in packets:
         packet.pts += ticks
         packet.dts += ticks
@@ -264,9 +264,9 @@ def shift(packets: list[av.Packet], ticks: int) -> list[av.Packet]:
 
 def trim(packets: list[av.Packet], tick: int) -> list[av.Packet]:
     """
-    What `ffmpeg -ss T -c copy` keeps: the packets from the last keyframe at or before `tick` on, with `tick` at second 0.
+    Trims packets like `ffmpeg -ss T -c copy`: keeps those from the last keyframe at or before `tick` on, with `tick` at second 0.
 
-    Every packet is timed in ticks of its own clock; frame `n` of the source is shown at tick `n`.
+    Times are in units of each packet's time base; frame `n` of the source is displayed at tick `n`.
     """
     first = max(index for index, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= tick)
     return shift(packets[first:], -tick)
@@ -274,11 +274,11 @@ def trim(packets: list[av.Packet], tick: int) -> list[av.Packet]:
 
 def encode_sound(stream, seconds: float, primed: bool) -> list[av.Packet]:
     """
-    Packets of a quiet tone.
+    Encodes a quiet tone to packets.
 
     Args:
-        primed: the encoder's first samples, which are silence before the tone, have times below 0, and an edit list hides them;
-            otherwise the first packet is at second 0.
+        primed: whether the encoder's first samples, which are silence before the tone, have times below 0 and are hidden by an edit
+            list; otherwise the first packet is at second 0.
     """
     stream.codec_context.open(strict=False)
     size = stream.codec_context.frame_size or 1024
@@ -296,7 +296,7 @@ def encode_sound(stream, seconds: float, primed: bool) -> list[av.Packet]:
 
 
 def write_packets(output, packets: list[av.Packet]) -> None:
-    """Writes packets of all streams in the order of their decoding times, as muxers want them."""
+    """Writes packets of all streams in the order of their decoding times, as muxers require."""
     for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
         output.mux(packet)
 
@@ -311,7 +311,7 @@ def write_numbered(folder: Path, container: str, codec: str, kind: str) -> Numbe
         kind: one of `KINDS`. Trimmed and late videos have closed groups with reordered frames where the codec has them.
 
     Raises:
-        NotEncodable: if the codec has no such kind, or the encoder or the muxer refuses it.
+        NotEncodable: if the codec has no such kind, or the encoder or the muxer does not support it.
     """
     recipe, file = CODECS[codec], CONTAINERS[container]
     options = group_options(recipe, kind)
@@ -349,13 +349,13 @@ def write_numbered(folder: Path, container: str, codec: str, kind: str) -> Numbe
         seconds = [(number - first) / FRAME_RATE for number in numbers]
     if late and file.stretches_first:
         seconds[0] = delay / FRAME_RATE
-    # For MPEG-1, FFmpeg gives the marks of an edit list to other packets: ffmpeg itself shows hidden frames and hides others.
+    # For MPEG-1, FFmpeg applies the marks of an edit list to the wrong packets: it displays hidden frames and hides others.
     mixed = kind == "trimmed" and codec == "MPEG-1" and file.hides
     return NumberedVideo(path, numbers, seconds, width, height, right="read or refused" if mixed else "read")
 
 
 def group_options(codec: Codec, kind: str) -> dict[str, str]:
-    """The encoder's options for a kind of `KINDS`."""
+    """Encoder options for a kind of `KINDS`."""
     if kind == "no B-frames":
         return codec.closed
     if kind == "open GOP":

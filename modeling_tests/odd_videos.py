@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbered videos beside the matrix: orientations, several streams, odd clocks, odd groups of pictures, damaged files."""
+"""Numbered videos in addition to the matrix: orientations, several streams, unusual clocks and groups of pictures, damaged files."""
 
 import struct
 from dataclasses import replace
@@ -29,7 +29,7 @@ from modeling_tests.numbered_videos import (
 
 
 H264, HEVC = CODECS["H.264"], CODECS["HEVC"]
-# The eight ways to lay a picture on a screen: a, b, c, d of the display matrix, which moves pixel (x, y) to (ax + cy, bx + dy).
+# The eight orientations of an image: a, b, c, d of the display matrix, which moves pixel (x, y) to (ax + cy, bx + dy).
 MATRICES = {
     "upright": (1, 0, 0, 1),
     "turned right": (0, 1, -1, 0),
@@ -40,7 +40,7 @@ MATRICES = {
     "transposed": (0, 1, 1, 0),
     "transposed the other way": (0, -1, -1, 0),
 }
-# The same as an H.264 or HEVC message says it: flips left to right, flips top to bottom, then quarter turns to the left.
+# Orientations in an H.264 or HEVC message: flips left to right, flips top to bottom, then quarter turns to the left.
 MESSAGES = {
     "turned right": (0, 0, 3),
     "upside down": (0, 0, 2),
@@ -53,9 +53,9 @@ CUTS = {"a third": 1 / 3, "two thirds": 2 / 3, "95 %": 0.95}
 
 
 def stored_picture(shown: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """The picture `(height, width, 3)` that is stored where `shown` is to be seen through a display matrix."""
+    """Returns the image `(height, width, 3)` to store so that a display matrix displays it as `shown`."""
     a, b, c, d = matrix
-    # Left to right: the sign of what becomes x; top to bottom: the sign of what becomes y.
+    # Horizontal flip: the sign of the coefficient of stored x; vertical flip: that of stored y.
     flipped = shown[:: -1 if b + d < 0 else 1, :: -1 if a + c < 0 else 1]
     return flipped if a else flipped.transpose(1, 0, 2)
 
@@ -78,14 +78,14 @@ def write_one(
     Writes a file with one video stream.
 
     Args:
-        path: of the file.
-        options: of the encoder; by default closed groups with reordered frames.
-        numbers: of the frames.
-        ticks: when each is shown, in 1/rate s.
-        pictures: what is stored for each frame; by default what `numbered_frame` gives.
-        change: takes the encoded packets and returns those to write.
-        sound: an encoder and how many seconds of it, from second 0.
-        pixel_aspect: width of a pixel over its height.
+        path: path of the file.
+        options: options of the encoder; by default closed groups with reordered frames.
+        numbers: numbers drawn in the frames.
+        ticks: presentation time of each frame, in 1/rate s.
+        pictures: stored image of each frame; by default that of `numbered_frame`.
+        change: function that converts the encoded packets to those to write.
+        sound: an audio encoder and the seconds of audio, from second 0.
+        pixel_aspect: width of a pixel divided by its height.
     """
     numbers = list(numbers)
     ticks = list(range(len(numbers))) if ticks is None else ticks
@@ -101,7 +101,7 @@ def write_one(
 
 
 def write_oriented(path: Path, name: str) -> NumberedVideo:
-    """An MP4 or MOV whose track header has the display matrix `name`."""
+    """Writes an MP4 or MOV file whose track header has the display matrix `name`."""
     matrix = MATRICES[name]
     pictures = [stored_picture(numbered_frame(number), matrix) for number in range(NUM_FRAMES)]
     height, width = pictures[0].shape[:2]
@@ -115,9 +115,9 @@ def write_oriented(path: Path, name: str) -> NumberedVideo:
 
 
 def orientation_message(codec: Codec, name: str) -> bytes:
-    """A display orientation message of H.264 (Rec. ITU-T H.264, D.1.26) or HEVC, with a start code."""
+    """Display orientation message of H.264 (Rec. ITU-T H.264, D.1.26) or HEVC, with a start code."""
     horizontal, vertical, quarters = MESSAGES[name]
-    # Not cancelled, flips, turn to the left in 1/65536 of a circle; "from here on"; a stop bit fills the last byte.
+    # Not cancelled, flips, turn to the left in 1/65536 of a circle; persistence; a stop bit fills the last byte.
     bits = f"0{horizontal}{vertical}{quarters * 0x4000:016b}"
     bits += "0100" + "1" if codec is H264 else "1" + "1"  # H.264: repetition period 1 as ue(v), no extension
     bits += "0" * (-len(bits) % 8)
@@ -126,7 +126,7 @@ def orientation_message(codec: Codec, name: str) -> bytes:
 
 
 def write_with_message(path: Path, codec: Codec, name: str) -> NumberedVideo:
-    """A video whose stream says in a message before each keyframe how it is to be turned or mirrored."""
+    """Writes a video with a display orientation message before each keyframe."""
     matrix = MATRICES[name]
     pictures = [stored_picture(numbered_frame(number), matrix) for number in range(NUM_FRAMES)]
     height, width = pictures[0].shape[:2]
@@ -147,10 +147,10 @@ def write_with_message(path: Path, codec: Codec, name: str) -> NumberedVideo:
 
 def write_two_streams(path: Path, cover: bool) -> NumberedVideo:
     """
-    A small stream of other numbers before the one that counts, which is larger, has more bits and is marked as the default.
+    Writes a small stream of other numbers before the expected one, which is larger, has more bits and is marked as the default.
 
     Args:
-        cover: the small stream is one attached picture.
+        cover: whether the small stream is one attached picture.
     """
     with av.open(str(path), "w") as output:
         small = open_stream(output, replace(CODECS["Motion JPEG"] if cover else H264, size=(64, 32)), {})
@@ -165,25 +165,25 @@ def write_two_streams(path: Path, cover: bool) -> NumberedVideo:
 
 
 def write_jittered(path: Path) -> NumberedVideo:
-    """Times that differ by up to 8 ms from those of a constant rate."""
+    """Writes a video whose times differ by up to 8 ms from those of a constant rate."""
     noise = np.random.default_rng(0).integers(-8, 9, NUM_FRAMES)
     ticks = [round(number * 1000 / FRAME_RATE) + 8 + int(noise[number]) for number in range(NUM_FRAMES)]
     return write_one(path, ticks=[tick - ticks[0] for tick in ticks], rate=1000)
 
 
 def write_with_gap(path: Path, **kwargs) -> NumberedVideo:
-    """Nothing is shown anew for 2 seconds in the middle."""
+    """Writes a video with a gap of 2 seconds without new frames in the middle."""
     half = NUM_FRAMES // 2
     return write_one(path, ticks=[number + (2 * FRAME_RATE if number >= half else 0) for number in range(NUM_FRAMES)], **kwargs)
 
 
 def write_negative(path: Path, **kwargs) -> NumberedVideo:
-    """The first frame is shown half a second before the clock's zero; the container starts with it."""
+    """Writes a video whose first frame is displayed at -0.5 s, where the container starts."""
     return write_one(path, change=lambda packets: shift(packets, -15), file_options={"avoid_negative_ts": "disabled"}, **kwargs)
 
 
 def write_hidden_frames(path: Path) -> NumberedVideo:
-    """VP8 whose every seventh packet is a hidden reference frame: decoded, never shown (the `show_frame` bit of its tag is 0)."""
+    """Writes VP8 in which every seventh packet is a hidden reference frame: decoded, never displayed (its `show_frame` bit is 0)."""
     stored, ticks, hidden = [], [], set()
     for number in range(NUM_FRAMES):
         if number % 7 == 6:
@@ -212,10 +212,10 @@ def write_hidden_frames(path: Path) -> NumberedVideo:
 
 def write_from_middle(path: Path, codec: Codec, options: dict[str, str]) -> NumberedVideo:
     """
-    A broadcast recorded from the middle of a group of pictures on: the first packets cannot be decoded.
+    Writes a broadcast recorded from the middle of a group of pictures on: the first packets cannot be decoded.
 
-    The first frame shown is that of the first keyframe. Second 0 is where the container starts: at the first packet's time,
-    shown or not. Leading pictures of an open group refer to frames before the recording and are left out.
+    The first displayed frame is that of the first keyframe. Second 0 is the start of the container: the time of the first packet,
+    displayed or not. Leading pictures of an open group refer to frames before the recording and are excluded.
     """
     kept: list[tuple[int, bool]] = []
 
@@ -227,12 +227,12 @@ def write_from_middle(path: Path, codec: Codec, options: dict[str, str]) -> Numb
         return packets[first:]
 
     video = _from_keyframe(write_one(path, codec, options, change=late), kept)
-    # ffmpeg shows some of HEVC's leading pictures here, painted over invented references.
+    # ffmpeg displays some of HEVC's leading pictures here, decoded with generated references.
     return replace(video, right="read or refused") if options is HEVC.open_gop else video
 
 
 def write_trimmed_open(path: Path, codec: Codec) -> NumberedVideo:
-    """`ffmpeg -ss T -c copy` of open groups: the leading pictures of the first keyframe refer to frames that are cut off."""
+    """Writes the result of `ffmpeg -ss T -c copy` for open groups: leading pictures of the first keyframe refer to removed frames."""
     kept: list[tuple[int, bool]] = []
 
     def cut(packets):
@@ -245,11 +245,11 @@ def write_trimmed_open(path: Path, codec: Codec) -> NumberedVideo:
 
 def _from_keyframe(video: NumberedVideo, packets: list[tuple[int, bool]]) -> NumberedVideo:
     """
-    The truth of a stream whose first packets cannot be decoded.
+    Ground truth of a stream whose first packets cannot be decoded.
 
     Args:
-        video: all of it.
-        packets: frame number and whether it is a keyframe, of each packet in decoding order.
+        video: ground truth of the complete stream.
+        packets: frame number and whether it is a keyframe, for each packet in decoding order.
     """
     start = packets[0][0]
     first = min(number for number, is_keyframe in packets if is_keyframe)
@@ -258,7 +258,7 @@ def _from_keyframe(video: NumberedVideo, packets: list[tuple[int, bool]]) -> Num
 
 
 def write_restarting(path: Path) -> NumberedVideo:
-    """Two MPEG-TS files one after the other: the clock begins again in the middle. Right or refused, never wrong."""
+    """Writes two concatenated MPEG-TS files, whose clock restarts in the middle; must be read correctly or rejected."""
     write_one(path)
     first = path.read_bytes()
     write_one(path, numbers=range(500, 500 + NUM_FRAMES))
@@ -269,9 +269,9 @@ def write_restarting(path: Path) -> NumberedVideo:
 
 def write_cut(path: Path, container: str, part: float) -> NumberedVideo:
     """
-    The first `part` of the bytes of a file that is right otherwise.
+    Writes the first fraction `part` of the bytes of a valid file.
 
-    Transport streams say no length: that one is cut shows only where the cut is within a packet of 188 or 192 bytes.
+    Transport streams do not state a length: truncation is detectable only within a packet of 188 or 192 bytes.
     """
     codec = {"WebM": "VP9", "Ogg": "VP8", "GIF": "GIF", "APNG": "APNG", "ASF": "WMV 2", "MPEG-PS": "MPEG-2", "FLV": "H.264"}
     whole = write_numbered(path.parent, container, codec.get(container, "H.264"), "no B-frames").path
@@ -291,7 +291,7 @@ REFRESH = {"bf": "0", "x264-params": "intra-refresh=1:threads=1", "g": "30"}
 FIELDS = {**H264.b_frames, "x264-params": "b-adapt=0:threads=1:tff=1"}
 SAMPLES_60 = {"ticks": [2 * number for number in range(NUM_FRAMES)], "rate": 60}
 
-# Name: suffix and how to write the file at a path.
+# By name: suffix, and function that writes the file at a path.
 ODD_VIDEOS: dict[str, tuple[str, partial]] = {
     **{f"display matrix in MP4, {name}": (".mp4", partial(write_oriented, name=name)) for name in MATRICES},
     **{f"display matrix in MOV, {name}": (".mov", partial(write_oriented, name=name)) for name in ("turned left", "transposed")},

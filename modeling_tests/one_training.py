@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One short training run of a tiny model, as a program: tests start it in processes of its own, one or several at a time.
+"""One short training run of a tiny model, as a program that tests start in one or several separate processes.
 
     python -m modeling_tests.one_training FOLDER '{"max_steps": 2, …}'
 
-FOLDER gets the media (see corpora.py); the run writes to FOLDER/run. The second argument holds arguments of `LlavaSTTrainingConfig` and of
-`make_trainer`, "kill_at": a step after which the program ends as by `kill -9`, and "fail_at": a step after which the last process raises
-an error.
+The videos and images are written to FOLDER (see corpora.py), the run to FOLDER/run. The second argument contains arguments of
+`LlavaSTTrainingConfig` and of `make_trainer`, "kill_at": a step after which the program ends as by `kill -9`, and "fail_at": a step
+after which the last process raises an error.
 """
 
 import json
@@ -41,7 +41,7 @@ OPTIONS = {
 
 
 class Killer(TrainerCallback):
-    """Ends the program at once after step `step`, with nothing tidied up."""
+    """Callback that ends the program immediately after step `step`, without cleanup."""
 
     def __init__(self, step: int):
         self.step = step
@@ -52,7 +52,7 @@ class Killer(TrainerCallback):
 
 
 class Failer(TrainerCallback):
-    """Raises an error after step `step`, in the last process."""
+    """Callback that raises an error after step `step`, in the last process."""
 
     def __init__(self, step: int):
         self.step = step
@@ -63,7 +63,7 @@ class Failer(TrainerCallback):
 
 
 def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callbacks=None, eval_rows=None, **options) -> LlavaSTTrainer:
-    """A trainer of a tiny model on `count` videos, pictures and texts in turn."""
+    """Creates a trainer of a tiny model on `count` rows with a video, an image and text only in turn."""
     options = {**OPTIONS, **options}
     dataset = mixed_dataset(folder, count)
     args = LlavaSTTrainingConfig(output_dir=str(folder / "run"), **options)
@@ -71,7 +71,7 @@ def make_trainer(folder: Path, count: int = 8, lora_dropout: float = 0.0, callba
     torch.manual_seed(0)
     model = prepare_model_for_training(model_for(processor), args.trainable_modules, lora_r=2, lora_alpha=4, lora_dropout=lora_dropout)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # begins at zero, where the gradient of lora_A is zero too
+        if "lora_B" in name:  # initialized to zero, where the gradient of lora_A is zero too
             torch.nn.init.normal_(parameter, std=0.1)
     evaluated = None if eval_rows is None else Dataset.from_list(eval_rows)
     return LlavaSTTrainer(model, args, dataset, processor, evaluated, callbacks=callbacks)

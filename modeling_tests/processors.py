@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small processor made on the spot: a byte-level tokenizer without merges, with the special tokens in the released order."""
+"""Small processor for tests: a byte-level tokenizer without merges, with the special tokens in the order of the original checkpoints."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -16,9 +16,9 @@ CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def tiny_tokenizer(num_temporal_bins: int = 100, num_spatial_bins: int = 100, **kwargs) -> PreTrainedTokenizerFast:
-    """One token per byte, then the chat tokens, the fourteen special tokens and the coordinate tokens.
+    """Tokenizer with one token per byte, then the chat tokens, the fourteen special tokens and the coordinate tokens.
 
-    Bins of 0 make the tokenizer of a stage-1 model, which has no coordinate tokens.
+    With 0 bins it is the tokenizer of a stage-1 model, which has no coordinate tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
@@ -38,7 +38,7 @@ def tiny_processor(
     tokenizer: PreTrainedTokenizerFast | None = None,
     **kwargs,
 ) -> LlavaSTProcessor:
-    """Pictures of `size` pixels in 14×14 patches (126: 9×9), videos of `num_frames` frames; 81 tokens an image, 28 a video."""
+    """Processor of images of `size` pixels in 14×14 patches (126: 9×9), and of videos; 81 tokens per image, 28 per video."""
     square = {"height": size, "width": size}
     return LlavaSTProcessor(
         LlavaSTImageProcessor(size=square),
@@ -49,7 +49,7 @@ def tiny_processor(
 
 
 def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditionalGeneration:
-    """A tiny model with random weights that reads what `processor` makes."""
+    """Tiny model with random weights that accepts the outputs of `processor`."""
     size = processor.image_processor.size["height"]
     if processor.num_temporal_bins:
         overrides |= {"num_temporal_bins": processor.num_temporal_bins, "num_spatial_bins": processor.num_spatial_bins}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values measured from the released program (`reference_data/README.md`), and the inputs that they were measured with."""
+"""Recorded outputs of the original LLaVA-ST code (`reference_data/README.md`), and the inputs with which they were recorded."""
 
 import json
 from functools import cache
@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 REFERENCE = Path(__file__).resolve().parent / "reference_data"
 ORIGINAL_CHECKPOINT = REFERENCE / "tiny" / "original_checkpoint"
 ORIGINAL_LORA = REFERENCE / "tiny" / "original_lora"
-STRIDE = 11  # of large tensors every eleventh number is recorded; 11 divides no row length, so every column occurs
+STRIDE = 11  # every eleventh value of large tensors is recorded; 11 does not divide any row length, so every column occurs
 
 
 @cache
 def config_overrides() -> dict:
-    """Configuration values that the released program hard-codes, so that its `config.json` lacks them."""
+    """Configuration values that the original LLaVA-ST code hard-codes, so that its `config.json` lacks them."""
     return json.loads((REFERENCE / "tiny" / "config_overrides.json").read_text())
 
 
@@ -38,7 +38,7 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
-    """Every eleventh number of the flattened tensor: `expected()` holds these of the tensors whose name ends in `_stride11`."""
+    """Every eleventh value of the flattened tensor, as in the tensors of `expected()` whose names end in `_stride11`."""
     return tensor.flatten()[::STRIDE]
 
 

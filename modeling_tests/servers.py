@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP server for tests that may break every rule of HTTP: what it sends is given byte by byte."""
+"""HTTP server for tests that sends arbitrary bytes, so that its responses may violate the protocol."""
 
 import contextlib
 import socket
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Server:
-    """`url` without a path, and the request lines that came so far."""
+    """Running server: its `url` without a path, and the request lines received so far."""
 
     url: str
     requests: list[str] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def drip(self, connection: socket.socket, data: bytes) -> None:
-        """Sends `data` again and again, 100 times a second, until the client goes."""
+        """Sends `data` repeatedly, 100 times per second, until the client disconnects."""
         while not self.stopped.wait(0.01):
             connection.sendall(data)
 
@@ -25,17 +25,17 @@ class Server:
 @contextlib.contextmanager
 def serve(answer: Callable[[socket.socket, str], None]) -> Iterator[Server]:
     """
-    A server at 127.0.0.1 for the duration of the context.
+    Context manager that runs a server at 127.0.0.1.
 
     Args:
-        answer: called with each connection and the target of its request (such as `/a.png`); what it sends is what the client gets. The
+        answer: called with each connection and the target of its request (such as `/a.png`); it sends the response. The
             connection is closed afterwards.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
         def handle(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):  # the client may go at any time
+            with connection, contextlib.suppress(OSError):  # the client may disconnect at any time
                 request = b""
                 while b"\r\n\r\n" not in request:
                     block = connection.recv(65536)
@@ -60,7 +60,7 @@ def serve(answer: Callable[[socket.socket, str], None]) -> Iterator[Server]:
 
 
 def reply(body: bytes, *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:
-    """An answer of HTTP/1.1; `length` is its Content-Length in bytes, -1 for the right one and `None` for none."""
+    """HTTP/1.1 response; `length` is its Content-Length in bytes, -1 for the length of the body and `None` for no such header."""
     lines = [f"HTTP/1.1 {status}", "Connection: close", *headers]
     if length is not None:
         lines.append(f"Content-Length: {len(body) if length == -1 else length}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Animated WebP, PNG and AVIF files as videos, through the video processor, the chat template and the pipeline."""
+"""Animated WebP, PNG and AVIF files as videos, with the video processor, the chat template and the pipeline."""
 
 import base64
 import functools
@@ -64,7 +64,7 @@ def test_animation_reader_animated_avif_gives_frames_and_times(processor, tmp_pa
 def test_animation_reader_partial_frames_are_composited(processor, tmp_path):
     frames = np.repeat(FRAMES[:1], 4, axis=0)
     for index in range(4):
-        frames[index, 10 : 10 + 2 * index, 20:30] = 255  # a file stores only what changes
+        frames[index, 10 : 10 + 2 * index, 20:30] = 255  # a file stores only the changed region
     for suffix in (".webp", ".png"):
         path = write_animation(tmp_path / f"moving{suffix}", frames, [100] * 4)
         found = processor.video_processor(str(path), clips=[{"frames": [1, 3]}], num_frames=2, return_tensors="pt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of video files are those that the index names, upright, whichever reader gives them; what cannot be read right is an error."""
+"""Both readers return the frames listed in the index, upright; files that cannot be read correctly raise an error."""
 
 import gc
 import multiprocessing
@@ -54,11 +54,11 @@ def numbers(reader: VideoFileReader, indices) -> list[int]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """An MP4 of 90 frames with B-frames and a keyframe every 15, for tests that change nothing in it."""
+    """An MP4 of 90 frames with B-frames and a keyframe every 15, for tests that do not modify it."""
     return str(write_one(tmp_path_factory.mktemp("decoding") / "plain.mp4").path)
 
 
-# The exact reader
+# PyAV
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def plain(tmp_path_factory):
     ],
 )
 def test_chunks_selected_frames_equal_those_of_a_full_decode(tmp_path, container, codec, kind):
-    """Frames that are neither wanted nor referred to are left out, which changes nothing in the others."""
+    """Skipping frames that are neither requested nor used as references does not change the others."""
     video = write_numbered(tmp_path, container, codec, kind)
     reader = open_video_file(str(video.path))
     everything = read(reader, range(len(video.numbers)))
@@ -102,7 +102,7 @@ def test_chunks_seeks_to_far_frames_and_decodes_up_to_near_ones(plain, monkeypat
 
 @pytest.mark.parametrize("late", [1, 2, 3])
 def test_chunks_seek_landing_too_late_is_repeated_from_earlier_keyframes(plain, monkeypatch, late):
-    """By one keyframe, then by two more, at last to the start."""
+    """The seek is repeated one keyframe earlier, then two more, and finally from the start."""
     reader = open_video_file(plain)
     keyframes = reader.index.keyframes.tolist()
     sought = []
@@ -180,7 +180,7 @@ def test_video_processor_fewer_frames_than_packets_recounts_by_decoding(tmp_path
 
 
 def test_video_processor_end_of_sequence_mark_gives_displayed_frames_only(tmp_path):
-    """Behind an end-of-sequence mark, leading pictures of an open group have lost their references and are not displayed."""
+    """After an end-of-sequence mark, leading pictures of an open group have no references and are not displayed."""
 
     def with_end(packets):
         for number, packet in enumerate(packets):
@@ -254,7 +254,7 @@ def test_chunks_any_exception_becomes_os_error_with_file_name(plain, monkeypatch
 
 
 def test_chunks_change_of_frame_size_raises(tmp_path):
-    """Two transport streams of different sizes one after the other, with times that go on."""
+    """Two concatenated transport streams of different frame sizes, with continuous times."""
     first = write_one(tmp_path / "first.ts", numbers=range(30)).path
     second = write_one(tmp_path / "second.ts", replace(H264, size=(64, 32)), numbers=range(30), ticks=range(40, 70)).path
     path = tmp_path / "both.ts"
@@ -276,7 +276,7 @@ def test_chunks_releases_decoded_frames_without_garbage_collection(tmp_path):
         return sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
 
     gc.collect()
-    gc.disable()  # what is in cycles stays
+    gc.disable()  # objects in reference cycles are kept
     try:
         before = count()
         for _ in reader.chunks(list(range(90))):
@@ -289,7 +289,7 @@ def test_chunks_releases_decoded_frames_without_garbage_collection(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers of data loaders are forked on Linux")
 def test_chunks_leave_no_containers_that_block_a_forked_process(plain):
     gc.collect()
-    gc.disable()  # what reading left in cycles is freed by the child
+    gc.disable()  # the child frees objects that reading left in reference cycles
     try:
         numbers(open_video_file(plain), [0, 40, 80])
         child = multiprocessing.get_context("fork").Process(target=gc.collect)
@@ -328,7 +328,7 @@ def test_chunks_orientation_message_gives_upright_frames_after_any_seek(tmp_path
 
 
 def test_chunks_orientation_message_applies_until_the_next_one(tmp_path):
-    """Upside down from frame 0 on, mirrored from frame 30 on, each said once."""
+    """Upside down from frame 0 on, mirrored from frame 30 on, with one message each."""
     pictures = [
         stored_picture(numbered_frame(number), MATRICES["upside down" if number < 30 else "mirrored left to right"])
         for number in range(NUM_FRAMES)
@@ -394,7 +394,7 @@ CODEC_NAMES = ("H.264", "VP9", "VP8", "MPEG-4", "Motion JPEG")
 
 @pytest.mark.parametrize("codec", CODEC_NAMES)
 def test_open_video_file_decord_reads_supported_files_correctly_and_others_use_pyav(tmp_path, served, codec):
-    """Every codec of the list in every container of it, in every kind."""
+    """All combinations of the supported codecs and containers, in every kind."""
     for container in CONTAINER_NAMES:
         for kind in KINDS:
             try:
@@ -405,7 +405,7 @@ def test_open_video_file_decord_reads_supported_files_correctly_and_others_use_p
             hides = kind == "trimmed" and container not in ("Matroska", "WebM") and codec != "Motion JPEG"
             if hides or kind == "open GOP":
                 assert str(video.path) not in served, (container, kind)
-    assert len(set(served)) >= 3  # the plain ones
+    assert len(set(served)) >= 3  # those without special structure
 
 
 def test_decord_tests_cover_all_supported_codecs_and_containers():
@@ -436,11 +436,11 @@ def test_read_video_metadata_video_backend_is_the_decoder_used(plain, tmp_path):
 
 
 class DECORDLimitReachedError(Exception):
-    """As decord's: derived from `Exception` alone."""
+    """Error class with the same bases as decord's: derived from `Exception` directly."""
 
 
 class FailingReader:
-    """decord's reader, which fails from a given call on."""
+    """decord's reader, which raises an error from a given call on."""
 
     def __init__(self, path: str, fails_at: int, error: Exception):
         self.reader, self.calls, self.fails_at, self.error = decord.VideoReader(path), 0, fails_at, error

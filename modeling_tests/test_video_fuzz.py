@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A damaged video is read or refused by name; the whole of `video_fuzz` is run on demand, a slice of it here."""
+"""A damaged video is read or rejected with an error that names it. These tests run a part of `video_fuzz`, which is run on demand."""
 
 import os
 import time
@@ -26,7 +26,7 @@ def test_damaged_is_deterministic_and_covers_every_container():
 
 
 def act(job: str):
-    """What a reader may do to its process."""
+    """Job that crashes, exits or hangs, as a video decoder may."""
     if job == "abort":
         os.abort()
     if job == "exit":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a video file names the frames that a player displays, and when; files that do not say it are refused."""
+"""The index of a video file lists the displayed frames and their times; files from which they cannot be determined are rejected."""
 
 import struct
 from dataclasses import replace
@@ -46,7 +46,7 @@ def counted_files(monkeypatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """An MP4 of 90 frames with B-frames, for tests that change nothing in it."""
+    """An MP4 of 90 frames with B-frames, for tests that do not modify it."""
     return str(write_one(tmp_path_factory.mktemp("index") / "plain.mp4").path)
 
 
@@ -78,7 +78,7 @@ def test_read_index_from_packets_equals_count_frames(counted_files, tmp_path, co
 
 @pytest.mark.parametrize("codec", ["H.264", "MPEG-4"])
 def test_read_index_reordered_frames_in_avi_are_counted_by_decoding(counted_files, tmp_path, codec):
-    """AVI says when a packet is decoded, not when its frame is displayed."""
+    """AVI stores decoding times, not presentation times."""
     video = write_numbered(tmp_path, "AVI", codec, "B-frames")
     index = read_index(str(video.path))
     assert counted_files == [str(video.path)] and not index.is_plain
@@ -164,7 +164,7 @@ def test_read_index_restarting_clock_raises(tmp_path):
 
 
 def write_streams(path, *streams) -> str:
-    """Streams of `(width, height, disposition, number of frames)`, Motion JPEG."""
+    """Writes Motion JPEG streams of `(width, height, disposition, number of frames)`."""
     with av.open(str(path), "w") as output:
         opened = [open_stream(output, replace(CODECS["Motion JPEG"], size=(width, height)), {}) for width, height, _, _ in streams]
         packets = []
@@ -183,8 +183,8 @@ NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
     [
         ([(64, 32, NONE, 4), (128, 64, NONE, 5)], 1),  # the larger one
         ([(128, 64, NONE, 4), (64, 32, NONE, 5)], 0),
-        ([(64, 32, NONE, 4), (64, 32, NONE, 5)], 0),  # of equal ones the first
-        ([(64, 32, DEFAULT, 4), (128, 64, NONE, 5)], 0),  # the default one, though it is smaller
+        ([(64, 32, NONE, 4), (64, 32, NONE, 5)], 0),  # the first of equal ones
+        ([(64, 32, DEFAULT, 4), (128, 64, NONE, 5)], 0),  # the default one, although it is smaller
         ([(128, 64, NONE, 4), (64, 32, DEFAULT, 5)], 1),
     ],
 )
@@ -211,13 +211,13 @@ def test_read_index_times_count_from_the_start_of_the_container(tmp_path, contai
     assert index.times == pytest.approx(video.times, abs=0.02)
 
 
-# Cut short
+# Truncated files
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".flv"])
 @pytest.mark.parametrize("late", [0, 300])
 def test_read_index_late_clock_is_not_truncation(tmp_path, suffix, late):
-    """The duration in the header counts from the clock's zero."""
+    """The duration in the header counts from time 0."""
     codec = VP9 if suffix == ".webm" else H264
     index = read_index(str(write_one(tmp_path / f"late{suffix}", codec, change=lambda packets: shift(packets, late)).path))
     assert len(index.times) == 90 and index.times[0] == 0
@@ -230,7 +230,7 @@ def test_read_index_audio_longer_than_video_is_not_truncation(tmp_path, suffix):
 
 
 def shorten(path, seconds_promised: float):
-    """Another duration in the header of a Matroska file, in milliseconds there."""
+    """Replaces the duration in the header of a Matroska file, which is in milliseconds."""
     data = bytearray(path.read_bytes())
     at = data.index(b"\x44\x89\x88") + 3
     data[at : at + 8] = struct.pack(">d", seconds_promised * 1000)
@@ -260,7 +260,7 @@ def test_read_index_truncated_file_is_read_up_to_its_end_with_allow_truncated(co
         read_index(str(video.path))
     index = read_index(str(video.path), allow_truncated=True)
     assert 20 < len(index.times) < 85 and counted_files and index.presented is None
-    assert all(np.abs(np.array(video.times) - time).min() < 0.02 for time in index.times)  # a few before the cut lack what follows
+    assert all(np.abs(np.array(video.times) - time).min() < 0.02 for time in index.times)  # the last frames may lack references
     assert len(index.notes) == 1 and index.notes[0].startswith("The video file is cut short (")
 
 
@@ -272,7 +272,7 @@ def test_read_index_complete_file_with_allow_truncated_has_no_notes(plain):
 
 
 def corrupt(path) -> str:
-    """Zeros in the middle of a file."""
+    """Overwrites bytes in the middle of a file with zeros."""
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle - 150 : middle + 150] = bytes(300)
@@ -364,7 +364,7 @@ def test_count_frames_stream_without_keyframe_raises(tmp_path):
         count_frames(str(path))
 
 
-# Times that are not there
+# Missing times
 
 
 def packets(pts, dts=None, **kwargs):
@@ -413,7 +413,7 @@ def test_read_index_audio_stream_does_not_change_the_frames(tmp_path):
 
 
 def test_read_index_packets_of_unchanged_images_are_frames(counted_files, tmp_path):
-    # Packets of a few bytes: 20 frames that move, 40 that do not, 20 that move.
+    # Unchanged frames have packets of a few bytes: 20 frames with motion, 40 without, 20 with motion.
     moving = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     frames = np.concatenate([moving[:20], np.repeat(moving[20:21], 40, axis=0), moving[20:]])
     index = read_index(str(write_video(tmp_path / "still.mp4", frames, fps=30)))
@@ -422,7 +422,7 @@ def test_read_index_packets_of_unchanged_images_are_frames(counted_files, tmp_pa
 
 @pytest.mark.parametrize("codec, error", [("MPEG-4", 0.0), ("H.264", 1 / 30)])
 def test_read_index_late_start_in_avi_is_the_time_of_the_second_packet(tmp_path, codec, error):
-    # The muxer writes the first packet at once, and empty ones up to the second.
+    # The muxer writes the first packet at 0, and empty packets up to the second.
     with av.open(str(tmp_path / "late.avi"), "w") as output:
         stream = open_stream(output, CODECS[codec], CODECS[codec].b_frames)
         write_packets(output, shift(encode(stream, [numbered_frame(number) for number in range(60)], range(60)), 45))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Videos of many codecs, containers and kinds are read right, or refused by name, through the public video processor.
+Tests that the public video processor reads videos of many codecs, containers and kinds correctly, or rejects them with their name.
 
-A part of what `video_matrix` goes through, chosen so that each codec, container and kind is there.
+They are a subset of `video_matrix` that includes each codec, container and kind.
 """
 
 import json
@@ -28,8 +28,8 @@ from modeling_tests.video_verdicts import Verdict, is_right, judge
 
 MEDIA = REFERENCE / "videos"
 SECONDS_PER_FILE = 30.0
-# Codec and container of the files read here, in all kinds that can be encoded: the pairs that people have, and each codec and each
-# container at least once. The other codecs have one kind.
+# Codec and container of the files read here, in all kinds that can be encoded: the common pairs, and each container at least once. Some
+# codecs have one kind only.
 PAIRS = (
     ("H.264", "MP4"),
     ("H.264", "MP4, fragmented"),
@@ -106,7 +106,7 @@ def test_judge_wrong_ground_truth_gives_verdict_wrong(tmp_path):
     ):
         verdict = judge(wrong)
         assert verdict.outcome == "wrong" and not is_right(wrong, verdict), wrong
-    # The file is right, so a refusal of it is not.
+    # The file is valid, so an error for it is wrong.
     assert not is_right(video, Verdict("refused")) and not is_right(video, Died("SIGABRT"))
 
 
@@ -121,7 +121,7 @@ def test_stored_picture_eight_display_matrices_give_eight_different_images():
     stored = {name: stored_picture(numbered_frame(2049), matrix) for name, matrix in MATRICES.items()}
     corners = {name: read_corners(picture) for name, picture in stored.items()}
     assert len(set(corners.values())) == 8 and corners["upright"] == ("red", "green", "blue", "yellow")
-    # Turned right when shown: what is stored below left comes above left.
+    # Rotated to the right for display: the stored bottom-left corner is displayed at the top left.
     assert corners["turned right"] == ("green", "yellow", "red", "blue")
 
 
@@ -140,7 +140,7 @@ def stored_videos() -> list[NumberedVideo]:
 
 
 def test_video_processor_stored_videos_of_other_encoders_are_read_correctly_or_rejected():
-    # In child processes: decord ends the process that opens `sttscount.mp4`.
+    # In child processes, because decord crashes the process that opens `sttscount.mp4`.
     videos = stored_videos()
     verdicts = list(call_each(judge, videos, SECONDS_PER_FILE))
     assert len(verdicts) == len(videos) == len(list(MEDIA.iterdir())) - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds, clips and notes of video files, as their metadata have them."""
+"""Seconds, clips and notes in the metadata of video files."""
 
 import numpy as np
 import pytest

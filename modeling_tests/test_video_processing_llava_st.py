@@ -42,7 +42,7 @@ def video(folder):
 
 @pytest.fixture(scope="module")
 def decoded(video):
-    """All of its frames, uint8 (30, 48, 64, 3), as PyAV gives them."""
+    """All frames of `video`, uint8 (30, 48, 64, 3), decoded by PyAV."""
     reader = video_decoding_llava_st.open_video_file(str(video))
     return torch.cat(list(reader.chunks(list(range(30))))).numpy()
 
@@ -167,7 +167,7 @@ def test_video_processor_clips_are_applied_per_video(processor, video):
 
 # Frame rates that vary
 
-# 20 frames 0.1 s apart, then 8 frames 1 s apart; the last is at 9 s and on screen until 10 s.
+# 20 frames 0.1 s apart, then 8 frames 1 s apart; the last is at 9 s and displayed until 10 s.
 VARYING = [*(0.1 * index for index in range(20)), *(2.0 + index for index in range(8))]
 
 
@@ -202,7 +202,7 @@ def test_read_video_metadata_constant_frame_rate_has_no_frame_times(folder, suff
 
 
 def test_read_video_metadata_wrong_stated_rate_is_replaced_by_that_of_the_frames(folder):
-    path = write_timed_video(folder / "clock.mkv", [0.1 * index for index in range(20)])  # the file says 1000
+    path = write_timed_video(folder / "clock.mkv", [0.1 * index for index in range(20)])  # the file states 1000
     for backend in BACKENDS:
         metadata = read_video_metadata(path, backend)
         assert metadata.frame_times is None and metadata.fps == pytest.approx(10.0) and metadata.duration == pytest.approx(2.0)
@@ -293,7 +293,7 @@ def test_video_processor_rotated_phone_video_is_turned_upright(processor, folder
 
 
 def test_video_processor_8k_frame_is_resized_correctly(folder):
-    # A smooth picture stands for the original: encoding is lossy, and the check is that nothing is garbled.
+    # The frame is smooth, because encoding is lossy and the test compares with the original.
     row, column = np.ogrid[:4320, :7680]
     frame = np.stack([np.broadcast_to(x, (4320, 7680)) for x in (row // 17, column // 31, (row + column) // 48)], -1)
     path = write_video(folder / "8k.mp4", frame[None].astype(np.uint8), options={"movflags": "faststart"})
@@ -391,7 +391,7 @@ def test_video_processor_given_frame_times_determine_clip_duration_and_rate(proc
 
 def test_video_processor_returned_metadata_is_accepted_as_input(processor, video, decoded):
     _, (metadata,) = run(processor, str(video), clips=[{"frames": [5, 8]}])
-    frames = decoded[metadata.frames_indices]  # some twice
+    frames = decoded[metadata.frames_indices]  # some are repeated
     _, (again,) = run(processor, frames, video_metadata=metadata)
     assert again.frames_indices == metadata.frames_indices and again.clip == metadata.clip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos of any kind by one function, and how their files are read wherever files are taken."""
+"""`read_video` and `read_video_metadata`, and the decoding options of the processor and the pipeline."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_video_options_of_wrong_type_raise_value_error_with_name(video, options)
 
 @pytest.fixture
 def inexact(monkeypatch) -> list[bool]:
-    """Whether each reading was by counted frames: decoders give other frames than packets promise, until they were counted."""
+    """Whether each read used counted frames; reads raise `InexactIndexError` until the frames are counted."""
     counted = []
     chunks, recounted = VideoFileReader.chunks, VideoFileReader.recounted
     indices_by_counting = []
@@ -114,7 +114,7 @@ def cut(tmp_path) -> str:
 
 
 def ask(processor, how: str, path: str, **options):
-    """The processor's inputs for one question about a video, given in one of several ways."""
+    """Model inputs for one question about a video, from the processor called in one of several ways."""
     if how == "call":
         return processor(text="<video>When?", videos=path, return_tensors="pt", **options)
     if how == "videos_kwargs":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sample tables of MP4 and MOV files say what ffmpeg's demuxer says of the packets, and are read from the header alone."""
+"""The sample tables of MP4 and MOV files give the same packets as ffmpeg's demuxer, and only the header is read."""
 
 import io
 import struct
@@ -48,7 +48,7 @@ def test_read_sample_table_equals_packets_of_the_demuxer(tmp_path, codec):
         count += 1
         packets, table = demuxed(path), tabled(path)
         assert table is not None
-        # The demuxer leaves out what lies behind the edit's last keyframe; the table marks it as hidden.
+        # The demuxer omits packets that are not needed after the end of the edit; the table marks them as hidden.
         assert [row for row in table if not row[2]] == [row for row in packets if not row[2]], path
         first = table.index(packets[0])
         assert table[first : first + len(packets)] == packets, path
@@ -62,7 +62,7 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 def change_box(path: Path, kind: bytes, content: bytes, parents: tuple[bytes, ...]) -> None:
-    """Another content for the first box of a kind, in a file whose index is behind its samples."""
+    """Replaces the content of the first box of a kind, in a file whose index follows its samples."""
     data = path.read_bytes()
     at = data.index(kind) - 4
     new = box(kind, content)
@@ -80,7 +80,7 @@ UNITS, FIRST = 512, 1024  # a frame in units of the track, and the presentation 
 
 
 def write_edited(path: Path, edits: list[tuple[int, int, int]], wide: bool = False) -> None:
-    """A video of 90 frames with an edit list: milliseconds, start in the track's units, and speed in 1/65536, of each edit."""
+    """Writes a video of 90 frames with an edit list: milliseconds, start in the track's units, and speed in 1/65536, for each edit."""
     write_one(path)
     entries = b"".join(struct.pack(">QqI" if wide else ">IiI", *edit) for edit in edits)
     change_box(path, b"elst", bytes([wide, 0, 0, 0]) + struct.pack(">I", len(edits)) + entries, EDITS)
@@ -128,7 +128,7 @@ def displayed(edits: list[tuple[int, int, int]]) -> list[int]:
 
 @pytest.mark.parametrize("edits", SEVERAL)
 def test_read_sample_table_several_edits_gives_none_and_the_processor_reads_the_displayed_frames(tmp_path, edits):
-    """Hidden packets of one edit have the times of displayed ones of another."""
+    """Hidden packets of one edit have the times of displayed packets of another."""
     path = tmp_path / "edited.mp4"
     write_edited(path, SEVERAL[edits])
     assert tabled(path) is None
@@ -168,9 +168,9 @@ def test_read_sample_table_missing_track_gives_none(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
-        (b"stts", struct.pack(">IIII", 0, 1, 89, UNITS)),  # fewer than there are sizes
+        (b"stts", struct.pack(">IIII", 0, 1, 89, UNITS)),  # fewer samples than sizes
         (b"stts", struct.pack(">IIII", 0, 1, 91, UNITS)),
-        (b"stts", struct.pack(">IIII", 0, 2, 90, UNITS)),  # an entry short
+        (b"stts", struct.pack(">IIII", 0, 2, 90, UNITS)),  # one entry missing
         (b"stts", struct.pack(">IIIi", 0, 1, 90, -UNITS)),
         (b"stts", b""),
         (b"ctts", struct.pack(">IIII", 0, 1, 89, 0)),
@@ -192,7 +192,7 @@ def test_read_sample_table_without_sync_table_marks_every_sample_as_keyframe(tmp
 
 
 class CountingFile(io.FileIO):
-    """A file that counts the bytes read from it."""
+    """File that counts the bytes read from it."""
 
     count = 0
 
@@ -229,7 +229,7 @@ def test_read_index_from_sample_tables_reads_no_packets_and_equals_that_of_the_d
 
 
 def test_read_index_trimmed_mp4_keeps_the_hidden_keyframe(tmp_path):
-    """A trim within a group needs the keyframe before its start, which the edit list hides."""
+    """Trimming within a group of pictures needs the keyframe before its start, which the edit list hides."""
     path = tmp_path / "trimmed.mp4"
     write_one(path, change=lambda packets: trim(packets, 37))
     index = read_index(str(path))

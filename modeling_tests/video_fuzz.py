@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads many damaged videos, each in a process that may die, and counts what comes of them.
+Reads many damaged videos, each in a child process, and counts the outcomes.
 
     python -m modeling_tests.video_fuzz COUNT [--save FOLDER] [--backend pyav] [--first 0]
 
-A damaged file is read, or refused with an `OSError` or `ValueError` that names it. Any other exception, a process that ends, and
+A damaged file must be read, or rejected with an `OSError` or `ValueError` that names it. Any other exception, a crash, and
 a call of more than 10 seconds are faults: the exit status is 1, and the files are written into the folder.
 """
 
@@ -43,25 +43,25 @@ def source(suffix: str, codec: str) -> bytes:
 
 
 def damaged(index: int) -> tuple[str, bytes]:
-    """Suffix and bytes of damaged file number `index`: the same at every call."""
+    """Suffix and bytes of damaged file number `index`; deterministic."""
     suffix, codec = SOURCES[index % len(SOURCES)]
     data = bytearray(source(suffix, codec))
     random = np.random.default_rng(index)
     kind = index // len(SOURCES) % 5
-    # Headers are in the first bytes, in MP4 and AVI also in the last: half of the damage goes there.
+    # Headers are in the first bytes, in MP4 and AVI also in the last: half of the damage is placed there.
     spans = ((0, HEADER_BYTES), (len(data) - HEADER_BYTES, len(data)), (0, len(data)), (0, len(data)))
     if kind in (0, 1):  # flipped bits: a few, or many
         for _ in range(random.integers(1, 4) if kind == 0 else random.integers(8, 200)):
             low, high = spans[random.integers(len(spans))]
             data[random.integers(max(low, 0), high)] ^= 1 << random.integers(8)
-    if kind == 2:  # numbers in headers beyond all bounds
+    if kind == 2:  # very large numbers in headers
         for _ in range(random.integers(1, 4)):
             low, high = spans[random.integers(len(spans))]
             at = int(random.integers(max(low, 0), high - 4))
             data[at : at + 4] = int(random.choice(EXTREMES)).to_bytes(4, "big" if random.integers(2) else "little")
-    if kind == 3:  # cut
+    if kind == 3:  # truncated
         del data[random.integers(len(data)) :]
-    if kind == 4:  # a part lost or doubled, and a flipped bit
+    if kind == 4:  # a section removed or repeated, and a flipped bit
         start, size = int(random.integers(len(data))), int(random.integers(1, 600))
         data[start : start + size] = data[start : start + size] * 2 if random.integers(2) else b""
         data[random.integers(len(data))] ^= 1 << random.integers(8)
@@ -69,7 +69,7 @@ def damaged(index: int) -> tuple[str, bytes]:
 
 
 def read_damaged(index: int, folder: Path, backend: str | None) -> tuple[str, str]:
-    """The outcome of one damaged file, written into `folder` for the time of the call, and what there is to say."""
+    """Reads one damaged file, written into `folder` during the call; returns the outcome and details of an error."""
     suffix, data = damaged(index)
     path = folder / f"damaged{index}{suffix}"
     path.write_bytes(data)
@@ -85,7 +85,7 @@ def read_damaged(index: int, folder: Path, backend: str | None) -> tuple[str, st
 
 
 def outcomes(indices: range, backend: str | None = None) -> Iterator[tuple[int, str, str]]:
-    """Yields number, outcome (`"read"`, `"refused"` or one of `FAULTS`) and what there is to say, for each damaged file."""
+    """Yields number, outcome (`"read"`, `"refused"` or one of `FAULTS`) and details of an error, for each damaged file."""
     with tempfile.TemporaryDirectory() as folder:
         for index, result in call_each(partial(read_damaged, folder=Path(folder), backend=backend), indices, SECONDS_PER_FILE):
             if isinstance(result, Died):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Encodes the whole matrix of codecs, containers and kinds, reads each file through the public video processor, prints a table.
+Encodes all combinations of codecs, containers and kinds, reads each file with the public video processor and prints a table.
 
     python -m modeling_tests.video_matrix FOLDER [--backend pyav] [--only TEXT]
 
-The exit status is 1 if any file was read wrongly, ended its process, or raised another exception.
+The exit status is 1 if any file was read incorrectly, crashed its process, or raised an unexpected exception.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SECONDS_PER_FILE = 60.0
 
 
 def cell(videos: list[NumberedVideo], verdicts: dict) -> str:
-    """Of the kinds of one codec in one container, how many are read right, and what the others are."""
+    """Table cell of one codec in one container: the number of kinds read correctly, and the outcomes of the others."""
     if not videos:
         return ""
     right = sum(verdicts[video.path].outcome == "right" for video in videos if isinstance(verdicts[video.path], Verdict))

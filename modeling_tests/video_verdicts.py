@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the public video processor makes of a numbered video, against what is right for it."""
+"""Comparison of the outputs of the public video processor for a numbered video with the ground truth."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,19 +12,21 @@ from modeling_tests.numbered_videos import NumberedVideo, read_corners, read_num
 
 
 TIME_TOLERANCE = 0.02  # seconds
-MANY_FRAMES, FEW_FRAMES = 100, 7  # every frame of a short video; far seeks
+MANY_FRAMES, FEW_FRAMES = 100, 7  # every frame of a short video; few frames with long seeks
 
 
 @dataclass(frozen=True)
 class Verdict:
     """
+    Result of the comparison for one file.
+
     Args:
         outcome: `"right"`, `"refused"` (an `OSError` or `ValueError` that names the file), `"wrong"`, or `"exception"` (any other
             exception, or one that does not name the file).
-        detail: the error, or what is wrong.
-        frames: how many frames were read.
-        wrong: how many of them are another frame than the metadata says, or mirrored or turned.
-        seconds: the largest difference between a time in the metadata and the right one.
+        detail: the error, or the difference.
+        frames: number of frames read.
+        wrong: number of frames that are not those stated in the metadata, or are mirrored or rotated.
+        seconds: the largest error of a time in the metadata.
     """
 
     outcome: str
@@ -36,12 +38,12 @@ class Verdict:
 
 @cache
 def video_processor():
-    """The bundled model's video processor."""
+    """Video processor of the bundled model."""
     return AutoProcessor.from_pretrained(llava_st_hf.DEMO_MODEL_PATH).video_processor
 
 
 def read_raw(processor, path, **kwargs) -> tuple[np.ndarray, object]:
-    """Frames as they are shown, `(frames, height, width, 3)` on 0–255, and the metadata."""
+    """Reads displayed frames, `(frames, height, width, 3)` from 0 to 255, and the metadata."""
     out = processor(
         videos=[str(path)], return_metadata=True, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="pt", **kwargs
     )
@@ -49,7 +51,7 @@ def read_raw(processor, path, **kwargs) -> tuple[np.ndarray, object]:
 
 
 def faults(video: NumberedVideo, frames: np.ndarray, metadata) -> tuple[list[str], int, float]:
-    """What is wrong in words, the number of wrong frames, and the largest error of a time in seconds."""
+    """Descriptions of the differences, the number of wrong frames, and the largest error of a time in seconds."""
     found = []
     if metadata.total_num_frames != len(video.numbers):
         found.append(f"counts {metadata.total_num_frames} frames for {len(video.numbers)}")
@@ -71,11 +73,11 @@ def faults(video: NumberedVideo, frames: np.ndarray, metadata) -> tuple[list[str
 
 
 def clip_inside(video: NumberedVideo) -> tuple[dict, int, int] | None:
-    """A clip in seconds of the middle third, and its first and last frame; `None` if there are too few frames."""
+    """Clip in seconds of the middle third, and its first and last frame; `None` if there are too few frames."""
     first, last = len(video.times) // 3, 2 * len(video.times) // 3
     if last + 1 >= len(video.times):
         return None
-    # A third of a frame after each is shown, so that clocks of milliseconds do not matter.
+    # A third of a frame after the start of each frame, so that rounding to milliseconds has no effect.
     start, end = (video.times[index] + (video.times[index + 1] - video.times[index]) / 3 for index in (first, last))
     return {"start": start, "end": end}, first, last
 
@@ -111,7 +113,7 @@ def judge(video: NumberedVideo, backend: str | None = None) -> Verdict:
 
 
 def is_right(video: NumberedVideo, verdict) -> bool:
-    """Whether a verdict is what the file calls for; a child that died or hung never is."""
+    """Returns whether a verdict is the expected one for the file; a child that crashed or hung is never."""
     if not isinstance(verdict, Verdict) or verdict.outcome not in ("right", "refused"):
         return False
     return video.right == "read or refused" or (verdict.outcome == "refused") == (video.right == "refused")

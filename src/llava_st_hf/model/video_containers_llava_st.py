@@ -17,7 +17,7 @@ import numpy as np
 
 # Top-level boxes of an MP4 file. Other letters after the samples are not a box: players ignore them.
 _TOP_BOXES = (b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"emsg", b"prft", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta")
-# Top-level boxes with which a file usually starts. If it starts with another one, an index must follow.
+# Top-level boxes with which a file usually starts. A file that starts with another one is treated as MP4 only if it has an index.
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
 # Maximum number of headers read in one file: two for each fragment of an MP4 file, one for each cluster of a live recording. Later
 # headers are not read.

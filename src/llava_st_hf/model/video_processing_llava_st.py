@@ -72,7 +72,7 @@ class LlavaSTVideoProcessor(BaseVideoProcessor):
     Takes one video or any nesting of lists of videos, each one of: a path, a `file://`, `http(s)://` or `data:` URL, bytes or
     an open binary file; an array or tensor `(num_frames, height, width, channels)` or `(num_frames, channels, height,
     width)`; a list of frames (PIL images, arrays, or still images as files); a folder of image files, see `folder_frames`.
-    GIF, WebP, PNG and AVIF files are videos where they are animated; a still image is a video of one frame. Integers are on
+    GIF, WebP, PNG and AVIF files are videos if they are animated; a still image is a video of one frame. Integers are on
     the 0–255 scale, and so are floats unless none of a video exceeds 1: these are on the 0–1 scale; `do_rescale=True` or
     `False` states the scale (see `float_scale`).
 
