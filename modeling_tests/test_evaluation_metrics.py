@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava_st_hf.evaluation import metrics
 from llava_st_hf.evaluation.metrics import (
     Tubelets,
     bootstrap_interval,
@@ -156,3 +157,47 @@ def test_bootstrap_interval_without_samples_is_0():
 def test_bootstrap_interval_invalid_arguments_raise(arguments):
     with pytest.raises(ValueError, match="confidence must be between 0 and 1 and resamples at least 1"):
         bootstrap_interval(np.ones(3), **arguments)
+
+
+def test_iou_of_unsigned_integers_does_not_wrap_around():
+    apart = np.array([[0, 0, 10, 10]], np.uint8), np.array([[20, 20, 30, 30]], np.uint8)
+    assert box_iou(*apart).tolist() == [0.0] and box_iou(apart[1], apart[1]).tolist() == [1.0]
+    assert temporal_iou(apart[0][:, [0, 2]], apart[1][:, [0, 2]]).tolist() == [0.0]
+
+
+def test_iou_of_infinite_huge_and_tiny_numbers_raises_no_floating_point_error():
+    infinite, huge, tiny = [0.0, np.inf], [-1e308, 1e308], [0.0, 5e-324]
+    with np.errstate(all="raise"):
+        spans = np.array([infinite, [np.inf, np.inf], huge, tiny])
+        assert temporal_iou(spans, np.array([infinite, [np.inf, np.inf], huge, [0.0, 1e300]])).tolist() == [0.0, 0.0, 0.0, 0.0]
+        boxes = spans[:, [0, 0, 1, 1]]
+        assert box_iou(boxes, boxes).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_mean_iou_is_computed_in_double_precision():
+    assert mean_iou(np.array([1, 0, 0], np.float16)) == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_bootstrap_interval_bounds_cut_off_equal_shares():
+    # The mean of two draws from 0 and 1 is 0, 0.5 and 1 with probability 1/4, 1/2 and 1/4.
+    values = np.array([0.0, 1.0])
+    assert [float(bound) for bound in bootstrap_interval(values, confidence=0.4)] == [0.5, 0.5]
+    assert [float(bound) for bound in bootstrap_interval(values, confidence=0.6)] == [0.0, 1.0]
+
+
+def test_bootstrap_interval_one_resample_has_equal_bounds():
+    low, high = bootstrap_interval(np.array([0.1, 0.2, 0.7]), resamples=1)
+    assert low == high
+
+
+def test_bootstrap_interval_defaults_are_95_per_cent_of_1000_resamples_with_seed_0():
+    values = np.random.default_rng(1).random(20)
+    assert bootstrap_interval(values) == bootstrap_interval(values, confidence=0.95, resamples=1000, seed=0)
+
+
+@pytest.mark.parametrize("drawn_at_once", [1, 7 * 20])
+def test_bootstrap_interval_does_not_depend_on_how_many_are_drawn_at_once(monkeypatch, drawn_at_once):
+    values = np.random.default_rng(1).random((20, 2))
+    wanted = bootstrap_interval(values, resamples=30)
+    monkeypatch.setattr(metrics, "_DRAWN_AT_ONCE", drawn_at_once)
+    np.testing.assert_allclose(bootstrap_interval(values, resamples=30), wanted, rtol=1e-12)
