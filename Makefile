@@ -42,7 +42,7 @@ mutation: .venv/mutation
 
 .venv-lowest/%: pyproject.toml
 	test -x $(LOWEST)/uv || ($(PYTHON) -m venv .venv-lowest && $(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv)
-	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable ".[$*]"
+	$(LOWEST)/uv pip install --quiet --upgrade --python $(LOWEST)/python --resolution lowest-direct --editable ".[$*]"
 	touch $@
 
 clean:
