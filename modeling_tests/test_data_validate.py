@@ -164,21 +164,21 @@ def test_validate_mixture_invalid_mixture_or_annotation_file_is_a_problem(tmp_pa
     assert problem.row == 0 and "not.yaml" in problem.reason
 
 
-def test_cli_validate_with_problems_prints_them_and_exits_with_1(tmp_path, media, capsys):
+def test_cli_check_data_with_problems_prints_them_and_exits_with_1(tmp_path, media, capsys):
     path = write_mixture(tmp_path, media, [*GOOD, BAD[0][0], "{"])
-    assert main(["validate", path]) == 1
+    assert main(["check-data", path]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     first = len(GOOD) + 1
     assert f"row {first} (id {first}): " in lines[0] and "nowhere.mp4" in lines[0] and f"row {first + 1}: " in lines[1]
     assert lines[2] == f"made: {len(GOOD)} usable rows, 2 problems" and "has 2 problems" in captured.err
-    assert main(["validate", path, "--no-media"]) == 1
+    assert main(["check-data", path, "--no-media"]) == 1
     captured = capsys.readouterr()
     assert f"{len(GOOD) + 1} usable rows, 1 problem\n" in captured.out and "has 1 problem.\n" in captured.err
 
 
-def test_cli_validate_without_problems_exits_with_0(tmp_path, media, capsys):
-    assert main(["validate", write_mixture(tmp_path, media, GOOD)]) == 0
+def test_cli_check_data_without_problems_exits_with_0(tmp_path, media, capsys):
+    assert main(["check-data", write_mixture(tmp_path, media, GOOD)]) == 0
     assert capsys.readouterr().out == f"made: {len(GOOD)} usable rows, 0 problems\n"
 
 
@@ -222,12 +222,12 @@ def test_validate_mixture_invalid_option_raises(tmp_path, media, option, message
         validate_mixture(write_mixture(tmp_path, media, GOOD), **option)
 
 
-def test_cli_validate_options_for_decoding_are_applied(tmp_path, media, capsys):
+def test_cli_check_data_options_for_decoding_are_applied(tmp_path, media, capsys):
     rows = [tvg("broken.mov"), tvg("broken.mov", clip=[0, 10], span=(0.1, 0.9)), tvg("cut.mkv", span=(0.1, 0.9)), tvg()]
     path = write_mixture(tmp_path, media, rows)
 
     def problem_rows(*options) -> list[int]:
-        assert main(["validate", path, *options]) == 1
+        assert main(["check-data", path, *options]) == 1
         lines = capsys.readouterr().out.splitlines()
         return [int(line.partition(", row ")[2].split()[0]) for line in lines if ", row " in line]
 
@@ -235,5 +235,5 @@ def test_cli_validate_options_for_decoding_are_applied(tmp_path, media, capsys):
     assert problem_rows("--num-frames", "2") == [3]
     assert problem_rows("--decode", "--allow-truncated") == [1, 2]
     assert problem_rows("--video-backend", "decord") == [1, 3]
-    assert main(["validate", path, "--video-backend", "opencv"]) == 1
+    assert main(["check-data", path, "--video-backend", "opencv"]) == 1
     assert "video_backend must be one of 'pyav', 'decord'" in capsys.readouterr().err
