@@ -85,7 +85,7 @@ def test_run_benchmark_writes_one_complete_line_per_question(tmp_path, media):
         medium = prediction.medium()
         assert (medium.width, medium.height) == (64, 48)
     assert (predictions[2].media["first_frame"], predictions[2].media["last_frame"]) == (5, 15)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "predictions.jsonl", "settings.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", ".lock-owner", "predictions.jsonl", "settings.json"]
 
 
 def test_run_benchmark_answers_equal_generate(uninterrupted, media):
@@ -181,7 +181,7 @@ assert not torch.distributed.is_initialized()
     finished = launch(program, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == uninterrupted
-    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "predictions.jsonl", "settings.json"]
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", ".lock-owner", "predictions.jsonl", "settings.json"]
     shares = [(tmp_path / f"answered{number}").read_text().split() for number in (0, 1)]
     assert sorted([*shares[0], *shares[1]]) == [str(number) for number in range(7)]
     assert sorted(map(len, shares)) == [3, 4]
@@ -349,7 +349,7 @@ def test_cli_eval_two_processes_equal_one(tmp_path):
         [*launch, "-m", "llava_st_hf.cli", *ask, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert sorted(os.listdir(tmp_path / "two")) == [".lock", "predictions.jsonl", "scores.json", "settings.json"]
+    assert sorted(os.listdir(tmp_path / "two")) == [".lock", ".lock-owner", "predictions.jsonl", "scores.json", "settings.json"]
     assert main([*ask, str(tmp_path / "one")]) == 0
     for name in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
