@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import json
+import math
 import time
 
 import pytest
@@ -455,17 +456,21 @@ UNITS = [
 def test_parse_answer_time_is_linear_in_repeated_text(unit):
     for start in STARTS:
         text = start + unit * (20_000 // len(unit)) + "x<TEMP-002>x"
-        began = time.process_time()
-        parse_answer(text, VIDEO, 100, 100)
-        took = time.process_time() - began
+        took = math.inf
+        for _ in range(3):  # a loaded machine measures up to ten times the time of a quiet one
+            began = time.process_time()
+            parse_answer(text, VIDEO, 100, 100)
+            took = min(took, time.process_time() - began)
+            if took < 0.4:
+                break
         assert took < 0.4, f"{start!r} and {unit!r} repeated took {took:.2f} s"  # 0.05 s if linear, 1 s if quadratic
 
 
 @pytest.mark.parametrize("unit", [" ", ",. ", span(1, 2), "<TEMP-001> , ", "At <TEMP-001>, a "])
-def test_parse_answer_of_100000_characters_takes_less_than_two_seconds(unit):
+def test_parse_answer_of_100000_characters_takes_less_than_five_seconds(unit):
     began = time.process_time()
     parse_answer("from" + unit * (100_000 // len(unit)) + "x" + span(1, 2), VIDEO, 100, 100)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 5  # 0.3 s if linear, 25 s if quadratic
 
 
 # Original LLaVA-ST code
