@@ -138,7 +138,8 @@ def test_push_to_hub_uploads_neither_checkpoints_nor_bases_nor_locks(tmp_path, m
     trainer.train()
     (tmp_path / "run/base").mkdir()
     (tmp_path / "run/base/model.safetensors").touch()
-    (tmp_path / "run/.lock").touch()
+    for name in (".lock", ".lock-owner"):
+        (tmp_path / "run" / name).touch()
     hub = _Hub()
     monkeypatch.setattr(saving, "upload_folder", hub.upload_folder)
     trainer.hub_model_id = "someone/model"

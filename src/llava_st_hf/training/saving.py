@@ -82,7 +82,7 @@ class AtomicCheckpointMixin:
         if self.is_world_process_zero():
             if self.hub_model_id is None:
                 self.init_hf_repo()
-            ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{BASE_FOLDER}/*", f"{PARTIAL}*", f"{COMPLETE}*", LOCK_FILE, "runs/*"]
+            ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{BASE_FOLDER}/*", f"{PARTIAL}*", f"{COMPLETE}*", f"{LOCK_FILE}*", "runs/*"]
             upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=self.args.output_dir,
