@@ -9,9 +9,8 @@ from .arguments import build_parser
 from .renamed import rename_command
 
 
-# Options of each command that are numbers of at least 1, and its arguments that are folders to write.
+# Options that are numbers of at least 1.
 _COUNTS = ("max_new_tokens", "batch_size", "limit", "num_frames")
-_MIN_WORKERS = 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +33,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if (workers := getattr(args, "workers", 0)) < _MIN_WORKERS:
-        raise ValueError(f"--workers must be at least {_MIN_WORKERS}, got {workers}.")
+    if (workers := getattr(args, "workers", 0)) < 0:
+        raise ValueError(f"--workers must be at least 0, got {workers}.")
     if args.command == "ground":
         _check_question(args)
     if args.command == "check-data":

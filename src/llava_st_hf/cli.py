@@ -25,41 +25,24 @@ def _ground(args: argparse.Namespace) -> None:
     from .model.configuration_llava_st import LlavaSTConfig
     from .model.pipeline_llava_st import prepare_question
     from .model.processing_llava_st import LlavaSTProcessor
+    from .model.tasks_llava_st import check_task_arguments
     from .shapes.demo_model import DEMO_MODEL_PATH
 
-    _check_task(args)
+    if args.task is not None:
+        given = {name for name in ("text", "span", "time", "box") if getattr(args, name) is not None}
+        check_task_arguments(args.task, given, prefix="--")
     model = args.model or DEMO_MODEL_PATH
     # The processor takes seconds to load and decodes the media, so errors in the question are found before the weights are read.
     processor = LlavaSTProcessor.from_pretrained(model)
     check_model_matches_processor(LlavaSTConfig.from_pretrained(model), processor)
-    given = {name: getattr(args, name) for name in _QUESTION if getattr(args, name) is not None}
+    arguments = {name: getattr(args, name) for name in _QUESTION if getattr(args, name) is not None}
     try:
-        question = prepare_question(processor, args.media, **given)
+        question = prepare_question(processor, args.media, **arguments)
     except ValueError as error:
         raise ValueError(_ARGUMENT.sub("--", str(error))) from error
     grounder = pipeline("video-grounding", model=model, processor=processor)
     options = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     print(json.dumps(grounder(question, **options), indent=2, ensure_ascii=False))
-
-
-def _check_task(args: argparse.Namespace) -> None:
-    """Raises an error that names the options which the task needs, or does not use."""
-    from .model.tasks_llava_st import TASKS
-
-    if args.task is None:
-        return
-    if args.task not in TASKS:
-        raise ValueError(f"--task {args.task} is not a valid task; it must be one of {', '.join(TASKS)}.")
-    needs = TASKS[args.task].needs
-    given = {name for name in ("text", "span", "time", "box") if getattr(args, name) is not None}
-    if "time" in needs and "time" not in given and "span" in given:  # the start of a span is a time
-        given = given - {"span"} | {"time"}
-    missing = [f"--{name}" for name in needs if name not in given]
-    unused = [f"--{name}" for name in sorted(given) if name not in needs]
-    if missing or unused:
-        problems = [f"{' and '.join(missing)} is missing"] * bool(missing) + [f"{' and '.join(unused)} is not used"] * bool(unused)
-        takes = " and ".join(f"--{name}" for name in needs) or "only the image"
-        raise ValueError(f"--task {args.task} takes {takes}: {', and '.join(problems)}.")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -6,13 +6,14 @@ and renamed functions and classes. The tables are here; CHANGELOG.md lists them 
 """
 
 import sys
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from .model.renamed_arguments_llava_st import warn_renamed
 
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -67,10 +68,6 @@ RENAMED = {
 }
 #: Old metric → new metric, in the scores of the default protocol. The original protocol keeps the names of the original program.
 RENAMED_METRICS = {"mtiou": "m_tiou", "msiou": "m_siou", "mstiou": "m_viou", "named@0.5": "object_recall@0.5"}
-
-
-def warn_renamed(old: str, new: str, stacklevel: int) -> None:
-    warnings.warn(f"{old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=stacklevel)
 
 
 def renamed_attributes(module: ModuleType) -> Callable[[str], object]:

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from ..deprecation import RENAMED_METRICS
+from ..files import write_file
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from .charts import bar_chart, histogram
 from .metrics import bootstrap_interval, mean_iou
 from .original_protocol import follows_original_program
-from .predictions import read_predictions, write_file
+from .predictions import read_predictions
 from .published import MODEL, PUBLISHED, PUBLISHED_OTHERS, SOURCE
 from .report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from .report_rows import CONDITIONS, IOUS, Samples, read_samples

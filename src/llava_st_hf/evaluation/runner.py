@@ -22,6 +22,7 @@ from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..files import write_file
 from ..locking import locked_folder
 from ..model.batch_feature_llava_st import join_samples
 from ..model.cached_media_llava_st import CachedMediaProcessor
@@ -34,7 +35,7 @@ from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
 from .ground_truth import to_clip_coordinates
 from .metrics import Tubelets, box_iou, temporal_iou, tubelet_iou
-from .predictions import append_predictions, drop_broken_end, read_predictions, write_file
+from .predictions import append_predictions, drop_broken_end, read_predictions
 from .rows import Prediction, Question
 
 

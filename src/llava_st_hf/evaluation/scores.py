@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 
-from ..deprecation import RENAMED_METRICS, warn_renamed
-from .predictions import write_file
+from ..deprecation import RENAMED_METRICS
+from ..files import write_file
+from ..model.renamed_arguments_llava_st import warn_renamed
 
 
 SCORES = "scores.json"

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`BatchFeature` subclass that stores the metadata of each sample's media, needed to convert answers to seconds and pixels."""
 
-import warnings
-
 import torch
 from transformers import BatchFeature
 
 from .grounding_llava_st import MediaInfo
+from .renamed_arguments_llava_st import warn_renamed
 
 
 # Segment ids that are no conversation's number: tokens that several conversations share, and padding.
@@ -31,7 +30,7 @@ class LlavaSTBatchFeature(BatchFeature):
     @property
     def media(self) -> list[list[MediaInfo]]:
         """Former name of `media_info`."""
-        warnings.warn("inputs.media is now inputs.media_info; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+        warn_renamed("inputs.media", "inputs.media_info", stacklevel=3)
         return self.media_info
 
     def to(self, *args, **kwargs):

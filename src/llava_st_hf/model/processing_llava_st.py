@@ -3,7 +3,6 @@
 
 import math
 import re
-import warnings
 from inspect import signature
 
 import torch
@@ -31,6 +30,7 @@ from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_co
 from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
+from .renamed_arguments_llava_st import warn_renamed
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 
@@ -453,7 +453,7 @@ class LlavaSTProcessor(ProcessorMixin):
             the prompts.
         """
         if media is not None:
-            warnings.warn("The argument media is now media_info; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+            warn_renamed("The argument media", "media_info", stacklevel=3)
             media_info = media
         generated_ids = torch.atleast_2d(torch.as_tensor(generated_ids))
         if inputs is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keyword arguments of version 0.1, accepted with a `FutureWarning` until version 0.3."""
+"""The warning about names of version 0.1, which are accepted until version 0.3, and keyword arguments with such names."""
 
 import functools
 import warnings
@@ -8,6 +8,11 @@ from collections.abc import Callable
 
 # Old name → new name.
 RENAMED_ARGUMENTS = {"coordinates": "coordinate_values", "shift_coordinates": "shift_coordinate_values"}
+
+
+def warn_renamed(old: str, new: str, stacklevel: int) -> None:
+    """Gives a `FutureWarning` that `old` is now `new`. A `stacklevel` of 2 attributes it to the caller of this function, 3 to the next."""
+    warnings.warn(f"{old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=stacklevel)
 
 
 def accept_renamed_arguments(method: Callable) -> Callable:
@@ -23,7 +28,7 @@ def accept_renamed_arguments(method: Callable) -> Callable:
             if old in kwargs:
                 if kwargs.get(new) is not None:
                     raise ValueError(f"{new} is given twice, the second time under its old name {old}. Pass {new} alone.")
-                warnings.warn(f"{old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=2)
+                warn_renamed(old, new, stacklevel=3)
                 kwargs[new] = kwargs.pop(old)
         return method(self, *args, **kwargs)
 

@@ -13,6 +13,7 @@
 | elc | event localization and captioning | video, time, bounding box | end time, caption, and a bounding box for each sampled frame |
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .messages_llava_st import read_span
@@ -74,6 +75,32 @@ TASKS = {
 }
 
 
+def check_task_arguments(task: str, given: Collection[str], prefix: str = "") -> None:
+    """
+    Checks that a task has the arguments of its prompt template, and no others.
+
+    Args:
+        task: one of the keys of `TASKS`.
+        given: names of the arguments that have a value, among "text", "span", "time" and "box". A span counts as the time of "elc".
+        prefix: of the names in error messages, "--" for options of the command line.
+
+    Raises:
+        ValueError: naming the task and the arguments that are missing, or that its prompt does not use.
+    """
+    label = f"{prefix}task {task}" if prefix else f"task={task!r}"
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"{label} is not a valid task; it must be one of {', '.join(TASKS)}.")
+    needs = TASKS[task].needs
+    if "time" in needs and "time" not in given and "span" in given:
+        given = {*given, "time"} - {"span"}
+    missing = [prefix + name for name in needs if name not in given]
+    unused = [prefix + name for name in ("text", "span", "time", "box") if name in given and name not in needs]
+    if missing or unused:
+        problems = [f"{' and '.join(missing)} is missing"] * bool(missing) + [f"{' and '.join(unused)} is not used"] * bool(unused)
+        takes = " and ".join(prefix + name for name in needs) or "only the image or video"
+        raise ValueError(f"{label} takes {takes}: {', and '.join(problems)}.")
+
+
 def task_content(task: str, text: str | None = None, span=None, time=None, box=None) -> list[dict]:
     """
     Fills the prompt template of a task.
@@ -91,22 +118,14 @@ def task_content(task: str, text: str | None = None, span=None, time=None, box=N
     Raises:
         ValueError: naming the task and the arguments that are missing, or that its prompt does not use.
     """
-    if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"task={task!r} is not a valid task; it must be one of {', '.join(TASKS)}.")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise ValueError(f"text={text!r} must be a string that is not blank.")
+    given = {"text": text, "span": span, "time": time, "box": box}
+    check_task_arguments(task, {name for name, value in given.items() if value is not None})
     if span is not None:
         span = read_span(span)
         if "time" in TASKS[task].needs and time is None:
-            time, span = span[0], None
-    given = {"text": text, "span": span, "time": time, "box": box}
-    needs = TASKS[task].needs
-    missing = [name for name in needs if given[name] is None]
-    excess = [name for name, value in given.items() if value is not None and name not in needs]
-    if missing or excess:
-        problems = [f"{' and '.join(missing)} is missing"] * bool(missing) + [f"{' and '.join(excess)} is not used"] * bool(excess)
-        takes = " and ".join(needs) or "only the image or video"
-        raise ValueError(f"task={task!r} takes {takes}: {', and '.join(problems)}.")
+            time = span[0]
     items = {
         "span": lambda: {"type": "span", "start": span[0], "end": span[1]},
         "time": lambda: {"type": "time", "time": time},

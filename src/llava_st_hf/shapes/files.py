@@ -82,7 +82,7 @@ PHASES = {
         images="first:25%",
     ),
 }
-# Without macroblock-tree rate control: its AVX-512 code in x264 reads uninitialized memory, and equal frames give different files.
+# Without macroblock-tree rate control, with which x264's AVX-512 code encodes equal frames to files that differ from run to run.
 _ENCODING = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
 

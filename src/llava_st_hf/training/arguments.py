@@ -2,7 +2,6 @@
 """Arguments of a training run, in addition to TRL's `SFTConfig` and `ModelConfig`."""
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -10,6 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
+from ..model.renamed_arguments_llava_st import warn_renamed
 from ..model.video_decoding_llava_st import check_backend
 from .collator import OnError
 from .labels import check_loss_on
@@ -46,7 +46,7 @@ def replace_renamed_arguments(args: object, renamed: dict[str, str]) -> None:
         value = getattr(args, old)
         if value is None:
             continue
-        warnings.warn(f"The argument {old} is now {new}; the old name will be removed in version 0.3.", FutureWarning, stacklevel=4)
+        warn_renamed(f"The argument {old}", new, stacklevel=5)
         definition = type(args).__dataclass_fields__[new]
         default = definition.default_factory() if callable(definition.default_factory) else definition.default
         if getattr(args, new) not in (default, value):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of a conversation: the ids of the tokens that are included in the loss, -100 at the others."""
 
-import warnings
 from typing import Literal, get_args
 
 import torch
+
+from ..model.renamed_arguments_llava_st import warn_renamed
 
 
 LossOn = Literal["assistant", "original"]
@@ -19,7 +20,7 @@ def check_loss_on(value: str) -> LossOn:
         ValueError: For another value.
     """
     if value == "released":
-        warnings.warn('loss_on="released" is now loss_on="original".', FutureWarning, stacklevel=2)
+        warn_renamed('loss_on="released"', 'loss_on="original"', stacklevel=3)
         return "original"
     for scheme in get_args(LossOn):
         if value == scheme:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoints.adapters import BASE_FOLDER
 from ..data.mixture import read_mixture
+from ..files import write_file
 from .arguments import LlavaSTTrainingConfig
 from .saving import get_last_checkpoint
 
@@ -80,9 +81,7 @@ def check_resume_compatibility(
     path = folder / METADATA_FILE
     if get_last_checkpoint(folder) is None and not (folder / BASE_FOLDER).is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_file(path, json.dumps(record, indent=2) + "\n")
         return
     if not path.is_file():
         raise ValueError(f"{folder} has checkpoints but no {METADATA_FILE}: another program wrote them. Choose another output_dir.")

@@ -2,13 +2,13 @@
 """Modules of LLaVA-ST that a run trains, and LoRA adapters for the language model."""
 
 import re
-import warnings
 from collections.abc import Iterable
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.renamed_arguments_llava_st import warn_renamed
 
 
 # Module → pattern of its parameter names, with or without an adapter; the first match counts. "coordinate_embeddings" are the input and
@@ -44,7 +44,7 @@ def check_trainable_modules(parts: Iterable[str], what: str) -> list[str]:
     """
     parts = [parts] if isinstance(parts, str) else list(parts)
     if "coordinate_rows" in parts:
-        warnings.warn('The module "coordinate_rows" is now "coordinate_embeddings".', FutureWarning, stacklevel=2)
+        warn_renamed('The module "coordinate_rows"', '"coordinate_embeddings"', stacklevel=3)
         parts = ["coordinate_embeddings" if part == "coordinate_rows" else part for part in parts]
     unknown = [part for part in parts if part not in TRAINABLE_MODULES]
     if unknown or not parts:
