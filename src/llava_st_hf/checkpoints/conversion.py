@@ -6,12 +6,12 @@ import json
 import math
 import os
 import re
-from numbers import Real
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..model.checks_llava_st import is_finite_number
 from ..model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_original_key
@@ -167,7 +167,7 @@ def _read_stage_folder(adapter: str | os.PathLike) -> tuple[dict, dict[str, torc
         if lora_config.get(name):
             raise ValueError(f"{adapter}/{ADAPTER_CONFIG} has {name}={lora_config[name]!r}; stages of LLaVA-ST have none.")
     alpha = lora_config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+    if not is_finite_number(alpha):
         raise ValueError(f"{adapter}/{ADAPTER_CONFIG} has lora_alpha={alpha!r}; it must be a finite number.")
     try:
         lora = load_file(os.path.join(adapter, ADAPTER_WEIGHTS))

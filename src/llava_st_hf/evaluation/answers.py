@@ -18,13 +18,13 @@ frame, the nearest is kept. Spans keep the times of the answer.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..deprecation import renamed_argument
+from ..model.checks_llava_st import is_finite_number
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
 from ..model.grounding_llava_st import MediaInfo, parse_answer
 from .ground_truth import boxes_at_nearest_frames
@@ -225,12 +225,7 @@ def _number(value) -> float | None:
     """Returns a finite JSON number, or a number in a string, as float; None for other values."""
     if isinstance(value, str):
         return float(value) if re.fullmatch(r"-?\d{1,6}(?:\.\d{1,6})?", value, re.ASCII) else None
-    try:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer beyond the range of floats
-        pass
-    return None
+    return float(value) if is_finite_number(value) else None
 
 
 def _seconds(value) -> float | None:
