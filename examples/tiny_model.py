@@ -12,7 +12,8 @@ from transformers import Qwen2Tokenizer
 
 import llava_st_hf
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS, coordinate_tokens
+from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
+from llava_st_hf.model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
 
 
 # ============================================================ Tokenizer
@@ -26,9 +27,10 @@ def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     chat_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = [*chat_tokens, *SPECIAL_TOKENS.values(), *coordinate_tokens(num_bins, num_bins)]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-    return Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None)
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in [*chat_tokens, *SPECIAL_TOKENS.values()]])
+    tokenizer = Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None)
+    add_coordinate_tokens_to_tokenizer(tokenizer, num_bins, num_bins)
+    return tokenizer
 
 
 # ============================================================ Model

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.model.coordinates_llava_st import coordinate_tokens
+from llava_st_hf.model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
 from modeling_tests.factories import tiny_config, tiny_model
 from modeling_tests.media import moving_frames
 
@@ -25,8 +25,9 @@ def tiny_tokenizer(num_temporal_bins: int = 100, num_spatial_bins: int = 100, **
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **kwargs)
-    coordinates = coordinate_tokens(num_temporal_bins, num_spatial_bins) if num_temporal_bins else []
-    fast.add_tokens([*CHAT_TOKENS, *SPECIAL_TOKENS.values(), *coordinates], special_tokens=True)
+    fast.add_tokens([*CHAT_TOKENS, *SPECIAL_TOKENS.values()], special_tokens=True)
+    if num_temporal_bins:
+        add_coordinate_tokens_to_tokenizer(fast, num_temporal_bins, num_spatial_bins)
     return fast
 
 

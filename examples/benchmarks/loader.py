@@ -32,7 +32,7 @@ from llava_st_hf import LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoPro
 from llava_st_hf.data.rows import FEATURES, Medium, conversation_row
 from llava_st_hf.model import video_processing_llava_st
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.model.coordinates_llava_st import coordinate_tokens
+from llava_st_hf.model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
 from llava_st_hf.model.video_decoding_llava_st import VideoFileReader, open_video_file
 from llava_st_hf.model.video_processing_llava_st import sample_frame_indices
 from llava_st_hf.training import LlavaSTDataCollator
@@ -48,8 +48,8 @@ def make_processor() -> LlavaSTProcessor:
     by_byte = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     by_byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=by_byte, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *SPECIAL_TOKENS.values(), *coordinate_tokens(100, 100)]
-    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.add_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *SPECIAL_TOKENS.values()], special_tokens=True)
+    add_coordinate_tokens_to_tokenizer(tokenizer, 100, 100)
     return LlavaSTProcessor(LlavaSTImageProcessor(), tokenizer, LlavaSTVideoProcessor())
 
 

@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..model.checks_llava_st import is_finite_number
-from ..model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token, coordinate_tokens
+from ..model.coordinates_llava_st import MAX_BINS, MIN_BINS, coordinate_token
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.original_checkpoint_llava_st import KEY_RENAMES, PACKER_SPLITS, VOCABULARY_PARTS, rename_original_key
 from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -74,7 +75,7 @@ def add_coordinate_tokens_to_processor(model: LlavaSTForConditionalGeneration, p
         return processor
     tokenizer = processor.tokenizer
     if processor.num_temporal_bins == 0:
-        tokenizer.add_tokens(coordinate_tokens(config.num_temporal_bins, config.num_spatial_bins), special_tokens=True)
+        add_coordinate_tokens_to_tokenizer(tokenizer, config.num_temporal_bins, config.num_spatial_bins)
         options = (
             "packer_spatial_stride",
             "packer_temporal_stride",

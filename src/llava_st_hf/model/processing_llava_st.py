@@ -31,6 +31,7 @@ from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from .renamed_arguments_llava_st import warn_renamed
+from .tokenizer_llava_st import make_coordinate_tokens_ordinary
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
 
@@ -57,7 +58,8 @@ class LlavaSTProcessor(ProcessorMixin):
 
     Args:
         image_processor (`LlavaSTImageProcessor`), tokenizer (`PreTrainedTokenizerBase`), video_processor (`LlavaSTVideoProcessor`):
-            The tokenizer determines the number of coordinate bins.
+            The tokenizer determines the number of coordinate bins. Its coordinate tokens become ordinary added tokens, in place: decoding
+            with `skip_special_tokens=True` keeps them. In tokenizers of the original code they are special tokens.
         patch_size (`int`, *optional*, defaults to 14):
             Patch size of the vision encoder, in pixels.
         packer_spatial_stride, packer_temporal_stride, fast_spatial_stride (`int`, *optional*, defaults to 3, 5, 3):
@@ -95,6 +97,7 @@ class LlavaSTProcessor(ProcessorMixin):
         self.image_token, self.video_token = "<image>", "<video>"
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
 
+        make_coordinate_tokens_ordinary(tokenizer)
         added = tokenizer.get_added_vocab()
         missing = [token for token in VISUAL_TOKENS.values() if token not in added]
         if missing:
@@ -110,7 +113,7 @@ class LlavaSTProcessor(ProcessorMixin):
         self.num_temporal_bins, self.num_spatial_bins = counts["temporal"], counts["height"]
         coordinates = {coordinate_token(axis, i) for axis in AXES for i in range(counts[axis])}
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._control_tokens = control_token_pattern(special - coordinates - {self.image_token, self.video_token})
+        self._control_tokens = control_token_pattern(special - {self.image_token, self.video_token})
         self._coordinate_ids = {added[token] for token in coordinates}
         if self.num_temporal_bins:
             self._coordinate_ids.add(added[WIDTH_INPUT_TOKEN])
@@ -472,14 +475,14 @@ class LlavaSTProcessor(ProcessorMixin):
         ]
 
     def decode_answer(self, ids) -> str:
-        """Decodes an answer. Coordinate tokens are kept, other special tokens are removed."""
+        """Decodes an answer without added tokens other than coordinates, such as `<|im_end|>`, and without blanks at its ends."""
         coordinates = self._coordinate_ids
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         ids = [i for i in torch.as_tensor(ids).tolist() if i in coordinates or i not in special]
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
-        """Decodes answers. Coordinate tokens are kept, although they are special tokens of the original tokenizer."""
+        """Decodes answers, by default without added tokens other than coordinates: see `decode_answer`."""
         if not skip_special_tokens:
             return self.tokenizer.decode(generated_outputs, skip_special_tokens=False, **kwargs)
         return [self.decode_answer(ids) for ids in torch.atleast_2d(torch.as_tensor(generated_outputs))]
