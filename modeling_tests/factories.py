@@ -4,6 +4,8 @@
 from contextlib import contextmanager
 
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,6 +45,13 @@ def tiny_model(config: LlavaSTConfig | None = None, **overrides) -> LlavaSTForCo
         for parameter in model.parameters():
             parameter.mul_(2) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def enable_checkpointing(model: LlavaSTForConditionalGeneration, use_reentrant: bool):
+    """Enables gradient checkpointing by the method of the installed transformers, whose name version 5.24 has changed."""
+    renamed = Version(transformers.__version__) >= Version("5.24")
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
 
 
 def image_tokens(config: LlavaSTConfig) -> list[int]:

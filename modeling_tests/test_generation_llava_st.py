@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers.generation import utils as generation_utils
 
+from llava_st_hf.model.cache_name_llava_st import CACHE_NAME, CACHE_NAMES
 from modeling_tests.factories import NAN, mixed_batch, single_prompts, tiny_model, watch_new_tensors
 
 
@@ -85,7 +86,7 @@ def test_generate_from_inputs_embeds_equals_input_ids(model, batch, num_beams):
 
 
 @pytest.mark.parametrize("given", ["whole", "new tokens", "new tokens, whole coordinates"])
-def test_generate_second_turn_with_past_key_values_equals_a_run_without_cache(model, batch, greedy, given):
+def test_generate_second_turn_with_a_cache_equals_a_run_without_cache(model, batch, greedy, given):
     config, rows = model.config, len(batch["input_ids"])
     turn = torch.tensor([[5, config.coordinate_start_token_id + 2, config.width_input_token_id, 6]]).expand(rows, -1)
     turn_positions = torch.tensor([[NAN, 0.3, 0.77, NAN]]).expand(rows, -1)
@@ -98,10 +99,28 @@ def test_generate_second_turn_with_past_key_values_equals_a_run_without_cache(mo
         batch["input_ids"] = batch["input_ids"][:, -5:]  # the cache holds all but the last generated token
     if given == "new tokens":
         batch["coordinate_values"] = batch["coordinate_values"][:, -5:]
-    cache = copy.deepcopy(greedy.past_key_values)
-    ours = model.generate(**batch, **GREEDY, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
+    cache = copy.deepcopy(greedy[CACHE_NAME])
+    ours = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True, **{CACHE_NAME: cache})
     torch.testing.assert_close(ours.logits[0], wanted.logits[0], atol=2e-5, rtol=1e-4)
     assert torch.equal(ours.sequences[:, -NEW:], wanted.sequences[:, -NEW:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_forward_takes_the_cache_under_both_names(model, batch, name):
+    """A decoder ignores the name of another version without an error."""
+    step = {"input_ids": batch["input_ids"][:, -1:], "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
+    for part in (model, model.model):
+        cache = model(**batch)[CACHE_NAME]
+        part(**step, use_cache=True, **{name: cache})
+        assert cache.get_seq_length() == batch["input_ids"].shape[1] + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_cache_given_under_both_names_raises(model, batch, greedy, call):
+    with pytest.raises(ValueError, match="given twice, as cache and as past_key_values"):
+        getattr(model, call)(input_ids=batch["input_ids"][:, -1:], cache=greedy[CACHE_NAME], past_key_values=greedy[CACHE_NAME])
 
 
 def test_generate_old_argument_coordinates_gives_a_warning_and_equal_results(model, batch, greedy):
@@ -148,10 +167,10 @@ def test_decode_step_allocates_the_same_tensors_as_qwen2(model, batch):
     step = {"input_ids": torch.full((4, 1), 7), "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
     calls = []
     for decode in (
-        lambda cache: model(**step, past_key_values=cache, use_cache=True).logits,
-        lambda cache: model.lm_head(model.model.language_model(**step, past_key_values=cache, use_cache=True).last_hidden_state),
+        lambda cache: model(**step, use_cache=True, **{CACHE_NAME: cache}).logits,
+        lambda cache: model.lm_head(model.model.language_model(**step, use_cache=True, **{CACHE_NAME: cache}).last_hidden_state),
     ):
-        cache = model(**batch).past_key_values
+        cache = model(**batch)[CACHE_NAME]
         with watch_new_tensors() as made:
             decode(cache)
         calls.append(list(made))

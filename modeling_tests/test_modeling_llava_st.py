@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
+from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 from modeling_tests.factories import (
     NAN,
+    enable_checkpointing,
     image_tokens,
     left_padded,
     mixed_batch,
@@ -169,8 +171,8 @@ def test_forward_prefill_and_decode_step_compile_to_one_graph(model, batch):
     plain, ours = model(**batch), compiled(**batch)
     torch.testing.assert_close(ours.logits, plain.logits, atol=2e-5, rtol=0)
     step = {"input_ids": torch.full((4, 1), 7), "attention_mask": F.pad(batch["attention_mask"], (0, 1), value=1)}
-    wanted = model(**step, past_key_values=plain.past_key_values).logits
-    torch.testing.assert_close(compiled(**step, past_key_values=ours.past_key_values).logits, wanted, atol=2e-5, rtol=0)
+    wanted = model(**step, **{CACHE_NAME: plain[CACHE_NAME]}).logits
+    torch.testing.assert_close(compiled(**step, **{CACHE_NAME: ours[CACHE_NAME]}).logits, wanted, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["pixel_values", "pixel_values_videos"])
@@ -312,7 +314,7 @@ def test_gradient_checkpointing_gives_equal_gradients(model, batch, frozen, reen
         for name, parameter in trained.named_parameters():
             parameter.requires_grad_(not any(part in name for part in frozen))
         if checkpointing:
-            trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            enable_checkpointing(trained, reentrant)
             trained.enable_input_require_grads()  # as trainers do
         trained(**batch, labels=batch["input_ids"]).loss.backward()
         gradients.append({name: p.grad for name, p in trained.named_parameters() if p.requires_grad})

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache, Qwen2ForCausalLM
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 
 
 def build(args) -> tuple[LlavaSTForConditionalGeneration, Qwen2ForCausalLM]:
@@ -62,14 +63,14 @@ def main() -> None:
     caches = {}
     for name, model in models.items():
         caches[name] = DynamicCache(config=model.config.get_text_config())
-        model(input_ids=prompt, past_key_values=caches[name], logits_to_keep=1)
+        model(input_ids=prompt, logits_to_keep=1, **{CACHE_NAME: caches[name]})
 
     times: dict[str, list[float]] = {name: [] for name in models}
     for step in range(args.steps + 5):
         order = list(models.items())[:: 1 if step % 2 else -1]
         for name, model in order:
             start = time.perf_counter()
-            model(input_ids=token, past_key_values=caches[name], use_cache=True).logits.argmax().item()
+            model(input_ids=token, use_cache=True, **{CACHE_NAME: caches[name]}).logits.argmax().item()
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values[5:]) for name, values in times.items()}
     for name, median in medians.items():

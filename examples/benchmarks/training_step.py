@@ -23,6 +23,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import transformers
+from packaging.version import Version
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,7 +61,10 @@ def build(device: str, narrow: bool):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # as LlavaSTTrainer does
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers 5.24 renamed the method.
+    renamed = Version(transformers.__version__) >= Version("5.24")
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     return model.train()
 
 

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .cache_name_llava_st import CACHE_NAMES
 from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
 
@@ -107,7 +108,7 @@ class LlavaSTConfig(PreTrainedConfig):
 
     model_type = "llava_st"
     keys_to_ignore_at_inference = [
-        "past_key_values",
+        *CACHE_NAMES,
         "hidden_states",
         "attentions",
         "token_losses",

@@ -6,6 +6,7 @@ from transformers import GenerationMixin
 from transformers import __version__ as transformers_version
 from transformers.generation import utils as generation_utils
 
+from .cache_name_llava_st import CACHE_NAME, accept_cache_names
 from .renamed_arguments_llava_st import accept_renamed_arguments
 
 
@@ -13,6 +14,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
     """Adapts [`~transformers.GenerationMixin`] to LLaVA-ST's inputs."""
 
     @accept_renamed_arguments
+    @accept_cache_names
     def generate(self, *args, **kwargs):
         """See [`~transformers.GenerationMixin.generate`]."""
         return super().generate(*args, **kwargs)
@@ -65,7 +67,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
                 "prefill_chunk_size with images or videos needs transformers>=5.21; installed is "
                 f"{transformers_version}. Upgrade transformers, or do not set prefill_chunk_size."
             )
-        coordinate_values, cache = model_kwargs.get("coordinate_values"), model_kwargs.get("past_key_values")
+        coordinate_values, cache = model_kwargs.get("coordinate_values"), model_kwargs.get(CACHE_NAME)
         if coordinate_values is not None and cache is not None and is_first_iteration:
             # With a cache from an earlier turn, ids and coordinate values may be those of the new tokens alone.
             attention_mask = model_kwargs.get("attention_mask")
@@ -78,16 +80,19 @@ class LlavaSTGenerationMixin(GenerationMixin):
         self,
         input_ids,
         attention_mask=None,
+        # `generate` accepts a cache and embeddings only if this signature names them.
+        cache=None,
         past_key_values=None,
-        inputs_embeds=None,  # `generate` accepts embeddings only if this signature names them
+        inputs_embeds=None,
         coordinate_values=None,
         **kwargs,
     ):
+        cache = past_key_values if cache is None else cache
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         token_ids = model_inputs.get("input_ids")
@@ -101,7 +106,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
         if attention_mask is not None and attention_mask.ndim == 2:
             end = attention_mask.shape[1]
         else:
-            end = length + (past_key_values.get_seq_length() if past_key_values is not None else 0)
+            end = length + (cache.get_seq_length() if cache is not None else 0)
         if end - length >= coordinate_values.shape[1]:
             return model_inputs
         missing = max(0, end - coordinate_values.shape[1])

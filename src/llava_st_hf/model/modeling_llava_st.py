@@ -7,12 +7,12 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .cache_name_llava_st import CACHE_NAMES, accept_cache_names
 from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
 from .lape_llava_st import add_positions, interpolate_coordinates, propagate
@@ -42,7 +42,7 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlavaSTWindowPacker"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -339,6 +339,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         return find_placeholders(self.config.media_token_ids(kind), input_ids, inputs_embeds, self.get_input_embeddings())
 
     @accept_renamed_arguments
+    @accept_cache_names
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -348,7 +349,6 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         pixel_values_videos: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         coordinate_values: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -377,7 +377,10 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 model has no coordinate tokens.
             vision_chunk_size (`int`, *optional*, defaults to `config.vision_chunk_size`):
                 Frames per pass of the vision encoder.
+            cache (`Cache`, *optional*):
+                Keys and values of the decoder's attention; also accepted as `past_key_values`, its name before transformers 5.24.
         """
+        # The cache is not in the signature: it is passed to the decoder under the name that the decoder takes.
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if coordinate_values is not None and input_ids is None:
@@ -424,7 +427,6 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             # Trained embeddings may be kept in float32 with a decoder in half precision.
             inputs_embeds=inputs_embeds.to(self.language_model.norm.weight.dtype),
             use_cache=use_cache,
@@ -432,10 +434,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             **kwargs,
         )
         return LlavaSTModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **outputs,
             image_hidden_states=media_features["image"],
             video_hidden_states=media_features["video"],
         )
@@ -530,6 +529,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1), token_losses, bin_errors
 
     @accept_renamed_arguments
+    @accept_cache_names
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -539,7 +539,6 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         pixel_values_videos: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         coordinate_values: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -580,6 +579,8 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
                 Exact values of `shift_labels`, in place of `coordinate_values` as targets.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
+            cache (`Cache`, *optional*):
+                Keys and values of the decoder's attention; also accepted as `past_key_values`, its name before transformers 5.24.
         """
         # Not in the signature: transformers' Trainer requires every argument with "label" in its name in every batch.
         shift_labels, shift_coordinate_values = kwargs.pop("shift_labels", None), kwargs.pop("shift_coordinate_values", None)
@@ -590,7 +591,6 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             pixel_values_videos=pixel_values_videos,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             coordinate_values=coordinate_values,
             use_cache=use_cache,
@@ -602,7 +602,8 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             return_dict=True,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
+        decoder_outputs = dict(outputs)
+        hidden_states = decoder_outputs.pop("last_hidden_state")
 
         loss = token_losses = bin_errors = logits = None
         if labels is not None or shift_labels is not None:
@@ -617,13 +618,9 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         return LlavaSTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
             token_losses=token_losses,
             bin_errors=bin_errors,
-            image_hidden_states=outputs.image_hidden_states,
-            video_hidden_states=outputs.video_hidden_states,
+            **decoder_outputs,
         )
 
 

@@ -4,8 +4,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 
 @dataclass
@@ -16,8 +15,8 @@ class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
             The decoder's last hidden states.
-        past_key_values (`Cache`, *optional*):
-            Keys and values of the decoder's attention.
+        cache (`Cache`, *optional*):
+            Keys and values of the decoder's attention: `past_key_values` before transformers 5.24.
         image_hidden_states (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
             Features of all images in the decoder's input, without padding images.
         video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
@@ -29,7 +28,7 @@ class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class LlavaSTCausalLMOutputWithPast(ModelOutput):
+class LlavaSTCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
     Output of [`LlavaSTForConditionalGeneration`].
 
@@ -38,8 +37,8 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
             Soft cross-entropy, summed over supervised tokens and divided by `num_items_in_batch`, by default their number.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
             Prediction scores; coordinate tokens are the last columns. Not built in training (see `skip_logits`).
-        past_key_values (`Cache`, *optional*):
-            Keys and values of the decoder's attention.
+        cache (`Cache`, *optional*):
+            Keys and values of the decoder's attention: `past_key_values` before transformers 5.24.
         token_losses (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
             Loss of each supervised token in batch-major order, detached, for logging.
         bin_errors (`torch.FloatTensor` of shape `(num_supervised_tokens,)`, *optional*, returned when `labels` is given):
@@ -56,11 +55,6 @@ class LlavaSTCausalLMOutputWithPast(ModelOutput):
             Features of all videos in the decoder's input, without padding videos.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor] | None = None
-    attentions: tuple[torch.FloatTensor] | None = None
     token_losses: torch.FloatTensor | None = None
     bin_errors: torch.FloatTensor | None = None
     image_hidden_states: torch.FloatTensor | None = None
