@@ -116,9 +116,23 @@ def test_config_sub_configuration_sizes_below_1_raise(part, name):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("text_config", {"model_type": "bert"}, "text_config must have the model_type 'qwen2', got 'bert'"),
-        ("vision_config", {"model_type": "nothing"}, "vision_config must have the model_type 'siglip_vision_model', got 'nothing'"),
-        ("text_config", SiglipVisionConfig(), "text_config must have the model_type 'qwen2', got 'siglip_vision_model'"),
+        ("text_config", {"model_type": "nothing"}, "text_config has the model_type 'nothing', which transformers does not have"),
+        ("text_config", SiglipVisionConfig(), "text_config has the model_type 'siglip_vision_model', which is not a causal language model"),
+        ("text_config", {"model_type": "bert"}, "'bert', whose decoder has no embed_tokens and no layers and no norm"),
+        ("text_config", {"model_type": "gpt2"}, "'gpt2', whose decoder has no embed_tokens and no layers and no norm"),
+        ("text_config", {"model_type": "t5"}, "'t5', which is not a causal language model"),
+        ("text_config", {"model_type": "bart"}, "has is_encoder_decoder=True"),
+        ("text_config", {"model_type": "mamba"}, "'mamba', a decoder with a recurrent state"),
+        ("text_config", {"model_type": "qwen3_next"}, "'qwen3_next', a decoder with a recurrent state"),
+        ("text_config", {"model_type": "gemma2"}, "'gemma2' has final_logit_softcapping=30.0"),
+        ("text_config", {"model_type": "cohere"}, "'cohere' has logit_scale=0.0625"),
+        ("text_config", {"model_type": "gemma3"}, "'gemma3' is the configuration of a multimodal model"),
+        ("text_config", {"model_type": "mixtral", "output_router_logits": True}, "output_router_logits=True"),
+        ("vision_config", {"model_type": "nothing"}, "vision_config has the model_type 'nothing'; a vision encoder must have a square"),
+        ("vision_config", {"model_type": "swin"}, "vision_config has the model_type 'swin'"),
+        ("vision_config", {"model_type": "yolos"}, "vision_config has the model_type 'yolos'"),
+        ("vision_config", {"model_type": "siglip"}, "give the vision_config of it, of the type 'siglip_vision_model'"),
+        ("vision_config", {"model_type": "siglip2_vision_model", "num_patches": 250}, "num_patches must be a square number, got 250"),
     ],
 )
 def test_config_sub_configuration_of_another_model_type_raises(tmp_path, part, value, message):

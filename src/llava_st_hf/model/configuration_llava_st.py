@@ -4,9 +4,20 @@
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbones_llava_st import (
+    DEFAULT_DECODER,
+    DEFAULT_ENCODER,
+    VISION_ENCODERS,
+    check_decoder_config,
+    check_decoder_type,
+    check_encoder_type,
+    mlp_size,
+    set_image_size,
+    sub_config_type,
+)
 from .cache_name_llava_st import CACHE_NAMES
 from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
@@ -35,9 +46,14 @@ PLACEHOLDER_FIELDS = (
 SPECIAL_TOKENS = {**VISUAL_TOKENS, **dict(zip(PLACEHOLDER_FIELDS, PLACEHOLDER_TOKENS, strict=True))}
 # Fields that must be at least 1.
 _SIZES = ("packer_hidden_size", "packer_num_attention_heads", "packer_spatial_stride", "packer_temporal_stride", "fast_spatial_stride")
-_LAYER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_TEXT_SIZES = ("vocab_size", *_LAYER_SIZES, "num_key_value_heads", "max_position_embeddings")
+_LAYER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+_TEXT_SIZES = ("vocab_size", *_LAYER_SIZES, "intermediate_size", "num_key_value_heads", "max_position_embeddings")
 _VISION_SIZES = (*_LAYER_SIZES, "image_size", "patch_size")
+
+
+def _num_key_value_heads(text: PreTrainedConfig) -> int:
+    heads = getattr(text, "num_key_value_heads", None)
+    return text.num_attention_heads if heads is None else heads
 
 
 @strict
@@ -51,10 +67,14 @@ class LlavaSTConfig(PreTrainedConfig):
     derived from this layout, and do not change when the embeddings are resized later.
 
     Args:
-        vision_config (`dict` or `SiglipVisionConfig`, *optional*):
-            The vision encoder. The default is so400m/14 at 384 pixels without its last layer and without head.
-        text_config (`dict` or `Qwen2Config`, *optional*):
-            The language model. The default is Qwen2-7B.
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            The vision encoder: SigLIP, or another `model_type` of `VISION_ENCODERS`. Features are the outputs of its `num_hidden_layers`
+            layers. The default is SigLIP so400m/14 at 384 pixels without its last layer and without head.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            The language model: Qwen2, or a decoder of another `model_type` with embeddings, layers and final norm as in Llama. The
+            default is Qwen2-7B.
+        vision_use_final_norm (`bool`, *optional*, defaults to `False`):
+            Whether the norm after the encoder's last layer is applied to features. LLaVA-ST takes features before it.
         projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
             Activation between the projector's two layers.
         packer_hidden_size (`int`, *optional*, defaults to 1024):
@@ -98,7 +118,7 @@ class LlavaSTConfig(PreTrainedConfig):
             Id of `<TEMP-000>`; time, height and width bins follow one another from there.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation for the initialization of packer and projector weights.
-        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+        tie_word_embeddings (`bool`, *optional*, defaults to `text_config.tie_word_embeddings`):
             Whether input and output embeddings are one matrix.
 
     Raises:
@@ -118,7 +138,8 @@ class LlavaSTConfig(PreTrainedConfig):
     ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
-            config_class=SiglipVisionConfig,
+            config_class=AutoConfig,
+            model_type=DEFAULT_ENCODER,
             init_kwargs={
                 "hidden_size": 1152,
                 "intermediate_size": 4304,
@@ -130,7 +151,8 @@ class LlavaSTConfig(PreTrainedConfig):
             },
         ),
         "text_config": SubConfigSpec(
-            config_class=Qwen2Config,
+            config_class=AutoConfig,
+            model_type=DEFAULT_DECODER,
             init_kwargs={
                 "vocab_size": 151960,
                 "hidden_size": 3584,
@@ -156,6 +178,7 @@ class LlavaSTConfig(PreTrainedConfig):
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    vision_use_final_norm: bool = False
     projector_hidden_act: str = "gelu"
     packer_hidden_size: int = 1024
     packer_num_attention_heads: int = 8
@@ -185,12 +208,17 @@ class LlavaSTConfig(PreTrainedConfig):
     width_output_token_id: int | None = None
     coordinate_start_token_id: int | None = None
     initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
-        self._check_model_types()  # before transformers makes a Qwen2 or SigLIP configuration of any dictionary
+        self._check_model_types()
         super().__post_init__(**kwargs)
-        self.vision_config.vision_use_head = False  # the pooled output is not used
+        check_decoder_config(self.text_config)
+        if self.vision_config.model_type.startswith("siglip"):
+            self.vision_config.vision_use_head = False  # the pooled output is not used
+        set_image_size(self.vision_config)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         num_coordinates = self.num_temporal_bins + 2 * self.num_spatial_bins if self.use_coordinate_tokens else 0
         # Layout: base tokens, special tokens, coordinate tokens. The coordinate tokens are the last of the vocabulary, except in a
         # configuration whose embeddings have been resized, which contains all ids.
@@ -242,20 +270,22 @@ class LlavaSTConfig(PreTrainedConfig):
         return super(LlavaSTConfig, LlavaSTConfig).from_dict(config_dict, **kwargs)
 
     def _check_model_types(self):
-        for name, expected in (("text_config", Qwen2Config), ("vision_config", SiglipVisionConfig)):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            model_type = value.get("model_type", expected.model_type) if isinstance(value, dict) else value.model_type
-            if model_type != expected.model_type:
-                raise ValueError(f"{name} must have the model_type {expected.model_type!r}, got {model_type!r}.")
+        for value, default, check in (
+            (self.text_config, DEFAULT_DECODER, check_decoder_type),
+            (self.vision_config, DEFAULT_ENCODER, check_encoder_type),
+        ):
+            if value is not None:
+                check(sub_config_type(value, default))
 
     def _check_sizes(self):
         text, vision = self.text_config, self.vision_config
         for prefix, config, names in (("", self, _SIZES), ("text_config.", text, _TEXT_SIZES), ("vision_config.", vision, _VISION_SIZES)):
             for name in names:
-                if getattr(config, name) < 1:
-                    raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(config, name)}.")
+                value = getattr(config, name, None)
+                if value is not None and value < 1:  # some decoders have no `num_key_value_heads`
+                    raise ValueError(f"{prefix}{name} must be at least 1, got {value}.")
+        if mlp_size(vision) < 1:
+            raise ValueError(f"vision_config.intermediate_size must be at least 1, got {mlp_size(vision)}.")
         if self.vision_chunk_size is not None and self.vision_chunk_size < 1:
             raise ValueError(f"vision_chunk_size must be at least 1, or None for all frames at once, got {self.vision_chunk_size}.")
         if vision.num_channels != 3:
@@ -263,13 +293,16 @@ class LlavaSTConfig(PreTrainedConfig):
         for prefix, name, size, divisor_name, divisor in (
             ("", "packer_hidden_size", self.packer_hidden_size, "packer_num_attention_heads", self.packer_num_attention_heads),
             ("vision_config.", "hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads),
-            ("text_config.", "num_attention_heads", text.num_attention_heads, "num_key_value_heads", text.num_key_value_heads),
+            ("text_config.", "num_attention_heads", text.num_attention_heads, "num_key_value_heads", _num_key_value_heads(text)),
         ):
             if size % divisor:
                 raise ValueError(f"{prefix}{name}={size} must be a multiple of {divisor_name}={divisor}.")
 
     def validate_architecture(self):
         """Refuses sizes that are not valid or do not fit each other. Part of `@strict` validation."""
+        encoder = self.vision_config.model_type
+        if self.vision_use_final_norm and VISION_ENCODERS[encoder].final_norm is None:
+            raise ValueError(f"vision_use_final_norm=True, but {encoder!r} has no norm that applies to patches. Set it to False.")
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
         if not isinstance(image_size, int) or not isinstance(patch_size, int):
             raise ValueError(

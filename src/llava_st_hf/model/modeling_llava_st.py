@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a Qwen2 decoder with coordinate tokens in
+"""PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a text decoder with coordinate tokens in
 its vocabulary (LLaVA-ST, arXiv:2501.08282)."""
 
 import torch
@@ -12,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .backbones_llava_st import UNUSED_ENCODER_WEIGHTS, check_embeddings, remove_unused_modules
 from .cache_name_llava_st import CACHE_NAMES, accept_cache_names
 from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
@@ -48,8 +49,7 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Features are taken before SigLIP's post-norm and pooling head, which some checkpoints contain.
-    _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*(post_layernorm|head)\.", r"vision_tower\..*position_ids"]
+    _keys_to_ignore_on_load_unexpected = [UNUSED_ENCODER_WEIGHTS]
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -94,7 +94,7 @@ class LlavaSTPreTrainedModel(PreTrainedModel):
 
 class LlavaSTModel(LlavaSTPreTrainedModel):
     """
-    LLaVA-ST without language modeling head: SigLIP, projector, LAPE, packer and decoder.
+    LLaVA-ST without language modeling head: vision encoder, projector, LAPE, packer and decoder.
 
     LAPE adds the mean of the input and the output embeddings of the coordinate tokens. With untied embeddings the latter are rows of the
     language modeling head, which this model does not have: every call with images or videos takes them as the argument
@@ -113,10 +113,11 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         super().__init__(config)
         config.check_vocabulary()
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.vision_tower.post_layernorm = nn.Identity()  # the projector was trained on features without this norm
+        remove_unused_modules(self.vision_tower, use_final_norm=config.vision_use_final_norm)
         self.multi_modal_projector = LlavaSTMultiModalProjector(config)
         self.packer = LlavaSTSpatialTemporalPacker(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        check_embeddings(self.language_model)
         self.post_init()
 
     def _trains(self) -> bool:
@@ -218,7 +219,9 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             if kwargs.get(name) is None and getattr(self.config, name):
                 kwargs[name] = getattr(self.config, name)
         grid = self.config.grid_size
-        vision_outputs, features = encode_frames(self.vision_tower, self.multi_modal_projector, pixel_values, vision_chunk_size, **kwargs)
+        vision_outputs, features = encode_frames(
+            self.vision_tower, self.multi_modal_projector, pixel_values, self.config.vision_config, vision_chunk_size, **kwargs
+        )
         return vision_outputs, features.view(-1, grid, grid, features.shape[-1])
 
     @merge_with_config_defaults
@@ -288,7 +291,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             `BaseModelOutputWithPooling` whose `pooler_output` is of shape `(num_videos, num_video_tokens, hidden_size)`: for each video
             the fast stream, frame by frame, then the slow stream (900 + 1620 tokens for 100 frames). With `disable_fast_stream` the fast
             stream consists of the embeddings of the tokens at its positions. `last_hidden_state` is the encoder's, of shape
-            `(num_videos, num_frames, num_patches, vision_hidden_size)`.
+            `(num_videos, num_frames, num_tokens, vision_hidden_size)` with class and register tokens before the patches.
 
         Raises:
             ValueError: If pixels or `coordinate_output_embeddings` do not have these shapes, or the latter are missing.
@@ -395,7 +398,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         token_table = None
         if inputs_embeds is None:
             if coordinate_values is None and not has_media and not self._trains():
-                inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: the operations of Qwen2
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # a decode step: the operations of the decoder
             else:
                 inputs_embeds, token_table = self.embed_inputs(input_ids, coordinate_values)
 

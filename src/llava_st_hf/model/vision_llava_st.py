@@ -3,7 +3,10 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .backbones_llava_st import encoder_inputs, num_prefix_tokens
 
 
 def _trains(module: nn.Module) -> bool:
@@ -11,21 +14,29 @@ def _trains(module: nn.Module) -> bool:
 
 
 def encode_frames(
-    vision_tower: nn.Module, projector: nn.Module, frames: torch.Tensor, chunk_size: int | None = None, **kwargs
+    vision_tower: nn.Module,
+    projector: nn.Module,
+    frames: torch.Tensor,
+    config: PreTrainedConfig,
+    chunk_size: int | None = None,
+    **kwargs,
 ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
     """
     Applies encoder and projector to frames, at most `chunk_size` at a time.
 
-    An encoder without trainable weights runs without a graph, also where a trainer lets its embeddings require gradients. The temporary
-    memory of a pass grows with `chunk_size`; the result does not depend on it, up to rounding.
+    An encoder without trainable weights runs without a graph, also where a trainer lets its embeddings require gradients, and in
+    evaluation mode: DINOv3 moves its position embeddings at random in training mode. The temporary memory of a pass grows with
+    `chunk_size`; the result does not depend on it, up to rounding.
 
     Args:
         vision_tower (`nn.Module`):
             The encoder.
         projector (`nn.Module`):
-            Maps the encoder's last hidden states to the width of the decoder.
+            Maps the encoder's last hidden states of patches to the width of the decoder. Class and register tokens are left out.
         frames (`torch.FloatTensor` of shape `(num_frames, 3, height, width)`):
             Normalized pixels.
+        config (`PreTrainedConfig`):
+            Configuration of the encoder.
         chunk_size (`int`, *optional*):
             Frames per pass; all at once by default.
         kwargs:
@@ -37,12 +48,16 @@ def encode_frames(
     """
     tower_trains = _trains(vision_tower)
     projector_trains = tower_trains or _trains(projector)
+    if vision_tower.training and not tower_trains and torch.is_grad_enabled():
+        vision_tower.eval()
+    prefix = num_prefix_tokens(config)
     outputs, features = [], []
     for chunk in (frames,) if chunk_size is None else frames.split(chunk_size):
         with torch.set_grad_enabled(tower_trains):
-            outputs.append(vision_tower(chunk, return_dict=True, **kwargs))
+            pixels, options = encoder_inputs(config, chunk)
+            outputs.append(vision_tower(pixels, **options, return_dict=True, **kwargs))
         with torch.set_grad_enabled(projector_trains):
-            features.append(projector(outputs[-1].last_hidden_state))
+            features.append(projector(outputs[-1].last_hidden_state[:, prefix:]))  # (frames, patches, hidden)
     if len(outputs) == 1:
         return outputs[0], features[0]
     joined = BaseModelOutputWithPooling(

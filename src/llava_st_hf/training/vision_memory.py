@@ -4,6 +4,8 @@
 import torch
 from transformers import PreTrainedConfig
 
+from ..model.backbones_llava_st import mlp_size
+
 
 # Share of the free memory that the temporary tensors of one pass may take.
 _FREE_SHARE = 0.7
@@ -19,7 +21,7 @@ def bytes_per_frame(config: PreTrainedConfig, itemsize: int) -> int:
         itemsize: bytes per value.
     """
     patches = (config.image_size // config.patch_size) ** 2
-    width = 8 * config.hidden_size + 2 * config.intermediate_size
+    width = 8 * config.hidden_size + 2 * mlp_size(config)
     if config._attn_implementation == "eager":
         width += 3 * config.num_attention_heads * patches
     return patches * width * itemsize
