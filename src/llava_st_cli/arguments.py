@@ -75,14 +75,23 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("--processor", help="Folder or Hugging Face Hub id of the processor. Default: that of the base model.")
     merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
 
-    create = _add_command(commands, "create-stage1", "Create the stage-1 model from a LLaVA-OneVision-Qwen2 checkpoint.")
+    create = _add_command(
+        commands, "create-stage1", "Create the stage-1 model from a LLaVA-OneVision-Qwen2 checkpoint, or from a decoder and an encoder."
+    )
     create.add_argument(
         "checkpoint",
-        help="Folder or Hugging Face Hub id of the checkpoint, in the layout of transformers or the original one.",
+        help="Folder or Hugging Face Hub id of a LLaVA-OneVision-Qwen2, in the layout of transformers or the original one; with "
+        "--vision-encoder, of a causal language model.",
     )
     create.add_argument("output", help=_OUTPUT_HELP)
     create.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="Weight dtype. Default: %(default)s."
+    )
+    create.add_argument(
+        "--vision-encoder",
+        metavar="ENCODER",
+        help="Folder or Hugging Face Hub id of a vision encoder, such as SigLIP, CLIP, DINOv2 or DINOv3. The projector is new "
+        "and must be trained in stage 1.",
     )
     create.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
 

@@ -76,14 +76,26 @@ def _merge_lora(args: argparse.Namespace) -> None:
 
 def _start_stage1(args: argparse.Namespace) -> None:
     _refuse_adapter_folder(args.output)
-    if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
-        raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
-    _refuse_adapter(args.checkpoint)
+    sources = [args.checkpoint] if args.vision_encoder is None else [args.checkpoint, args.vision_encoder]
+    for source in sources:
+        if os.path.realpath(source) == os.path.realpath(args.output):
+            raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
+        _refuse_adapter(source)
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.stage1_init import create_stage1_model, stage1_config
+    from .checkpoints.stage1_parts import create_stage1_model_from_parts, parts_config, parts_settings
 
-    overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
-    model, processor = create_stage1_model(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
+    if args.vision_encoder is None:
+        overrides = _overrides(args.config_overrides, args.checkpoint, stage1_config)
+        model, processor = create_stage1_model(args.checkpoint, dtype=args.dtype, config_overrides=overrides)
+    else:
+        overrides = _overrides(
+            args.config_overrides,
+            f"{args.checkpoint} with {args.vision_encoder}",
+            lambda _, values: parts_config(*sources, values),
+            known=parts_settings(*sources),
+        )
+        model, processor = create_stage1_model_from_parts(*sources, dtype=args.dtype, config_overrides=overrides)
     save_model_and_processor(model, processor, args.output)
 
 
@@ -118,7 +130,7 @@ def _refuse_adapter(model: str) -> None:
         raise ValueError(f"{model} is an adapter, not a full model. Merge it into its base model with `llava-st merge-lora` first.")
 
 
-def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], object] | None = None) -> dict:
+def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], object] | None = None, known: dict | None = None) -> dict:
     """
     Reads configuration values from a JSON file and checks them with the model's configuration before its weights are read.
 
@@ -126,6 +138,7 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
         path: of the file; None for no values.
         model: folder or hub id of the checkpoint.
         read_config: reads the configuration of a checkpoint that is not a LLaVA-ST model.
+        known: settings of its decoder and encoder, where these are not of the default types.
     """
     if path is None:
         return {}
@@ -140,7 +153,7 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise ValueError(f"{path} must hold a JSON object of configuration values; it holds {overrides!r:.100}.")
-    known = LlavaSTConfig().to_dict()
+    known = {**LlavaSTConfig().to_dict(), **(known or {})}
     unknown = [name for name in overrides if name not in known]
     for part in ("vision_config", "text_config"):
         if isinstance(overrides.get(part), dict):

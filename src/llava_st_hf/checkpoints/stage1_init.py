@@ -58,22 +58,33 @@ def create_stage1_model(
     """
     config = stage1_config(checkpoint, config_overrides)
     tokenizer, num_tokens = _read_tokenizer(checkpoint, config)
+    processor = new_processor(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _load(checkpoint, config, dtype)
+        add_special_tokens(model, num_tokens, len(tokenizer))
+    return model, processor
+
+
+def new_processor(config: LlavaSTConfig, tokenizer: PreTrainedTokenizerBase, **pixel_settings) -> LlavaSTProcessor:
+    """Returns the processor of a stage-1 model.
+
+    Args:
+        config: of the model.
+        tokenizer: with the special tokens.
+        pixel_settings: of image and video processor, such as `image_mean`, where they are not those of SigLIP.
+    """
     size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    processor = LlavaSTProcessor(
-        LlavaSTImageProcessor(size=size),
+    return LlavaSTProcessor(
+        LlavaSTImageProcessor(size=size, **pixel_settings),
         tokenizer,
-        LlavaSTVideoProcessor(size=size),
+        LlavaSTVideoProcessor(size=size, **pixel_settings),
         patch_size=config.vision_config.patch_size,
         packer_spatial_stride=config.packer_spatial_stride,
         packer_temporal_stride=config.packer_temporal_stride,
         fast_spatial_stride=config.fast_spatial_stride,
         use_downsample_image=config.use_downsample_image,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _load(checkpoint, config, dtype)
-        _add_special_tokens(model, num_tokens)
-    return model, processor
 
 
 def stage1_config(checkpoint: str | os.PathLike, config_overrides: dict[str, Any] | None = None) -> LlavaSTConfig:
@@ -96,17 +107,22 @@ def stage1_config(checkpoint: str | os.PathLike, config_overrides: dict[str, Any
         else:
             raise ValueError(
                 f"{checkpoint} contains a model of type {model_type!r}; stage 1 starts from a LLaVA-OneVision-Qwen2 "
-                f"({LlavaOnevisionConfig.model_type!r} or {ORIGINAL_MODEL_TYPE!r})."
+                f"({LlavaOnevisionConfig.model_type!r} or {ORIGINAL_MODEL_TYPE!r}). For a text decoder, give --vision-encoder as well."
             )
         # New models have neither of the bugs of the original training code that these flags reproduce.
         translated |= {"use_coordinate_tokens": False, "ignore_prompt_x_coordinates": False, "disable_fast_stream": False}
         config = LlavaSTConfig.from_dict(translated, **overrides)
     except StrictDataclassError as error:
         raise ValueError(f"The configuration of {checkpoint} is not valid: {error}") from error
+    check_flags(config)
+    return config
+
+
+def check_flags(config: LlavaSTConfig) -> None:
+    """Raises a `ValueError` if a configuration has settings that a stage-1 model does not have."""
     for name in ("use_coordinate_tokens", "ignore_prompt_x_coordinates", "disable_fast_stream"):
         if getattr(config, name):
             raise ValueError(f"{name} must not be set in config_overrides: it is False in a stage-1 model.")
-    return config
 
 
 def _translate_onevision(raw: dict, checkpoint: str | os.PathLike, overrides: dict) -> dict:
@@ -136,14 +152,14 @@ def _translate_onevision(raw: dict, checkpoint: str | os.PathLike, overrides: di
         )
     return {
         "model_type": LlavaSTConfig.model_type,
-        "text_config": _without_dtype(text),
-        "vision_config": {**_without_dtype(vision), "num_hidden_layers": depth},
+        "text_config": without_dtype(text),
+        "vision_config": {**without_dtype(vision), "num_hidden_layers": depth},
         "projector_hidden_act": source.projector_hidden_act,
         "tie_word_embeddings": source.tie_word_embeddings,
     }
 
 
-def _without_dtype(config: PreTrainedConfig) -> dict:
+def without_dtype(config: PreTrainedConfig) -> dict:
     """Returns a configuration without the dtype of its weights: the caller of `create_stage1_model` chooses it."""
     return {name: value for name, value in config.to_dict().items() if name not in ("dtype", "torch_dtype")}
 
@@ -171,17 +187,27 @@ def _read_tokenizer(checkpoint: str | os.PathLike, config: LlavaSTConfig) -> tup
     missing = [token for token in _CHAT_TOKENS if token not in vocabulary]
     if missing:  # transformers creates an empty tokenizer if a folder has none
         raise ValueError(f"{checkpoint} has no tokenizer of a Qwen2 chat model: it lacks {' and '.join(missing)}.")
-    present = [token for token in SPECIAL_TOKENS.values() if token in vocabulary]
-    if present:
-        raise ValueError(f"The tokenizer of {checkpoint} already has {', '.join(present)}: it does not belong to a LLaVA-OneVision-Qwen2.")
     num_tokens, num_rows = len(tokenizer), config.text_config.vocab_size
     if num_tokens > num_rows:
         raise ValueError(f"The tokenizer of {checkpoint} has {num_tokens} tokens, but the model has only {num_rows} embeddings.")
+    add_special_tokens_to_tokenizer(tokenizer, checkpoint)
+    return tokenizer, num_tokens
+
+
+def add_special_tokens_to_tokenizer(tokenizer: PreTrainedTokenizerBase, checkpoint: str | os.PathLike) -> None:
+    """Adds the special tokens of LLaVA-ST after the last token, in place.
+
+    Raises:
+        ValueError: naming the checkpoint, if its tokenizer has one of them or its ids have gaps.
+    """
+    vocabulary, num_tokens = tokenizer.get_vocab(), len(tokenizer)
+    present = [token for token in SPECIAL_TOKENS.values() if token in vocabulary]
+    if present:
+        raise ValueError(f"The tokenizer of {checkpoint} already has {', '.join(present)}: it is not that of a model without LLaVA-ST.")
     tokenizer.add_tokens(list(SPECIAL_TOKENS.values()), special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values()))
     if ids != list(range(num_tokens, num_tokens + len(ids))):
         raise ValueError(f"The ids of the {num_tokens} tokens of {checkpoint} have gaps: the special tokens get the ids {ids}.")
-    return tokenizer, num_tokens
 
 
 def _load(checkpoint: str | os.PathLike, config: LlavaSTConfig, dtype: str | torch.dtype) -> LlavaSTForConditionalGeneration:
@@ -240,12 +266,19 @@ def _listed(keys: list[str]) -> str:
 
 
 @torch.no_grad()
-def _add_special_tokens(model: LlavaSTForConditionalGeneration, num_tokens: int) -> None:
-    """Removes padding embeddings and adds embeddings of the special tokens, in place."""
+def add_special_tokens(model: LlavaSTForConditionalGeneration, num_tokens: int, new_num_tokens: int) -> None:
+    """
+    Removes padding embeddings and adds embeddings of new tokens, the last of which are the special tokens, in place.
+
+    Args:
+        model: without embeddings of the special tokens.
+        num_tokens: of the tokenizer before tokens were added.
+        new_num_tokens: of the tokenizer.
+    """
     config = model.config
-    for token_id, field in enumerate(SPECIAL_TOKENS, start=num_tokens):
+    for token_id, field in enumerate(SPECIAL_TOKENS, start=new_num_tokens - len(SPECIAL_TOKENS)):
         setattr(config, field, token_id)
-    model.resize_token_embeddings(num_tokens + len(SPECIAL_TOKENS), mean_resizing=False)
+    model.resize_token_embeddings(new_num_tokens, mean_resizing=False)
     config.validate()
     matrices = [model.get_input_embeddings().weight]
     if not config.tie_word_embeddings:

@@ -44,7 +44,7 @@ VISION_ENCODERS = {
     "ijepa": VisionEncoder("layernorm", num_class_tokens=0, unused=("pooler",)),
 }
 # Weights of checkpoints that belong to modules of encoders which are not used.
-UNUSED_ENCODER_WEIGHTS = r"vision_tower\.(.*\.)?(post_layernorm|head)\.|vision_tower\.(layernorm|norm|pooler)\.|vision_tower\..*position_ids"
+UNUSED_ENCODER_WEIGHTS = r"vision_tower\.(.*(post_layernorm|head)\.|(layernorm|norm|pooler)\.|.*position_ids)"
 # Settings of decoders that change logits after the head, or that multiply hidden states before it, and their values without effect.
 _LOGIT_SETTINGS = {
     "final_logit_softcapping": (None,),
@@ -102,7 +102,7 @@ def check_decoder_config(config: PreTrainedConfig) -> None:
         if value not in neutral:
             raise ValueError(f"{name} has {setting}={value!r}, which changes logits outside of the language modeling head: not supported.")
     if getattr(config, "hidden_size_per_layer_input", None):
-        raise ValueError(f"{name} computes an input of each layer from token ids; visual features have none. Such models are not supported.")
+        raise ValueError(f"{name} computes inputs of layers from token ids, which visual features do not have: not supported.")
     if getattr(config, "output_router_logits", False):
         raise ValueError(f"{name} has output_router_logits=True, but the loss of the router is not computed. Set it to False.")
     if config.model_type != DEFAULT_DECODER:
@@ -174,8 +174,14 @@ def remove_unused_modules(encoder: PreTrainedModel, use_final_norm: bool) -> Non
         setattr(encoder, name, None if name == "pooler" else nn.Identity())
     if not use_final_norm and layout.final_norm is not None:
         setattr(encoder, layout.final_norm, nn.Identity())
-    if "mask_token" in getattr(encoder.embeddings, "_parameters", ()):
-        encoder.embeddings.mask_token.requires_grad_(False)  # replaces patches in the pretraining of the encoder only
+    freeze_unused_parameters(encoder)
+
+
+def freeze_unused_parameters(encoder: nn.Module) -> None:
+    """Freezes the mask token of an encoder, which only its pretraining uses, in place."""
+    for name, parameter in encoder.named_parameters():
+        if name.split(".")[-1] == "mask_token":
+            parameter.requires_grad_(False)
 
 
 def encoder_inputs(config: PreTrainedConfig, frames: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

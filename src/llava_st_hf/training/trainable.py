@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..model.backbones_llava_st import freeze_unused_parameters
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.renamed_arguments_llava_st import warn_renamed
 
@@ -139,6 +140,8 @@ def _with_adapter(model, wanted: set[str], lora_r: int, lora_alpha: int, lora_dr
 
 
 def _freeze_unused(model: LlavaSTForConditionalGeneration) -> None:
-    """Freezes weights without effect: the fast packer of a model without the fast stream, such as the original checkpoints."""
+    """Freezes weights without effect: the fast packer of a model without the fast stream, such as the original checkpoints, and those of
+    the vision encoder that only its pretraining uses."""
+    freeze_unused_parameters(model.model.vision_tower)
     if model.config.disable_fast_stream:
         model.model.packer.fast.requires_grad_(False)
