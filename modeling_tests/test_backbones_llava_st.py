@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from llava_st_hf.model.backbones_llava_st import VISION_ENCODERS, num_prefix_tokens
+from llava_st_hf.training.trainable import prepare_model_for_training
 from modeling_tests.factories import (
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -171,3 +172,22 @@ def test_tie_word_embeddings_is_that_of_the_decoder_unless_given():
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert not pair_config("smollm3", "siglip_vision_model", tie_word_embeddings=False).tie_word_embeddings
     assert not tiny_config().tie_word_embeddings
+
+
+def test_prepare_model_for_training_trains_all_parts_except_the_mask_token():
+    """The mask token of DINOv2 is not used: processes that train together would wait for its gradient."""
+    model = tiny_model(pair_config("llama", "dinov2"))
+    parts = ["vision_tower", "projector", "packer", "language_model", "input_embeddings", "output_embeddings"]
+    prepare_model_for_training(model, parts)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.vision_tower.embeddings.mask_token"]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_prepare_model_for_training_adapts_the_linear_layers_of_the_decoder(decoder):
+    model = prepare_model_for_training(
+        tiny_model(pair_config(decoder, "clip_vision_model")), ["lora", "projector", "coordinate_embeddings"]
+    )
+    adapted = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if ".lora_A." in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert not [name for name, parameter in model.named_parameters() if ".lora_A." in name and "language_model.layers" not in name]

@@ -7,6 +7,8 @@ Language model, vision encoder and projector are loaded from either layout of su
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -210,11 +212,26 @@ def add_special_tokens_to_tokenizer(tokenizer: PreTrainedTokenizerBase, checkpoi
         raise ValueError(f"The ids of the {num_tokens} tokens of {checkpoint} have gaps: the special tokens get the ids {ids}.")
 
 
+@contextmanager
+def errors_only(checkpoint: str | os.PathLike) -> Iterator[None]:
+    """Logs no warnings while weights are loaded: missing and unexpected tensors are checked afterwards, and most are expected.
+
+    Raises:
+        ValueError: if a file of weights is damaged.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {checkpoint} are damaged: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _load(checkpoint: str | os.PathLike, config: LlavaSTConfig, dtype: str | torch.dtype) -> LlavaSTForConditionalGeneration:
     """Loads the model from the checkpoint, with a newly initialized packer."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # missing and unexpected tensors are checked below; most are expected
-    try:
+    with errors_only(checkpoint):
         model, report = LlavaSTForConditionalGeneration.from_pretrained(
             checkpoint,
             config=config,
@@ -223,10 +240,6 @@ def _load(checkpoint: str | os.PathLike, config: LlavaSTConfig, dtype: str | tor
             ignore_mismatched_sizes=True,  # `_check_report` raises an error that names them
             output_loading_info=True,
         )
-    except SafetensorError as error:
-        raise ValueError(f"The weights in {checkpoint} are damaged: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     _check_report(report, checkpoint, config)
     # With this attribute `save_pretrained` would write the names of the checkpoint, without it those registered for LLaVA-ST.
     del model._weight_conversions

@@ -20,11 +20,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..model.backbones_llava_st import check_decoder_config, check_decoder_type, check_encoder_type, remove_unused_modules, set_image_size
+from ..model.backbones_llava_st import (
+    check_decoder_config,
+    check_decoder_type,
+    check_encoder_type,
+    remove_unused_modules,
+    set_image_size,
+    without_backbone_settings,
+)
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
-from .stage1_init import add_special_tokens, add_special_tokens_to_tokenizer, check_flags, new_processor, without_dtype
+from .stage1_init import add_special_tokens, add_special_tokens_to_tokenizer, check_flags, errors_only, new_processor, without_dtype
 
 
 _CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -158,7 +165,14 @@ def _probe_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> torch.Lon
 @torch.no_grad()
 def _load(decoder: str | os.PathLike, encoder: str | os.PathLike, config: LlavaSTConfig, dtype, probe: torch.LongTensor):
     """Loads both parts into a model with new projector and packer, and checks that the decoder computes the same logits in it."""
-    language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype).eval()
+    with errors_only(decoder):
+        language_model, report = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"] or report["unexpected_keys"]:
+        raise ValueError(
+            f"The weights of {decoder} do not fit its configuration: missing {sorted(report['missing_keys'])}, unexpected "
+            f"{sorted(report['unexpected_keys'])}."
+        )
+    language_model.eval()
     head = language_model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ValueError(f"The language modeling head of {decoder} has a bias, which LLaVA-ST's does not have: use another decoder.")
@@ -168,9 +182,10 @@ def _load(decoder: str | os.PathLike, encoder: str | os.PathLike, config: LlavaS
         weights["lm_head.weight"] = head.weight
     weights |= {f"model.vision_tower.{name}": tensor for name, tensor in _load_encoder(encoder, config, dtype).items()}
     del language_model, head
-    model, report = LlavaSTForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
-    )
+    with errors_only(decoder):
+        model, report = LlavaSTForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+        )
     missing = [name for name in report["missing_keys"] if not name.startswith(_NEW_MODULES)]
     if missing or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ValueError(
@@ -190,9 +205,12 @@ def _load_encoder(encoder: str | os.PathLike, config: LlavaSTConfig, dtype) -> d
     """Returns the weights of an encoder, with position embeddings for the image size of `config`."""
     own = _encoder_config(encoder)
     size = own.image_size
-    own.num_hidden_layers = config.vision_config.num_hidden_layers
-    own.vision_use_head = False
-    model, report = AutoModel.from_pretrained(encoder, config=own, dtype=dtype, output_loading_info=True)
+    settings = {"num_hidden_layers": config.vision_config.num_hidden_layers}
+    if own.model_type.startswith("siglip"):
+        settings["vision_use_head"] = False  # the pooled output is not used
+    own = type(own)(**{**without_backbone_settings(own.to_dict()), **settings})
+    with errors_only(encoder):
+        model, report = AutoModel.from_pretrained(encoder, config=own, dtype=dtype, output_loading_info=True)
     remove_unused_modules(model, config.vision_use_final_norm)
     missing = [name for name in report["missing_keys"] if name in model.state_dict()]
     if missing:

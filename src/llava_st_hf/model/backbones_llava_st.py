@@ -55,6 +55,15 @@ _LOGIT_SETTINGS = {
 }
 
 
+# Settings of `AutoBackbone`, which name layers that a configuration with fewer layers does not have.
+_BACKBONE_SETTINGS = ("out_features", "out_indices", "stage_names")
+
+
+def without_backbone_settings(config: dict) -> dict:
+    """Returns the settings of a vision encoder without those of `AutoBackbone`: features are always those of the last layer."""
+    return {name: value for name, value in config.items() if name not in _BACKBONE_SETTINGS}
+
+
 def sub_config_type(config: dict | PreTrainedConfig, default: str) -> str:
     """Returns the model type of the configuration of a decoder or encoder, `default` for a dictionary without a type."""
     return config.get("model_type", default) if isinstance(config, dict) else config.model_type

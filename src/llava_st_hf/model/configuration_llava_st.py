@@ -17,6 +17,7 @@ from .backbones_llava_st import (
     mlp_size,
     set_image_size,
     sub_config_type,
+    without_backbone_settings,
 )
 from .cache_name_llava_st import CACHE_NAMES
 from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
@@ -212,6 +213,8 @@ class LlavaSTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._check_model_types()
+        if isinstance(self.vision_config, dict):
+            self.vision_config = without_backbone_settings(self.vision_config)
         super().__post_init__(**kwargs)
         check_decoder_config(self.text_config)
         if self.vision_config.model_type.startswith("siglip"):
