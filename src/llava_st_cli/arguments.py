@@ -130,11 +130,15 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--model", required=True, help=_CHECKPOINT_HELP)
     evaluate.add_argument("--output", required=True, metavar="FOLDER", help="Folder for predictions and scores.")
     evaluate.add_argument(
-        "--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="Weight dtype. Default: that of the checkpoint."
+        "--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="Weight dtype. Default: auto, that of the checkpoint."
     )
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="Number of questions per batch. Default: %(default)s.")
+    evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="Maximum number of tokens of an answer. Default: 1536.")
     evaluate.add_argument(
-        "--max-new-tokens", type=int, default=1536, metavar="N", help="Maximum number of tokens of an answer. Default: %(default)s."
+        "--as-published",
+        action="store_true",
+        help="Generate as for the published results: float16, sampling at temperature 0.01, at most 1024 tokens, coordinates of prompts "
+        "rounded to three decimals.",
     )
     evaluate.add_argument(
         "--workers", type=int, default=2, metavar="N", help="Number of processes that decode videos and images. Default: %(default)s."

@@ -14,6 +14,7 @@ from .answers import ANSWER_PARSERS, ParseContext
 from .benchmarks import BENCHMARKS, read_benchmark
 from .original_protocol import follows_original_program
 from .predictions import append_predictions, read_predictions
+from .published import PUBLISHED_SETTINGS
 from .rows import OWN_PARSER, GroundingResult, Prediction
 from .runner import PREDICTIONS, EvaluationSettings, run_benchmark, this_process
 from .scores import write_scores
@@ -28,11 +29,12 @@ def read_own_answer(answer: str, question, media, processor) -> tuple:
 
 def run_eval(args: argparse.Namespace) -> None:
     # Settings and annotations are checked before the model is loaded.
+    decoding = _decoding(args)
     questions = read_benchmark(args.benchmark, args.annotations, args.data_folder, args.seed)
     # The name of a custom file includes its task.
     name = args.benchmark if BENCHMARKS[args.benchmark].task is not None else f"{args.benchmark}_{questions[0].task}"
     reading = {"video_backend": args.video_backend or "pyav", "allow_truncated": args.allow_truncated}
-    settings = EvaluationSettings(name, args.model, args.batch_size, args.max_new_tokens, args.seed, **reading)
+    settings = EvaluationSettings(name, args.model, args.batch_size, seed=args.seed, **decoding, **reading)
     questions = questions[: args.limit]
 
     from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
@@ -40,16 +42,30 @@ def run_eval(args: argparse.Namespace) -> None:
 
     state = this_process()
     processor = LlavaSTProcessor.from_pretrained(args.model)
-    model = LlavaSTForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(state.device)
+    model = LlavaSTForConditionalGeneration.from_pretrained(args.model, dtype=settings.dtype).eval().to(state.device)
     predictions = run_benchmark(
         questions, model, processor, args.output, settings, read_own_answer, num_workers=args.workers, show_overlap=True
     )
     if state.is_main_process:
         protocols = PROTOCOLS if all(map(follows_original_program, predictions)) else ("default",)
         scores = {protocol: score(questions[0].task, predictions, protocol) for protocol in protocols}
+        if args.as_published:
+            for metrics in scores.values():
+                metrics.notes.append(f"Generated with the settings of the published results: {PUBLISHED_SETTINGS}.")
         write_scores(args.output, scores)
         print(json.dumps({protocol: metrics.to_dict() for protocol, metrics in scores.items()}, indent=2))
     shut_down_processes()
+
+
+def _decoding(args: argparse.Namespace) -> dict:
+    """Returns the settings of `eval` about weights and decoding: those given, or with `--as-published` those of the published results."""
+    given = {name: getattr(args, name) for name in ("dtype", "max_new_tokens") if getattr(args, name) is not None}
+    if not args.as_published:
+        return given
+    if given:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"--as-published sets dtype={PUBLISHED_SETTINGS['dtype']} and the length of answers: leave out {options}.")
+    return PUBLISHED_SETTINGS
 
 
 def run_score(args: argparse.Namespace) -> None:
@@ -96,7 +112,7 @@ def _joined(answers: str, references: str, answer_format: str) -> Iterator[Predi
             found[sample_id] = given
     for row in read_predictions(references):
         # The file with the answers does not state which model gave them and how.
-        row = replace(row, prediction=GroundingResult(), notes=[], reader=answer_format, model=None, seed=None, versions={})
+        row = replace(row, prediction=GroundingResult(), notes=[], reader=answer_format, model=None, seed=None, versions={}, settings={})
         answer, finished, seen_size = found.pop(row.id, (None, True, None))
         # If the media could not be opened, an answer cannot be converted to seconds and pixels.
         skipped = row.skipped if answer is not None else f"{os.path.basename(answers)} has no answer to it."

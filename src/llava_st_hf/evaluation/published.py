@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published metrics of LLaVA-ST by benchmark, in the names and scales of `score`: means as fractions, recalls as percentages.
+"""Published metrics of LLaVA-ST and other models by benchmark, in the names and scales of `score`: means as fractions, recalls as
+percentages.
 
-Source: arXiv:2501.08282 and the results table of the original repository, for LLaVA-ST-Qwen2-7B, computed under the original protocol.
+Source of `PUBLISHED` and `PUBLISHED_OTHERS`: arXiv:2501.08282 and the results table of the original repository, for LLaVA-ST-Qwen2-7B,
+computed under the original protocol. `PUBLISHED_LATER` has the source of each row.
 """
+
+from typing import NamedTuple
+
 
 SOURCE = "arXiv:2501.08282 and the results table of the original repository"
 MODEL = "LLaVA-ST-Qwen2-7B"
@@ -31,3 +36,30 @@ PUBLISHED_OTHERS: dict[str, dict[str, dict[str, float]]] = {
     "VTimeLLM": {"st_align_stvg": {"tiou@0.5": 7.1, "m_tiou": 0.155}},
     "Grounded-VideoLLM": {"st_align_stvg": {"tiou@0.5": 30.0, "m_tiou": 0.330}},
 }
+
+
+class LaterResult(NamedTuple):
+    """Metrics of a model from a paper that appeared after LLaVA-ST's, under the protocol of that paper.
+
+    Args:
+        source: the paper.
+        benchmark: a key of `PUBLISHED`.
+        metrics: as in `PUBLISHED`.
+    """
+
+    source: str
+    benchmark: str
+    metrics: dict[str, float]
+
+
+# By model. The paper of LLaVA-ST has no m_viou; STVG-R1 and Qwen2.5-VL have no m_siou. One later paper prints 22.8, the m_siou of LLaVA-ST,
+# in a column of m_viou.
+PUBLISHED_LATER: dict[str, LaterResult] = {
+    "SARL-STG": LaterResult("SARL-STG, CVPR 2026", "st_align_stvg", {"m_tiou": 0.495, "m_siou": 0.404, "m_viou": 0.266}),
+    "STVG-R1": LaterResult("arXiv:2602.11730", "st_align_stvg", {"m_tiou": 0.451, "m_viou": 0.234}),
+    "Qwen2.5-VL-7B": LaterResult("arXiv:2602.11730", "st_align_stvg", {"m_tiou": 0.374, "m_viou": 0.143}),
+    f"{MODEL} (m_viou)": LaterResult("later comparisons", "st_align_stvg", {"m_viou": 0.135}),
+}
+
+# Fields of `EvaluationSettings` with which the original program generated the published results. It asked one question at a time.
+PUBLISHED_SETTINGS = {"dtype": "float16", "temperature": 0.01, "max_new_tokens": 1024, "prompt_decimals": 3}

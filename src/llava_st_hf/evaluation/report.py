@@ -22,7 +22,7 @@ from .charts import bar_chart, histogram
 from .metrics import bootstrap_interval, mean_iou
 from .original_protocol import follows_original_program
 from .predictions import read_predictions
-from .published import MODEL, PUBLISHED, PUBLISHED_OTHERS, SOURCE
+from .published import MODEL, PUBLISHED, PUBLISHED_LATER, PUBLISHED_OTHERS, SOURCE
 from .report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from .report_rows import CONDITIONS, IOUS, Samples, read_samples
 from .report_samples import draw_sample
@@ -199,8 +199,12 @@ def _sections(run: _Run, prefix: str) -> list:
 def _settings(run: _Run) -> list:
     facts = [["task", run.task], ["model", ", ".join(run.models)]]
     facts += [["answer format", ", ".join(run.parsers)], ["versions", "; ".join(run.versions)]]
-    names = {"batch_size": "batch size", "max_new_tokens": "maximum number of new tokens", "seed": "seed"}
+    names = {"batch_size": "batch size", "dtype": "dtype", "max_new_tokens": "maximum number of new tokens", "seed": "seed"}
     facts += [[text, str(run.settings[name])] for name, text in names.items() if name in run.settings]
+    if "temperature" in run.settings:
+        temperature, decimals = run.settings["temperature"], run.settings["prompt_decimals"]
+        facts.append(["decoding", "greedy" if temperature is None else f"sampling at temperature {temperature}"])
+        facts.append(["coordinates of prompts", "exact" if decimals is None else f"rounded to {decimals} decimals"])
     count, questions = run.count("count"), run.settings.get("questions")
     facts.append(["samples", str(count) if questions in (None, count) else f"{count} of {questions} questions"])
     return [Heading(3, "Settings"), Table(["setting", "value"], facts, text_columns=(0, 1))]
@@ -209,6 +213,8 @@ def _settings(run: _Run) -> list:
 def _metrics(run: _Run) -> list:
     published = PUBLISHED.get(run.benchmark, {})
     others = {model: metrics[run.benchmark] for model, metrics in PUBLISHED_OTHERS.items() if run.benchmark in metrics}
+    later = {model: result for model, result in PUBLISHED_LATER.items() if result.benchmark == run.benchmark}
+    others |= {model: result.metrics for model, result in later.items()}
     shown = [name for name in run.default if name not in (*_COUNTS, "count") and not name.endswith(("_low", "_high"))]
     shown += [name for name in published if name not in shown]
     header = ["metric", *_PROTOCOLS, _PUBLISHED_HEADER, *(f"published: {model}" for model in others)]
@@ -225,6 +231,9 @@ def _metrics(run: _Run) -> list:
         notes.append(f"There are no published metrics of {MODEL} on {run.benchmark}.")
     else:
         notes.append(_COMPARISON if run.original else _NOT_COMPARABLE)
+    if later:
+        sources = "; ".join(f"{model}: {result.source}" for model, result in later.items())
+        notes.append(f"Results of later papers, under their own protocols: {sources}.")
     notes += [_without_paths(note, None) for note in dict.fromkeys([*run.default.notes, *run.original.notes])]
     if run.task == "elc" and run.original:
         notes.append(_ELC_SPANS)

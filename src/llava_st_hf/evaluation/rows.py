@@ -121,6 +121,7 @@ class Prediction:
         skipped: the reason why there is no answer; None where there is one.
         reader: key in `answers.ANSWER_PARSERS` of the parser that read the answer.
         model, seed, versions: name of the model, seed of the prompts, versions of the libraries.
+        settings: of `EvaluationSettings`, those that the answer depends on; empty for answers of other programs and of version 0.1.
     """
 
     id: str
@@ -141,6 +142,7 @@ class Prediction:
     model: str | None = None
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         groundings = {name: getattr(self, name).to_dict() for name in ("truth", "given", "prediction")}

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ..files import write_file
 from ..locking import locked_folder
 from ..model.batch_feature_llava_st import join_samples
 from ..model.cached_media_llava_st import CachedMediaProcessor
+from ..model.checks_llava_st import is_finite_number, is_integer
 from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.grounding_llava_st import MediaInfo
 from ..model.media_files_llava_st import MEDIA_ERRORS
@@ -41,7 +43,9 @@ from .rows import Prediction, Question
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
 # Values of settings that older settings files do not contain.
-_OLDER_SETTINGS = {"video_backend": "pyav", "allow_truncated": False}
+_OLDER_SETTINGS = {"video_backend": "pyav", "allow_truncated": False, "temperature": None, "prompt_decimals": None}
+# Settings that each prediction repeats.
+_ANSWER_SETTINGS = ("dtype", "max_new_tokens", "temperature", "prompt_decimals", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,13 @@ class EvaluationSettings:
         seed: for the choice of prompt templates.
         video_backend: library that decodes video files, see `open_video_file`.
         allow_truncated: read truncated video files as far as possible; the notes of the predictions then mention it.
+        dtype: of the model's weights, "auto" for that of the checkpoint.
+        temperature: of sampling among the 50 most probable tokens; None for greedy decoding.
+        prompt_decimals: decimals that coordinates of prompts are rounded to, as fractions of the clip and the image; None for all.
 
     Raises:
-        ValueError: if `batch_size` or `max_new_tokens` is below 1, or `video_backend` is unknown.
+        ValueError: if `batch_size` or `max_new_tokens` is below 1, `video_backend` is unknown, `temperature` is not positive, or
+            `prompt_decimals` is negative.
     """
 
     benchmark: str
@@ -69,12 +77,19 @@ class EvaluationSettings:
     seed: int = 0
     video_backend: str = "pyav"
     allow_truncated: bool = False
+    dtype: str = "auto"
+    temperature: float | None = None
+    prompt_decimals: int | None = None
 
     def __post_init__(self):
         check_backend(self.video_backend)
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be an integer of at least 1.")
+        if self.temperature is not None and not (is_finite_number(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature={self.temperature!r} must be a positive number, or None for greedy decoding.")
+        if self.prompt_decimals is not None and not (is_integer(self.prompt_decimals) and self.prompt_decimals >= 0):
+            raise ValueError(f"prompt_decimals={self.prompt_decimals!r} must be an integer of at least 0, or None.")
 
 
 def versions() -> dict[str, str]:
@@ -114,8 +129,8 @@ class _MediaGroup:
 class _MediaReader(torch.utils.data.Dataset):
     """Images and clips as model inputs, each decoded once for all questions about it."""
 
-    def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype, reading: dict):
-        self.groups, self.processor, self.dtype, self.reading = groups, processor, dtype, reading
+    def __init__(self, groups: list[list[Question]], processor: LlavaSTProcessor, dtype: torch.dtype, reading: dict, decimals: int | None):
+        self.groups, self.processor, self.dtype, self.reading, self.decimals = groups, processor, dtype, reading, decimals
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -147,7 +162,7 @@ class _MediaReader(torch.utils.data.Dataset):
             problem = None
             try:
                 question = to_clip_coordinates(question, media, processor.video_processor.num_frames)
-                text = _text(question, item, known)
+                text = _text(question, item, known, self.decimals)
             except MEDIA_ERRORS as error:
                 problem = str(error)
             result.questions.append(question)
@@ -156,11 +171,14 @@ class _MediaReader(torch.utils.data.Dataset):
         return result
 
 
-def _text(question: Question, item: dict, processor: CachedMediaProcessor) -> dict[str, list]:
-    """Token ids and coordinate values of a question about an image or clip that is processed already."""
+def _text(question: Question, item: dict, processor: CachedMediaProcessor, decimals: int | None) -> dict[str, list]:
+    """Token ids and coordinate values, rounded to `decimals`, of a question about an image or clip that is processed already."""
     message = {"role": "user", "content": [item, {"type": "text", "text": question.prompt}]}
     encoded = processor.apply_chat_template([message], tokenize=True, return_dict=True, add_generation_prompt=True)
-    return {name: encoded[name][0] for name in ("input_ids", "coordinate_values") if name in encoded}
+    text = {name: encoded[name][0] for name in ("input_ids", "coordinate_values") if name in encoded}
+    if decimals is not None and "coordinate_values" in text:
+        text["coordinate_values"] = [round(value, decimals) for value in text["coordinate_values"]]  # NaN stays
+    return text
 
 
 @dataclass
@@ -181,7 +199,7 @@ def _encode(
     groups = [list(group) for _, group in groupby(questions, _media_key)]
     reading = {"video_backend": settings.video_backend, "allow_truncated": settings.allow_truncated}
     loader = DataLoader(
-        _MediaReader(groups, processor, model.dtype, reading),
+        _MediaReader(groups, processor, model.dtype, reading, settings.prompt_decimals),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=max(2, -(-2 * settings.batch_size // num_workers)) if num_workers else None,
@@ -225,6 +243,8 @@ def run_benchmark(
         OSError: naming the file, if one cannot be written.
     """
     check_model_matches_processor(model.config, processor)
+    if settings.dtype != "auto" and model.dtype != getattr(torch, settings.dtype):
+        raise ValueError(f"settings have dtype={settings.dtype!r}, but the model has weights of {model.dtype}.")
     state, folder = this_process(), Path(output)
     # All processes of a run share the lock of the main one.
     with locked_folder(folder) if state.is_main_process else nullcontext():
@@ -276,7 +296,7 @@ def _check_settings(folder: Path, settings: EvaluationSettings, num_questions: i
     wanted = {**vars(settings), "questions": num_questions}
     if path.is_file():
         try:
-            found = {**_OLDER_SETTINGS, **json.loads(path.read_text(encoding="utf-8"))}
+            found = {**_OLDER_SETTINGS, "dtype": settings.dtype, **json.loads(path.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a valid settings file ({error}). Give another output folder.") from error
         different = [f"{name} was {found.get(name)!r} and is {value!r}" for name, value in wanted.items() if found.get(name) != value]
@@ -341,6 +361,7 @@ def _answer_batch(batch: list[_EncodedQuestion], model, processor, settings: Eva
             model=settings.model,
             seed=settings.seed,
             versions=versions(),
+            settings={name: getattr(settings, name) for name in _ANSWER_SETTINGS},
             skipped=encoded.problem,
         )
         if encoded.media is not None:
@@ -361,6 +382,11 @@ def _generate(batch: list[_EncodedQuestion], model, processor, settings: Evaluat
         pixels = [encoded.pixels[name] for encoded in batch if name in encoded.pixels]
         if pixels:
             inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
-    generated = model.generate(**inputs, do_sample=False, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+    decoding: dict = {"do_sample": False}
+    if settings.temperature is not None:
+        # Seeded for each batch, so that a resumed run samples the same answers.
+        torch.manual_seed(crc32(f"{settings.seed} {' '.join(encoded.question.id for encoded in batch)}".encode()))
+        decoding = {"do_sample": True, "temperature": settings.temperature, "top_k": 50, "top_p": 1.0}
+    generated = model.generate(**inputs, **decoding, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
     end = processor.tokenizer.eos_token_id
     return [(processor.decode_answer(ids), bool((ids == end).any())) for ids in generated.cpu()]
