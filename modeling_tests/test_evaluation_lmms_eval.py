@@ -20,6 +20,7 @@ from llava_st_hf.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from llava_st_hf.evaluation.captions import METRICS, CaptionScoringError, missing_caption_tools
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.evaluation.scoring import score
+from llava_st_hf.integrations.lmms_eval import plugin
 from llava_st_hf.integrations.lmms_eval.plugin import CUT_OFF, TASKS, LlavaST, _item, answer_chats, manifests
 from llava_st_hf.integrations.lmms_eval.tasks import utils
 from modeling_tests.miniatures import MINIATURES, oracle, shifted_oracle
@@ -275,6 +276,14 @@ def test_item_audio_raises():
 def test_llava_st_without_lmms_eval_raises():
     with pytest.raises(ImportError, match="pip install lmms-eval"):
         LlavaST("somewhere")
+
+
+@pytest.mark.parametrize("has_module", [False, True])
+def test_llava_st_with_a_filelock_that_lmms_eval_cannot_use_raises_before_the_model_is_loaded(monkeypatch, tmp_path, has_module):
+    monkeypatch.setattr(plugin, "_Base", object)
+    monkeypatch.setattr(plugin, "find_spec", lambda name: object() if has_module and name == "filelock._api" else None)
+    with pytest.raises(OSError if has_module else ImportError, match=r"filelock==3\.20\.3" if not has_module else str(tmp_path)):
+        LlavaST(str(tmp_path))
 
 
 # ============================================================ lmms-eval itself

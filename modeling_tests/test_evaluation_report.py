@@ -21,7 +21,7 @@ from llava_st_hf.evaluation.benchmarks import read_benchmark
 from llava_st_hf.evaluation.charts import bar_chart, histogram
 from llava_st_hf.evaluation.metrics import mean_iou
 from llava_st_hf.evaluation.predictions import append_predictions
-from llava_st_hf.evaluation.published import MODEL, PUBLISHED, SOURCE
+from llava_st_hf.evaluation.published import MODEL, PUBLISHED, PUBLISHED_LATER, SOURCE
 from llava_st_hf.evaluation.report import write_report
 from llava_st_hf.evaluation.report_page import Card, Heading, Page, Paragraph, Picture, Pictures, Table, to_html, to_markdown
 from llava_st_hf.evaluation.report_rows import IOUS, read_samples
@@ -111,6 +111,21 @@ def markdown_rows(markdown: str) -> dict[str, list[list[str]]]:
             first, *rest = (cell.strip().replace("\\", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1])
             rows.setdefault(first, []).append(rest)
     return rows
+
+
+def test_report_of_st_align_stvg_shows_later_results_with_their_sources(runs):
+    assert BENCHMARKS["stvg"] == "st_align_stvg"
+    markdown = runs["stvg"][3]
+    [header] = [line for line in markdown.splitlines() if line.startswith("| metric") and "SARL-STG" in line]
+    rows = {line.split("|")[1].strip().replace("\\", ""): line for line in markdown.splitlines() if line.startswith("| m")}
+    columns = [cell.strip() for cell in header.split("|")]
+    for model, result in PUBLISHED_LATER.items():
+        column = columns.index(f"published: {model}")
+        for metric in ("m_tiou", "m_siou", "m_viou"):
+            cell = rows[metric].split("|")[column].strip()
+            assert cell == (written(metric, result.metrics[metric]) if metric in result.metrics else "–")
+        assert f"{model}: {result.source}" in markdown.replace("\\", "")
+    assert "SARL-STG" not in runs["elc"][3]
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava_st_hf import LlavaSTForConditionalGeneration
 from llava_st_hf.cli import main
 from llava_st_hf.evaluation import predictions as predictions_module
 from llava_st_hf.evaluation.commands import read_own_answer
@@ -384,7 +385,8 @@ def test_run_benchmark_older_settings_file_resumes(tmp_path, media, uninterrupte
     run(tmp_path, media)
     path = tmp_path / "settings.json"
     settings = json.loads(path.read_text())
-    del settings["video_backend"], settings["allow_truncated"]
+    for name in ("video_backend", "allow_truncated", "dtype", "temperature", "prompt_decimals"):
+        del settings[name]
     path.write_text(json.dumps(settings))
     (tmp_path / "predictions.jsonl").write_text((tmp_path / "predictions.jsonl").read_text().partition("\n")[0] + "\n")
     assert run(tmp_path, media) == uninterrupted
@@ -451,3 +453,71 @@ def test_run_benchmark_is_greedy_for_any_generation_config(tmp_path, media, unin
     torch.manual_seed(99)
     settings = EvaluationSettings("made", "tiny", batch_size=2, max_new_tokens=6)
     assert run_benchmark(questions_about(media), model, processor, tmp_path, settings, read_answer, num_workers=1) == uninterrupted
+
+
+SAMPLED = {"temperature": 5.0, "prompt_decimals": 3}
+
+
+def test_run_benchmark_sampling_resumed_equals_uninterrupted(tmp_path, media, uninterrupted):
+    whole = run(tmp_path / "whole", media, reading=SAMPLED)
+    assert [prediction.answer for prediction in whole] != [prediction.answer for prediction in uninterrupted]
+    assert whole[0].settings == {"dtype": "auto", "max_new_tokens": 6, "temperature": 5.0, "prompt_decimals": 3, "batch_size": 2}
+    seen = []
+
+    def interrupted(*arguments):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return read_answer(*arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "resumed", media, reader=interrupted, reading=SAMPLED)
+    torch.manual_seed(7)
+    assert run(tmp_path / "resumed", media, reading=SAMPLED) == whole
+    with pytest.raises(ValueError, match=r"temperature was 5\.0 and is None"):
+        run(tmp_path / "whole", media)
+
+
+@pytest.mark.parametrize("decimals", [None, 3])
+def test_run_benchmark_prompt_decimals_rounds_the_values_of_prompts(tmp_path, media, monkeypatch, decimals):
+    question = replace(questions_about(media)[0], prompt="What happens at <t0.123456>, near <h0.98765>?")
+    values, generate = [], LlavaSTForConditionalGeneration.generate
+
+    def watched(self, *args, **kwargs):
+        values.extend(kwargs["coordinate_values"][kwargs["coordinate_values"].isfinite()].tolist())
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlavaSTForConditionalGeneration, "generate", watched)
+    run(tmp_path, media, [question], reading={"prompt_decimals": decimals})
+    assert values == pytest.approx([0.123456, 0.98765] if decimals is None else [0.123, 0.988], abs=1e-7)
+
+
+def test_run_benchmark_model_of_another_dtype_than_the_settings_raises(tmp_path, media):
+    with pytest.raises(ValueError, match=r"dtype='float16', but the model has weights of torch\.float32"):
+        run(tmp_path, media, reading={"dtype": "float16"})
+
+
+@pytest.mark.parametrize("values", [{"temperature": 0}, {"temperature": float("nan")}, {"prompt_decimals": -1}, {"prompt_decimals": 2.5}])
+def test_evaluation_settings_invalid_temperature_or_decimals_raise(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        EvaluationSettings("made", "tiny", **values)
+
+
+def test_cli_eval_as_published_generates_in_float16_and_records_the_settings(tmp_path, capsys):
+    annotations, folder = MINIATURES["charades_sta"](tmp_path / "benchmark")
+    processor = tiny_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    ask = ["eval", "--benchmark", "charades_sta", "--annotations", annotations, "--data-folder", folder, "--model", str(tmp_path / "model")]
+    ask += ["--workers", "0", "--limit", "1", "--output", str(tmp_path / "out"), "--as-published"]
+    assert main([*ask, "--max-new-tokens", "6"]) == 1
+    assert "leave out --max-new-tokens" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(ask) == 0
+    expected = {"dtype": "float16", "temperature": 0.01, "max_new_tokens": 1024, "prompt_decimals": 3}
+    assert expected.items() <= json.loads((tmp_path / "out/settings.json").read_text()).items()
+    (prediction,) = read_predictions(tmp_path / "out/predictions.jsonl")
+    assert expected.items() <= prediction.settings.items()
+    assert "settings of the published results" in json.loads((tmp_path / "out/scores.json").read_text())["default"]["notes"][0]
+    assert main(["report", str(tmp_path / "out")]) == 0
+    report = (tmp_path / "out/report.md").read_text()
+    assert "sampling at temperature 0.01" in report and "rounded to 3 decimals" in report and "float16" in report

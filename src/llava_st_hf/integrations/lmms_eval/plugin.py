@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ class LlavaST(_Base or object):
 
     Raises:
         ValueError: if `batch_size` is not an integer of at least 1, or model and processor do not belong together.
-        ImportError: without lmms-eval.
+        ImportError: without lmms-eval, or with a version of filelock that it cannot use.
     """
 
     is_simple = False
@@ -84,6 +86,11 @@ class LlavaST(_Base or object):
     ):
         if _Base is None:
             raise ImportError("LlavaST is a model for lmms-eval, which is not installed (pip install lmms-eval).")
+        if find_spec("filelock._api") is None:
+            raise ImportError(
+                f"lmms-eval 0.7.3 needs a module of filelock 3 that filelock {version('filelock')} does not have, and would end without "
+                "results and with exit status 0. Install filelock 3: pip install filelock==3.20.3."
+            )
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
