@@ -67,7 +67,8 @@ class LlavaST(_Base or object):
 
     Raises:
         ValueError: if `batch_size` is not an integer of at least 1, or model and processor do not belong together.
-        ImportError: without lmms-eval, or with a version of filelock that it cannot use.
+        ImportError: without lmms-eval.
+        SystemExit: with a version of filelock that lmms-eval cannot use.
     """
 
     is_simple = False
@@ -87,9 +88,10 @@ class LlavaST(_Base or object):
         if _Base is None:
             raise ImportError("LlavaST is a model for lmms-eval, which is not installed (pip install lmms-eval).")
         if find_spec("filelock._api") is None:
-            raise ImportError(
-                f"lmms-eval 0.7.3 needs a module of filelock 3 that filelock {version('filelock')} does not have, and would end without "
-                "results and with exit status 0. Install filelock 3: pip install filelock==3.20.3."
+            # Not an Exception: lmms-eval catches all of these, and would end without results and with exit status 0.
+            raise SystemExit(
+                f"llava_st: lmms-eval 0.7.3 needs a module that filelock {version('filelock')} does not have. Install filelock 3: "
+                "pip install filelock==3.20.3"
             )
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
