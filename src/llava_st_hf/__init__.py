@@ -40,6 +40,13 @@ AutoModelForMultimodalLM.register(LlavaSTConfig, LlavaSTForConditionalGeneration
 AutoImageProcessor.register(LlavaSTConfig, fast_image_processor_class=LlavaSTImageProcessor)
 AutoVideoProcessor.register(LlavaSTConfig, LlavaSTVideoProcessor)
 AutoProcessor.register(LlavaSTConfig, LlavaSTProcessor)
+# `save_pretrained` and `push_to_hub` copy the code of classes that are registered in this way.
+LlavaSTConfig.register_for_auto_class("AutoConfig")
+LlavaSTModel.register_for_auto_class("AutoModel")
+LlavaSTForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+LlavaSTImageProcessor.register_for_auto_class("AutoImageProcessor")
+LlavaSTVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+LlavaSTProcessor.register_for_auto_class("AutoProcessor")
 register_original_checkpoint()
 accept_moved_modules()
 __getattr__ = renamed_attributes(sys.modules[__name__])

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-ST model configuration."""
 
-from typing import ClassVar
+import copy
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -50,6 +51,24 @@ _SIZES = ("packer_hidden_size", "packer_num_attention_heads", "packer_spatial_st
 _LAYER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 _TEXT_SIZES = ("vocab_size", *_LAYER_SIZES, "intermediate_size", "num_key_value_heads", "max_position_embeddings")
 _VISION_SIZES = (*_LAYER_SIZES, "image_size", "patch_size")
+# Auto class → class of the code that is saved with a checkpoint, as transformers reads it in config.json.
+AUTO_MAP = {
+    "AutoConfig": "configuration_llava_st.LlavaSTConfig",
+    "AutoModel": "modeling_llava_st.LlavaSTModel",
+    "AutoModelForImageTextToText": "modeling_llava_st.LlavaSTForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_llava_st.LlavaSTForConditionalGeneration",
+    "AutoProcessor": "processing_llava_st.LlavaSTProcessor",
+    "AutoImageProcessor": "image_processing_llava_st.LlavaSTImageProcessor",
+    "AutoVideoProcessor": "video_processing_llava_st.LlavaSTVideoProcessor",
+}
+# The same for `transformers.pipeline`: task → class, auto class of its model, and kind of its inputs.
+CUSTOM_PIPELINES = {
+    "video-grounding": {
+        "impl": "pipeline_llava_st.VideoGroundingPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
 
 
 def _num_key_value_heads(text: PreTrainedConfig) -> int:
@@ -215,6 +234,8 @@ class LlavaSTConfig(PreTrainedConfig):
         self._check_model_types()
         if isinstance(self.vision_config, dict):
             self.vision_config = without_backbone_settings(self.vision_config)
+        kwargs.pop("custom_pipelines", None)  # a property, below
+        kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.get("auto_map") or {})}
         super().__post_init__(**kwargs)
         check_decoder_config(self.text_config)
         if self.vision_config.model_type.startswith("siglip"):
@@ -236,6 +257,19 @@ class LlavaSTConfig(PreTrainedConfig):
         # `@strict` calls these as well, after __init__, but raises an error that is not a ValueError.
         self.validate_architecture()
         self.validate_token_ids()
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """Pipelines of the code that is saved with a checkpoint. Empty where the package is imported, whose pipeline is then in
+        transformers' registry: `transformers.pipeline` prefers these, and refuses them without `trust_remote_code=True`."""
+        from transformers.pipelines import PIPELINE_REGISTRY  # the pipelines are not needed to read a configuration
+
+        registered = PIPELINE_REGISTRY.get_supported_tasks()
+        return {task: copy.deepcopy(info) for task, info in CUSTOM_PIPELINES.items() if task not in registered}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Same as in transformers, with `custom_pipelines`."""
+        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

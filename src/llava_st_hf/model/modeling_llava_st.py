@@ -2,6 +2,8 @@
 """PyTorch LLaVA-ST model: Language-Aligned Positional Embedding, Spatial-Temporal Packer, and a text decoder with coordinate tokens in
 its vocabulary (LLaVA-ST, arXiv:2501.08282)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -23,6 +25,11 @@ from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from .placeholders_llava_st import find_placeholders, insert_features
 from .renamed_arguments_llava_st import accept_renamed_arguments
 from .vision_llava_st import encode_frames
+
+
+if TYPE_CHECKING:  # Not executed. With a model, transformers saves and downloads the files that its file imports anywhere, and theirs.
+    from .pipeline_llava_st import VideoGroundingPipeline  # noqa: F401
+    from .processing_llava_st import LlavaSTProcessor  # noqa: F401
 
 
 class LlavaSTMultiModalProjector(nn.Module):

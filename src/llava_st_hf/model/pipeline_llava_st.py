@@ -220,6 +220,6 @@ class VideoGroundingPipeline(Pipeline):
         return answer
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves model and processor. No code is copied, because importing this package registers the pipeline."""
+        """Saves model and processor, with the code of both and of the pipeline."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)

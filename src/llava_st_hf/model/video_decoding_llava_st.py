@@ -342,10 +342,18 @@ def orient(image: np.ndarray, matrix: tuple[int, int, int, int] | None, path: st
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
+def import_decord():
+    """Imports decord. Raises `ImportError` with the installation command if it is not installed."""
+    try:  # code saved with a checkpoint needs no package that is imported in a `try` block, until it is used
+        import decord
+    except ImportError as error:
+        raise ImportError('video_backend="decord" needs `pip install decord2`') from error
+    return decord
+
+
 def _open_decord(index: VideoIndex):
     """Opens a file with decord and checks the number of frames against the index."""
-    import decord
-
+    decord = import_decord()
     # A threshold just above 0 makes decord raise an error for frames that it cannot decode, instead of repeating others.
     reader = decord.VideoReader(os.path.abspath(index.path), fault_tol=1e-9)
     if len(reader) != len(index.times):
@@ -417,10 +425,7 @@ def check_backend(backend: str | None) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"video_backend must be one of {', '.join(map(repr, BACKENDS))}, or None for 'pyav'; got {backend!r}")
     if backend == "decord":
-        try:
-            import decord  # noqa: F401
-        except ImportError as error:
-            raise ImportError('video_backend="decord" needs `pip install decord2`') from error
+        import_decord()
     return backend
 
 
