@@ -26,7 +26,8 @@ def test_save_checkpoint_leaves_complete_checkpoints_and_no_staging_folder(tmp_p
     files = set(os.listdir(tmp_path / "run/checkpoint-4"))
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= files
     trainer.save_model()
-    assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json"} <= set(os.listdir(tmp_path / "run"))
+    saved = {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "processing_llava_st.py"}
+    assert saved <= set(os.listdir(tmp_path / "run"))
     assert not (tmp_path / "run/.partial").exists()
 
 
