@@ -22,6 +22,7 @@ import av
 import numpy as np
 import torch
 
+from llava_st_hf.examples.tiny_model import build_tokenizer
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
 from llava_st_hf.evaluation import EvaluationSettings, GroundingResult, Question, run_benchmark
 from llava_st_hf.evaluation.commands import read_own_answer
@@ -45,11 +46,6 @@ def write_video(path: Path, number: int) -> None:
 
 def small_model() -> tuple[LlavaSTForConditionalGeneration, LlavaSTProcessor]:
     """Builds a random model with the published numbers of patches and frames, and a decoder large enough to take most of the time."""
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tiny_model import build_tokenizer
-
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     config = LlavaSTConfig(

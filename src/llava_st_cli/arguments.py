@@ -11,6 +11,16 @@ _CHECKPOINT_HELP = "Folder or Hugging Face Hub id of a checkpoint, in this packa
 _OUTPUT_HELP = "Path of the folder that is written."
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parses a command line. Arguments of `train` that are not its own replace values of the recipe: they are in `args.overrides`."""
+    parser = build_parser()
+    args, others = parser.parse_known_args(argv)
+    if others and args.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.overrides = others
+    return args
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. `args.command` is the name of the command."""
     parser = argparse.ArgumentParser(
@@ -20,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ground(commands)
     _add_checkpoint_commands(commands)
     _add_check_data(commands)
+    _add_training(commands)
     _add_eval(commands)
     _add_score(commands)
     _add_report(commands)
@@ -113,6 +124,39 @@ def _add_check_data(commands: argparse._SubParsersAction) -> None:
 def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--video-backend", metavar="NAME", help="Video decoder: pyav or decord. Default: pyav.")
     command.add_argument("--allow-truncated", action="store_true", help="Read truncated video files as far as possible.")
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    help = "Train by a recipe, on one or several processes. Resumes if the output folder has checkpoints of the run."
+    train = commands.add_parser(
+        "train",
+        help=help,
+        description=f"{help} Every value of the recipe can be replaced: --output_dir runs/try --learning_rate 1e-5.",
+        usage="llava-st train RECIPE [launch options] [--NAME VALUE ...]",
+        allow_abbrev=False,
+    )
+    train.set_defaults(command="train")
+    train.add_argument("recipe", metavar="RECIPE", help="Path of a YAML file, or name of a recipe that `llava-st recipes` lists.")
+    launch = train.add_argument_group("launch options")
+    launch.add_argument(
+        "--accelerate",
+        metavar="CONFIG",
+        help="Configuration of accelerate: single_gpu, ddp, zero2, zero3, fsdp2, or the path of a YAML file. Default: single_gpu, and ddp "
+        "for several processes.",
+    )
+    counts = {
+        "--num_processes": "Number of processes on all machines together: one for each GPU. Default: that of the configuration.",
+        "--num_machines": "Number of machines. Run the same command on each, with its --machine_rank.",
+        "--machine_rank": "Number of this machine, from 0.",
+        "--main_process_port": "Port of the machine with rank 0 for communication.",
+    }
+    for name, help in counts.items():
+        launch.add_argument(name, name.replace("_", "-"), type=int, metavar="N", help=help)
+    launch.add_argument("--main_process_ip", "--main-process-ip", metavar="ADDRESS", help="Address of the machine with rank 0.")
+
+    recipes = _add_command(commands, "recipes", "List the recipes and accelerate configurations of this package, or copy them.")
+    recipes.add_argument("names", nargs="*", metavar="NAME", help="Names. Default: all.")
+    recipes.add_argument("--output", metavar="FOLDER", help="Folder to copy them to; no file is overwritten.")
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:

@@ -5,19 +5,25 @@ import argparse
 import os
 import sys
 
-from .arguments import build_parser
+from .arguments import parse
 from .renamed import rename_command
+from .training import run_recipes, run_train
 
 
+# Commands that need no import of torch in this process.
+_LIGHT_COMMANDS = {"train": run_train, "recipes": run_recipes}
 # Options that are numbers of at least 1.
-_COUNTS = ("max_new_tokens", "batch_size", "limit", "num_frames")
+_COUNTS = ("max_new_tokens", "batch_size", "limit", "num_frames", "num_processes", "num_machines", "main_process_port")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. An error is one line on stderr and exit status 1; wrong usage is exit status 2."""
-    args = build_parser().parse_args(rename_command(sys.argv[1:] if argv is None else list(argv)))
+    args = parse(rename_command(sys.argv[1:] if argv is None else list(argv)))
     try:
         _check(args)
+        if args.command in _LIGHT_COMMANDS:
+            _LIGHT_COMMANDS[args.command](args)
+            return 0
         from llava_st_hf.cli import COMMANDS
 
         COMMANDS[args.command](args)

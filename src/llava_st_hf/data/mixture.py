@@ -91,7 +91,8 @@ def read_mixture(path: str | os.PathLike) -> list[Entry]:
 
 def read_entries(path: str | os.PathLike) -> Iterator[tuple[int, Entry | str]]:
     """
-    Yields `(number, entry)`, or `(number, problem)`, counted from 1.
+    Yields `(number, entry)`, or `(number, problem)`, counted from 1. A `.jsonl` file is a mixture of itself alone, with its folder as
+    data folder.
 
     Raises:
         ValueError: naming the file, where it is not valid YAML with a list `datasets`.
@@ -100,6 +101,9 @@ def read_entries(path: str | os.PathLike) -> Iterator[tuple[int, Entry | str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The mixture file {path} does not exist.")
+    if path.suffix == ".jsonl":
+        yield 1, _entry(_EntryFields(json_path=path.name, data_folder=".", format="jsonl"), path.absolute().parent)
+        return
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = validate(_Mixture, content, "The mixture").datasets

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the three stages of training with a tiny random model, synthetic videos and images, and the recipes tiny_stage*.yaml.
 
-    python examples/three_stages.py runs/tiny
+    python -m llava_st_hf.examples.three_stages runs/tiny
 
 It takes about a minute on two CPU cores and shows all steps from annotations to an answer in seconds and pixels. The trained model is
 useless.
@@ -16,14 +16,15 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-from tiny_model import build_model, build_tokenizer
 from transformers import pipeline
 
-import llava_st_hf
-from llava_st_hf.checkpoints.adapters import merge_adapter
+from ..checkpoints.adapters import merge_adapter
+from ..model.image_processing_llava_st import LlavaSTImageProcessor
+from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.video_processing_llava_st import LlavaSTVideoProcessor
+from .tiny_model import build_model, build_tokenizer
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 COLORS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 210)}
 FPS, FRAMES, HEIGHT, WIDTH, SIZE = 10, 30, 96, 128, 24
 
@@ -93,10 +94,10 @@ def write_start(folder: Path) -> None:
     """Writes a stage-1 model, without coordinate tokens. It has 9×9 patches and 20 frames instead of 27×27 and 100."""
     tokenizer = build_tokenizer(num_bins=0)
     size = {"height": 126, "width": 126}
-    processor = llava_st_hf.LlavaSTProcessor(
-        image_processor=llava_st_hf.LlavaSTImageProcessor(size=size),
+    processor = LlavaSTProcessor(
+        image_processor=LlavaSTImageProcessor(size=size),
         tokenizer=tokenizer,
-        video_processor=llava_st_hf.LlavaSTVideoProcessor(size=size, num_frames=20),
+        video_processor=LlavaSTVideoProcessor(size=size, num_frames=20),
     )
     build_model(tokenizer, image_size=126, use_coordinate_tokens=False).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -109,10 +110,7 @@ def train(stage: int, folder: Path) -> None:
     """Runs the recipe of a stage; input and output are in `folder`."""
     before = "start" if stage == 1 else f"stage{stage - 1}"
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", REPOSITORY / "training/accelerate/single_gpu.yaml", "--mixed_precision", "no", "--cpu",
-        REPOSITORY / "training/sft.py",
-        "--config", REPOSITORY / f"training/recipes/tiny_stage{stage}.yaml",
+        sys.executable, "-m", "llava_st_cli.main", "train", f"tiny_stage{stage}",
         "--mixture", folder / f"data/stage{stage}.yaml",
         "--model_name_or_path", folder / before,
         "--output_dir", folder / f"stage{stage}",
@@ -129,6 +127,6 @@ if __name__ == "__main__":
     for stage in (1, 2, 3):
         train(stage, folder)
     model = merge_adapter(folder / "stage3")
-    processor = llava_st_hf.LlavaSTProcessor.from_pretrained(folder / "stage3")
+    processor = LlavaSTProcessor.from_pretrained(folder / "stage3")
     grounder = pipeline("video-grounding", model=model, processor=processor)
     print(json.dumps(grounder(str(folder / "data/0.mp4"), task="tvg", text="a red square moves to the right", max_new_tokens=16)))

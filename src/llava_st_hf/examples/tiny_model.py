@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a LLaVA-ST with random weights, small enough to build in a second, to try code without a checkpoint.
 
-python examples/tiny_model.py tiny-random-llava-st
+python -m llava_st_hf.examples.tiny_model tiny-random-llava-st
 """
 
 import sys
@@ -10,10 +10,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Tokenizer
 
-import llava_st_hf
-from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
-from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
-from llava_st_hf.model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
+from ..model.configuration_llava_st import SPECIAL_TOKENS, LlavaSTConfig
+from ..model.coordinates_llava_st import DEFAULT_NUM_BINS
+from ..model.image_processing_llava_st import LlavaSTImageProcessor
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer
+from ..model.video_processing_llava_st import LlavaSTVideoProcessor
 
 
 # ============================================================ Tokenizer
@@ -38,10 +41,10 @@ def build_tokenizer(num_bins: int = DEFAULT_NUM_BINS) -> Qwen2Tokenizer:
 
 def build_model(
     tokenizer: Qwen2Tokenizer, seed: int = 0, image_size: int = 384, use_coordinate_tokens: bool = True
-) -> llava_st_hf.LlavaSTForConditionalGeneration:
+) -> LlavaSTForConditionalGeneration:
     """Builds the published architecture with two narrow layers in each module; by default with 27×27 patches, 100 frames and 100 bins."""
     torch.manual_seed(seed)
-    config = llava_st_hf.LlavaSTConfig(
+    config = LlavaSTConfig(
         use_coordinate_tokens=use_coordinate_tokens,
         vision_config={
             "hidden_size": 32,
@@ -65,16 +68,16 @@ def build_model(
         packer_hidden_size=32,
         packer_num_attention_heads=4,
     )
-    return llava_st_hf.LlavaSTForConditionalGeneration(config).eval()
+    return LlavaSTForConditionalGeneration(config).eval()
 
 
 def save_tiny_model(folder: str, seed: int = 0) -> None:
     """Writes model and processor to `folder`, a checkpoint for all Auto classes."""
     tokenizer = build_tokenizer()
-    processor = llava_st_hf.LlavaSTProcessor(
-        image_processor=llava_st_hf.LlavaSTImageProcessor(),
+    processor = LlavaSTProcessor(
+        image_processor=LlavaSTImageProcessor(),
         tokenizer=tokenizer,
-        video_processor=llava_st_hf.LlavaSTVideoProcessor(),
+        video_processor=LlavaSTVideoProcessor(),
     )
     build_model(tokenizer, seed).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains LLaVA-ST: any of the three stages, or fine-tuning on custom data.
+Trains LLaVA-ST: any of the three stages, or fine-tuning on custom data. `llava-st train` runs it; directly:
 
-    accelerate launch --config_file training/accelerate/ddp.yaml training/sft.py --config training/recipes/stage1_content_alignment.yaml
+    accelerate launch --config_file ddp.yaml -m llava_st_hf.launch.sft --config stage1_content_alignment.yaml
 
 Values of a recipe can be replaced on the command line (`--output_dir runs/try --learning_rate 1e-5`). To resume an interrupted run, run
 the same command again: training continues from the last checkpoint.
@@ -17,11 +17,13 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_quantization_config
 
-from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.data import load_mixture, pack_by_video
-from llava_st_hf.distributed import shut_down_processes
-from llava_st_hf.locking import locked_folder
-from llava_st_hf.training import (
+from ..data import load_mixture, pack_by_video
+from ..distributed import shut_down_processes
+from ..locking import locked_folder
+from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.processing_llava_st import LlavaSTProcessor
+from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
+from ..training import (
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
     check_resume_compatibility,
@@ -31,7 +33,7 @@ from llava_st_hf.training import (
     prepare_base_model,
     prepare_model_for_training,
 )
-from llava_st_hf.training.arguments import replace_renamed_arguments
+from ..training.arguments import replace_renamed_arguments
 
 
 logger = logging.get_logger(__name__)
@@ -115,6 +117,8 @@ def checkpoint_to_resume(training_args: LlavaSTTrainingConfig) -> str | None:
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
     """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
     _refuse_unused(training_args, model_args)
+    if model_args.model_name_or_path == DEMO_MODEL_NAME:
+        model_args.model_name_or_path = DEMO_MODEL_PATH
     state = PartialState()
     with locked_folder(training_args.output_dir) if state.is_main_process else nullcontext():
         train(state, data_args, training_args, model_args)
@@ -183,6 +187,10 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
         trainer.push_to_hub()
 
 
+def run() -> None:
+    """Reads recipe and command line, and trains."""
+    main(*TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig)).parse_args_and_config())
+
+
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
-    main(*parser.parse_args_and_config())
+    run()
