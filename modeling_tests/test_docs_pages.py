@@ -4,25 +4,22 @@
 import ast
 import re
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from trl import ModelConfig
 
-from llava_st_cli.arguments import build_parser
+from llava_st_cli.arguments import parse
+from llava_st_cli.training import FOLDERS, find_file
+from llava_st_hf.launch import sft
 from llava_st_hf.training import LlavaSTTrainingConfig
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "training"))
-
-import sft  # noqa: E402
-
-
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+RECIPE_FIELDS = (LlavaSTTrainingConfig, ModelConfig, sft.DataArguments)
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
@@ -102,14 +99,18 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_docs_command_lines_are_accepted_by_the_parser(command):
-    build_parser().parse_args(shlex.split(command)[1:])
+    args = parse(shlex.split(command)[1:])
+    if args.command == "train":
+        assert find_file(args.recipe, FOLDERS["recipes"], "recipe")
+        options = {name.removeprefix("--").split("=")[0] for name in args.overrides if name.startswith("--")}
+        assert options <= {field.name for config in RECIPE_FIELDS for field in fields(config)}
 
 
 def test_training_page_options_are_fields_of_the_recipe():
     page = read(ROOT / "docs/training.md")
     table = page.split("## Recipe options")[1].split("\n## ")[0]
     named = {name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    known = {field.name for config in (LlavaSTTrainingConfig, ModelConfig, sft.DataArguments) for field in fields(config)}
+    known = {field.name for config in RECIPE_FIELDS for field in fields(config)}
     assert named and named <= known
 
 

@@ -27,6 +27,8 @@ ALLOWED = {
     "training": {"model", "checkpoints", "data", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "integrations": {"model", "data", "evaluation"},
+    "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
+    "examples": {"model", "checkpoints"},
     "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
     "__init__": {"model", "shapes", "version", "deprecation"},
 }

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from trl import ModelConfig
 
 from llava_st_hf import LlavaSTVideoProcessor
 from llava_st_hf.data import pack_by_video
+from llava_st_hf.launch import sft
 from llava_st_hf.model.batch_feature_llava_st import PADDING, SHARED
 from llava_st_hf.training import (
     LlavaSTDataCollator,
@@ -29,10 +29,6 @@ from llava_st_hf.training.prefix_packing import block_mask, packed_attention_mas
 from modeling_tests.corpora import row, write_media
 from modeling_tests.one_training import OPTIONS
 from modeling_tests.processors import model_for, tiny_processor
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-import sft
 
 
 # Lengths of a prefix and of the conversations after it.

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""training/sft.py: lock on the output folder, and end of a run."""
-
-import sys
-from pathlib import Path
+"""`launch/sft.py`: lock on the output folder, and end of a run."""
 
 import pytest
+from trl import ModelConfig
 
+from llava_st_hf.launch import sft
 from llava_st_hf.locking import locked_folder
 from llava_st_hf.training import LlavaSTTrainingConfig
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-import sft
-from trl import ModelConfig
 
 
 @pytest.fixture

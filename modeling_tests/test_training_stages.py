@@ -24,7 +24,6 @@ from modeling_tests.processors import model_for, tiny_processor
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "training"))
 RECIPES = sorted((REPOSITORY / "training/recipes").glob("*.yaml"))
 ALL_PARTS = ["packer", "input_embeddings", "coordinate_embeddings", "lora"]
 
@@ -34,7 +33,7 @@ def three_stages(tmp_path_factory) -> tuple[Path, str]:
     """Trains all three stages by the recipes, as a user would; returns the folder and the printed output."""
     folder = tmp_path_factory.mktemp("stages")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(REPOSITORY / "examples/three_stages.py"), str(folder)]
+    command = [sys.executable, "-m", "llava_st_hf.examples.three_stages", str(folder)]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr[-4000:]
     return folder, finished.stdout
@@ -274,7 +273,7 @@ def test_prepare_base_model_full_disk_names_the_folder_and_can_be_repeated(tmp_p
 
 
 def parse(*arguments: str):
-    from sft import DataArguments
+    from llava_st_hf.launch.sft import DataArguments
 
     parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
     return parser.parse_args_and_config(["--output_dir", "run", "--bf16", "false", "--use_cpu", "true", *arguments])
@@ -315,7 +314,7 @@ def test_old_values_are_accepted_with_a_warning():
 
 
 def test_checkpoint_to_resume_is_the_given_or_the_last_one(tmp_path):
-    from sft import checkpoint_to_resume
+    from llava_st_hf.launch.sft import checkpoint_to_resume
 
     def resume(**options):
         return checkpoint_to_resume(LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options))
@@ -335,7 +334,7 @@ def test_checkpoint_to_resume_is_the_given_or_the_last_one(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_arguments_without_old_names(recipe, tmp_path):
-    from sft import DataArguments
+    from llava_st_hf.launch.sft import DataArguments
 
     parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))
     here = ["--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false", "--use_cpu", "true"]  # the machine may have no GPU

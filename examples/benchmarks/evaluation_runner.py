@@ -22,10 +22,10 @@ import av
 import numpy as np
 import torch
 
-from llava_st_hf.examples.tiny_model import build_tokenizer
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTImageProcessor, LlavaSTProcessor, LlavaSTVideoProcessor
 from llava_st_hf.evaluation import EvaluationSettings, GroundingResult, Question, run_benchmark
 from llava_st_hf.evaluation.commands import read_own_answer
+from llava_st_hf.examples.tiny_model import build_tokenizer
 from llava_st_hf.model.batch_feature_llava_st import join_samples
 
 

@@ -36,15 +36,15 @@ from trl import ModelConfig, TrlParser
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "training/shapes")]
+sys.path.insert(0, str(REPOSITORY / "training/shapes"))
 
 import measure  # noqa: E402
-import sft  # noqa: E402
 from initialization import init_coordinate_embeddings  # noqa: E402
 from train import CORES, HAS_AMX_BF16, STAGES  # noqa: E402
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor  # noqa: E402
 from llava_st_hf.data import load_mixture, pack_by_video  # noqa: E402
+from llava_st_hf.launch import sft  # noqa: E402
 from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker  # noqa: E402
 from llava_st_hf.training import LlavaSTTrainingConfig  # noqa: E402
 
