@@ -21,7 +21,7 @@ SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "count": 3}
 def test_save_checkpoint_leaves_complete_checkpoints_and_no_staging_folder(tmp_path):
     trainer = make_trainer(tmp_path, save_total_limit=1, **SAVING)
     trainer.train()
-    assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-4"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-4", "grounding.png"]
     assert get_last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-4")
     files = set(os.listdir(tmp_path / "run/checkpoint-4"))
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= files
@@ -45,7 +45,7 @@ def test_save_checkpoint_on_a_full_disk_keeps_earlier_checkpoints_and_names_the_
     with pytest.raises(OSError, match=r"checkpoint-4 could not be saved to .*/run .*No space left.*GiB are free"):
         trainer.train()
     assert get_last_checkpoint(tmp_path / "run") == str(tmp_path / "run/checkpoint-2")
-    assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-2"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["README.md", "checkpoint-2", "grounding.png"]
 
 
 def test_save_model_with_a_write_that_fails_leaves_no_model(tmp_path):

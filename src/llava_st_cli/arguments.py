@@ -86,6 +86,24 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("--processor", help="Folder or Hugging Face Hub id of the processor. Default: that of the base model.")
     merge.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
 
+    push = _add_command(commands, "push", "Upload a model or adapter folder to the Hugging Face Hub, with its code and a model card.")
+    push.add_argument("folder", help="Folder of the model or adapter. Checkpoints, logs and settings of a training are not uploaded.")
+    push.add_argument("repo_id", metavar="REPO", help="Id of the hub repository, owner/name. It is created if it does not exist.")
+    push.add_argument(
+        "--scores",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="scores.json of an evaluation, for the results in the card. May be given several times.",
+    )
+    push.add_argument("--license", metavar="ID", help="Licence of the model, an identifier of the hub such as apache-2.0.")
+    push.add_argument("--base-model", metavar="ID", help="Hub id of the model that it was trained from.")
+    push.add_argument(
+        "--dataset", action="append", default=[], metavar="ID", help="Hub id of a training dataset. May be given several times."
+    )
+    push.add_argument("--private", action="store_true", help="Make a new repository private.")
+    push.add_argument("--revision", metavar="BRANCH", help="Branch to upload to, which is created if it does not exist. Default: main.")
+
     create = _add_command(
         commands, "create-stage1", "Create the stage-1 model from a LLaVA-OneVision-Qwen2 checkpoint, or from a decoder and an encoder."
     )

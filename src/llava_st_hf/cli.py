@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from llava_st_cli.main import main as main
 
+from .version import __version__
+
 
 # Arguments of `ground` that go to the pipeline.
 _QUESTION = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps", "video_backend", "allow_truncated")
@@ -49,6 +51,7 @@ def _convert(args: argparse.Namespace) -> None:
     _refuse_adapter_folder(args.output)
     _refuse_adapter(args.model)
     from .checkpoints.atomic import save_model_and_processor
+    from .model.model_card_llava_st import model_card
     from .model.modeling_llava_st import LlavaSTForConditionalGeneration
     from .model.processing_llava_st import LlavaSTProcessor
 
@@ -56,7 +59,8 @@ def _convert(args: argparse.Namespace) -> None:
     # The processor first: it takes seconds, and a folder that lacks one is refused before the weights are read.
     processor = LlavaSTProcessor.from_pretrained(args.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(args.model, **overrides)
-    save_model_and_processor(model, processor, args.output)
+    card = model_card(_title(args.output), args.model, training=f"Converted by `llava-st convert` of llava-st-hf {__version__}.")
+    save_model_and_processor(model, processor, args.output, card)
 
 
 def _merge_lora(args: argparse.Namespace) -> None:
@@ -65,13 +69,37 @@ def _merge_lora(args: argparse.Namespace) -> None:
     from .checkpoints.adapters import merge_adapter
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
+    from .model.model_card_llava_st import model_card
     from .model.processing_llava_st import LlavaSTProcessor
 
     overrides = _overrides(args.config_overrides, args.base)
     processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
     model = merge_adapter(args.adapter, args.base, **overrides)
     processor = add_coordinate_tokens_to_processor(model, processor)
-    save_model_and_processor(model, processor, args.output)
+    card = model_card(_title(args.output), args.base, training=f"An adapter merged by `llava-st merge-lora` of llava-st-hf {__version__}.")
+    save_model_and_processor(model, processor, args.output, card)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .checkpoints.publishing import publish_folder
+
+    print(
+        publish_folder(
+            args.folder,
+            args.repo_id,
+            scores=args.scores,
+            base_model=args.base_model,
+            datasets=args.dataset,
+            license=args.license,
+            private=args.private or None,
+            revision=args.revision,
+        )
+    )
+
+
+def _title(folder: str) -> str:
+    """Title of the card of a model that is not published yet."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def _start_stage1(args: argparse.Namespace) -> None:
@@ -185,6 +213,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "ground": _ground,
     "convert": _convert,
     "merge-lora": _merge_lora,
+    "push": _push,
     "create-stage1": _start_stage1,
     "check-data": _check_data,
     "eval": _evaluation("run_eval"),

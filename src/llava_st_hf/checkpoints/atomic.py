@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
+
+from ..model.model_card_llava_st import MAX_SHARD_SIZE, write_card
 
 
 PARTIAL = ".partial"
@@ -120,8 +123,13 @@ def save_errors(what: str, partial: Path) -> Iterator[None]:
         ) from error
 
 
-def save_model_and_processor(model: PreTrainedModel, processor: ProcessorMixin, target: str | os.PathLike) -> None:
-    """Saves both to `target`, so that a model never loads with the processor of another one. See [`atomic_folder`]."""
+def save_model_and_processor(
+    model: PreTrainedModel, processor: ProcessorMixin, target: str | os.PathLike, card: ModelCard | None = None
+) -> None:
+    """Saves both to `target`, so that a model never loads with the processor of another one, with the code of both, and with a model card
+    if one is given. Weights are in files of at most 5 GB. See [`atomic_folder`]."""
     with atomic_folder(target) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(folder)
+        if card is not None:
+            write_card(folder, card)

@@ -22,6 +22,7 @@ from .backbones_llava_st import (
 )
 from .cache_name_llava_st import CACHE_NAMES
 from .coordinates_llava_st import DEFAULT_NUM_BINS, MAX_BINS, MIN_BINS, PLACEHOLDER_TOKENS, CoordinateVocabulary
+from .model_card_llava_st import LlavaSTPushToHubMixin
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE, translate_config
 
 
@@ -77,7 +78,7 @@ def _num_key_value_heads(text: PreTrainedConfig) -> int:
 
 
 @strict
-class LlavaSTConfig(PreTrainedConfig):
+class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
     r"""
     Configuration of [`LlavaSTModel`] and [`LlavaSTForConditionalGeneration`]. The defaults are those of the released
     LLaVA-ST-Qwen2-7B (arXiv:2501.08282).

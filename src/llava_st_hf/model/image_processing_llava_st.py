@@ -29,6 +29,7 @@ from transformers.utils import TensorType
 from .downloads_llava_st import DownloadLimits, checked_limits
 from .image_files_llava_st import image_errors, load_image, open_image
 from .media_files_llava_st import is_file_content
+from .model_card_llava_st import LlavaSTPushToHubMixin
 
 
 EXIF_ORIENTATION = 0x0112
@@ -282,7 +283,7 @@ class LlavaSTImageProcessorKwargs(ImagesKwargs, total=False):
     download_limits: Any
 
 
-class LlavaSTImageProcessor(TorchvisionBackend):
+class LlavaSTImageProcessor(LlavaSTPushToHubMixin, TorchvisionBackend):
     r"""
     Image processor of LLaVA-ST.
 

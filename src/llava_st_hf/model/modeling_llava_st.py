@@ -20,6 +20,7 @@ from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
 from .lape_llava_st import add_positions, interpolate_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
+from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from .placeholders_llava_st import find_placeholders, insert_features
@@ -43,7 +44,7 @@ class LlavaSTMultiModalProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(image_features)))
 
 
-class LlavaSTPreTrainedModel(PreTrainedModel):
+class LlavaSTPreTrainedModel(LlavaSTPushToHubMixin, PreTrainedModel):
     config: LlavaSTConfig
     config_class = LlavaSTConfig
     base_model_prefix = "model"

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, logging
 from .batch_feature_llava_st import join_samples
 from .compatibility_llava_st import check_model_matches_processor
 from .grounding_llava_st import MediaInfo, parse_answer
+from .model_card_llava_st import LlavaSTPushToHubMixin
 from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, is_chat, prepare_question
 
 
@@ -55,7 +56,7 @@ def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int
     return [not set(row) & set(ends) and row[-1:] != [pad] for row in answers.tolist()]
 
 
-class VideoGroundingPipeline(Pipeline):
+class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     """
     Spatio-temporal grounding: answers questions about videos and images with time spans in seconds and bounding boxes in pixels.
 

@@ -29,6 +29,7 @@ from .image_processing_llava_st import LlavaSTImageProcessor, LlavaSTImageProces
 from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
 from .inline_spelling_llava_st import check_spelling
 from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
+from .model_card_llava_st import LlavaSTPushToHubMixin
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from .renamed_arguments_llava_st import warn_renamed
 from .tokenizer_llava_st import make_coordinate_tokens_ordinary
@@ -48,7 +49,7 @@ class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding_side": "left"}}  # generation continues at the right
 
 
-class LlavaSTProcessor(ProcessorMixin):
+class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
     r"""
     Wraps image processor, video processor and tokenizer.
 

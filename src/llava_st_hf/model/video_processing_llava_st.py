@@ -32,6 +32,7 @@ from .image_processing_llava_st import (
     pixel_affine,
     resize_pixels,
 )
+from .model_card_llava_st import LlavaSTPushToHubMixin
 from .video_decoding_llava_st import check_backend, read_video_file
 from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
@@ -65,7 +66,7 @@ class LlavaSTVideoProcessorKwargs(VideosKwargs, total=False):
     download_limits: Any
 
 
-class LlavaSTVideoProcessor(BaseVideoProcessor):
+class LlavaSTVideoProcessor(LlavaSTPushToHubMixin, BaseVideoProcessor):
     r"""
     Video processor of LLaVA-ST.
 

@@ -13,9 +13,9 @@ import transformers
 import trl
 import yaml
 from datasets import IterableDataset
-from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.mixture import Strategy, read_mixture
+from ..model.model_card_llava_st import CARD, model_card, write_card
 from ..version import __version__
 
 
@@ -25,56 +25,6 @@ if TYPE_CHECKING:
 # Logged values that do not describe the model.
 _NOT_METRICS = ("epoch", "step", "grad_norm", "learning_rate", "total_flos", "num_tokens")
 _SPEED = ("_per_second", "_runtime")
-_TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ model_name }}
-
-LLaVA-ST, a multimodal language model for spatio-temporal video grounding. Trained with
-[llava-st-hf](https://pypi.org/project/llava-st-hf/) {{ versions }}.
-
-## Use
-
-```python
-import llava_st_hf
-{% if library_name == "peft" -%}
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-base = AutoModelForImageTextToText.from_pretrained("path/to/base")
-model = PeftModel.from_pretrained(base, "path/to/this/folder").merge_and_unload()
-{%- else -%}
-from transformers import pipeline
-
-grounder = pipeline("video-grounding", model="path/to/this/folder")
-grounder("clip.mp4", task="tvg", text="person takes a laptop")
-{%- endif %}
-```
-
-## Data
-
-{{ data }}
-
-## Recipe
-
-```yaml
-{{ recipe }}
-```
-
-## Metrics
-
-{% if metrics -%}
-| metric | last value | at step |
-|---|---|---|
-{% for name, (value, step) in metrics -%}
-| {{ name }} | {{ "%.4g" | format(value) }} | {{ step }} |
-{% endfor -%}
-{% else -%}
-None yet.
-{%- endif %}
-"""
 
 
 def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> Path:
@@ -85,25 +35,29 @@ def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> 
         model_name: title of the card; the folder's name by default.
     """
     folder = Path(trainer.args.output_dir)
-    base = trainer.base_model_name or trainer.model.config.name_or_path or None
-    card_data = ModelCardData(
+    versions = f"transformers {transformers.__version__}, TRL {trl.__version__}, PEFT {peft.__version__}"
+    recipe = yaml.safe_dump({**(trainer.card_recipe or {}), **_recipe(trainer)}, sort_keys=False).strip()
+    training = (
+        f"Trained with [llava-st-hf](https://pypi.org/project/llava-st-hf/) {__version__} ({versions}).\n\n"
+        f"### Data\n\n{trainer.card_data or 'Samples of chat messages.'}\n\n"
+        f"### Recipe\n\n```yaml\n{recipe}\n```\n\n### Metrics\n\n{_metrics_table(_metrics(trainer))}"
+    )
+    card = model_card(
+        model_name or getattr(trainer, "hub_model_id", None) or trainer.args.hub_model_id or folder.name,
+        base_model=trainer.base_model_name or trainer.model.config.name_or_path,
         library_name="peft" if isinstance(trainer.model, peft.PeftModel) else "transformers",
-        pipeline_tag="video-text-to-text",
-        base_model=base if base and not Path(base).exists() else None,  # hub ids only: readers do not have a local folder
-        tags=list(trainer._tag_names),
+        training=training,
+        tags=trainer._tag_names,
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_str=_TEMPLATE,
-        model_name=model_name or folder.name,
-        versions=f"{__version__} (transformers {transformers.__version__}, TRL {trl.__version__}, PEFT {peft.__version__})",
-        data=trainer.card_data or "Samples of chat messages.",
-        recipe=yaml.safe_dump({**(trainer.card_recipe or {}), **_recipe(trainer)}, sort_keys=False).strip(),
-        metrics=_metrics(trainer),
-    )
-    path = folder / "README.md"
-    card.save(path)
-    return path
+    write_card(folder, card)
+    return folder / CARD
+
+
+def _metrics_table(metrics: list[tuple[str, tuple[float, int]]]) -> str:
+    if not metrics:
+        return "None yet."
+    rows = [f"| {name} | {value:.4g} | {step} |" for name, (value, step) in metrics]
+    return "\n".join(["| metric | last value | at step |", "|---|---|---|", *rows])
 
 
 def describe_mixture(path: str | os.PathLike, dataset) -> str:

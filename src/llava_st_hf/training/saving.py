@@ -7,13 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-from huggingface_hub import upload_folder
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..checkpoints.adapters import BASE_FOLDER
-from ..checkpoints.atomic import COMPLETE, PARTIAL, finish_interrupted_write, flush, publish, save_errors
-from ..locking import LOCK_FILE
+from ..checkpoints.atomic import PARTIAL, finish_interrupted_write, flush, publish, save_errors
+from ..checkpoints.publishing import publish_folder
 
 
 logger = logging.getLogger(__name__)
@@ -76,20 +74,18 @@ class AtomicCheckpointMixin:
         self.accelerator.wait_for_everyone()
 
     def push_to_hub(self, commit_message: str = "Model save", **kwargs) -> None:
-        """Saves the model to the output folder and uploads it, without checkpoints and without the base of an adapter."""
+        """Saves the model to the output folder and uploads it with its card, without checkpoints and without the base of an adapter."""
         self.save_model()
         self.create_model_card()
         if self.is_world_process_zero():
             if self.hub_model_id is None:
                 self.init_hf_repo()
-            ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{BASE_FOLDER}/*", f"{PARTIAL}*", f"{COMPLETE}*", f"{LOCK_FILE}*", "runs/*"]
-            upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=self.args.output_dir,
-                commit_message=commit_message,
-                ignore_patterns=ignored,
+            publish_folder(
+                self.args.output_dir,
+                self.hub_model_id,
                 token=self.args.hub_token,
                 revision=self.args.hub_revision,
+                commit_message=commit_message,
             )
 
     def _save_checkpoint(self, model, trial) -> None:
