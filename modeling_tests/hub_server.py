@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -67,6 +67,10 @@ def _is_list_of_strings(value) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _upload_mode(path: str) -> str:
+    return "lfs" if path.endswith((".safetensors", ".png")) else "regular"
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -106,11 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
             problems = card_problems(content)
             self.hub.validated.append(content)
             self._json({"errors": [{"message": problem} for problem in problems], "warnings": []}, 400 if problems else 200)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/.*", path):
-            files = [
-                {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]  # fmt: skip
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/.*", path):
+            files = [{"path": file["path"], "uploadMode": _upload_mode(file["path"])} for file in json.loads(body)["files"]]
+            files = [{**file, "shouldIgnore": False} for file in files]
             self._json({"files": files})
         elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
             wanted = json.loads(body)["objects"]
@@ -149,14 +151,20 @@ class _Handler(BaseHTTPRequestHandler):
         elif match[2] == "resolve":
             self._resolve(repository, match[4])
         elif match[2] == "tree":
-            recursive = "recursive" in parse_qs(urlsplit(self.path).query)
-            names = sorted(name for name in repository.files if recursive or "/" not in name)
-            self._json([{"type": "file", "path": name, "size": len(repository.files[name]), "oid": "0" * 40} for name in names])
+            self._tree(repository, f"{match[4]}/" if match[4] else "")
         else:
             siblings = [{"rfilename": name} for name in sorted(repository.files)]
             self._json({"id": match[1], "modelId": match[1], "sha": repository.sha, "private": False, "tags": [], "siblings": siblings})
 
     do_HEAD = do_GET
+
+    def _tree(self, repository: Repository, folder: str) -> None:
+        """Sends the list of all files below a folder, `""` or with a final slash. No folder of these repositories has subfolders."""
+        names = sorted(name for name in repository.files if name.startswith(folder))
+        if names:
+            self._json([{"type": "file", "path": name, "size": len(repository.files[name]), "oid": "0" * 40} for name in names])
+        else:
+            self._missing("EntryNotFound")
 
     def _resolve(self, repository: Repository, name: str) -> None:
         content = repository.files.get(name)

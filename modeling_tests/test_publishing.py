@@ -109,7 +109,7 @@ def test_push_writes_results_licence_and_origin_into_the_card(published):
         ("st_align_stvg", "m_tiou", 0.41),
         ("st_align_stvg", "mtiou (original protocol)", 0.4),
     }
-    assert hub.repositories["someone/model"].commits == ["Upload model", "Upload processor"]
+    assert hub.repositories["someone/model"].commits == ["Upload LlavaSTForConditionalGeneration", "Upload processor"]
 
 
 def stage(tmp_path: Path, **options) -> Path:

@@ -11,10 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-
-sys.modules["llava_st_hf"] = None  # type: ignore[assignment]  # from here on `import llava_st_hf` raises ModuleNotFoundError
-
-import transformers  # noqa: E402
+import transformers
 
 
 AUTO_CLASSES = (
@@ -29,6 +26,7 @@ def answers(grounder, video: str) -> list[dict]:
 
 
 def main(model: str, video: str, results: str) -> None:
+    sys.modules["llava_st_hf"] = None  # type: ignore[assignment]  # `import llava_st_hf` raises ModuleNotFoundError
     trusted = {"trust_remote_code": True}
     classes = {name: type(getattr(transformers, name).from_pretrained(model, **trusted)).__name__ for name in AUTO_CLASSES}
     grounder = transformers.pipeline("video-grounding", model=model, **trusted)
