@@ -94,7 +94,7 @@ def commands() -> list[str]:
         for line in code.replace("\\\n", " ").splitlines()
         if line.startswith("llava-st ")
     ]
-    return sorted({" ".join(shlex.split(line, comments=True)) for line in lines})
+    return sorted({shlex.join(shlex.split(line, comments=True)) for line in lines})
 
 
 @pytest.mark.parametrize("command", commands())

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
 
-from llava_st_hf.training import get_last_checkpoint, saving
+from llava_st_hf.training import get_last_checkpoint
 from modeling_tests.one_training import make_trainer
 
 
@@ -121,29 +120,3 @@ def test_best_checkpoint_is_loaded_at_the_end(tmp_path):
     best = min((entry["eval_loss"], entry["step"]) for entry in trainer.state.log_history if "eval_loss" in entry)
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"run/checkpoint-{best[1]}")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best[0], rel=1e-5)
-
-
-class _Hub:
-    """Records the files that an upload would contain, with the filter of huggingface_hub."""
-
-    def __init__(self):
-        self.files: set[str] = set()
-
-    def upload_folder(self, *, folder_path, ignore_patterns, **kwargs):
-        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
-        self.files = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
-
-
-def test_push_to_hub_uploads_neither_checkpoints_nor_bases_nor_locks(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, **SAVING)
-    trainer.train()
-    (tmp_path / "run/base").mkdir()
-    (tmp_path / "run/base/model.safetensors").touch()
-    for name in (".lock", ".lock-owner"):
-        (tmp_path / "run" / name).touch()
-    hub = _Hub()
-    monkeypatch.setattr(saving, "upload_folder", hub.upload_folder)
-    trainer.hub_model_id = "someone/model"
-    trainer.push_to_hub()
-    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "processor_config.json"} <= hub.files
-    assert not any("/" in name or name.startswith(".") for name in hub.files)

@@ -117,6 +117,8 @@ def checkpoint_to_resume(training_args: LlavaSTTrainingConfig) -> str | None:
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
     """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
     _refuse_unused(training_args, model_args)
+    if model_args.model_name_or_path is None:
+        raise ValueError("model_name_or_path is missing: set it in the recipe, or by --model_name_or_path.")
     if model_args.model_name_or_path == DEMO_MODEL_NAME:
         model_args.model_name_or_path = DEMO_MODEL_PATH
     state = PartialState()
@@ -127,10 +129,11 @@ def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_a
 
 def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
     """Loads data and model, trains, and saves."""
+    start = str(model_args.model_name_or_path)  # `main` has checked that there is one
 
     # ============================================================ Data
     # Answers about densely annotated videos have one box for each frame that the processor samples.
-    num_frames = load_initial_processor(model_args.model_name_or_path, training_args.output_dir).video_processor.num_frames
+    num_frames = load_initial_processor(start, training_args.output_dir).video_processor.num_frames
     loading = {"on_error": training_args.on_error, "max_errors": training_args.max_errors, "num_frames": num_frames}
     with state.main_process_first():  # the others read its cache files
         mixture = train_dataset = load_mixture(data_args.mixture, streaming=data_args.streaming, seed=training_args.seed, **loading)
@@ -144,13 +147,11 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
         num_samples = None if data_args.streaming else len(train_dataset)
         settings = {"max_conversations_per_sequence": data_args.max_conversations_per_sequence, "streaming": data_args.streaming}
         settings |= {name: value for name, value in vars(model_args).items() if name != "model_name_or_path"}
-        check_resume_compatibility(training_args, model_args.model_name_or_path, data_args.mixture, num_samples, **settings)
+        check_resume_compatibility(training_args, start, data_args.mixture, num_samples, **settings)
     checkpoint = checkpoint_to_resume(training_args)
-    dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
+    dtype = "auto" if model_args.dtype in (None, "auto") else getattr(torch, str(model_args.dtype))
     with state.main_process_first():  # the others read the model that it has saved
-        folder = prepare_base_model(
-            model_args.model_name_or_path, training_args.output_dir, training_args.trainable_modules, dtype, training_args.seed
-        )
+        folder = prepare_base_model(start, training_args.output_dir, training_args.trainable_modules, dtype, training_args.seed)
     quantization = quantization_config(model_args)
     model = LlavaSTForConditionalGeneration.from_pretrained(
         folder,
@@ -189,7 +190,8 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
 
 def run() -> None:
     """Reads recipe and command line, and trains."""
-    main(*TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig)).parse_args_and_config())
+    parser = TrlParser((DataArguments, LlavaSTTrainingConfig, ModelConfig))  # type: ignore[arg-type]  # classes of different types
+    main(*parser.parse_args_and_config())
 
 
 if __name__ == "__main__":
