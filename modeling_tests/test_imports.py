@@ -24,7 +24,7 @@ ALLOWED = {
     "checkpoints": {"model", "version", "locking"},
     "data": {"model", "version", "deprecation"},
     "shapes": {"model", "data"},
-    "training": {"model", "checkpoints", "data", "version", "deprecation", "files", "locking", "distributed"},
+    "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "integrations": {"model", "data", "evaluation"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},

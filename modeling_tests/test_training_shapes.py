@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initialization of the demo model: training/shapes/start.py, initialization.py and vision_pretraining.py."""
+"""Programs of training/shapes/: initialization of the demo model, and the comparison of two models."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training/shapes"))
 
 import initialization
 import vision_pretraining
+from compare import compare
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+from llava_st_hf.evaluation import GroundingResult, Prediction
+from llava_st_hf.evaluation.predictions import append_predictions
+from llava_st_hf.model.grounding_llava_st import MediaInfo
 from llava_st_hf.shapes.files import write_training_data
 from llava_st_hf.shapes.scenes import COLOURS, SHAPES, SIZES, Event, Scene, Thing, make_scene, scene_seed
 from modeling_tests.shapes_start import write_stage2
@@ -163,3 +167,22 @@ def test_pretrain_projector_reduces_the_error_and_changes_no_other_weight(stage2
     assert initialization.pretrain_projector(model, frames, steps=2, batch=256) > 0.9
     assert initialization.pretrain_projector(model, frames, steps=60, batch=256) < 0.6
     assert all(torch.equal(weight, others[name]) for name, weight in model.named_parameters() if name in others)
+
+
+def test_compare_prints_paired_differences_of_the_metrics(tmp_path):
+    film = MediaInfo("video", 100, 100, fps=10.0, last_frame=10).to_dict()
+    for folder, ends in (("before", (0.5, 0.5)), ("after", (1.0, 0.5))):
+        (tmp_path / folder).mkdir()
+        rows = [
+            Prediction(id=f"q{number}", benchmark="b", task="tvg", prompt="", media=film, truth=GroundingResult(span=(0.0, 1.0)),
+                       answer="", prediction=GroundingResult(span=(0.0, end)), num_frames=20)
+            for number, end in enumerate(ends)
+        ]  # fmt: skip
+        order = rows if folder == "before" else rows[::-1]  # predictions are paired by id
+        append_predictions(tmp_path / folder / "predictions.jsonl", order)
+    [(name, values)] = compare("tvg", tmp_path / "before", tmp_path / "after").items()
+    assert name == "miou" and values == (0.5, 0.75, 0.0, 0.5, 2)
+    (tmp_path / "after/predictions.jsonl").unlink()
+    append_predictions(tmp_path / "after/predictions.jsonl", order[:1])
+    with pytest.raises(ValueError, match=r"different questions \(2 and 1\)"):
+        compare("tvg", tmp_path / "before", tmp_path / "after")

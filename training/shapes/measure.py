@@ -79,10 +79,9 @@ def print_table(metrics: dict[str, dict[str, float]]) -> None:
     """Prints the metrics of `TARGETS` with their 95 % intervals, and the share of answers that are cut off or cannot be parsed."""
     print("| task | metric | measured | 95 % interval | target (2 CPU cores) | target (H100) | unreadable answers |")
     print("|---|---|---|---|---|---|---|")
-    for task, targets in TARGETS.items():
-        found = metrics[task]
+    for task, found in metrics.items():
         lost = (found["unparsable"] + found["cut_off"]) / found["count"]
-        for key, (cpu, gpu) in targets.items():
+        for key, (cpu, gpu) in TARGETS[task].items():
             scale = 100 if key in PERCENT_METRICS else 1
             value, low, high = (found[name] / scale for name in (key, f"{key}_low", f"{key}_high"))
             mark = "" if value >= cpu else " (below)"
@@ -97,6 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=DEMO_MODEL_PATH, help="folder or hub id; by default the demo model")
     parser.add_argument("--batch-size", type=int, default=25, help="questions answered together")
     parser.add_argument("--limit", type=int, help="number of questions of each task; by default all")
+    parser.add_argument("--tasks", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="tasks; by default all")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     if not arguments.split.is_dir():
@@ -104,6 +104,8 @@ if __name__ == "__main__":
     processor = LlavaSTProcessor.from_pretrained(arguments.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     start = time.monotonic()
-    metrics = measure(model, processor, arguments.split, arguments.output, arguments.model, arguments.batch_size, arguments.limit)
+    metrics = measure(
+        model, processor, arguments.split, arguments.output, arguments.model, arguments.batch_size, arguments.limit, arguments.tasks
+    )
     print_table(metrics)
     print(f"{sum(int(found['count']) for found in metrics.values())} questions in {time.monotonic() - start:.0f} seconds")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import PartialState
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TrainingArguments
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_quantization_config
 
@@ -79,7 +79,7 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     return config
 
 
-def _refuse_unused(training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
+def refuse_unused_arguments(training_args: TrainingArguments, model_args: ModelConfig) -> None:
     """Raises an error for arguments that would have no effect."""
     for name in ("use_dora", "use_rslora", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_peft"):
         if getattr(model_args, name):
@@ -91,7 +91,7 @@ def _refuse_unused(training_args: LlavaSTTrainingConfig, model_args: ModelConfig
         )
 
 
-def checkpoint_to_resume(training_args: LlavaSTTrainingConfig) -> str | None:
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
     """Returns the checkpoint folder to resume from: the one that is given, or the last one of the run; None if there is none yet.
 
     Raises:
@@ -116,9 +116,9 @@ def checkpoint_to_resume(training_args: LlavaSTTrainingConfig) -> str | None:
 
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
     """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
-    _refuse_unused(training_args, model_args)
     if model_args.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing: set it in the recipe, or by --model_name_or_path.")
+    refuse_unused_arguments(training_args, model_args)
     if model_args.model_name_or_path == DEMO_MODEL_NAME:
         model_args.model_name_or_path = DEMO_MODEL_PATH
     state = PartialState()

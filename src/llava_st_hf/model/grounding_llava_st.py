@@ -150,6 +150,10 @@ class MediaInfo:
             raise OutsideMediaError(written, f"is outside the {self.kind}, whose {axis} is {length} pixels.")
         return check_position(min(max(pixels / length, 0.0), 1.0), written)
 
+    def position(self, axis: str, value: float, written: str) -> float:
+        """Fraction of an axis at `value`, in seconds or pixels: see `time_position` and `pixel_position`."""
+        return self.time_position(value, written) if axis == "temporal" else self.pixel_position(axis, value, written)
+
     def to_dict(self) -> dict:
         """The fields as JSON-serializable values, without those that most videos do not have."""
         rare = ("frame_times", "frames", "end_time", "start_time", "notes")

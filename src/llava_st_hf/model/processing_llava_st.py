@@ -307,16 +307,7 @@ class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
             if int(match["bin"]) >= num_bins:
                 raise ValueError(f"{match[0]!r} is not a token of this model, which has {num_bins} {axis} bins.")
             return axis, bin_to_position(int(match["bin"]), num_bins)
-        to_position = None
-        if sample_media:
-            medium = sample_media[-1]
-
-            def to_position(axis, value, written):
-                if axis == "temporal":
-                    return medium.time_position(value, written)
-                return medium.pixel_position(axis, value, written)
-
-        return read_coordinate(match, to_position)
+        return read_coordinate(match, sample_media[-1].position if sample_media else None)
 
     def _num_bins(self, axis: str) -> int:
         return self.num_temporal_bins if axis == "temporal" else self.num_spatial_bins

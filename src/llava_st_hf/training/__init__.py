@@ -6,6 +6,7 @@ import sys
 from ..deprecation import renamed_attributes
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
+from .grpo import LlavaSTGRPOTrainer, grpo_dataset
 from .labels import make_labels
 from .model_card import describe_mixture
 from .muon import MuonAdamW
@@ -21,12 +22,14 @@ __getattr__ = renamed_attributes(sys.modules[__name__])
 __all__ = [
     "TRAINABLE_MODULES",
     "LlavaSTDataCollator",
+    "LlavaSTGRPOTrainer",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
     "MuonAdamW",
     "check_resume_compatibility",
     "describe_mixture",
     "get_last_checkpoint",
+    "grpo_dataset",
     "load_initial_processor",
     "make_labels",
     "prepare_base_model",
