@@ -22,6 +22,7 @@ from ..distributed import shut_down_processes
 from ..locking import locked_folder
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
+from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from ..training import (
     LlavaSTGRPOTrainer,
     check_resume_compatibility,
@@ -69,6 +70,8 @@ class GRPOArguments:
 def main(grpo_args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
     """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
     refuse_unused_arguments(training_args, model_args)
+    if model_args.model_name_or_path is None:
+        raise ValueError("model_name_or_path is missing: set it in the recipe, or by --model_name_or_path.")
     if model_args.model_name_or_path == DEMO_MODEL_NAME:
         model_args.model_name_or_path = DEMO_MODEL_PATH
     state = PartialState()
@@ -81,7 +84,8 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
     """Loads data and model, trains, and saves."""
 
     # ============================================================ Data
-    num_frames = load_initial_processor(model_args.model_name_or_path, training_args.output_dir).video_processor.num_frames
+    model_name = str(model_args.model_name_or_path)
+    num_frames = load_initial_processor(model_name, training_args.output_dir).video_processor.num_frames
     with state.main_process_first():  # the others read its cache files
         mixture = load_mixture(grpo_args.mixture, seed=training_args.seed, num_frames=num_frames)
         train_dataset = grpo_dataset(mixture, grpo_args.tasks)
@@ -90,14 +94,12 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
     lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
     if state.is_main_process:
         settings = {**vars(grpo_args), **vars(model_args)}
-        model_name, mixture_path = settings.pop("model_name_or_path"), settings.pop("mixture")
-        check_resume_compatibility(training_args, model_name, mixture_path, len(train_dataset), **settings)
+        del settings["model_name_or_path"], settings["mixture"]
+        check_resume_compatibility(training_args, model_name, grpo_args.mixture, len(train_dataset), **settings)
     checkpoint = checkpoint_to_resume(training_args)
-    dtype = getattr(torch, model_args.dtype) if model_args.dtype != "auto" else "auto"
+    dtype = "auto" if model_args.dtype in (None, "auto") else getattr(torch, str(model_args.dtype))
     with state.main_process_first():  # the others read the model that it has saved
-        folder = prepare_base_model(
-            model_args.model_name_or_path, training_args.output_dir, grpo_args.trainable_modules, dtype, training_args.seed
-        )
+        folder = prepare_base_model(model_name, training_args.output_dir, grpo_args.trainable_modules, dtype, training_args.seed)
     quantization = quantization_config(model_args)
     model = LlavaSTForConditionalGeneration.from_pretrained(
         folder,
@@ -131,7 +133,8 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
 
 def run() -> None:
     """Reads recipe and command line, and trains."""
-    main(*TrlParser((GRPOArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    parser = TrlParser((GRPOArguments, GRPOConfig, ModelConfig))  # type: ignore[arg-type]  # classes of different types
+    main(*parser.parse_args_and_config())
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class LlavaSTGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                **self.chat_template_kwargs,
+                **self.chat_template_kwargs,  # type: ignore[arg-type]  # TRL: a dictionary or its JSON, which it has parsed here
             )
         return encoded.to(self.model.dtype)
 
