@@ -461,7 +461,7 @@ SAMPLED = {"temperature": 5.0, "prompt_decimals": 3}
 def test_run_benchmark_sampling_resumed_equals_uninterrupted(tmp_path, media, uninterrupted):
     whole = run(tmp_path / "whole", media, reading=SAMPLED)
     assert [prediction.answer for prediction in whole] != [prediction.answer for prediction in uninterrupted]
-    assert whole[0].settings == {"dtype": "auto", "max_new_tokens": 6, "temperature": 5.0, "prompt_decimals": 3, "batch_size": 2}
+    assert whole[0].settings == {"dtype": "auto", "max_new_tokens": 6, "temperature": 5.0, "prompt_decimals": 3}
     seen = []
 
     def interrupted(*arguments):

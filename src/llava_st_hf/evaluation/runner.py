@@ -45,7 +45,7 @@ PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
 # Values of settings that older settings files do not contain.
 _OLDER_SETTINGS = {"video_backend": "pyav", "allow_truncated": False, "temperature": None, "prompt_decimals": None}
 # Settings that each prediction repeats.
-_ANSWER_SETTINGS = ("dtype", "max_new_tokens", "temperature", "prompt_decimals", "batch_size")
+_ANSWER_SETTINGS = ("dtype", "max_new_tokens", "temperature", "prompt_decimals")
 
 
 @dataclass(frozen=True)
