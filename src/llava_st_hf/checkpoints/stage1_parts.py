@@ -157,13 +157,13 @@ def _read_tokenizer(decoder: str | os.PathLike, config: LlavaSTConfig) -> tuple[
     return tokenizer, num_tokens
 
 
-def _probe_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> torch.LongTensor:
+def _probe_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> torch.Tensor:
     ids = [token_id for token_id in tokenizer(_PROBE)["input_ids"] if token_id < num_tokens]
     return torch.tensor([ids])  # (1, tokens)
 
 
 @torch.no_grad()
-def _load(decoder: str | os.PathLike, encoder: str | os.PathLike, config: LlavaSTConfig, dtype, probe: torch.LongTensor):
+def _load(decoder: str | os.PathLike, encoder: str | os.PathLike, config: LlavaSTConfig, dtype, probe: torch.Tensor):
     """Loads both parts into a model with new projector and packer, and checks that the decoder computes the same logits in it."""
     with errors_only(decoder):
         language_model, report = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, output_loading_info=True)
