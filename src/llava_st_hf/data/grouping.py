@@ -23,6 +23,7 @@ GROUPED_FEATURES = Features(
         "length": Value("int32"),  # sum over the conversations: estimated text tokens, without those of the image or video
     }
 )
+_COLUMNS = [name for name in FEATURES if name != "images"]
 _DIGEST_BYTES = 16
 _ROWS_AT_ONCE = 4096
 
@@ -35,7 +36,7 @@ def pack_by_video(dataset: Dataset, max_conversations: int) -> Dataset:
     merged. The result is stored in the cache of `datasets`, and used again while the rows stay the same.
 
     Args:
-        dataset: with the columns of `rows.FEATURES`.
+        dataset: with the columns of `rows.FEATURES`; `images` is not read.
         max_conversations: maximum number of conversations of a row; a larger group becomes several rows.
 
     Returns:
@@ -50,10 +51,10 @@ def pack_by_video(dataset: Dataset, max_conversations: int) -> Dataset:
         raise ValueError(
             "pack_by_video reads the whole dataset first, which is not possible while streaming: load it with streaming=False."
         )
-    missing = [name for name in FEATURES if name not in dataset.column_names]
+    missing = [name for name in _COLUMNS if name not in dataset.column_names]
     if missing:
-        raise ValueError(f"The dataset lacks the columns {', '.join(missing)}; pack_by_video needs {', '.join(FEATURES)}.")
-    columns = dataset.select_columns(list(FEATURES)).with_format(None)
+        raise ValueError(f"The dataset lacks the columns {', '.join(missing)}; pack_by_video needs {', '.join(_COLUMNS)}.")
+    columns = dataset.select_columns(_COLUMNS).with_format(None)
     # The version is not used: `datasets` hashes it, and so packs again with a new version of this code.
     kwargs = {"dataset": columns, "max_conversations": max_conversations, "version": __version__}
     return Dataset.from_generator(_grouped_rows, features=GROUPED_FEATURES, gen_kwargs=kwargs)

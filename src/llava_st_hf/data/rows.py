@@ -12,6 +12,7 @@ _ITEM = {
     "type": Value("string"),  # "text", "image" or "video"; keys that a type does not use are null
     "text": Value("string"),
     "path": Value("string"),  # absolute
+    "image": Value("string"),  # always null: TRL would replace image items without this key by the column `images`
     "clip": [Value("int64")],  # [first, last] frame, both included
     "start": Value("float64"),  # seconds, of the clip
     "end": Value("float64"),
@@ -24,6 +25,8 @@ FEATURES = Features(
         "modality": Value("string"),  # "text", "image" or "video"
         "length": Value("int32"),  # estimated text tokens, without those of the image or video
         "messages": [{"role": Value("string"), "content": [_ITEM]}],
+        # Always empty: TRL processes images and videos in the data collator only if a dataset has this column.
+        "images": [Value("string")],
     }
 )
 
@@ -81,7 +84,7 @@ def conversation_row(id: str, task: str, source: str, medium: Medium | None, tur
         if not content:
             raise ValueError(f"Message {number} ({role}) is empty.")
         messages.append({"role": role, "content": content})
-    return {"id": id, "task": task, "source": source, "modality": kind or "text", "length": length, "messages": messages}
+    return {"id": id, "task": task, "source": source, "modality": kind or "text", "length": length, "messages": messages, "images": []}
 
 
 def _check_roles(roles: list[str]) -> None:

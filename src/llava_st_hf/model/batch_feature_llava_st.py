@@ -6,6 +6,7 @@ from transformers import BatchFeature
 
 from .grounding_llava_st import MediaInfo
 from .renamed_arguments_llava_st import warn_renamed
+from .trl_inputs_llava_st import mask_media_labels
 
 
 # Segment ids that are no conversation's number: tokens that several conversations share, and padding.
@@ -15,17 +16,66 @@ SHARED, PADDING = -1, -2
 class LlavaSTBatchFeature(BatchFeature):
     """Model inputs with the metadata of their images and videos.
 
+    Labels of image and video tokens become -100 when labels are set, so that a trainer that counts labels does not count them. Where
+    collators replace the ids of prompts by those of prompts and answers, as TRL's do, `coordinate_values` are moved to the new places.
+
     Args:
         data (`dict`, *optional*):
             Model inputs.
         media_info (`list[list[MediaInfo]]`, *optional*):
             For each sample its images and videos in order: size, frame rate and clip of the original files. Stored as the attribute
             `media_info`, which `model.generate(**inputs)` does not get.
+        media_token_ids, coordinate_token_ids (`list[int]`):
+            Ids of the tokens that features replace, and of those that may have an exact value.
     """
 
-    def __init__(self, data=None, *args, media_info: list[list[MediaInfo]] | None = None, **kwargs):
+    def __init__(
+        self,
+        data=None,
+        *args,
+        media_info: list[list[MediaInfo]] | None = None,
+        media_token_ids: list[int] | tuple[int, ...] = (),
+        coordinate_token_ids: list[int] | tuple[int, ...] = (),
+        **kwargs,
+    ):
+        self.media_token_ids, self.coordinate_token_ids = list(media_token_ids), list(coordinate_token_ids)
         super().__init__(data, *args, **kwargs)
         self.media_info = media_info if media_info is not None else []
+
+    def __setitem__(self, name, value):
+        if name == "labels" and self.media_token_ids and isinstance(value, torch.Tensor):
+            value = mask_media_labels(value, self.media_token_ids)
+        if name == "input_ids" and all(isinstance(self.data.get(key), torch.Tensor) for key in ("input_ids", "coordinate_values")):
+            self._move_coordinate_values(value)
+        super().__setitem__(name, value)
+
+    def _move_coordinate_values(self, input_ids: torch.Tensor) -> None:
+        """
+        Gives the first coordinate tokens of each new row the exact values of those of the old row, in order.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Padded rows that begin with the old ones without their padding, or with a part of them if they are truncated.
+
+        Raises:
+            ValueError: If the numbers of rows differ, or a coordinate token differs from the old one.
+        """
+        old_ids, values = self.data["input_ids"], self.data["coordinate_values"]
+        if len(input_ids) != len(old_ids):
+            raise ValueError(f"input_ids has {len(input_ids)} rows, but the coordinate_values beside it have {len(old_ids)}.")
+        coordinates = torch.tensor(self.coordinate_token_ids, device=input_ids.device)
+        moved = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
+        for row, (old, new) in enumerate(zip(old_ids, input_ids, strict=True)):
+            sources, places = torch.isin(old, coordinates).nonzero().flatten(), torch.isin(new, coordinates).nonzero().flatten()
+            count = min(len(sources), len(places))
+            sources, places = sources[:count], places[:count]
+            if not torch.equal(old[sources], new[places]):
+                raise ValueError(
+                    "The new input_ids do not begin with the text of the old ones, so the exact values of its coordinates have no place in "
+                    "them. Make input_ids and coordinate_values together, or delete coordinate_values from the batch."
+                )
+            moved[row, places] = values[row, sources]
+        self.data["coordinate_values"] = moved
 
     @property
     def media(self) -> list[list[MediaInfo]]:
@@ -42,11 +92,13 @@ class LlavaSTBatchFeature(BatchFeature):
         return self
 
     def __getstate__(self):
-        return {**super().__getstate__(), "media_info": self.media_info}
+        tokens = {"media_token_ids": self.media_token_ids, "coordinate_token_ids": self.coordinate_token_ids}
+        return {**super().__getstate__(), "media_info": self.media_info, **tokens}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self.media_info = state["media_info"]
+        self.media_token_ids, self.coordinate_token_ids = state["media_token_ids"], state["coordinate_token_ids"]
 
 
 def join_samples(

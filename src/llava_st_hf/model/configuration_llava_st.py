@@ -187,6 +187,10 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
         ),
     }
 
+    # TRL reads `config.auto_map` of every model whose class is not in transformers. Saved folders with code have entries; without any, TRL
+    # loads by `AutoModelForCausalLM`, for which the package registers its class.
+    auto_map: ClassVar[dict[str, str]] = {}
+
     # Names of version 0.1, in the config.json of checkpoints saved by it.
     attribute_map: ClassVar[dict[str, str]] = {
         "use_lape": "use_coordinate_tokens",
@@ -433,6 +437,11 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
             num_spatial_bins=self.num_spatial_bins,
             placeholder_token_ids=tuple(getattr(self, field) for field in PLACEHOLDER_FIELDS),
         )
+
+    @property
+    def all_media_token_ids(self) -> list[int]:
+        """Ids of all tokens that visual features replace."""
+        return [token_id for kind in ("image", "video") for ids in self.media_token_ids(kind) for token_id in ids]
 
     def media_token_ids(self, kind: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """

@@ -23,8 +23,9 @@ from .loss_llava_st import supervised_cross_entropy
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
-from .placeholders_llava_st import find_placeholders, insert_features
+from .placeholders_llava_st import check_no_placeholders, find_placeholders, insert_features
 from .renamed_arguments_llava_st import accept_renamed_arguments
+from .trl_inputs_llava_st import LlavaSTReplacedForwardMixin, mask_media_labels
 from .vision_llava_st import encode_frames
 
 
@@ -433,6 +434,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 )
             elif media_mask is not None:
                 raise ValueError(f"{kind}_mask is given without {kind}s. Pass the pixels that it refers to.")
+            elif self._trains():
+                check_no_placeholders(kind, self.get_placeholder_mask(kind, input_ids, inputs_embeds))
 
         del encoder_output
         outputs = self.language_model(
@@ -451,7 +454,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         )
 
 
-class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationMixin):
+class LlavaSTForConditionalGeneration(LlavaSTReplacedForwardMixin, LlavaSTPreTrainedModel, LlavaSTGenerationMixin):
     """
     LLaVA-ST with language modeling head: takes images, videos and text with coordinates, generates text with coordinates.
 
@@ -525,6 +528,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         if shift_labels is None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]  # each position predicts the next token
             shift_coordinate_values = None if coordinate_values is None else coordinate_values[:, 1:]
+        shift_labels = mask_media_labels(shift_labels, self.config.all_media_token_ids)
         loss, token_losses, bin_errors = supervised_cross_entropy(
             hidden_states,
             self.get_output_embeddings(),
@@ -561,6 +565,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         vision_chunk_size: int | None = None,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        coordinate_targets: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaSTCausalLMOutputWithPast:
         r"""
@@ -573,7 +578,7 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
                 Exact value (fraction in [0, 1]) of each coordinate token, NaN at every other token. Where the token is supervised too,
                 its target is two-hot between the neighbouring bins.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Ids to predict, -100 where nothing is supervised.
+                Ids to predict, -100 where nothing is supervised. Tokens of images and videos are never supervised.
             image_mask (`torch.BoolTensor` of shape `(num_images,)`, *optional*):
                 False for a padding image, which has no tokens in `input_ids`: see [`LlavaSTModel.forward`].
             video_mask (`torch.BoolTensor` of shape `(num_videos,)`, *optional*):
@@ -583,11 +588,14 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
             skip_logits (`bool`, *optional*):
                 Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are left out in
                 training mode.
+            coordinate_targets (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Exact value of each supervised coordinate token, NaN where its target is its bin, in place of `coordinate_values` as targets.
+                Then `coordinate_values` are inputs only.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 For each position the id to predict at it, in place of `labels`: for sequences cut into shards that do not contain their
                 next token.
             shift_coordinate_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Exact values of `shift_labels`, in place of `coordinate_values` as targets.
+                Exact values of `shift_labels`, in place of `coordinate_targets`.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed loss, for gradient accumulation; by default the number of supervised tokens.
             cache (`Cache`, *optional*):
@@ -619,7 +627,12 @@ class LlavaSTForConditionalGeneration(LlavaSTPreTrainedModel, LlavaSTGenerationM
         loss = token_losses = bin_errors = logits = None
         if labels is not None or shift_labels is not None:
             loss, token_losses, bin_errors = self._loss(
-                hidden_states, labels, shift_labels, coordinate_values, shift_coordinate_values, num_items_in_batch
+                hidden_states,
+                labels,
+                shift_labels,
+                coordinate_values if coordinate_targets is None else coordinate_targets,
+                shift_coordinate_values,
+                num_items_in_batch,
             )
         if skip_logits is None:
             skip_logits = self.training and loss is not None

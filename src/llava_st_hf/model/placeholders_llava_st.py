@@ -44,6 +44,28 @@ def find_placeholders(
     return patches | (openings & before_content) | (closings & after_content)
 
 
+def check_no_placeholders(kind: str, placeholder_mask: torch.Tensor) -> None:
+    """
+    Raises an error for tokens of images or videos without their pixels.
+
+    Args:
+        kind (`str`):
+            `"image"` or `"video"`, for the error message.
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            Positions that features would replace.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    torch_compilable_check(
+        ~placeholder_mask.any(),
+        lambda: (
+            f"The text has {int(placeholder_mask.sum())} {kind} tokens, but no {kind}s are given. Pass their pixels: the data collator must "
+            "process images and videos with the text. (TRL does if the dataset has a column `images`, which may hold empty lists.)"
+        ),
+    )
+
+
 def insert_features(
     kind: str,
     features: torch.Tensor | list[torch.Tensor],
@@ -82,6 +104,9 @@ def insert_features(
     features = features.flatten(0, -2).to(inputs_embeds.device, inputs_embeds.dtype)  # (tokens, hidden)
     torch_compilable_check(
         placeholder_mask.sum() == features.shape[0],
-        lambda: f"The {kind}s give {features.shape[0]} features, but the text has {int(placeholder_mask.sum())} {kind} tokens for them.",
+        lambda: (
+            f"The {kind}s give {features.shape[0]} features, but the text has {int(placeholder_mask.sum())} {kind} tokens for them. If the "
+            "sequences were truncated (max_length of a trainer or tokenizer), set a larger max_length, or None."
+        ),
     )
     return inputs_embeds.masked_scatter(placeholder_mask[..., None], features), features

@@ -362,7 +362,12 @@ class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
             counts = " and ".join(map(str, frames))
             raise ValueError(f"The videos of a batch must have equal numbers of frames, got {counts}. Set num_frames.")
         return LlavaSTBatchFeature(
-            dict(data), tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion, media_info=media
+            dict(data),
+            tensor_type=return_tensors,
+            skip_tensor_conversion=self.skip_tensor_conversion,
+            media_info=media,
+            media_token_ids=[*self.image_token_ids, *self.video_token_ids],
+            coordinate_token_ids=sorted(self._coordinate_ids),
         )
 
     def _coordinates(self, input_ids: list[int], positions: list[float | None]) -> list[float]:

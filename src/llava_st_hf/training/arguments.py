@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from ..model.renamed_arguments_llava_st import warn_renamed
 from ..model.video_decoding_llava_st import check_backend
+from .answer_coordinates import check_answer_coordinates
 from .collator import OnError
 from .labels import check_loss_on
 from .trainable import check_trainable_modules
@@ -71,6 +72,10 @@ class LlavaSTTrainingConfig(SFTConfig):
         loss_on (`str`, *optional*, defaults to `"assistant"`):
             Tokens included in the loss. `"assistant"`: assistant replies and their `<|im_end|>`. `"original"`: as in the original
             LLaVA-ST training code, also message headers and the `<|im_start|>`, `<|im_end|>` and newline tokens of other messages.
+        answer_coordinates (`str`, *optional*, defaults to `"exact"`):
+            Inputs of the coordinates in answers. `"exact"`: exact positions, interpolated between two bins, as in the paper. `"bins"`: the
+            nearest bins, as in generation. `"mixed"`: either of them for half of the conversations, chosen at random in each step. Targets
+            are the exact positions in every case, and evaluation during training always has bins as inputs.
         on_error (`str`, *optional*, defaults to `"raise"`):
             What to do with a sample that cannot be used: `"raise"` stops training, `"skip"` drops it and logs the reason.
         max_errors (`int`, *optional*, defaults to 100):
@@ -97,6 +102,9 @@ class LlavaSTTrainingConfig(SFTConfig):
     )
     muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon instead of AdamW."})
     loss_on: str = field(default="assistant", metadata={"help": "Tokens included in the loss: assistant or original."})
+    answer_coordinates: str = field(
+        default="exact", metadata={"help": "Inputs of the coordinates in answers: exact positions, the nearest bins, or mixed (half of each)."}
+    )
     on_error: OnError = field(
         default="raise",
         metadata={"help": "What to do with a sample that cannot be used: raise stops training, skip drops it and logs the reason."},
@@ -119,6 +127,7 @@ class LlavaSTTrainingConfig(SFTConfig):
         self.trainable_modules = check_trainable_modules(self.trainable_modules, "trainable_modules")
         self.learning_rates = self._checked_rates()
         self.loss_on = check_loss_on(self.loss_on)
+        self.answer_coordinates = check_answer_coordinates(self.answer_coordinates)
         if self.on_error not in get_args(OnError):
             raise ValueError(f"on_error={self.on_error!r} must be one of {', '.join(get_args(OnError))}.")
         check_backend(self.video_backend)

@@ -27,17 +27,18 @@ class TrainingMetrics:
 
     def reset(self) -> None:
         self._task_losses: list[tuple[list[str], torch.Tensor]] = []
-        self._bin_errors: list[torch.Tensor] = []
+        self._bin_errors: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._tokens: list[torch.Tensor] = []
         self._samples = 0
         self._start = time.monotonic()
 
-    def add(self, inputs: dict, outputs, tasks: list[str]) -> None:
+    def add(self, inputs: dict, outputs, tasks: list[str], bins: torch.Tensor) -> None:
         """
         Args:
             inputs: a batch, with `labels` and `attention_mask`, or `segment_ids` in its place where rows have several conversations.
             outputs: of the model, with `token_losses` and `bin_errors`.
             tasks: one name per conversation of the batch.
+            bins: (num_conversations,) booleans: whether the inputs of a conversation's answer coordinates were bins.
         """
         targets = inputs["labels"][:, 1:]
         losses = outputs.token_losses.float()
@@ -51,8 +52,10 @@ class TrainingMetrics:
         if outputs.bin_errors is not None:
             errors = outputs.bin_errors
             known, is_time = ~errors.isnan(), self._is_time(ids)
-            for mask in (known & is_time, known & ~is_time):
-                self._bin_errors.append(torch.stack((errors.nan_to_num().mul(mask).sum(), mask.sum())))
+            from_bins = bins.to(ids.device)[owners]
+            for name, mask in (("time_bin_error", known & is_time), ("box_bin_error", known & ~is_time)):
+                for kind, of_kind in (("", mask), ("_from_bins", mask & from_bins)):
+                    self._bin_errors[name + kind].append(torch.stack((errors.nan_to_num().mul(of_kind).sum(), of_kind.sum())))
         self._tokens.append(inputs["attention_mask"].sum() if segment_ids is None else (segment_ids != PADDING).sum())
         self._samples += len(tasks)
 
@@ -78,7 +81,8 @@ class TrainingMetrics:
 
         Returns:
             `loss`, `loss_<task>`: mean over all supervised tokens and over those of the task; `time_bin_error`, `box_bin_error`: mean
-            distance between the most likely bin and the target, in bins; `tokens_per_second`, `samples_per_second` of all processes
+            distance between the most likely bin and the target, in bins; the same with `_from_bins`: of the answers whose coordinate inputs
+            were bins, as in generation, where there are such; `tokens_per_second`, `samples_per_second` of all processes
             together; `num_tokens`, without padding.
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -86,8 +90,8 @@ class TrainingMetrics:
             for task, (loss, count) in zip(tasks, batch.tolist(), strict=True):
                 _add(sums, "loss", loss, count)
                 _add(sums, f"loss_{task}", loss, count)
-        for name, errors in (("time_bin_error", self._bin_errors[::2]), ("box_bin_error", self._bin_errors[1::2])):
-            for error, count in torch.stack(errors).tolist() if errors else []:
+        for name, errors in self._bin_errors.items():
+            for error, count in torch.stack(errors).tolist():
                 _add(sums, name, error, count)
         tokens = sum(torch.stack(self._tokens).tolist()) if self._tokens else 0
         mine = (dict(sums), tokens, self._samples)

@@ -13,6 +13,7 @@ from trl import SFTTrainer
 
 from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.processing_llava_st import LlavaSTProcessor
+from .answer_coordinates import answer_coordinate_inputs, choose_bins
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import check_loss_on
@@ -108,6 +109,7 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
         self._skipped: set[str] = set()
         self._sampler: EpochSampler | None = None
+        self._micro_batch = (0, 0)  # step, and number of the next micro-batch in it
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(SpeedProgressCallback)
@@ -177,6 +179,10 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
         model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segment_ids")}
         if "segment_ids" in inputs:
             model_inputs["attention_mask"] = packed_attention_mask(inputs["segment_ids"], _attention(self.model), self._half)
+        bins = self._choose_bins(mode, len(tasks))
+        if "coordinate_values" in inputs:
+            exact = model_inputs["coordinate_targets"] = inputs["coordinate_values"]
+            model_inputs["coordinate_values"] = answer_coordinate_inputs(exact, inputs["labels"], inputs.get("segment_ids"), bins)
         sharded = self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
         outputs = model(
             **model_inputs,
@@ -186,13 +192,24 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
             vision_chunk_size=choose_vision_chunk_size(self.model.config.vision_config, model_inputs, sharded),
         )
         with torch.no_grad():
-            self._training_metrics[mode].add(inputs, outputs, tasks)
+            self._training_metrics[mode].add(inputs, outputs, tasks, bins)
         loss = outputs.loss
         if mode == "train" and not loss.requires_grad:  # no trained weight has an effect on this batch
             loss = loss + 0 * sum(parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
+
+    def _choose_bins(self, mode: str, num_conversations: int) -> torch.Tensor:
+        """(num_conversations,) booleans: whether the inputs of a conversation's answer coordinates are bins."""
+        if mode == "eval":  # as in generation
+            return choose_bins("bins", num_conversations, [])
+        step, number = self._micro_batch
+        if step != self.state.global_step:
+            step, number = self.state.global_step, 0
+        self._micro_batch = (step, number + 1)
+        seed = [self.args.seed, step, number, self.accelerator.process_index]
+        return choose_bins(self.args.answer_coordinates, num_conversations, seed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"

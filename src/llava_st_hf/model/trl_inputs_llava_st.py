@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of training by TRL's own trainers, whose loss is computed outside of the model.
+
+TRL (`add_fused_lm_head`) replaces `forward` of a model by a function that, called with `fused_lm_head=True`, runs the base model and
+computes log-probabilities of `labels` from its hidden states and the head.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from types import MethodType
+
+import torch
+
+
+IGNORED_LABEL = -100
+
+
+def mask_media_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch.Tensor:
+    """
+    Removes the labels of image and video tokens. Features replace the embeddings of these tokens, so they cannot be predicted.
+
+    Args:
+        labels (`torch.LongTensor` of any shape):
+            Ids to predict, -100 where nothing is supervised.
+        media_token_ids (`list[int]`):
+            Ids of the tokens that features replace.
+
+    Returns:
+        `torch.LongTensor` of the same shape, -100 at these tokens.
+    """
+    return labels.masked_fill(torch.isin(labels, torch.tensor(media_token_ids, device=labels.device)), IGNORED_LABEL)
+
+
+def _with_complete_inputs(forward: Callable) -> Callable:
+    """Wraps a `forward` that replaces the one of the class."""
+
+    @wraps(forward)
+    def complete(self, *args, **kwargs):
+        if kwargs.get("fused_lm_head"):
+            if any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+                # The base model does not have the head, whose rows are part of visual features.
+                kwargs["coordinate_output_embeddings"] = self.get_coordinate_output_embeddings()
+            for name in ("labels", "shift_labels"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = mask_media_labels(kwargs[name], self.config.all_media_token_ids)
+        return forward(self, *args, **kwargs)
+
+    return complete
+
+
+class LlavaSTReplacedForwardMixin:
+    """Completes the inputs of a `forward` that a trainer assigns to an instance of the model."""
+
+    def __setattr__(self, name, value):
+        if name == "forward" and isinstance(value, MethodType):
+            value = MethodType(_with_complete_inputs(value.__func__), value.__self__)
+        super().__setattr__(name, value)
