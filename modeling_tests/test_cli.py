@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,17 @@ def test_merge_lora_writes_merged_weights_and_processor_files(tmp_path):
     key = "layers.0.self_attn.q_proj.weight"
     assert not torch.equal(merged[f"model.language_model.{key}"], base[f"model.{key}"])
     assert (tmp_path / "chat_template.jinja").is_file()
+
+
+def test_merge_lora_without_base_reads_it_from_the_adapter(tmp_path, monkeypatch):
+    adapter = shutil.copytree(ORIGINAL_LORA, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(ORIGINAL_CHECKPOINT)}))
+    overrides = ["--config-overrides", str(OVERRIDES)]
+    assert main(["merge-lora", str(adapter), str(tmp_path / "found"), *overrides]) == 0
+    assert main(["merge-lora", str(ORIGINAL_CHECKPOINT), str(ORIGINAL_LORA), str(tmp_path / "given"), *overrides]) == 0
+    found, given = (load_file(tmp_path / name / "model.safetensors") for name in ("found", "given"))
+    assert found.keys() == given.keys() and all(torch.equal(found[name], given[name]) for name in found)
 
 
 def test_demo_example_runs_offline_and_writes_answer_video_and_image(tmp_path):

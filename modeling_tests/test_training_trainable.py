@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Freezing and training of modules; saving adapters, loading them with PEFT and merging them."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from llava_st_hf.checkpoints.adapters import merge_adapter
+from llava_st_hf.checkpoints.adapters import base_of, merge_adapter
 from llava_st_hf.training import TRAINABLE_MODULES, prepare_model_for_training
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.factories import mixed_batch, tiny_config, tiny_model
@@ -117,6 +119,24 @@ def test_merge_adapter_of_another_model_is_an_error(tmp_path):
         merge_adapter(tmp_path / "adapter", tmp_path / "short")
     with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json"):
         merge_adapter(tmp_path / "narrow")
+
+
+def test_base_of_reads_the_base_from_the_adapter_or_raises_an_error(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "start")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "start")
+    prepare_model_for_training(model, ["lora"], lora_r=2).save_pretrained(tmp_path / "adapter")
+    assert base_of(tmp_path / "adapter") == str(tmp_path / "start")
+    file = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(file.read_text())
+    for base, error, message in (
+        (None, ValueError, "does not name the base model"),
+        (str(tmp_path / "gone"), FileNotFoundError, "gone, which is not a folder here"),
+    ):
+        file.write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        with pytest.raises(error, match=message):
+            base_of(tmp_path / "adapter")
+    tiny_model().save_pretrained(tmp_path / "adapter/base")
+    assert base_of(tmp_path / "adapter") == str(tmp_path / "adapter/base")
 
 
 def test_prepare_model_for_training_disabled_fast_stream_keeps_the_fast_packer_frozen():

@@ -80,7 +80,12 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("--config-overrides", metavar="JSON", help=_OVERRIDES_HELP)
 
     merge = _add_command(commands, "merge-lora", "Merge a LoRA adapter, of this package or of the original code, into its base model.")
-    merge.add_argument("base", help="Folder or Hugging Face Hub id of the model that the adapter was trained on.")
+    merge.add_argument(
+        "base",
+        nargs="?",
+        help="Folder or Hugging Face Hub id of the model that the adapter was trained on. Default: the subfolder base of the adapter, or the "
+        "model that its adapter_config.json names.",
+    )
     merge.add_argument("adapter", help="Folder of the adapter.")
     merge.add_argument("output", help=_OUTPUT_HELP)
     merge.add_argument("--processor", help="Folder or Hugging Face Hub id of the processor. Default: that of the base model.")

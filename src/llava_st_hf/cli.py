@@ -65,16 +65,18 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _merge_lora(args: argparse.Namespace) -> None:
     _refuse_adapter_folder(args.output)
-    _refuse_adapter(args.base)
-    from .checkpoints.adapters import merge_adapter
+    if args.base is not None:
+        _refuse_adapter(args.base)
+    from .checkpoints.adapters import base_of, merge_adapter
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
     from .model.model_card_llava_st import model_card
     from .model.processing_llava_st import LlavaSTProcessor
 
-    overrides = _overrides(args.config_overrides, args.base)
-    processor = LlavaSTProcessor.from_pretrained(args.processor or args.base)
-    model = merge_adapter(args.adapter, args.base, **overrides)
+    base = args.base if args.base is not None else base_of(args.adapter)
+    overrides = _overrides(args.config_overrides, base)
+    processor = LlavaSTProcessor.from_pretrained(args.processor or base)
+    model = merge_adapter(args.adapter, base, **overrides)
     processor = add_coordinate_tokens_to_processor(model, processor)
     card = model_card(_title(args.output), args.base, training=f"An adapter merged by `llava-st merge-lora` of llava-st-hf {__version__}.")
     save_model_and_processor(model, processor, args.output, card)

@@ -31,13 +31,20 @@ def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = N
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not os.path.isfile(os.path.join(adapter, name)):
             raise FileNotFoundError(f"{adapter} is not an adapter folder: it has no {name}.")
-    base = base if base is not None else _base_of(adapter)
+    base = base if base is not None else base_of(adapter)
     if os.path.isfile(os.path.join(adapter, OTHER_WEIGHTS)):
         return merge_lora(base, adapter, **kwargs)
     return _merge_peft(adapter, base, **kwargs)
 
 
-def _base_of(adapter: str | os.PathLike) -> str:
+def base_of(adapter: str | os.PathLike) -> str:
+    """
+    Returns the folder or hub id of an adapter's base model: its subfolder `base`, or the model that its configuration names.
+
+    Raises:
+        FileNotFoundError: if the configuration names a folder that does not exist (any more).
+        ValueError: if the configuration is damaged, or names no model.
+    """
     if os.path.isfile(os.path.join(adapter, BASE_FOLDER, "config.json")):
         return os.path.join(adapter, BASE_FOLDER)
     try:
@@ -45,8 +52,21 @@ def _base_of(adapter: str | os.PathLike) -> str:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{adapter}/{ADAPTER_CONFIG} is damaged: {error}") from error
     if not base:
-        raise ValueError(f"{adapter}/{ADAPTER_CONFIG} does not name the base model; pass it as `base`.")
+        raise ValueError(
+            f"{adapter}/{ADAPTER_CONFIG} does not name the base model (an uploaded adapter does not if its base was a local folder): give the "
+            "folder or hub id of the model that the adapter was trained on."
+        )
+    if _is_local(base) and not os.path.isdir(base):
+        raise FileNotFoundError(
+            f"{adapter}/{ADAPTER_CONFIG} names the base model {base}, which is not a folder here: give the folder or hub id of the model that "
+            "the adapter was trained on."
+        )
     return base
+
+
+def _is_local(base: str) -> bool:
+    """Whether the name of a model is a path, and not a hub id, which has the form `name` or `owner/name`."""
+    return os.path.isdir(base) or os.path.isabs(base) or base.startswith((".", "~")) or base.count("/") > 1
 
 
 def _merge_peft(adapter: str | os.PathLike, base: str | os.PathLike, **kwargs) -> LlavaSTForConditionalGeneration:

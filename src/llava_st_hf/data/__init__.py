@@ -20,6 +20,7 @@ from .refcoco import read_refcoco
 from .rows import FEATURES
 from .samples import GroundingSample
 from .validate import MediaChecks, Problem, validate_mixture
+from .video_columns import fill_videos
 from .vidstg import read_vidstg
 
 
@@ -35,6 +36,7 @@ __all__ = [
     "MediaChecks",
     "Problem",
     "join_path",
+    "fill_videos",
     "load_mixture",
     "pack_by_video",
     "question_and_answer",

@@ -10,6 +10,7 @@ from functools import wraps
 from types import MethodType
 
 import torch
+from torch import nn
 
 
 IGNORED_LABEL = -100
@@ -43,6 +44,9 @@ def _with_complete_inputs(forward: Callable) -> Callable:
             for name in ("labels", "shift_labels"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = mask_media_labels(kwargs[name], self.config.all_media_token_ids)
+            head = self.get_output_embeddings()
+            if not isinstance(head, nn.Linear):
+                head.bias = None  # TRL reads the bias, which PEFT's wrapper of trained rows does not have
         return forward(self, *args, **kwargs)
 
     return complete

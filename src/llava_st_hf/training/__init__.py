@@ -10,6 +10,7 @@ from .grpo import LlavaSTGRPOTrainer, grpo_dataset
 from .labels import make_labels
 from .model_card import describe_mixture
 from .muon import MuonAdamW
+from .preference_collator import LlavaSTPreferenceCollator
 from .run_metadata import check_resume_compatibility
 from .saving import get_last_checkpoint
 from .stages import load_initial_processor, prepare_base_model
@@ -23,6 +24,7 @@ __all__ = [
     "TRAINABLE_MODULES",
     "LlavaSTDataCollator",
     "LlavaSTGRPOTrainer",
+    "LlavaSTPreferenceCollator",
     "LlavaSTTrainer",
     "LlavaSTTrainingConfig",
     "MuonAdamW",
