@@ -59,7 +59,7 @@ def trainer_of(folder, dataset, eval_dataset=None, **options) -> LlavaSTTrainer:
 @pytest.mark.parametrize("packed", [False, True])
 def test_trainer_answer_coordinates_bins_has_the_loss_of_nearest_bins_as_inputs(tmp_path, packed):
     media = write_media(tmp_path)
-    dataset = Dataset.from_list([row(n, "image", media["image"], "Where is <w0.77>?", f"[<w0.1{n}><h0.2>]", "rec") for n in range(3)])
+    dataset = Dataset.from_list([row(n, "image", media["image"], "Where is <w0.77>?", f"[<w0.1{n}><h0.2><w0.5><h0.9>]", "rec") for n in range(3)])
     dataset = pack_by_video(dataset, 3) if packed else dataset
     losses = {}
     for choice in ("exact", "bins", "mixed"):
@@ -95,4 +95,4 @@ def test_trainer_answer_coordinates_mixed_choices_differ_between_steps_and_micro
 
 def test_training_config_unknown_answer_coordinates_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match="answer_coordinates='tokens' must be one of exact, bins, mixed"):
-        LlavaSTTrainingConfig(output_dir=str(tmp_path), answer_coordinates="tokens")
+        LlavaSTTrainingConfig(output_dir=str(tmp_path), answer_coordinates="tokens", use_cpu=True, bf16=False)

@@ -102,6 +102,14 @@ def test_sft_trainer_rows_of_load_mixture_have_the_loss_of_all_tokens_but_those_
     assert first_loss(trainer) == pytest.approx(expected, rel=1e-5)
 
 
+def test_sft_trainer_assistant_only_loss_learns_the_answers(tmp_path, media, processor):
+    trainer = sft(tmp_path, mixture(tmp_path, media), processor, assistant_only_loss=True)
+    batch = only_batch(trainer)
+    learned = [processor.tokenizer.decode(ids[labels != -100]) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
+    answers = [processor.tokenizer.decode(processor(text=answer)["input_ids"][0]) for answer in ("{<t0.123><t0.456>}", BOX, "Something.")]
+    assert sorted(learned) == sorted(f"{answer}<|im_end|>" for answer in answers)
+
+
 def test_sft_trainer_with_a_collator_that_labels_all_tokens_learns_no_media_tokens(tmp_path, media, processor):
     """A collator's labels are counted before the model masks them: the sum of the losses is right, and is divided by that number."""
 

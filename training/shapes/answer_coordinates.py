@@ -38,7 +38,7 @@ MEMORIZE_FRAMES = 5  # sampled of a video that is memorized; the demo model's 20
 WORLD = 21  # scenes that the demo model was not trained on
 MODULES = ["projector", "packer", "input_embeddings", "output_embeddings", "language_model"]
 METRICS = {"rec": "miou", "tvg": "miou"}
-MEMORIZE = {"per_device_train_batch_size": 7, "max_steps": 120, "learning_rate": 2e-3}
+MEMORIZE = {"per_device_train_batch_size": 7, "max_steps": 40, "learning_rate": 2e-3}  # after 120 steps nothing is left to compare
 FINETUNE = {"per_device_train_batch_size": 3, "max_steps": 150, "learning_rate": 5e-4}
 
 
@@ -63,19 +63,19 @@ def train(choice: str, dataset, processor, output: Path, seed: int, options: dic
     """Fine-tunes the demo model with a choice of `answer_coordinates`, and returns it in evaluation mode."""
     model = LlavaSTForConditionalGeneration.from_pretrained(DEMO_MODEL_PATH, dtype=torch.float32)
     args = LlavaSTTrainingConfig(
-        output_dir=str(output), answer_coordinates=choice, trainable_modules=MODULES, muon=True, lr_scheduler_type="linear", warmup_steps=10,
-        adam_beta2=0.98, bf16=False, use_cpu=True, gradient_checkpointing=False, seed=seed, report_to="none", save_strategy="no",
-        logging_steps=20, disable_tqdm=True, **options,
+        output_dir=str(output), answer_coordinates=choice, trainable_modules=MODULES, muon=True, lr_scheduler_type="linear",
+        warmup_steps=10, adam_beta2=0.98, bf16=False, use_cpu=True, gradient_checkpointing=False, seed=seed, report_to="none",
+        save_strategy="no", logging_steps=20, disable_tqdm=True, **options,
     )  # fmt: skip
     LlavaSTTrainer(prepare_model_for_training(model, MODULES), args, dataset, processor).train()
     return model.eval()
 
 
 @torch.no_grad()
-def memorized(model: LlavaSTForConditionalGeneration, processor, dataset) -> dict[str, int]:
+def memorized(model: LlavaSTForConditionalGeneration, processor, dataset) -> dict[str, str]:
     """Counts tokens predicted under teacher forcing, and answers and coordinates reproduced by greedy decoding."""
     collator, vocabulary = LlavaSTDataCollator(processor), model.config.coordinates
-    counts = dict.fromkeys(("tokens", "from_exact", "from_ids", "coordinates", "generated_coordinates", "answers", "generated_answers"), 0)
+    counts = dict.fromkeys(("tokens", "exact", "ids", "coordinates", "generated coordinates", "generated answers"), 0)
 
     def equal(ids: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         lower, upper, _ = vocabulary.between_tokens(labels, values)
@@ -91,10 +91,9 @@ def memorized(model: LlavaSTForConditionalGeneration, processor, dataset) -> dic
         answer_values, is_coordinate = values[0, start : start + len(labels)], ~values[0, start : start + len(labels)].isnan()
         counts["tokens"] += len(labels)
         counts["coordinates"] += int(is_coordinate.sum())
-        counts["answers"] += 1
         from_ids = values.clone()
         from_ids[:, start:] = math.nan
-        for name, given in (("from_exact", values), ("from_ids", from_ids)):
+        for name, given in (("exact", values), ("ids", from_ids)):
             predicted = model(**inputs, coordinate_values=given).logits[0, start - 1 : start - 1 + len(labels)].argmax(-1)
             counts[name] += int(equal(predicted, labels, answer_values).sum())
         cut = {name: inputs[name][:, :start] for name in ("input_ids", "attention_mask")}
@@ -102,38 +101,53 @@ def memorized(model: LlavaSTForConditionalGeneration, processor, dataset) -> dic
         generated = model.generate(**prompt, do_sample=False, max_new_tokens=len(labels))[0, start:]
         same = torch.zeros(len(labels), dtype=torch.bool)
         same[: len(generated)] = equal(generated, labels[: len(generated)], answer_values[: len(generated)])
-        counts["generated_coordinates"] += int((same & is_coordinate).sum())
-        counts["generated_answers"] += int(same.all())
-    return counts
+        counts["generated coordinates"] += int((same & is_coordinate).sum())
+        counts["generated answers"] += int(same.all())
+    return {
+        "tokens, exact inputs": f"{counts['exact']} of {counts['tokens']}",
+        "tokens, ids alone": f"{counts['ids']} of {counts['tokens']}",
+        "coordinates generated": f"{counts['generated coordinates']} of {counts['coordinates']}",
+        "answers generated": f"{counts['generated answers']} of {len(dataset)}",
+    }
 
 
-def run(folder: Path, choice: str, seed: int) -> dict:
-    """Trains and measures one choice."""
-    output, start = folder / f"{choice}-{seed}", time.monotonic()
+def memorize(folder: Path, choice: str, seed: int) -> dict[str, str]:
+    """Trains a choice on few rows and counts what it has memorized."""
     processor = LlavaSTProcessor.from_pretrained(DEMO_MODEL_PATH)
     processor.video_processor.num_frames = MEMORIZE_FRAMES
     dataset = load_mixture(folder / "memorize.yaml")
-    result = {"memorized": memorized(train(choice, dataset, processor, output / "memorize", seed, MEMORIZE), processor, dataset)}
-    print(choice, result, f"{time.monotonic() - start:.0f} seconds", flush=True)
-    processor.video_processor.num_frames = NUM_FRAMES
+    model = train(choice, dataset, processor, folder / f"runs/memorize-{choice}-{seed}", seed, MEMORIZE)
+    return memorized(model, processor, dataset)
+
+
+def finetune(folder: Path, choice: str, seed: int) -> dict[str, str]:
+    """Trains a choice on new scenes and returns the metrics of questions about others."""
+    processor = LlavaSTProcessor.from_pretrained(DEMO_MODEL_PATH)
     dataset = pack_by_video(load_mixture(folder / "finetune.yaml"), 12)
-    model = train(choice, dataset, processor, output / "finetune", seed, FINETUNE)
+    output = folder / f"runs/finetune-{choice}-{seed}"
+    model = train(choice, dataset, processor, output, seed, FINETUNE)
     measured = measure(model, processor, folder / "validation", output / "measured", choice, 25, NUM_QUESTIONS, METRICS)
-    result["held_out"] = {task: measured[task][metric] for task, metric in METRICS.items()}
-    return {**result, "seconds": round(time.monotonic() - start)}
+    return {f"{task} {metric}": f"{measured[task][metric]:.3f}" for task, metric in METRICS.items()}
 
 
-def print_tables(results: dict[str, dict]) -> None:
-    print("| answer_coordinates | tokens from exact inputs | tokens from ids alone | coordinates generated | answers generated |")
-    print("|---|---|---|---|---|")
-    for name, result in results.items():
-        found = result["memorized"]
-        shares = (("from_exact", "tokens"), ("from_ids", "tokens"), ("generated_coordinates", "coordinates"), ("generated_answers", "answers"))
-        print(f"| {name} | " + " | ".join(f"{found[part]} of {found[whole]}" for part, whole in shares) + " |")
-    print("\n| answer_coordinates | " + " | ".join(f"{task} {metric}" for task, metric in METRICS.items()) + " | seconds |")
-    print("|---|" + "---|" * (len(METRICS) + 1))
-    for name, result in results.items():
-        print(f"| {name} | " + " | ".join(f"{result['held_out'][task]:.3f}" for task in METRICS) + f" | {result['seconds']} |")
+def results(folder: Path, seed: int, part) -> dict[str, dict]:
+    """Choice → what `part` returns for it, with the seconds that it took; a result in the folder is read."""
+    found = {}
+    for choice in CHOICES:
+        file = folder / f"{part.__name__}-{choice}-{seed}.json"
+        if not file.is_file():
+            start = time.monotonic()
+            result = part(folder, choice, seed)
+            file.write_text(json.dumps({**result, "seconds": round(time.monotonic() - start)}))
+        found[choice] = json.loads(file.read_text())
+    return found
+
+
+def print_table(found: dict[str, dict]) -> None:
+    columns = list(next(iter(found.values())))
+    print("| answer_coordinates | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for choice, result in found.items():
+        print(f"| {choice} | " + " | ".join(str(result[column]) for column in columns) + " |")
 
 
 if __name__ == "__main__":
@@ -146,10 +160,5 @@ if __name__ == "__main__":
     if not (arguments.folder / "finetune.yaml").is_file():
         write_rows(arguments.folder)
         write_questions(arguments.folder / "validation", "validation", NUM_QUESTIONS, NUM_FRAMES, WORLD)
-    results = {}
-    for choice in CHOICES:
-        file = arguments.folder / f"{choice}-{arguments.seed}.json"
-        if not file.is_file():
-            file.write_text(json.dumps(run(arguments.folder, choice, arguments.seed)))
-        results[choice] = json.loads(file.read_text())
-    print_tables(results)
+    for part in (memorize, finetune):
+        print_table(results(arguments.folder, arguments.seed, part))
