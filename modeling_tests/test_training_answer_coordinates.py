@@ -59,11 +59,15 @@ def trainer_of(folder, dataset, eval_dataset=None, **options) -> LlavaSTTrainer:
 @pytest.mark.parametrize("packed", [False, True])
 def test_trainer_answer_coordinates_bins_has_the_loss_of_nearest_bins_as_inputs(tmp_path, packed):
     media = write_media(tmp_path)
-    dataset = Dataset.from_list([row(n, "image", media["image"], "Where is <w0.77>?", f"[<w0.1{n}><h0.2><w0.5><h0.9>]", "rec") for n in range(3)])
+    dataset = Dataset.from_list(
+        [row(n, "image", media["image"], "Where is <w0.77>?", f"[<w0.1{n}><h0.2><w0.5><h0.9>]", "rec") for n in range(3)]
+    )
     dataset = pack_by_video(dataset, 3) if packed else dataset
     losses = {}
     for choice in ("exact", "bins", "mixed"):
-        trainer = trainer_of(tmp_path, dataset, dataset, answer_coordinates=choice, per_device_train_batch_size=3, eval_strategy="steps", eval_steps=1)
+        trainer = trainer_of(
+            tmp_path, dataset, dataset, answer_coordinates=choice, per_device_train_batch_size=3, eval_strategy="steps", eval_steps=1
+        )
         batch = trainer.data_collator(list(dataset))
         trainer.train()
         losses[choice], evaluated, _ = trainer.state.log_history
@@ -77,7 +81,9 @@ def test_trainer_answer_coordinates_bins_has_the_loss_of_nearest_bins_as_inputs(
     if packed:
         return
     with torch.no_grad():
-        outputs = model_for(tiny_processor()).train()(**{**inputs, "coordinate_values": values}, coordinate_targets=batch["coordinate_values"])
+        outputs = model_for(tiny_processor()).train()(
+            **{**inputs, "coordinate_values": values}, coordinate_targets=batch["coordinate_values"]
+        )
     assert losses["bins"]["loss"] == pytest.approx(float(outputs.loss), rel=1e-5)
 
 

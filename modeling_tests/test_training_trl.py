@@ -60,7 +60,9 @@ def mixture(folder, media):
         {"messages": turns("Say something.", "Something.")},
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mixture.yaml").write_text(f"datasets:\n  - {{json_path: rows.jsonl, data_folder: {Path(media['image']).parent}, format: jsonl}}\n")
+    (folder / "mixture.yaml").write_text(
+        f"datasets:\n  - {{json_path: rows.jsonl, data_folder: {Path(media['image']).parent}, format: jsonl}}\n"
+    )
     return load_mixture(folder / "mixture.yaml", cache_dir=str(folder / "cache"))
 
 
@@ -176,7 +178,7 @@ def test_sft_trainer_prompt_and_completion_keep_the_exact_coordinates_of_prompts
 
 def test_sft_trainer_rows_with_videos_without_column_images_raise_an_error(tmp_path, media, processor):
     rows = mixture(tmp_path, media).select([0]).remove_columns("images")
-    with pytest.raises(ValueError, match="video tokens, but no videos are given.*column `images`"):
+    with pytest.raises(ValueError, match=r"video tokens, but no videos are given.*column `images`"):
         sft(tmp_path, rows, processor).train()
 
 
@@ -232,7 +234,9 @@ def answer_log_probabilities(batch: dict, processor) -> torch.Tensor:
 def test_dpo_trainer_with_videos_in_messages_learns_the_answers(tmp_path, media, processor, monkeypatch):
     item = {"type": "video", "path": media["video"]}
     collator = LlavaSTPreferenceCollator(processor)
-    trainer = dpo(tmp_path, [preference(number, item, images=[]) for number in (1, 2)], processor, collator, learning_rate=0.01, max_steps=3)
+    trainer = dpo(
+        tmp_path, [preference(number, item, images=[]) for number in (1, 2)], processor, collator, learning_rate=0.01, max_steps=3
+    )
     batch = only_batch(trainer)
     assert batch["pixel_values_videos"].shape[0] == 4 and torch.equal(*batch["pixel_values_videos"].split(2))
     texts = [processor.tokenizer.decode(ids[mask == 1]) for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
@@ -255,7 +259,7 @@ def test_preference_collator_invalid_row_raises_an_error_that_names_it(media, pr
         collator([preference(1, item, id="a")])
     with pytest.raises(ValueError, match="row 0: chosen, rejected must be lists of chat messages"):
         collator([{"prompt": turns("Where?", "")[:1], "chosen": "There", "rejected": "No"}])
-    with pytest.raises(ValueError, match="row 0: chosen must be one assistant message, got messages of the roles .'user', 'assistant'."):
+    with pytest.raises(ValueError, match=r"row 0: chosen must be one assistant message, got .* \['user', 'assistant'\]"):
         collator([{**preference(1, item), "chosen": turns("Where?", "There.")}])
 
 
@@ -301,8 +305,14 @@ def test_fill_videos_moves_videos_into_the_messages(media):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}], "videos": ["a", "b"]}, "2 videos, but its messages have 1 video items"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}], "videos": []}, r"more video items .* than the row has videos \(0\)"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}], "videos": ["a", "b"]},
+            "2 videos, but its messages have 1 video items",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}], "videos": []},
+            r"more video items .* than the row has videos \(0\)",
+        ),
         ({"messages": turns("a", "b"), "videos": [3]}, "must be a path or URL, got 3"),
         ({"messages": turns("a", "b")}, "columns messages; it must have videos, and messages or prompt"),
     ],

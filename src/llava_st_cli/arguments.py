@@ -83,8 +83,8 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction) -> None:
     merge.add_argument(
         "base",
         nargs="?",
-        help="Folder or Hugging Face Hub id of the model that the adapter was trained on. Default: the subfolder base of the adapter, or the "
-        "model that its adapter_config.json names.",
+        help="Folder or Hugging Face Hub id of the model that the adapter was trained on. Default: the subfolder base of the adapter, or "
+        "the model that its adapter_config.json names.",
     )
     merge.add_argument("adapter", help="Folder of the adapter.")
     merge.add_argument("output", help=_OUTPUT_HELP)

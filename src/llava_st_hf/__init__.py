@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -37,7 +36,6 @@ AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
 AutoConfig.register(LlavaSTOriginalConfig.model_type, LlavaSTOriginalConfig)
 AutoModel.register(LlavaSTConfig, LlavaSTModel)
 AutoModelForImageTextToText.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
-AutoModelForCausalLM.register(LlavaSTConfig, LlavaSTForConditionalGeneration)  # TRL's trainers and commands load models by it
 AutoModelForMultimodalLM.register(LlavaSTConfig, LlavaSTForConditionalGeneration)
 AutoImageProcessor.register(LlavaSTConfig, fast_image_processor_class=LlavaSTImageProcessor)
 AutoVideoProcessor.register(LlavaSTConfig, LlavaSTVideoProcessor)

@@ -53,13 +53,13 @@ def base_of(adapter: str | os.PathLike) -> str:
         raise ValueError(f"{adapter}/{ADAPTER_CONFIG} is damaged: {error}") from error
     if not base:
         raise ValueError(
-            f"{adapter}/{ADAPTER_CONFIG} does not name the base model (an uploaded adapter does not if its base was a local folder): give the "
-            "folder or hub id of the model that the adapter was trained on."
+            f"{adapter}/{ADAPTER_CONFIG} does not name the base model (an uploaded adapter does not if its base was a local folder): give "
+            "the folder or hub id of the model that the adapter was trained on."
         )
     if _is_local(base) and not os.path.isdir(base):
         raise FileNotFoundError(
-            f"{adapter}/{ADAPTER_CONFIG} names the base model {base}, which is not a folder here: give the folder or hub id of the model that "
-            "the adapter was trained on."
+            f"{adapter}/{ADAPTER_CONFIG} names the base model {base}, which is not a folder here: give the folder or hub id of the model "
+            "that the adapter was trained on."
         )
     return base
 

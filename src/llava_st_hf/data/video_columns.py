@@ -66,5 +66,7 @@ def _fill_messages(messages: list[dict], paths: list[str]) -> list[dict]:
             content = items
         filled.append({**message, "content": content})
     if remaining:
-        raise ValueError(f"The row has {len(paths)} videos, but its messages have {len(paths) - len(remaining)} video items without a source.")
+        raise ValueError(
+            f"The row has {len(paths)} videos, but its messages have {len(paths) - len(remaining)} video items without a source."
+        )
     return filled

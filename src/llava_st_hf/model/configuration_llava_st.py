@@ -187,10 +187,6 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
         ),
     }
 
-    # TRL reads `config.auto_map` of every model whose class is not in transformers. Saved folders with code have entries; without any, TRL
-    # loads by `AutoModelForCausalLM`, for which the package registers its class.
-    auto_map: ClassVar[dict[str, str]] = {}
-
     # Names of version 0.1, in the config.json of checkpoints saved by it.
     attribute_map: ClassVar[dict[str, str]] = {
         "use_lape": "use_coordinate_tokens",

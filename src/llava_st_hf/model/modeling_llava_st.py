@@ -589,7 +589,7 @@ class LlavaSTForConditionalGeneration(LlavaSTReplacedForwardMixin, LlavaSTPreTra
                 Whether to leave out the logits where `labels` are given. The loss does not need them; by default they are left out in
                 training mode.
             coordinate_targets (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Exact value of each supervised coordinate token, NaN where its target is its bin, in place of `coordinate_values` as targets.
+                Exact value of each supervised coordinate token, NaN where the target is its bin, in place of `coordinate_values`.
                 Then `coordinate_values` are inputs only.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 For each position the id to predict at it, in place of `labels`: for sequences cut into shards that do not contain their

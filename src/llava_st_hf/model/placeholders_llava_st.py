@@ -60,8 +60,8 @@ def check_no_placeholders(kind: str, placeholder_mask: torch.Tensor) -> None:
     torch_compilable_check(
         ~placeholder_mask.any(),
         lambda: (
-            f"The text has {int(placeholder_mask.sum())} {kind} tokens, but no {kind}s are given. Pass their pixels: the data collator must "
-            "process images and videos with the text. (TRL does if the dataset has a column `images`, which may hold empty lists.)"
+            f"The text has {int(placeholder_mask.sum())} {kind} tokens, but no {kind}s are given. Pass their pixels: the data collator "
+            "must process images and videos with the text. (TRL does if the dataset has a column `images`, which may hold empty lists.)"
         ),
     )
 

@@ -103,7 +103,8 @@ class LlavaSTTrainingConfig(SFTConfig):
     muon: bool = field(default=False, metadata={"help": "Update weight matrices by Muon instead of AdamW."})
     loss_on: str = field(default="assistant", metadata={"help": "Tokens included in the loss: assistant or original."})
     answer_coordinates: str = field(
-        default="exact", metadata={"help": "Inputs of the coordinates in answers: exact positions, the nearest bins, or mixed (half of each)."}
+        default="exact",
+        metadata={"help": "Inputs of the coordinates in answers: exact positions, the nearest bins, or mixed (half of each)."},
     )
     on_error: OnError = field(
         default="raise",
