@@ -47,7 +47,8 @@ def _path_of(video) -> str:
 
 
 def _fill_messages(messages: list[dict], paths: list[str]) -> list[dict]:
-    remaining, filled = list(paths), []
+    remaining = list(paths)
+    filled: list[dict] = []
     for message in messages:
         content = message["content"]
         if isinstance(content, str):

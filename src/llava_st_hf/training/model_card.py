@@ -92,7 +92,7 @@ def _recipe(trainer: LlavaSTTrainer) -> dict:
     names = (
         "trainable_modules", "learning_rate", "learning_rates", "num_train_epochs", "max_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "world_size", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
-        "train_sampling_strategy", "loss_on", "seed", "bf16", "muon",
+        "train_sampling_strategy", "loss_on", "answer_coordinates", "seed", "bf16", "muon",
     )  # fmt: skip
     recipe = {name: getattr(args, name, None) for name in names}
     recipe["optim"] = str(getattr(args.optim, "value", args.optim))
