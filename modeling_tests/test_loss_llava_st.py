@@ -7,7 +7,7 @@ import torch
 from llava_st_hf.model import loss_llava_st
 from llava_st_hf.model.coordinates_llava_st import CoordinateVocabulary
 from llava_st_hf.model.loss_llava_st import supervised_cross_entropy
-from modeling_tests.factories import NAN, mixed_batch, tiny_model, watch_new_tensors
+from modeling_tests.factories import NAN, image_tokens, mixed_batch, tiny_model, video_tokens, watch_new_tensors
 
 
 BATCH, LENGTH, HIDDEN, BASE, AFTER = 3, 11, 16, 40, 5  # five ordinary tokens follow the coordinates: a resized vocabulary
@@ -193,6 +193,10 @@ def test_loss_backward_twice_with_retain_graph_gives_equal_gradients(problem):
     assert torch.equal(first, torch.autograd.grad(total, weight)[0])
 
 
+def media_token_ids(config) -> torch.Tensor:
+    return torch.tensor([*set(image_tokens(config)), *set(video_tokens(config))])
+
+
 def test_model_loss_is_the_mean_over_supervised_tokens_or_the_sum_over_num_items_in_batch():
     model = tiny_model()
     batch = mixed_batch(model.config)
@@ -200,7 +204,8 @@ def test_model_loss_is_the_mean_over_supervised_tokens_or_the_sum_over_num_items
     with torch.no_grad():
         mean = model(**batch, labels=labels)
         divided = model(**batch, labels=labels, num_items_in_batch=torch.tensor(7))
-    assert mean.token_losses.numel() == int((labels[:, 1:] != -100).sum())
+    learned = (labels != -100) & ~torch.isin(labels, media_token_ids(model.config))
+    assert mean.token_losses.numel() == int(learned[:, 1:].sum())
     assert mean.loss.item() == pytest.approx(mean.token_losses.mean().item(), rel=1e-6)
     assert divided.loss.item() == pytest.approx(mean.token_losses.sum().item() / 7, rel=1e-6)
 
@@ -212,6 +217,7 @@ def test_model_loss_equals_cross_entropy_of_its_logits():
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with torch.no_grad():
         outputs = model(**batch, labels=labels)
+    labels = labels.masked_fill(torch.isin(labels, media_token_ids(model.config)), -100)  # features replace these tokens
     wanted = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(outputs.loss, wanted)
 
