@@ -61,8 +61,9 @@ def test_load_mixture_rows_have_the_fixed_columns_with_none_for_missing_keys(tmp
     assert isinstance(dataset, Dataset) and dataset.features == FEATURES and len(dataset) == 10
     assert dataset[3]["messages"][0] == {
         "role": "user",
-        "content": [{"type": "text", "text": "What is 3?", "path": None, "clip": None, "start": None, "end": None}],
+        "content": [{"type": "text", "text": "What is 3?", "path": None, "image": None, "clip": None, "start": None, "end": None}],
     }
+    assert dataset[3]["images"] == []
     assert dataset[3]["length"] == 2 + 2 and dataset[3]["source"] == "made" and dataset[3]["task"] == "conversation"
 
 
