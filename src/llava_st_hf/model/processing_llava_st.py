@@ -472,17 +472,24 @@ class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
         ]
 
     def decode_answer(self, ids) -> str:
-        """Decodes an answer without added tokens other than coordinates, such as `<|im_end|>`, and without blanks at its ends."""
+        """Decodes an answer without added tokens other than coordinates, such as `<|im_end|>`, and without white space at its ends."""
+        return self._decode_without_control_tokens(ids).strip()
+
+    def _decode_without_control_tokens(self, ids, **kwargs) -> str:
         coordinates = self._coordinate_ids
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         ids = [i for i in torch.as_tensor(ids).tolist() if i in coordinates or i not in special]
-        return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=False, **kwargs)
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
-        """Decodes answers, by default without added tokens other than coordinates: see `decode_answer`."""
+        """
+        Decodes prompts and answers, by default without added tokens other than coordinates.
+
+        White space is kept: pipelines decode the prompt alone and the prompt with its answer, and remove the one from the other.
+        """
         if not skip_special_tokens:
             return self.tokenizer.decode(generated_outputs, skip_special_tokens=False, **kwargs)
-        return [self.decode_answer(ids) for ids in torch.atleast_2d(torch.as_tensor(generated_outputs))]
+        return [self._decode_without_control_tokens(ids, **kwargs) for ids in torch.atleast_2d(torch.as_tensor(generated_outputs))]
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
         """Numbers of placeholder tokens for media of given sizes, (height, width) and (frames, height, width)."""
