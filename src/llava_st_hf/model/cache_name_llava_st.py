@@ -4,6 +4,7 @@
 import functools
 from collections.abc import Callable
 
+from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 
@@ -23,9 +24,10 @@ def accept_cache_names(method: Callable) -> Callable:
         given = [name for name in CACHE_NAMES if kwargs.get(name) is not None]
         if len(given) > 1:
             raise ValueError("The KV cache is given twice, as cache and as past_key_values. Pass one of them.")
-        caches = [kwargs.pop(name) for name in CACHE_NAMES if name in kwargs]
-        if caches:
-            kwargs[CACHE_NAME] = next((cache for cache in caches if cache is not None), None)
+        # Continuous batching passes its paged cache, which is no `Cache`, as `cache` in all versions.
+        if given and isinstance(kwargs[given[0]], Cache):
+            kwargs[CACHE_NAME] = kwargs.pop(given[0])
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES or value is not None}
         return method(self, *args, **kwargs)
 
     return wrapper

@@ -7,6 +7,7 @@ from transformers import __version__ as transformers_version
 from transformers.generation import utils as generation_utils
 
 from .cache_name_llava_st import CACHE_NAME, accept_cache_names
+from .continuous_batching_llava_st import PromptEmbeddings, prepare_prompts
 from .renamed_arguments_llava_st import accept_renamed_arguments
 
 
@@ -18,6 +19,38 @@ class LlavaSTGenerationMixin(GenerationMixin):
     def generate(self, *args, **kwargs):
         """See [`~transformers.GenerationMixin.generate`]."""
         return super().generate(*args, **kwargs)
+
+    @torch.no_grad()
+    def generate_batch(self, inputs, *args, **kwargs):
+        """
+        Generates by continuous batching: see `generate_batch` of transformers, of which it takes all other arguments.
+
+        Args:
+            inputs (`Mapping` or `list`):
+                Output of the processor for one or more prompts, or a list of such outputs and lists of token ids. The features of all
+                prompts are computed first and kept until the end (2,520 vectors of `hidden_size` for a video of 100 frames).
+
+        Returns:
+            `dict` from request id to output, in transformers' form.
+
+        Raises:
+            ValueError: If an input is not complete, or `persistent_manager` is set, since features belong to one call.
+        """
+        prompts, rows, tokens = prepare_prompts(self, inputs)
+        if not tokens:
+            return super().generate_batch(prompts, *args, **kwargs)
+        if kwargs.get("persistent_manager"):
+            raise ValueError("persistent_manager=True is for prompts of text alone. With images, videos or exact coordinates leave it out.")
+        embeddings = self.get_input_embeddings()
+        first_id = embeddings.weight.shape[0]
+        self.set_input_embeddings(PromptEmbeddings(embeddings, rows, first_id))
+        try:
+            outputs = super().generate_batch(prompts, *args, **kwargs)
+        finally:
+            self.set_input_embeddings(embeddings)
+        for output in outputs.values():
+            output.prompt_ids = [tokens[token - first_id] if token >= first_id else token for token in output.prompt_ids]
+        return outputs
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
         # transformers calls the feature methods of the base model, which does not have the head.
