@@ -23,7 +23,7 @@ def randomised(module: nn.Module) -> nn.Module:
 def attend(packer: LlavaSTWindowPacker, query: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     """x_q + W_o·MHA(LN(q(x_q)), LN(k(x)), LN(v(x))) of one query (hidden) over the features (cells, hidden) of its window."""
     width = packer.q_proj.in_features
-    attention = nn.MultiheadAttention(width, packer.num_heads, batch_first=True).eval()
+    attention = nn.MultiheadAttention(width, width // packer.head_dim, batch_first=True).eval()
     projections = (packer.q_proj, packer.k_proj, packer.v_proj)
     attention.in_proj_weight.data = torch.cat([p.weight for p in projections])
     attention.in_proj_bias.data = torch.cat([p.bias for p in projections])

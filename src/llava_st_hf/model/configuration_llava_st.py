@@ -156,6 +156,8 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
         "bin_errors",
         "image_hidden_states",
         "video_hidden_states",
+        "image_outputs",
+        "video_outputs",
     ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(

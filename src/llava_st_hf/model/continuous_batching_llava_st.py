@@ -29,6 +29,8 @@ class PromptEmbeddings(nn.Module):
             Size of the vocabulary.
     """
 
+    rows: torch.Tensor
+
     def __init__(self, embeddings: nn.Module, rows: torch.Tensor, first_id: int):
         super().__init__()
         self.embeddings, self.first_id = embeddings, first_id
@@ -82,7 +84,8 @@ def prepare_prompts(model, inputs: Mapping | list) -> tuple[list[list[int]], tor
     embeddings = model.get_input_embeddings()
     first_id = embeddings.weight.shape[0]
     prompts: list[list[int]] = []
-    rows, tokens = [embeddings.weight.new_empty(0, embeddings.weight.shape[1])], []
+    rows = [embeddings.weight.new_empty(0, embeddings.weight.shape[1])]
+    tokens: list[int] = []
     for item in [inputs] if isinstance(inputs, Mapping) else inputs:
         if not isinstance(item, Mapping):
             item = {"input_ids": [list(item)]}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat messages: the template, and content items in seconds and pixels."""
 
+import dataclasses
+
 from .checks_llava_st import is_finite_number
 from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
 
@@ -128,7 +130,20 @@ def box_text(box) -> str:
     return f"[<w{x1!r}px><h{y1!r}px><w{x2!r}px><h{y2!r}px>]"
 
 
+def _as_mapping(value):
+    """Converts a message or an item that is a dataclass or a pydantic model to the dictionary of its fields that are not None, as
+    transformers does; other values are returned unchanged."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        content = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif callable(getattr(value, "model_dump", None)):
+        content = value.model_dump()
+    else:
+        return value
+    return {name: part for name, part in content.items() if part is not None}
+
+
 def _prepare_item(item, videos: list[dict]) -> dict:
+    item = _as_mapping(item)
     if isinstance(item, str):
         return {"type": "text", "text": item}
     if not isinstance(item, dict) or item.get("type") not in _ITEM_TYPES:  # compared one by one: a type may be unhashable
@@ -173,6 +188,7 @@ def prepare_conversation(conversation) -> tuple[list, dict[str, list[dict | None
     videos: list[dict] = []
 
     def prepare_message(message: dict) -> dict:
+        message = _as_mapping(message)
         if not isinstance(message, dict) or "role" not in message:
             raise ValueError(f'A message is a dictionary like {{"role": "user", "content": …}}; got {message!r:.200}.')
         if not isinstance(message["role"], str):
@@ -186,7 +202,7 @@ def prepare_conversation(conversation) -> tuple[list, dict[str, list[dict | None
             raise ValueError(f"The content of a message must be a string or a list of items; got {message!r:.200}.")
         return {**message, "content": content}
 
-    if isinstance(conversation[0], dict):
+    if isinstance(_as_mapping(conversation[0]), dict):
         prepared = [prepare_message(message) for message in conversation]
     else:
         chats = [getattr(chat, "messages", chat) for chat in conversation]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -22,7 +23,7 @@ from .lape_llava_st import add_positions, interpolate_coordinates, propagate
 from .loss_llava_st import supervised_cross_entropy
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
-from .packer_llava_st import LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
+from .packer_llava_st import TENSOR_PARALLEL_PLAN, LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from .placeholders_llava_st import check_no_placeholders, find_placeholders, insert_features
 from .renamed_arguments_llava_st import accept_renamed_arguments
 from .trl_inputs_llava_st import LlavaSTReplacedForwardMixin, mask_media_labels
@@ -115,6 +116,10 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             Configuration of the model.
     """
 
+    # The plan of the decoder is part of its configuration.
+    _tp_plan = {
+        f"packer.{packer}.{layer}": style for packer in ("spatial", "slow", "fast") for layer, style in TENSOR_PARALLEL_PLAN.items()
+    }
     # A checkpoint of the whole model contains the head.
     _keys_to_ignore_on_load_unexpected = [*LlavaSTPreTrainedModel._keys_to_ignore_on_load_unexpected, r"^lm_head\."]
 
@@ -415,9 +420,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             "token_table": token_table,
             "coordinate_output_embeddings": coordinate_output_embeddings,
             "vision_chunk_size": vision_chunk_size,
-            # The encoder's own are no output of this method.
-            "output_hidden_states": False,
-            "output_attentions": False,
+            "output_hidden_states": kwargs.get("output_hidden_states"),
+            "output_attentions": kwargs.get("output_attentions"),
             "return_dict": True,
         }
         if pixel_values is not None:
@@ -425,6 +429,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
         if pixel_values_videos is not None:
             encoder_outputs["video"] = self.get_video_features(pixel_values_videos, **options)
         media_features = {"image": None, "video": None}
+        kept_outputs = {}
         for kind, media_mask in (("image", image_mask), ("video", video_mask)):
             encoder_output = encoder_outputs.pop(kind, None)  # its hidden states are freed before the decoder runs
             if encoder_output is not None:
@@ -432,6 +437,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
                 inputs_embeds, media_features[kind] = insert_features(
                     kind, encoder_output.pooler_output, media_mask, placeholder_mask, inputs_embeds
                 )
+                if encoder_output.hidden_states is not None or encoder_output.attentions is not None:  # on request only
+                    kept_outputs[f"{kind}_outputs"] = encoder_output
             elif media_mask is not None:
                 raise ValueError(f"{kind}_mask is given without {kind}s. Pass the pixels that it refers to.")
             elif self._trains():
@@ -451,6 +458,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
             **outputs,
             image_hidden_states=media_features["image"],
             video_hidden_states=media_features["video"],
+            **kept_outputs,
         )
 
 
@@ -465,6 +473,7 @@ class LlavaSTForConditionalGeneration(LlavaSTReplacedForwardMixin, LlavaSTPreTra
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: LlavaSTConfig):
         super().__init__(config)
@@ -499,6 +508,8 @@ class LlavaSTForConditionalGeneration(LlavaSTReplacedForwardMixin, LlavaSTPreTra
                 f"lm_head has a weight of type {weight.dtype}: visual features contain rows of it, which a quantized weight does not have. "
                 "Exclude lm_head from quantization."
             )
+        if isinstance(weight, DTensor):  # tensor parallelism: each process has a part of the rows
+            return weight[rows].full_tensor()
         return weight[rows]
 
     def get_image_features(

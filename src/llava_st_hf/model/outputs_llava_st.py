@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 
 @dataclass
@@ -21,10 +21,14 @@ class LlavaSTModelOutputWithPast(BaseModelOutputWithPast):
             Features of all images in the decoder's input, without padding images.
         video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
             Features of all videos in the decoder's input, without padding videos: of each video the fast stream, then the slow one.
+        image_outputs, video_outputs (`BaseModelOutputWithPooling`, *optional*):
+            Output of `get_image_features` and of `get_video_features`, with `output_hidden_states` or `output_attentions` only.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
     video_hidden_states: torch.FloatTensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -53,12 +57,16 @@ class LlavaSTCausalLMOutputWithPast(CausalLMOutputWithPast):
             Features of all images in the decoder's input, without padding images.
         video_hidden_states (`torch.FloatTensor` of shape `(num_video_tokens, hidden_size)`, *optional*):
             Features of all videos in the decoder's input, without padding videos.
+        image_outputs, video_outputs (`BaseModelOutputWithPooling`, *optional*):
+            Output of `get_image_features` and of `get_video_features`, with `output_hidden_states` or `output_attentions` only.
     """
 
     token_losses: torch.FloatTensor | None = None
     bin_errors: torch.FloatTensor | None = None
     image_hidden_states: torch.FloatTensor | None = None
     video_hidden_states: torch.FloatTensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
 
 
 def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
         super().__init__()
         hidden_size = config.packer_hidden_size
         self.window = window
-        self.num_heads = config.packer_num_attention_heads
+        self.head_dim = hidden_size // config.packer_num_attention_heads
         self.query_mlp = LlavaSTPackerMLP(config)
         self.key_mlp = LlavaSTPackerMLP(config)
         self.value_mlp = LlavaSTPackerMLP(config)
@@ -77,9 +77,11 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
         """(videos, frames, rows, columns, packer_hidden) → (windows, heads, features per window, head_dim)"""
         videos, frames, rows, columns, _ = states.shape
         t, h, w = self.window
-        states = states.view(videos, frames // t, t, rows // h, h, columns // w, w, self.num_heads, -1)
+        states = states.view(
+            videos, frames // t, t, rows // h, h, columns // w, w, -1, self.head_dim
+        )  # with tensor parallelism some of the heads
         states = states.permute(0, 1, 3, 5, 7, 2, 4, 6, 8)  # (videos, windows…, heads, t, h, w, head_dim)
-        return states.reshape(-1, self.num_heads, t * h * w, states.shape[-1])
+        return states.reshape(-1, states.shape[4], t * h * w, self.head_dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
@@ -98,10 +100,19 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
         query = self.q_proj(self.query_norm(self.query_mlp(queries)))
         key = self._windows(self.k_proj(self.key_norm(self.key_mlp(hidden_states))))
         value = self._windows(self.v_proj(self.value_norm(self.value_mlp(hidden_states))))
-        query = query.reshape(key.shape[0], self.num_heads, 1, -1)  # (windows, heads, 1, head_dim)
+        query = query.reshape(*key.shape[:2], 1, -1)  # (windows, heads, 1, head_dim)
         attended = F.scaled_dot_product_attention(query, key, value)  # (windows, heads, 1, head_dim)
         attended = attended.reshape(*queries.shape[:-1], -1)  # (videos, frames/t, rows/h, columns/w, packer_hidden)
         return queries + self.output_proj(self.out_proj(attended))
+
+
+# Styles of tensor parallelism by name of the layer in a packer. Processes share the heads; `output_proj` and norms are on all of them.
+TENSOR_PARALLEL_PLAN = {
+    **{f"{part}_mlp.linear_1": "colwise" for part in ("query", "key", "value")},
+    **{f"{part}_mlp.linear_2": "rowwise" for part in ("query", "key", "value")},
+    **{f"{part}_proj": "colwise" for part in ("q", "k", "v")},
+    "out_proj": "rowwise",
+}
 
 
 class LlavaSTSpatialTemporalPacker(nn.Module):
