@@ -12,6 +12,7 @@ from llava_st_hf.training.trainable import prepare_model_for_training
 from modeling_tests.factories import (
     IMAGE_SIZE,
     PATCH_SIZE,
+    enable_checkpointing,
     mixed_batch,
     random_images,
     single_prompts,
@@ -131,7 +132,7 @@ def test_training_step_has_a_gradient_for_every_trainable_weight_and_equal_ones_
     for checkpointing in (False, True):
         trained = copy.deepcopy(model).train()
         if checkpointing:
-            trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_checkpointing(trained, use_reentrant=False)
         torch.manual_seed(0)
         loss = trained(**batch, labels=batch["input_ids"]).loss
         loss.backward()

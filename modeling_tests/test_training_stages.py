@@ -24,7 +24,7 @@ from modeling_tests.processors import model_for, tiny_processor
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPES = sorted((REPOSITORY / "training/recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (REPOSITORY / "training/recipes").glob("*.yaml") if "grpo" not in path.name)  # see test_training_grpo
 ALL_PARTS = ["packer", "input_embeddings", "coordinate_embeddings", "lora"]
 
 
@@ -344,7 +344,7 @@ def test_recipes_are_valid_arguments_without_old_names(recipe, tmp_path):
         [owner] = [args for args in (data_args, training_args, model_args) if name in vars(args)]
         if name not in ("output_dir", "bf16", "tf32", "use_cpu", "report_to"):
             assert getattr(owner, name) == value, name
-    if recipe.name.startswith("stage"):  # settings of the paper: LLaVA-ST, section 4.1
+    if recipe.name.startswith("stage") and "own_backbones" not in recipe.name:  # settings of the paper: LLaVA-ST, section 4.1
         assert training_args.num_train_epochs == 1 and training_args.lr_scheduler_type == "cosine"
         assert training_args.warmup_steps == 0.03 and training_args.weight_decay == 0 and training_args.max_length == 32768
         first = "stage1" in recipe.name
