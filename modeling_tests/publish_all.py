@@ -7,11 +7,13 @@ python -m modeling_tests.publish_all FOLDER
 import sys
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from llava_st_cli.main import main as llava_st
 from modeling_tests.one_training import make_trainer
+from modeling_tests.processors import model_for, tiny_processor
 
 
 def main(folder: Path) -> None:
@@ -32,7 +34,12 @@ def main(folder: Path) -> None:
     assert llava_st(["convert", str(folder / "model"), str(folder / "converted")]) == 0
     ModelCard.load(folder / "converted/README.md").validate()
     assert llava_st(["push", str(folder / "converted"), "someone/converted"]) == 0
+    torch.manual_seed(0)  # the base model of `make_trainer`
+    processor = tiny_processor()
+    model_for(processor).push_to_hub("someone/base")
+    processor.push_to_hub("someone/base")
     trainer = make_trainer(folder, count=3, max_steps=1)
+    trainer.model.peft_config["default"].base_model_name_or_path = trainer.base_model_name = "someone/base"
     trainer.hub_model_id = "someone/trained"
     trainer.train()
     (folder / "run/base").mkdir()

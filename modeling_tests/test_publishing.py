@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing on a stand-in of the hub: files and cards that arrive, and models that load from there without this package."""
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from llava_st_cli.main import main as llava_st
+from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.atomic import save_model_and_processor
 from llava_st_hf.checkpoints.publishing import read_results, stage_folder
 from llava_st_hf.model.model_card_llava_st import model_card
@@ -68,8 +70,23 @@ def test_every_way_to_publish_uploads_a_valid_complete_card(published, name):
         assert f"\n## {heading}\n" in card.text
     (picture,) = re.findall(r"!\[[^]]*\]\((\S+)\)", card.text)
     assert repository.files[picture].startswith(b"\x89PNG")
-    assert f'"someone/{name}"' in card.text or name == "converted"  # whose card `convert` wrote before it was published
-    assert str(folder) not in "".join(content.decode() for path, content in repository.files.items() if path.endswith((".json", ".md")))
+    assert f'"someone/{name}"' in card.text and f"# someone/{name}\n" in card.text
+    texts = "".join(content.decode() for path, content in repository.files.items() if not path.endswith((".safetensors", ".png")))
+    assert not [path for path in (str(folder), DEMO_MODEL_PATH, str(ROOT), str(Path.home())) if path in texts]
+
+
+def test_lines_of_use_in_the_cards_of_models_and_adapters_run(published, tmp_path):
+    """Those of the adapter with its base model, which random weights give answers without events."""
+    hub, _ = published
+    write_clip(tmp_path)
+    blocks = {name: re.findall(r"```python\n(.*?)```", card_of(hub, name).text, re.DOTALL) for name in ("converted", "trained")}
+    program = "\n".join([f"import os; os.chdir({str(tmp_path)!r})", *(block for [block] in blocks.values())])
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    printed = [ast.literal_eval(line) for line in run.stdout.splitlines() if line.startswith("{'text'")]
+    assert len(printed) == 2 and printed[0]["events"]
+    assert "pip install llava-st-hf peft" in card_of(hub, "trained").text
 
 
 def test_published_models_load_without_the_package_with_equal_answers(published, tmp_path):
@@ -97,7 +114,7 @@ def test_trainer_uploads_neither_checkpoints_nor_bases_nor_files_of_the_run(publ
     files = hub.repositories["someone/trained"].files
     assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "processing_llava_st.py"} <= files.keys()
     assert not [name for name in files if "/" in name or name.startswith(".") or name in ("run.json", "training_args.bin")]
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] is None
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "someone/base"
     assert "### Recipe" in card_of(hub, "trained").text
 
 
@@ -164,6 +181,11 @@ def test_stage_folder_of_an_adapter_needs_the_hub_id_of_its_base(tmp_path):
     with pytest.raises(ValueError, match="is no hub id: give the hub id of its base model"):
         stage(tmp_path)
     (tmp_path / "staged").rename(tmp_path / "first")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="does not name its base model"):
+        stage(tmp_path)
+    (tmp_path / "staged").rename(tmp_path / "second")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path), "r": 8}))
     staged = stage(tmp_path, base_model="owner/base")
     assert json.loads((staged / "adapter_config.json").read_text()) == {"base_model_name_or_path": "owner/base", "r": 8}
     assert ModelCard.load(staged / "README.md").data.base_model == "owner/base"

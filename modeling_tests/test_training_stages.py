@@ -13,13 +13,16 @@ import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, pipeline
+from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, TrlParser
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
 from llava_st_hf.checkpoints.adapters import merge_adapter
 from llava_st_hf.cli import main as llava_st
+from llava_st_hf.distributed import set_fsdp_layers
 from llava_st_hf.training import LlavaSTTrainingConfig, check_resume_compatibility, prepare_base_model, prepare_model_for_training
 from llava_st_hf.training.run_metadata import HARMLESS_ARGUMENTS
+from modeling_tests.factories import tiny_config, tiny_model
 from modeling_tests.processors import model_for, tiny_processor
 
 
@@ -363,3 +366,58 @@ def test_accelerate_configurations_are_loaded_by_accelerate():
     assert {path.stem for path in files} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2"}
     for path in files:
         assert load_config_from_file(str(path)).mixed_precision == "bf16"
+
+
+@pytest.fixture
+def fsdp_environment(monkeypatch):
+    """Environment of a process that accelerate starts with the configuration fsdp2."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments = ["--config_file", str(REPOSITORY / "training/accelerate/fsdp2.yaml"), "--num_processes", "2", "program.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    for name, value in prepare_multi_gpu_env(args).items():
+        if name.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "")  # restored after the test
+    monkeypatch.delenv("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("parts", [["packer"], ["lora"]], ids=["full", "adapter"])
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
+def test_set_fsdp_layers_shards_the_layers_of_any_decoder(fsdp_environment, decoder, parts):
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+    from peft.utils.other import fsdp_auto_wrap_policy
+
+    model = prepare_model_for_training(tiny_model(tiny_config(text_config={"model_type": decoder})), parts)
+    set_fsdp_layers(model)
+    shards = fsdp2_prepare_auto_wrap_policy(FullyShardedDataParallelPlugin(), model)
+    found = [module for module in model.modules() if shards(module)]
+    assert len(found) == 2 and all(one is other for one, other in zip(found, model.get_decoder().layers, strict=True))
+    if parts == ["lora"]:
+        fsdp_auto_wrap_policy(model)  # raises an error for a class that the model lacks
+
+
+def test_set_fsdp_layers_of_another_class_raises_and_without_fsdp_does_nothing(fsdp_environment):
+    fsdp_environment.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer")
+    with pytest.raises(ValueError, match=r"names LlamaDecoderLayer, which .* does not contain\. .* are Qwen2DecoderLayer"):
+        set_fsdp_layers(tiny_model())
+    fsdp_environment.setenv("ACCELERATE_USE_FSDP", "false")
+    set_fsdp_layers(tiny_model())
+
+
+def test_sft_upload_of_an_adapter_of_a_local_base_raises_before_training(tmp_path):
+    from llava_st_hf.launch.sft import check_upload, refuse_unused_arguments
+
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path), push_to_hub=True, use_cpu=True, bf16=False)
+    model = tiny_model()
+    adapter = prepare_model_for_training(tiny_model(), ["lora"])
+    with pytest.raises(ValueError, match="is no hub id"):
+        check_upload(args, adapter, str(tmp_path))
+    check_upload(args, adapter, "owner/base")
+    check_upload(args, model, str(tmp_path))
+    args.hub_strategy = HubStrategy.EVERY_SAVE  # the default of TRL's arguments
+    with pytest.raises(ValueError, match="hub_strategy='every_save' must be"):
+        refuse_unused_arguments(args, ModelConfig())

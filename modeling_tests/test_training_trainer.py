@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainingArguments
 
+from llava_st_hf.model.model_card_llava_st import TAGS
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, prepare_model_for_training
 from llava_st_hf.training import trainer as trainer_module
 from llava_st_hf.training.trainable import part_of
@@ -152,17 +153,20 @@ def test_progress_bar_shows_speed_and_remaining_time(tmp_path, capsys):
 
 
 def test_model_card_has_data_recipe_and_metrics(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=2, learning_rates={"lora": 0.01})
+    described = {"hub_license": "apache-2.0", "hub_datasets": ["some/data"]}
+    trainer = make_trainer(tmp_path, max_steps=2, learning_rates={"lora": 0.01}, **described)
     trainer.base_model_name, trainer.card_data = "some/base", "| source | samples |\n|---|---|\n| made | 8 |"
     trainer.train()
-    trainer.create_model_card()
+    trainer.create_model_card(dataset_name="some/more", tags="mine")
     card = (tmp_path / "run/README.md").read_text()
     _, metadata, body = card.split("---\n", 2)
     assert yaml.safe_load(metadata) == {
         "base_model": "some/base",
+        "datasets": ["some/data", "some/more"],
         "library_name": "peft",
+        "license": "apache-2.0",
         "pipeline_tag": "video-text-to-text",
-        "tags": ["trl", "sft", "llava-st", "video-grounding"],
+        "tags": [*TAGS, "trl", "sft", "mine"],
     }
     recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert (
@@ -208,7 +212,9 @@ def test_trainer_arguments_of_another_class_raises(tmp_path):
         ({"learning_rates": {"lora": "fast"}}, "learning rate of lora must be a number.*'fast'"),
         ({"learning_rates": {"lora": -1}}, "learning rate of lora must be a number"),
         ({"learning_rates": "lora=1"}, "must be a dictionary"),
-        ({"push_to_hub": True}, "hub_strategy must be"),
+        ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy must be"),
+        ({"hub_license": "Apache 2"}, "license must be an identifier of the hub"),
+        ({"hub_datasets": ["a b"]}, "must be a hub id such as owner/name, got 'a b'"),
     ],
 )
 def test_training_config_invalid_settings_raises(tmp_path, options, message):

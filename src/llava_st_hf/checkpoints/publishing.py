@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..model.checks_llava_st import is_finite_number
 from ..model.configuration_llava_st import LlavaSTConfig
-from ..model.model_card_llava_st import CARD, PICTURE, hub_id, model_card, write_card
+from ..model.model_card_llava_st import CARD, PICTURE, hub_id, model_card, usage, write_card
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from .conversion import ADAPTER_CONFIG
@@ -43,7 +43,8 @@ def publish_folder(
     Uploads a folder with a model or a PEFT adapter, its code and a model card.
 
     Args:
-        folder: is not changed. A card in it is kept, and gets the metadata that the arguments give.
+        folder: is not changed. A card in it is kept, and gets the metadata that the arguments give. In a card that this package wrote,
+            title and lines of use get the hub id.
         repo_id: of the hub repository, which is created if it does not exist.
         scores: paths of `scores.json` files of evaluations, for the card's model-index.
         base_model: hub id, for the card and for the configuration of an adapter; by default that of the adapter.
@@ -124,10 +125,11 @@ def _set_base(staged: Path, base_model: str | None) -> str | None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     recorded = settings.get("base_model_name_or_path")
     base = base_model or hub_id(recorded)
-    if recorded and base is None:
+    if base is None:
+        reason = f"was trained on {recorded}, which is no hub id" if recorded else "does not name its base model"
         raise ValueError(
-            f"The adapter was trained on {recorded}, which is no hub id: give the hub id of its base model (--base-model), or merge the "
-            "adapter with `llava-st merge-lora` and upload the result."
+            f"The adapter {reason}: give the hub id of its base model (--base-model), or merge the adapter with `llava-st merge-lora` and "
+            "upload the result."
         )
     path.unlink()  # a link
     path.write_text(json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n", encoding="utf-8")
@@ -142,6 +144,7 @@ def _write_card(staged: Path, is_adapter: bool, repo_id: str, base_model, datase
         write_card(staged, new)
         return
     card = ModelCard.load(path)
+    card.text = _with_repo_id(card, repo_id, library, base_model)
     for name in ("base_model", "datasets", "license", "eval_results", "model_name"):
         if (value := getattr(new.data, name)) is not None:
             setattr(card.data, name, value)
@@ -150,6 +153,17 @@ def _write_card(staged: Path, is_adapter: bool, repo_id: str, base_model, datase
             setattr(card.data, name, getattr(new.data, name))
     path.unlink()  # a link
     card.save(path)
+
+
+def _with_repo_id(card: ModelCard, repo_id: str, library: str, base_model: str | None) -> str:
+    """Returns the text of a card. In one that this package wrote under the name of a folder, title and use get the hub id."""
+    title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    if title is None:
+        return card.text
+    written = usage(title[1], library, card.data.base_model)
+    if written not in card.text:  # a card of the user
+        return card.text
+    return card.text.replace(title[0], f"# {repo_id}", 1).replace(written, usage(repo_id, library, base_model or card.data.base_model))
 
 
 def read_results(path: str | os.PathLike) -> list[EvalResult]:

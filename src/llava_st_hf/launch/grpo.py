@@ -18,7 +18,7 @@ from transformers.utils import logging
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from ..data import load_mixture
-from ..distributed import shut_down_processes
+from ..distributed import set_fsdp_layers, shut_down_processes
 from ..locking import locked_folder
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
@@ -26,6 +26,7 @@ from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from ..training import (
     LlavaSTGRPOTrainer,
     check_resume_compatibility,
+    describe_mixture,
     grpo_dataset,
     load_initial_processor,
     prepare_base_model,
@@ -33,7 +34,7 @@ from ..training import (
     rewards,
 )
 from ..training.trainable import check_trainable_modules
-from .sft import checkpoint_to_resume, quantization_config, refuse_unused_arguments
+from .sft import check_upload, checkpoint_to_resume, quantization_config, refuse_unused_arguments
 
 
 logger = logging.get_logger(__name__)
@@ -111,6 +112,8 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
     processor = LlavaSTProcessor.from_pretrained(folder)
     torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
     model = prepare_model_for_training(model, grpo_args.trainable_modules, **lora)
+    check_upload(training_args, model, folder)
+    set_fsdp_layers(model)
 
     # ============================================================ Training
     trainer = LlavaSTGRPOTrainer(
@@ -120,6 +123,8 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
         train_dataset=train_dataset,
         processing_class=processor,
     )
+    trainer.base_model_name, trainer.card_data = model_name, describe_mixture(grpo_args.mixture, mixture)
+    trainer.card_recipe = {"reward_funcs": grpo_args.reward_funcs, "tasks": grpo_args.tasks, "dtype": model_args.dtype, **lora}
     if checkpoint:
         logger.warning("Resuming from %s.", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)

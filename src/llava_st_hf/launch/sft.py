@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import PartialState
-from transformers import BitsAndBytesConfig, TrainingArguments
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..data import load_mixture, pack_by_video
-from ..distributed import shut_down_processes
+from ..distributed import set_fsdp_layers, shut_down_processes
 from ..locking import locked_folder
+from ..model.model_card_llava_st import hub_id
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
@@ -84,6 +87,8 @@ def refuse_unused_arguments(training_args: TrainingArguments, model_args: ModelC
     for name in ("use_dora", "use_rslora", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_peft"):
         if getattr(model_args, name):
             raise ValueError(f"{name} has no effect here: set trainable_modules.")
+    if training_args.push_to_hub and training_args.hub_strategy != HubStrategy.END:
+        raise ValueError(f'hub_strategy={training_args.hub_strategy.value!r} must be "end": checkpoints are not uploaded during a run.')
     if model_args.model_revision != "main":
         raise ValueError(
             f"model_revision={model_args.model_revision!r} has no effect here: model_name_or_path is a folder, or a hub id whose main "
@@ -112,6 +117,15 @@ def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
             f"resume_from_checkpoint=true, but {training_args.output_dir} has no complete checkpoint. Remove the argument to start the run."
         )
     return last
+
+
+def check_upload(training_args: TrainingArguments, model: PreTrainedModel | PeftModel, base: str) -> None:
+    """Raises an error if the result is an adapter of a local base model, which others could not load from the hub."""
+    if training_args.push_to_hub and isinstance(model, PeftModel) and hub_id(base) is None:
+        raise ValueError(
+            f"push_to_hub=true would upload an adapter whose base model {base} is no hub id. Set push_to_hub: false, and upload the result "
+            "with `llava-st merge-lora` and `llava-st push`, or start from a model of the hub that has all modules to train."
+        )
 
 
 def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
@@ -163,6 +177,8 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
     processor = LlavaSTProcessor.from_pretrained(folder)
     torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
     model = prepare_model_for_training(model, training_args.trainable_modules, **lora)
+    check_upload(training_args, model, folder)
+    set_fsdp_layers(model)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(

@@ -25,11 +25,13 @@ import llava_st_hf  # or, without this package: pipeline(…, trust_remote_code=
 grounder = pipeline("video-grounding", model="{repo_id}")
 print(grounder("clip.mp4", task="tvg", text="a person opens the door"))"""
 _USE_ADAPTER = """\
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 import llava_st_hf
 
 model = AutoModelForImageTextToText.from_pretrained("{base}")
-model.load_adapter("{repo_id}")"""
+model.load_adapter("{repo_id}")
+grounder = pipeline("video-grounding", model=model, processor=AutoProcessor.from_pretrained("{repo_id}"))
+print(grounder("clip.mp4", task="tvg", text="a person opens the door"))"""
 _TASKS = f"""\
 ![Frames of a video with the bounding box of an object, and the time span of an event below]({PICTURE})
 
@@ -66,6 +68,22 @@ def hub_id(name: str | None) -> str | None:
     return None
 
 
+def check_card(license: str | None, datasets: Sequence[str]) -> None:
+    """Raises a `ValueError` for a licence or dataset that is not an identifier of the hub."""
+    for dataset in datasets:
+        if hub_id(dataset) is None:
+            raise ValueError(f"A dataset of a card must be a hub id such as owner/name, got {dataset!r}.")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(f'license must be an identifier of the hub, such as "apache-2.0", got {license!r}.')
+
+
+def usage(repo_id: str, library_name: str = "transformers", base_model: str | None = None) -> str:
+    """Returns the lines of Python in a card that load the model, or an adapter (`library_name="peft"`) with its base model, and use it."""
+    if library_name == "peft":
+        return _USE_ADAPTER.format(repo_id=repo_id, base=base_model or "BASE")
+    return _USE.format(repo_id=repo_id)
+
+
 def model_card(
     repo_id: str,
     base_model: str | None = None,
@@ -93,11 +111,7 @@ def model_card(
         ValueError: for a licence, base model or dataset that is not an identifier of the hub.
     """
     base = hub_id(base_model)
-    for dataset in datasets:
-        if hub_id(dataset) is None:
-            raise ValueError(f"A dataset of a card must be a hub id such as owner/name, got {dataset!r}.")
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ValueError(f'license must be an identifier of the hub, such as "apache-2.0", got {license!r}.')
+    check_card(license, datasets)
     data = ModelCardData(
         library_name=library_name,
         pipeline_tag="video-text-to-text",
@@ -108,11 +122,11 @@ def model_card(
         model_name=repo_id if results else None,
         eval_results=list(results) or None,
     )
-    use = _USE_ADAPTER.format(repo_id=repo_id, base=base or "BASE") if library_name == "peft" else _USE.format(repo_id=repo_id)
+    install = "pip install llava-st-hf peft" if library_name == "peft" else "pip install llava-st-hf"
     rights = "" if license else "\n\nThe publisher has not stated a licence; that of the base model and of the training data apply."
     derived = f"Derived from [{base}](https://huggingface.co/{base}). " if base else ""
     parts = {
-        "Use": f"```bash\npip install llava-st-hf\n```\n\n```python\n{use}\n```",
+        "Use": f"```bash\n{install}\n```\n\n```python\n{usage(repo_id, library_name, base)}\n```",
         "Tasks": _TASKS,
         "Training": training or f"{derived}No training recipe is recorded.",
         "Limits": _LIMITS + rights,

@@ -9,6 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
+from ..model.model_card_llava_st import check_card
 from ..model.renamed_arguments_llava_st import warn_renamed
 from ..model.video_decoding_llava_st import check_backend
 from .answer_coordinates import check_answer_coordinates
@@ -89,6 +90,10 @@ class LlavaSTTrainingConfig(SFTConfig):
             Train on the readable beginning of truncated video files. By default such a sample cannot be used.
         max_length (`int`, *optional*):
             Maximum length of a sample in tokens, including those of media; a longer sample cannot be used. None for no limit.
+        hub_license (`str`, *optional*):
+            Licence in the model card, an identifier of the hub such as `"apache-2.0"`.
+        hub_datasets (`list[str]`, *optional*):
+            Hub ids of the training data in the model card.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "learning_rates"]
@@ -113,6 +118,9 @@ class LlavaSTTrainingConfig(SFTConfig):
     max_errors: int = field(default=100, metadata={"help": "Maximum number of samples that all processes together may drop."})
     video_backend: str = field(default="pyav", metadata={"help": "Decoder of video files: pyav or decord."})
     allow_truncated: bool = field(default=False, metadata={"help": "Train on the readable beginning of truncated video files."})
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Must be end."})
+    hub_license: str | None = field(default=None, metadata={"help": "Licence in the model card, such as apache-2.0."})
+    hub_datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of the training data in the model card."})
     train: list[str] | None = field(default=None, metadata={"help": "Deprecated: use trainable_modules."})
     label_scheme: str | None = field(default=None, metadata={"help": "Deprecated: use loss_on."})
     # The collator needs all columns: the loss depends on exact positions and media.
@@ -139,6 +147,7 @@ class LlavaSTTrainingConfig(SFTConfig):
         for name, (value, reason) in _FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")
+        check_card(self.hub_license, self.hub_datasets or ())
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError('hub_strategy must be "end": checkpoints are not uploaded during a run.')
         if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):

@@ -22,6 +22,7 @@ from ..model.batch_feature_llava_st import LlavaSTBatchFeature
 from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.configuration_llava_st import SPECIAL_TOKENS
 from ..model.processing_llava_st import LlavaSTProcessor
+from .model_card import ModelCardMixin
 from .saving import AtomicCheckpointMixin
 
 
@@ -61,7 +62,7 @@ def grpo_dataset(mixture: Dataset, tasks: list[str]) -> Dataset:
     )
 
 
-class LlavaSTGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+class LlavaSTGRPOTrainer(ModelCardMixin, AtomicCheckpointMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] for prompts with images and videos.
 

@@ -1,38 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model card of a training run: data, recipe and metrics."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import peft
 import transformers
 import trl
 import yaml
 from datasets import IterableDataset
+from transformers import Trainer
 
 from ..data.mixture import Strategy, read_mixture
 from ..model.model_card_llava_st import CARD, model_card, write_card
 from ..version import __version__
 
 
-if TYPE_CHECKING:
-    from .trainer import LlavaSTTrainer
-
 # Logged values that do not describe the model.
 _NOT_METRICS = ("epoch", "step", "grad_norm", "learning_rate", "total_flos", "num_tokens")
 _SPEED = ("_per_second", "_runtime")
 
 
-def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> Path:
+class ModelCardMixin:
+    """
+    Model card of a trainer: data, recipe and metrics of the run instead of TRL's text, whose code loads a language model.
+
+    Attributes:
+        base_model_name: hub id or folder of the model that the run started from.
+        card_data: description of the data (Markdown).
+        card_recipe: further values of the recipe.
+    """
+
+    base_model_name: str | None = None
+    card_data: str | None = None
+    card_recipe: dict | None = None
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        """Writes README.md to the output folder. Licence and hub ids of the data are `hub_license` and `hub_datasets` of the arguments.
+
+        Args:
+            model_name: title, the hub id or the name of the folder by default.
+            dataset_name: hub id of a dataset, in addition to `hub_datasets`.
+            tags: one tag or several, in addition to those of the trainer.
+        """
+        if self.is_world_process_zero():
+            datasets = [*(getattr(self.args, "hub_datasets", None) or ()), *([dataset_name] if dataset_name else [])]
+            write_model_card(self, model_name, datasets, [tags] if isinstance(tags, str) else tags or ())
+
+
+def write_model_card(trainer: Trainer, model_name: str | None = None, datasets: Sequence[str] = (), tags: Sequence[str] = ()) -> Path:
     """Writes README.md to the output folder of a run.
 
     Args:
-        trainer: before, during or after training; with the descriptions `card_data` and `card_recipe` of data and recipe.
+        trainer: with the methods of `ModelCardMixin`, before, during or after training.
         model_name: title of the card; the folder's name by default.
+        datasets: hub ids of the training data.
+        tags: in addition to those of the trainer.
     """
     folder = Path(trainer.args.output_dir)
     versions = f"transformers {transformers.__version__}, TRL {trl.__version__}, PEFT {peft.__version__}"
@@ -45,9 +70,11 @@ def write_model_card(trainer: LlavaSTTrainer, model_name: str | None = None) -> 
     card = model_card(
         model_name or getattr(trainer, "hub_model_id", None) or trainer.args.hub_model_id or folder.name,
         base_model=trainer.base_model_name or trainer.model.config.name_or_path,
+        datasets=datasets,
+        license=getattr(trainer.args, "hub_license", None),
         library_name="peft" if isinstance(trainer.model, peft.PeftModel) else "transformers",
         training=training,
-        tags=trainer._tag_names,
+        tags=[*trainer._tag_names, *tags],
     )
     write_card(folder, card)
     return folder / CARD
@@ -87,7 +114,7 @@ def _strategy_text(strategy: Strategy) -> str:
     return f"{strategy.which} {float(strategy.amount):g}{' %' if strategy.percent else ''}"
 
 
-def _recipe(trainer: LlavaSTTrainer) -> dict:
+def _recipe(trainer) -> dict:
     args = trainer.args
     names = (
         "trainable_modules", "learning_rate", "learning_rates", "num_train_epochs", "max_steps", "per_device_train_batch_size",
@@ -100,7 +127,7 @@ def _recipe(trainer: LlavaSTTrainer) -> dict:
     return {name: value for name, value in recipe.items() if value is not None}
 
 
-def _metrics(trainer: LlavaSTTrainer) -> list[tuple[str, tuple[float, int]]]:
+def _metrics(trainer) -> list[tuple[str, tuple[float, int]]]:
     """Returns `(name, (last value, step))` of every metric that was logged, sorted by name."""
     last: dict[str, tuple[float, int]] = {}
     for entry in trainer.state.log_history:

@@ -31,7 +31,7 @@ HARMLESS_ARGUMENTS = frozenset((
     # saving, uploading and resuming
     "save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node", "enable_jit_checkpoint",
     "load_best_model_at_end", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
-    "hub_revision", "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
+    "hub_revision", "hub_license", "hub_datasets", "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
     # speed and memory of the same computation
     "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_multiprocessing_context", "dataset_num_proc", "activation_checkpointing", "activation_checkpointing_kwargs",

@@ -18,7 +18,7 @@ from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .labels import check_loss_on
 from .metrics import TrainingMetrics
-from .model_card import write_model_card
+from .model_card import ModelCardMixin
 from .muon import MuonAdamW
 from .prefix_packing import packed_attention_mask
 from .sampler import BucketSampler, EpochSampler
@@ -34,7 +34,7 @@ _MUON_MODULES = ("projector", "packer", "language_model")  # their matrices map 
 _SKIPPED = "SkippedSamples"  # key in the trainer state of a checkpoint
 
 
-class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
+class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
     """
     [`~trl.SFTTrainer`] with LLaVA-ST's soft-target loss, computed at supervised positions only, a learning rate per module, and losses
     per task and bin errors in the logs.
@@ -273,13 +273,6 @@ class LlavaSTTrainer(AtomicCheckpointMixin, SFTTrainer):
             group["lr"] = rates.get(part, self.args.learning_rate)
             found.append({**group, "muon": True} if muon else group)
         return found
-
-    # Model card
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
-        """Writes README.md to the output folder: data, recipe and metrics."""
-        if self.is_world_process_zero():
-            write_model_card(self, model_name)
 
 
 def _check_data(args: LlavaSTTrainingConfig, dataset) -> None:
