@@ -31,6 +31,8 @@ def main(folder: Path) -> None:
     grounder.save_pretrained(folder / "model")
     scores = ["--scores", str(folder / "scores.json"), "--license", "apache-2.0", "--base-model", "owner/base", "--dataset", "owner/data"]
     assert llava_st(["push", str(folder / "model"), "someone/pushed", *scores]) == 0
+    ModelCard("---\nlicense: mit\n---\nWritten on the hub.\n").push_to_hub("someone/config")
+    assert llava_st(["push", str(folder / "model"), "someone/config", "--base-model", "owner/base"]) == 0
     assert llava_st(["convert", str(folder / "model"), str(folder / "converted")]) == 0
     ModelCard.load(folder / "converted/README.md").validate()
     assert llava_st(["push", str(folder / "converted"), "someone/converted"]) == 0

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import pipeline
 
 from llava_st_cli.main import main as llava_st
@@ -56,7 +58,7 @@ def card_of(hub: Hub, name: str) -> ModelCard:
     return ModelCard(hub.repositories[f"someone/{name}"].files["README.md"].decode())
 
 
-NAMES = ("pipeline", "model", "processor", "image", "video", "config", "pushed", "converted", "trained")
+NAMES = ("pipeline", "model", "processor", "image", "video", "pushed", "converted", "trained")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,11 +131,29 @@ def test_push_writes_results_licence_and_origin_into_the_card(published):
     assert hub.repositories["someone/model"].commits == ["Upload LlavaSTForConditionalGeneration", "Upload processor"]
 
 
+def test_push_keeps_the_card_of_the_repository(published):
+    hub, _ = published
+    card = card_of(hub, "config")
+    assert "Written on the hub." in card.text and (card.data.license, card.data.base_model) == ("mit", "owner/base")
+    assert "model.safetensors" in hub.repositories["someone/config"].files
+
+
 def stage(tmp_path: Path, **options) -> Path:
     staged = tmp_path / "staged"
     staged.mkdir()
     stage_folder(tmp_path / "model", staged, "someone/model", **options)
     return staged
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def name_code(folder: Path, reference: str) -> None:
+    """Names the code of an Auto class that this package does not have."""
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = reference
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture
@@ -159,6 +179,10 @@ def test_stage_folder_keeps_an_own_card_and_adds_metadata(tmp_path, saved):
     [
         (lambda folder: (folder / "pytorch_model.bin").touch(), {}, "pytorch_model.bin is a pickle"),
         (lambda folder: (folder / "model.safetensors").unlink(), {}, "has no model\\*.safetensors"),
+        (lambda folder: truncate(folder / "model.safetensors"), {}, "model.safetensors is damaged"),
+        (lambda folder: name_code(folder, "owner/other--modeling.Model"), {}, "config.json names owner/other--modeling.Model as the code"),
+        (lambda folder: name_code(folder, "absent.Model"), {}, "config.json names absent.Model as the code"),
+        (lambda folder: (folder / "processor_config.json").unlink(), {}, "has no processor_config.json"),
         (lambda folder: (folder / "config.json").unlink(), {}, "contains neither a model"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "llava_qwen"}'), {}, "'llava_qwen'. Convert it with"),
         (lambda folder: (folder / "README.md").write_text(f"---\n{{}}\n---\nsee {folder}"), {}, "README.md contains the local path"),
@@ -173,10 +197,20 @@ def test_stage_folder_with_what_must_not_be_published_raises(tmp_path, saved, ch
         stage(tmp_path, **options)
 
 
+def test_stage_folder_without_one_of_its_shards_raises(tmp_path, saved):
+    model_for(tiny_processor()).save_pretrained(saved, max_shard_size="100KB")
+    staged = stage(tmp_path)
+    assert {path.name for path in staged.glob("*.safetensors*")} == {path.name for path in saved.glob("*.safetensors*")}
+    staged.rename(tmp_path / "first")
+    (saved / "model-00002-of-00005.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks model-00002-of-00005.safetensors, which model.safetensors.index.json names"):
+        stage(tmp_path)
+
+
 def test_stage_folder_of_an_adapter_needs_the_hub_id_of_its_base(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "adapter_model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path), "r": 8}))
     with pytest.raises(ValueError, match="is no hub id: give the hub id of its base model"):
         stage(tmp_path)

@@ -220,6 +220,8 @@ def test_grpo_script_trains_saves_and_resumes(tmp_path):
         arguments = grpo.GRPOArguments(mixture=str(tmp_path / "mixture.yaml"), tasks=["tvg"])
         grpo.main(arguments, training_args, ModelConfig(model_name_or_path=str(tmp_path / "model"), dtype="float32", lora_r=2))
         assert (tmp_path / "run" / f"checkpoint-{steps}").is_dir() and (tmp_path / "run" / "adapter_config.json").is_file()
+    card = (tmp_path / "run/README.md").read_text()  # not TRL's, which loads a language model
+    assert "AutoProcessor, pipeline" in card and "- tiou" in card and "| rows | tvg |" in card
     with pytest.raises(ValueError, match="reward_funcs"):
         grpo.main(
             grpo.GRPOArguments(mixture=str(tmp_path / "mixture.yaml"), tasks=["tvg"], reward_funcs=["tiou_reward"]),

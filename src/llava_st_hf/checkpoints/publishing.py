@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard
+from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..model.checks_llava_st import is_finite_number
 from ..model.configuration_llava_st import LlavaSTConfig
-from ..model.model_card_llava_st import CARD, PICTURE, hub_id, model_card, usage, write_card
+from ..model.model_card_llava_st import CARD, PICTURE, card_of, hub_id, model_card, usage, write_card
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from .conversion import ADAPTER_CONFIG
@@ -22,6 +23,7 @@ from .conversion import ADAPTER_CONFIG
 # Files that are uploaded as they are. Configurations, processor and code are written anew, all else stays on the machine: checkpoints,
 # logs and settings of a run, its arguments as a pickle, and the base model of an adapter.
 _UPLOADED = ("*.safetensors", "*.safetensors.index.json", "generation_config.json", ADAPTER_CONFIG, CARD, PICTURE, "LICENSE*", "NOTICE*")
+_PROCESSOR = "processor_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _LOCAL_PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+){2,}|[A-Za-z]:\\[\w.]+")
 _BOUNDS = ("_low", "_high")  # of the interval of a metric, in the scores of an evaluation
@@ -43,8 +45,8 @@ def publish_folder(
     Uploads a folder with a model or a PEFT adapter, its code and a model card.
 
     Args:
-        folder: is not changed. A card in it is kept, and gets the metadata that the arguments give. In a card that this package wrote,
-            title and lines of use get the hub id.
+        folder: is not changed. A card in it, or else that of the repository, is kept and gets the metadata that the arguments give. In a
+            card that this package wrote, title and lines of use get the hub id.
         repo_id: of the hub repository, which is created if it does not exist.
         scores: paths of `scores.json` files of evaluations, for the card's model-index.
         base_model: hub id, for the card and for the configuration of an adapter; by default that of the adapter.
@@ -67,6 +69,9 @@ def publish_folder(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if not Path(folder, CARD).is_file() and (card := card_of(repo_id, token)) is not None:
+            _add_metadata(card, ModelCard.load(staged / CARD))
+            card.save(staged / CARD)
         commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=commit_message, revision=revision)
         return commit.commit_url
 
@@ -98,7 +103,8 @@ def stage_folder(
         _check_layout(folder)
         LlavaSTConfig.from_pretrained(folder).save_pretrained(staged)
         custom_object_save(LlavaSTForConditionalGeneration, staged)
-    if (folder / "processor_config.json").is_file():
+        _check_code(staged)
+    if (folder / _PROCESSOR).is_file():
         LlavaSTProcessor.from_pretrained(folder).save_pretrained(staged)
     _write_card(staged, is_adapter, repo_id, base_model, datasets, license, results)
     check_no_local_paths(staged)
@@ -109,14 +115,34 @@ def _check_weights(folder: Path, is_adapter: bool) -> None:
     pickled = [path.name for path in folder.iterdir() if path.suffix in _PICKLES and path.stem.startswith((stem, "pytorch_model"))]
     if pickled:
         raise ValueError(f"{folder}/{sorted(pickled)[0]} is a pickle, which can run code when it is loaded: save the model as safetensors.")
-    if not [*folder.glob(f"{stem}*.safetensors")]:
+    files = {path.name: path for path in folder.glob(f"{stem}*.safetensors")}
+    if not files:
         raise FileNotFoundError(f"{folder} has no {stem}*.safetensors.")
+    index = folder / f"{stem}.safetensors.index.json"
+    missing = set(_read_object(index)["weight_map"].values()) - files.keys() if index.is_file() else set()
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(sorted(missing))}, which {index.name} names.")
+    for path in files.values():
+        try:
+            with safe_open(path, "pt"):  # compares the size of the file with its header
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _check_code(staged: Path) -> None:
+    """Raises an error if `auto_map` of a model names code that is not uploaded, such as that of another repository."""
+    for auto_class, reference in _read_object(staged / "config.json")["auto_map"].items():
+        if not (staged / f"{reference.split('.')[0]}.py").is_file():
+            raise ValueError(f"config.json names {reference} as the code of {auto_class}, which is not uploaded. Remove this entry.")
 
 
 def _check_layout(folder: Path) -> None:
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != LlavaSTConfig.model_type:
         raise ValueError(f"{folder} is a model of type {model_type!r}. Convert it with `llava-st convert {folder} OUTPUT` first.")
+    if not (folder / _PROCESSOR).is_file():
+        raise FileNotFoundError(f"{folder} has no {_PROCESSOR}, without which the model cannot be used. Save its processor there as well.")
 
 
 def _set_base(staged: Path, base_model: str | None) -> str | None:
@@ -145,14 +171,19 @@ def _write_card(staged: Path, is_adapter: bool, repo_id: str, base_model, datase
         return
     card = ModelCard.load(path)
     card.text = _with_repo_id(card, repo_id, library, base_model)
+    _add_metadata(card, new)
+    path.unlink()  # a link
+    card.save(path)
+
+
+def _add_metadata(card: ModelCard, new: ModelCard) -> None:
+    """Copies the metadata of a new card that describes the model to a card that is kept, and the rest where that has none."""
     for name in ("base_model", "datasets", "license", "eval_results", "model_name"):
         if (value := getattr(new.data, name)) is not None:
             setattr(card.data, name, value)
     for name in ("library_name", "pipeline_tag", "tags"):
         if getattr(card.data, name) is None:
             setattr(card.data, name, getattr(new.data, name))
-    path.unlink()  # a link
-    card.save(path)
 
 
 def _with_repo_id(card: ModelCard, repo_id: str, library: str, base_model: str | None) -> str:

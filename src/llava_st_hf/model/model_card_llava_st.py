@@ -30,7 +30,7 @@ import llava_st_hf
 
 model = AutoModelForImageTextToText.from_pretrained("{base}")
 model.load_adapter("{repo_id}")
-grounder = pipeline("video-grounding", model=model, processor=AutoProcessor.from_pretrained("{repo_id}"))
+grounder = pipeline("video-grounding", model=model, processor=AutoProcessor.from_pretrained("{base}"))
 print(grounder("clip.mp4", task="tvg", text="a person opens the door"))"""
 _TASKS = f"""\
 ![Frames of a video with the bounding box of an object, and the time span of an event below]({PICTURE})
@@ -168,6 +168,14 @@ def write_card(folder: str | os.PathLike, card: ModelCard) -> None:
     draw_picture().save(Path(folder, PICTURE))
 
 
+def card_of(repo_id: str, token: str | bool | None = None) -> ModelCard | None:
+    """Returns the card of a hub repository, or None where there is none."""
+    try:
+        return ModelCard.load(repo_id, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
+
+
 class LlavaSTPushToHubMixin(PushToHubMixin):
     """Adds a model card to what `push_to_hub` uploads, unless the repository has one already. Weights are uploaded in safetensors files of
     at most 5 GB by default."""
@@ -189,8 +197,4 @@ class LlavaSTPushToHubMixin(PushToHubMixin):
 def _has_card(path: Path, repo_id: str, token) -> bool:
     if path.is_file():
         return _BLANK not in path.read_text(encoding="utf-8")
-    try:
-        ModelCard.load(repo_id, token=token)
-    except (EntryNotFoundError, RepositoryNotFoundError):
-        return False
-    return True
+    return card_of(repo_id, token) is not None
