@@ -10,6 +10,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -175,12 +176,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(content, headers={"X-Repo-Commit": repository.sha, "ETag": etag, "Content-Type": "application/octet-stream"})
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # clients open several connections at once; the default of 5 makes them wait for a second attempt
+
+
+def client_environment(hub: Hub, home: Path) -> dict[str, str]:
+    """Environment of a process that uses the server as its hub. Its timeouts are those of a machine on which many tests run."""
+    timeouts = {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+    cache = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_MODULES_CACHE": str(home / "modules")}
+    return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", **timeouts, **cache}
+
+
 @contextlib.contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """Runs the server; clients use it by the environment variable HF_ENDPOINT, with HF_HUB_DISABLE_XET=1 for plain LFS uploads."""
+    """Runs the server; clients use it by `client_environment`."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -20,7 +20,7 @@ from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.atomic import save_model_and_processor
 from llava_st_hf.checkpoints.publishing import read_results, stage_folder
 from llava_st_hf.model.model_card_llava_st import model_card
-from modeling_tests.hub_server import Hub, card_problems, serve_hub
+from modeling_tests.hub_server import Hub, card_problems, client_environment, serve_hub
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.test_remote_code import answers, run_without_package, write_clip
 
@@ -35,13 +35,7 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("publishing")
     write_scores(folder)
     with serve_hub() as hub:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "hf_test",
-            "HF_HOME": str(folder / "home"),
-        }
+        environment = {**os.environ, **client_environment(hub, folder / "home"), "HF_TOKEN": "hf_test"}
         command = [sys.executable, "-m", "modeling_tests.publish_all", str(folder)]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-4000:]
@@ -83,7 +77,7 @@ def test_lines_of_use_in_the_cards_of_models_and_adapters_run(published, tmp_pat
     write_clip(tmp_path)
     blocks = {name: re.findall(r"```python\n(.*?)```", card_of(hub, name).text, re.DOTALL) for name in ("converted", "trained")}
     program = "\n".join([f"import os; os.chdir({str(tmp_path)!r})", *(block for [block] in blocks.values())])
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, **client_environment(hub, tmp_path / "home")}
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     printed = [ast.literal_eval(line) for line in run.stdout.splitlines() if line.startswith("{'text'")]
@@ -95,7 +89,7 @@ def test_published_models_load_without_the_package_with_equal_answers(published,
     hub, _ = published
     video = write_clip(tmp_path)
     expected = json.loads(json.dumps(answers(pipeline("video-grounding"), video)))
-    found = run_without_package("someone/pipeline", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
+    found = run_without_package("someone/pipeline", tmp_path, **client_environment(hub, tmp_path / "home"))
     assert found["answers"] == expected
     for name in ("model", "pushed", "converted"):
         assert {path for path in hub.repositories[f"someone/{name}"].files if path.endswith(".py")} == {

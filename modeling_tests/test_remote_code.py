@@ -42,8 +42,10 @@ def check_code_is_complete(folder: Path) -> None:
 def run_without_package(model: str, folder: Path, **environment) -> dict:
     """Results of `without_package` for a model and the video `clip.mp4` of a folder."""
     command = [sys.executable, "-m", "modeling_tests.without_package", model, str(folder / "clip.mp4"), str(folder / "results.json")]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "home"), **environment}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    caches = {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "home"), "HF_HUB_CACHE": str(folder / "home/hub")}
+    environment = {**os.environ, **caches, **environment}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

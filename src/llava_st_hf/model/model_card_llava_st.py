@@ -168,7 +168,7 @@ def write_card(folder: str | os.PathLike, card: ModelCard) -> None:
     draw_picture().save(Path(folder, PICTURE))
 
 
-def card_of(repo_id: str, token: str | bool | None = None) -> ModelCard | None:
+def card_of(repo_id: str, token: str | None = None) -> ModelCard | None:
     """Returns the card of a hub repository, or None where there is none."""
     try:
         return ModelCard.load(repo_id, token=token)
