@@ -13,7 +13,7 @@ from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, Qwen2Config, 
 from llava_st_hf import DEMO_MODEL_PATH, LlavaSTProcessor
 from llava_st_hf.model.configuration_llava_st import SPECIAL_TOKENS
 from llava_st_hf.model.coordinates_llava_st import COORDINATE_TOKEN, coordinate_tokens
-from llava_st_hf.model.tokenizer_llava_st import make_coordinate_tokens_ordinary
+from llava_st_hf.model.tokenizer_llava_st import add_coordinate_tokens_to_tokenizer, make_coordinate_tokens_ordinary
 from modeling_tests.processors import tiny_processor
 from modeling_tests.reference import ORIGINAL_CHECKPOINT
 
@@ -114,6 +114,13 @@ def test_processor_keeps_options_of_the_tokenizer_that_its_description_lacks():
     tokenizer.split_special_tokens = True
     tokenizer.backend_tokenizer.encode_special_tokens = True
     assert tiny_processor(tokenizer=tokenizer).tokenizer.backend_tokenizer.encode_special_tokens
+
+
+def test_add_coordinate_tokens_to_tokenizer_adds_ordinary_tokens():
+    tokenizer = Qwen2Tokenizer()
+    size = len(tokenizer)
+    add_coordinate_tokens_to_tokenizer(tokenizer, 100, 100)
+    assert marks(tokenizer) == ORDINARY and tokenizer.convert_tokens_to_ids(COORDINATES) == list(range(size, size + 300))
 
 
 def test_make_coordinate_tokens_ordinary_normalized_tokens_become_raw():
