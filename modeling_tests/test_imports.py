@@ -29,7 +29,7 @@ ALLOWED = {
     "integrations": {"model", "data", "evaluation"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints"},
-    "trl": set(),
+    "trl": {"training"},
     "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
     "__init__": {"model", "shapes", "version", "deprecation"},
 }

@@ -176,6 +176,22 @@ def test_grpo_columns_of_images_fill_the_items_of_a_prompt_in_order(tmp_path, me
         trainer._generate_and_score_completions([{"prompt": "Where is it?", "image": photos[0]}])
 
 
+def test_grpo_with_fewer_prompts_than_a_step_needs_raises(tmp_path, media):
+    """TRL leaves incomplete batches out: training would end at once without a step and without an error."""
+    rows = mixed_prompts(media)
+    with pytest.raises(ValueError, match=r"has 3 prompts, fewer than the 4 of a generation"):
+        make_trainer(tmp_path, rows[:3])
+    with pytest.raises(ValueError, match=r"has 4 prompts, fewer than the 8 of a generation"):
+        make_trainer(tmp_path, rows, gradient_accumulation_steps=2)
+
+
+def test_grpo_model_and_processor_of_different_checkpoints_raises(tmp_path, media):
+    args = GRPOConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
+    with pytest.raises(ValueError, match=r"number of temporal bins is 50 in the model and 100 in the processor"):
+        model = model_for(tiny_processor(num_temporal_bins=50))
+        LlavaSTGRPOTrainer(model, [parity_reward], args, Dataset.from_list(mixed_prompts(media)), tiny_processor())
+
+
 def test_grpo_with_vllm_raises(tmp_path, media):
     with pytest.raises(ValueError, match="use_vllm=True is not supported"):
         make_trainer(tmp_path, mixed_prompts(media), use_vllm=True)

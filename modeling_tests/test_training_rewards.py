@@ -78,7 +78,15 @@ def test_rewards_of_parts_that_the_right_answer_lacks_are_none():
     assert tiou_reward(**tubelet_only) == [None]
     assert tiou_siou_reward(**tubelet_only) == siou_reward(**tubelet_only) == pytest.approx([0.5], abs=5e-3)
     caption = {"completions": ["A dog."], **columns("A dog.", task="tr")}
-    assert tiou_siou_reward(**caption) == [None]
+    assert tiou_siou_reward(**caption) == format_reward(**caption) == [None]
+
+
+@pytest.mark.parametrize("text", ["<TEMP-020>", "{<TEMP-020>}", "<TEMP-020><TEMP-040>", "{<TEMP-020><TEMP-040>"])
+def test_format_reward_of_a_span_without_both_times_in_braces_is_0(text):
+    given = {"completions": [text], **columns("{<t2s><t4s>}", task="tvg")}
+    assert format_reward(**given) == [0.0]
+    given["solution"] = ["<t2s>"]  # a right answer of one's own without braces
+    assert format_reward(**given) == [1.0]
 
 
 def test_rewards_of_an_image_are_the_iou_of_its_box():
@@ -101,6 +109,12 @@ def test_rewards_without_what_they_compare_with_raise():
     for name, message in (("solution", "no column `solution`"), ("media_info", "media_info is missing")):
         with pytest.raises(ValueError, match=message):
             tiou_reward(**{key: value for key, value in given.items() if key != name})
+    for solution, message in (
+        ("2.0 to 4.0", "The solution '2.0 to 4.0' has no span or tubelet, which is the answer to the task 'stvg'"),
+        (None, "must be the text of the right answer, got None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            format_reward(**{**given, "solution": [solution]})
     with pytest.raises(ValueError, match="has no image or video"):
         tiou_reward(**{**given, "media_info": [None]})
     with pytest.raises(ValueError, match=r"<t40s> is outside the clip"):

@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig
 
-from llava_st_hf.training import get_last_checkpoint
+from llava_st_hf import LlavaSTForConditionalGeneration
+from llava_st_hf.training import (
+    LlavaSTGRPOTrainer,
+    LlavaSTTrainer,
+    LlavaSTTrainingConfig,
+    get_last_checkpoint,
+    prepare_model_for_training,
+)
+from modeling_tests.corpora import mixed_rows
 from modeling_tests.one_training import make_trainer
+from modeling_tests.processors import model_for, tiny_processor
 
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "count": 3}
@@ -120,3 +132,20 @@ def test_best_checkpoint_is_loaded_at_the_end(tmp_path):
     best = min((entry["eval_loss"], entry["step"]) for entry in trainer.state.log_history if "eval_loss" in entry)
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"run/checkpoint-{best[1]}")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best[0], rel=1e-5)
+
+
+def test_trainer_push_to_hub_of_an_adapter_of_a_local_folder_raises_before_training(tmp_path):
+    """The repository would be created by the constructor, and the upload would fail after training."""
+    model_for(tiny_processor()).save_pretrained(tmp_path / "base")
+    base = LlavaSTForConditionalGeneration.from_pretrained(tmp_path / "base")
+    model = prepare_model_for_training(base, ["lora"], lora_r=2)
+    options = {"use_cpu": True, "bf16": False, "push_to_hub": True}
+    message = rf"set push_to_hub=False\. The adapter was trained on {tmp_path}/base, which is no hub id.*--base-model"
+    dataset = Dataset.from_list(mixed_rows({}, 3)[2:])
+    with pytest.raises(ValueError, match=message):
+        args = LlavaSTTrainingConfig(output_dir=str(tmp_path / "run"), **options, hub_strategy="end")
+        LlavaSTTrainer(model, args, dataset, tiny_processor())
+    args = GRPOConfig(output_dir=str(tmp_path / "run"), **options)
+    for started, peft_config in ((model, None), (str(tmp_path / "base"), LoraConfig())):
+        with pytest.raises(ValueError, match=message):
+            LlavaSTGRPOTrainer(started, [len], args, dataset, tiny_processor(), peft_config=peft_config)

@@ -2,10 +2,14 @@
 """TRL's own trainers and commands, with the data collators that TRL chooses: batches, losses, and errors."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset, Image, load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText
@@ -13,6 +17,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from llava_st_hf import trl as trl_scripts
 from llava_st_hf.data import fill_videos, load_mixture
+from llava_st_hf.model import trl_inputs_llava_st
 from llava_st_hf.training import LlavaSTPreferenceCollator, prepare_model_for_training
 from modeling_tests.corpora import write_media
 from modeling_tests.processors import model_for, tiny_processor
@@ -86,6 +91,20 @@ def own_loss(model, batch, processor) -> float:
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
 
 
+@contextmanager
+def warnings_of(logger) -> Iterator[list[str]]:
+    """Messages of a logger of transformers, which are not propagated."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.warning_once.cache_clear()
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
 def first_loss(trainer) -> float:
     trainer.train()
     return trainer.state.log_history[0]["loss"]
@@ -113,7 +132,8 @@ def test_sft_trainer_assistant_only_loss_learns_the_answers(tmp_path, media, pro
 
 
 def test_sft_trainer_with_a_collator_that_labels_all_tokens_learns_no_media_tokens(tmp_path, media, processor):
-    """A collator's labels are counted before the model masks them: the sum of the losses is right, and is divided by that number."""
+    """A collator's labels are counted before the model masks them: the sum of the losses is right, and is divided by that number, with a
+    warning."""
 
     def collate(rows):
         batch = processor.apply_chat_template([row["messages"] for row in rows], tokenize=True, return_dict=True, return_tensors="pt")
@@ -124,7 +144,12 @@ def test_sft_trainer_with_a_collator_that_labels_all_tokens_learns_no_media_toke
     batch = only_batch(trainer)
     learned = (batch["labels"] != -100).sum() - torch.isin(batch["labels"], torch.tensor(processor.image_token_ids)).sum()
     expected = own_loss(None, batch, processor) * float(learned - 1) / float(batch["labels"].numel() - 1)
-    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
+    with warnings_of(trl_inputs_llava_st.logger) as warnings:
+        assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
+        assert [text for text in warnings if "labels image or video tokens" in text]
+        warnings.clear()
+        sft(tmp_path, dataset, processor).train()
+    assert not warnings
 
 
 @pytest.mark.parametrize("content", ["string", "items"])
@@ -264,6 +289,40 @@ def test_preference_collator_invalid_row_raises_an_error_that_names_it(media, pr
 
 
 # ============================================================ Commands
+
+
+def test_trl_script_grpo_rewards_completions_about_images_and_videos(tmp_path, media, processor):
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    rows = [
+        {"prompt": turns("Where is it?", "")[:1], "image": media["image"], "solution": BOX},
+        {"prompt": turns("When is it?", "")[:1], "videos": [media["video"]], "solution": "{<t0.2s><t0.6s>}"},
+        {"prompt": [{"role": "user", "content": [{"type": "video", "path": media["video"]}]}], "solution": "{<t0.2s><t0.6s>}"},
+    ]
+    for number, row in enumerate(rows):
+        dataset = Dataset.from_list([row, row])
+        dataset = dataset.cast_column("image", Image()) if "image" in row else dataset
+        dataset.to_parquet(tmp_path / f"rows{number}" / "train.parquet")
+        recipe = {name: value for name, value in OPTIONS.items() if name not in ("max_length", "per_device_train_batch_size")} | {
+            "model_name_or_path": str(tmp_path / "model"),
+            "dataset_name": str(tmp_path / f"rows{number}"),
+            "output_dir": str(tmp_path / f"run{number}"),
+            "reward_funcs": ["llava_st_hf.training.rewards.tiou_siou_reward", "modeling_tests.test_training_grpo.parity_reward"],
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 12,
+            "dtype": "float32",
+            "learning_rate": 0.1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+        }
+        (tmp_path / "grpo.yaml").write_text(json.dumps(recipe))
+        trl_scripts.main(["grpo", "--config", str(tmp_path / "grpo.yaml")])
+        assert trl.GRPOTrainer.__module__.startswith("trl.")
+        [entry] = json.loads((tmp_path / f"run{number}/checkpoint-1/trainer_state.json").read_text())["log_history"]
+        assert 0 <= entry["rewards/tiou_siou_reward/mean"] < 1 and entry["reward_std"] > 0
+        trained = AutoModelForImageTextToText.from_pretrained(tmp_path / f"run{number}")
+        assert not torch.equal(trained.lm_head.weight, model_for(processor).lm_head.weight)
 
 
 def test_trl_scripts_train_a_saved_model_on_stored_rows(tmp_path, media, processor):

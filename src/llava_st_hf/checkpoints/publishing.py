@@ -145,18 +145,28 @@ def _check_layout(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} has no {_PROCESSOR}, without which the model cannot be used. Save its processor there as well.")
 
 
-def _set_base(staged: Path, base_model: str | None) -> str | None:
-    """Writes the base model's hub id to the configuration of an adapter, and returns it."""
-    path = staged / ADAPTER_CONFIG
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    recorded = settings.get("base_model_name_or_path")
-    base = base_model or hub_id(recorded)
+def public_base(recorded: str | None) -> str:
+    """
+    Returns the hub id of the base model that an adapter records.
+
+    Raises:
+        ValueError: if it records none, or a local path, which others do not have.
+    """
+    base = hub_id(recorded)
     if base is None:
         reason = f"was trained on {recorded}, which is no hub id" if recorded else "does not name its base model"
         raise ValueError(
-            f"The adapter {reason}: give the hub id of its base model (--base-model), or merge the adapter with `llava-st merge-lora` and "
-            "upload the result."
+            f"The adapter {reason}: give the hub id of its base model (`llava-st push --base-model OWNER/NAME`), or merge the adapter with "
+            "`llava-st merge-lora` and upload the result."
         )
+    return base
+
+
+def _set_base(staged: Path, base_model: str | None) -> str:
+    """Writes the base model's hub id to the configuration of an adapter, and returns it."""
+    path = staged / ADAPTER_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    base = base_model or public_base(settings.get("base_model_name_or_path"))
     path.unlink()  # a link
     path.write_text(json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n", encoding="utf-8")
     return base

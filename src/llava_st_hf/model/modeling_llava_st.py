@@ -26,7 +26,7 @@ from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputW
 from .packer_llava_st import TENSOR_PARALLEL_PLAN, LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from .placeholders_llava_st import check_no_placeholders, find_placeholders, insert_features
 from .renamed_arguments_llava_st import accept_renamed_arguments
-from .trl_inputs_llava_st import LlavaSTReplacedForwardMixin, mask_media_labels
+from .trl_inputs_llava_st import LlavaSTReplacedForwardMixin, mask_counted_labels, mask_media_labels
 from .vision_llava_st import encode_frames
 
 
@@ -539,7 +539,8 @@ class LlavaSTForConditionalGeneration(LlavaSTReplacedForwardMixin, LlavaSTPreTra
         if shift_labels is None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]  # each position predicts the next token
             shift_coordinate_values = None if coordinate_values is None else coordinate_values[:, 1:]
-        shift_labels = mask_media_labels(shift_labels, self.config.all_media_token_ids)
+        mask = mask_media_labels if num_items_in_batch is None else mask_counted_labels
+        shift_labels = mask(shift_labels, self.config.all_media_token_ids)
         loss, token_losses, bin_errors = supervised_cross_entropy(
             hidden_states,
             self.get_output_embeddings(),

@@ -11,7 +11,10 @@ from types import MethodType
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 
@@ -32,6 +35,23 @@ def mask_media_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch
     return labels.masked_fill(torch.isin(labels, torch.tensor(media_token_ids, device=labels.device)), IGNORED_LABEL)
 
 
+def mask_counted_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch.Tensor:
+    """
+    Removes the labels of image and video tokens as `mask_media_labels` does, and warns once if there are any.
+
+    A trainer divides the sum of the losses by the number of labels, which it counts before the model is called and which the model cannot
+    correct: it is that of all micro-batches and processes.
+    """
+    masked = mask_media_labels(labels, media_token_ids)
+    if not torch.compiler.is_compiling() and not torch.equal(masked, labels):
+        logger.warning_once(
+            "The data collator labels image or video tokens. They are not learned, but a trainer counts them, which makes the loss and its "
+            'gradient too small. Set the labels in the processor\'s output itself (batch["labels"] = batch["input_ids"].clone()), or set '
+            "them to -100 at config.all_media_token_ids."
+        )
+    return masked
+
+
 def _with_complete_inputs(forward: Callable) -> Callable:
     """Wraps a `forward` that replaces the one of the class."""
 
@@ -43,7 +63,7 @@ def _with_complete_inputs(forward: Callable) -> Callable:
                 kwargs["coordinate_output_embeddings"] = self.get_coordinate_output_embeddings()
             for name in ("labels", "shift_labels"):
                 if kwargs.get(name) is not None:
-                    kwargs[name] = mask_media_labels(kwargs[name], self.config.all_media_token_ids)
+                    kwargs[name] = mask_counted_labels(kwargs[name], self.config.all_media_token_ids)
             head = self.get_output_embeddings()
             if not isinstance(head, nn.Linear):
                 head.bias = None  # TRL reads the bias, which PEFT's wrapper of trained rows does not have

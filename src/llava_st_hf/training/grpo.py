@@ -73,26 +73,33 @@ class LlavaSTGRPOTrainer(ModelCardMixin, AtomicCheckpointMixin, GRPOTrainer):
     and of height and width): see `llava_st_hf.training.rewards`.
 
     Args:
-        model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `prepare_model_for_training` returns it.
+        model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, as `prepare_model_for_training` returns it; or its folder or
+            hub id.
         reward_funcs: functions, as in TRL.
         args ([`~trl.GRPOConfig`]): arguments of the run.
         train_dataset: with the column `prompt`, and those of the reward functions.
-        processing_class ([`LlavaSTProcessor`]): the model's processor.
+        processing_class ([`LlavaSTProcessor`]): the model's processor, by default that of the model's folder.
         kwargs: further arguments of [`~trl.GRPOTrainer`].
 
     Raises:
-        ValueError: if model and processor do not belong together, or for `use_vllm`.
+        ValueError: if model and processor do not belong together, if the data has fewer prompts than a step needs, or for `use_vllm`.
     """
 
     _tag_names = ["trl", "grpo", "llava-st", "video-grounding"]
 
-    def __init__(self, model, reward_funcs, args: GRPOConfig, train_dataset, processing_class: LlavaSTProcessor, **kwargs):
-        check_model_matches_processor(model.config, processing_class)
+    def __init__(self, model, reward_funcs, args: GRPOConfig, train_dataset, processing_class: LlavaSTProcessor | None = None, **kwargs):
         if args.use_vllm:
             raise ValueError("use_vllm=True is not supported: TRL passes no videos to vLLM. Set use_vllm=False.")
         super().__init__(
             model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
         )
+        check_model_matches_processor(self.model.config, self.processing_class)
+        needed = self.args.generation_batch_size // self.args.num_generations
+        if isinstance(train_dataset, Dataset) and len(train_dataset) < needed:
+            raise ValueError(
+                f"The training data has {len(train_dataset)} prompts, fewer than the {needed} of a generation, so that no step would be "
+                "trained: reduce per_device_train_batch_size or gradient_accumulation_steps, or raise num_generations."
+            )
         if args.bf16 or args.fp16:
             for parameter in self.model.parameters():  # small updates are lost in half precision
                 if parameter.requires_grad:

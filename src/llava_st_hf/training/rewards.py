@@ -12,8 +12,9 @@ TRL calls them with `completions` and one list for each column of the dataset, a
 | `num_bins` | bins of the time axis, and of height and width; `LlavaSTGRPOTrainer` adds it, by default those of the paper |
 
 A reward is None where the right answer lacks the part that it compares; TRL leaves such rewards out. A completion without that part, or
-with one that cannot be parsed, gets 0. Parser and metrics are those of `llava_st_hf.evaluation`; coordinates of the right answer are
-rounded to thousandths of their axis.
+with one that cannot be parsed, gets 0. Of several spans, or of several boxes in an image, the first is compared. Parser and metrics are
+those of `llava_st_hf.evaluation`, which read a time without braces as a span too; coordinates of the right answer are rounded to
+thousandths of their axis.
 """
 
 import re
@@ -42,16 +43,20 @@ Completion = str | list[dict]
 Rewards = list[float | None]
 
 _COORDINATE = re.compile(f"(?P<inline>{INLINE_COORDINATE.pattern})|{COORDINATE_TOKEN.pattern}")
+_SPAN = re.compile(r"\{\s*<TEMP-\d+>\s*<TEMP-\d+>\s*\}")
 _MISSING = (np.nan, np.nan)
+_PARTS = ("span", "box", "tubelet", "objects")
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A parsed completion, the parsed right answer, and the notes of the parser about the former only."""
+    """A parsed completion, the parsed right answer, and the notes of the parser about the former only; whether only the latter has a span
+    in braces."""
 
     found: GroundingResult
     truth: GroundingResult
     notes: tuple[str, ...]
+    lacks_braces: bool
 
     def tiou(self) -> float | None:
         if self.truth.span is None:
@@ -71,10 +76,11 @@ class _Pair:
             return None
         return float(metric(Tubelets([self.found.tubelet]), Tubelets([self.truth.tubelet]))[0])
 
-    def has_all_parts(self) -> bool:
-        return all(
-            getattr(self.truth, name) is None or getattr(self.found, name) is not None for name in ("span", "box", "tubelet", "objects")
-        )
+    def format(self) -> float | None:
+        parts = [name for name in _PARTS if getattr(self.truth, name) is not None]
+        if not parts:
+            return None
+        return float(all(getattr(self.found, name) is not None for name in parts) and not self.notes and not self.lacks_braces)
 
 
 def tiou_reward(completions: list[Completion], **columns) -> Rewards:
@@ -111,8 +117,11 @@ def tiou_siou_reward(completions: list[Completion], **columns) -> Rewards:
 
 
 def format_reward(completions: list[Completion], **columns) -> Rewards:
-    """Returns 1 for each completion that has all parts of the right answer and that the parser reads without a note, else 0."""
-    return [float(pair.has_all_parts() and not pair.notes) for pair in _pairs(completions, **columns)]
+    """
+    Returns 1 for each completion that has all parts of the right answer and that the parser reads without a note, else 0; None for answers
+    without span, boxes and objects. A span must be in braces if that of the right answer is. See the module for `columns`.
+    """
+    return [pair.format() for pair in _pairs(completions, **columns)]
 
 
 def _pairs(
@@ -144,16 +153,24 @@ def _text(completion: Completion) -> str:
 def _pair(
     text: str, solution: str, task: str | None, media: MediaInfo | dict | None, num_frames: int | None, num_bins: tuple[int, int]
 ) -> _Pair:
+    if not isinstance(solution, str):
+        raise ValueError(f"A solution must be the text of the right answer, got {solution!r:.100}.")
     if media is None:
         raise ValueError(f"The prompt of the solution {solution!r:.100} has no image or video, which spans and boxes refer to.")
     if isinstance(media, dict):
         media = MediaInfo(**{name: value for name, value in media.items() if value is not None})  # Arrow adds absent keys
+    expected_parts = [name for name in GROUNDING_FIELDS.get(task or "", ()) if name in _PARTS]
     if task not in GROUNDING_FIELDS:  # a conversation of one's own
         task = "stvg" if media.kind == "video" else "rec"
     exact = _on_fine_bins(solution, media, num_bins)
     truth, expected = read_llava_st(exact, ParseContext(task, media, GroundingResult(), MAX_BINS, MAX_BINS, num_frames))
+    if expected_parts and all(getattr(truth, name) is None for name in expected_parts):
+        raise ValueError(
+            f"The solution {solution!r:.100} has no {' or '.join(expected_parts)}, which is the answer to the task {task!r}: write "
+            "coordinates as in {<t1.8s><t2.5s>} and [<w10px><h20px><w90px><h80px>]."
+        )
     found, notes = read_llava_st(text, ParseContext(task, media, GroundingResult(), *num_bins, num_frames))
-    return _Pair(found, truth, tuple(note for note in notes if note not in expected))
+    return _Pair(found, truth, tuple(note for note in notes if note not in expected), bool(_SPAN.search(exact)) and not _SPAN.search(text))
 
 
 def _on_fine_bins(solution: str, media: MediaInfo, num_bins: tuple[int, int]) -> str:

@@ -7,11 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+from peft import PeftModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..checkpoints.atomic import PARTIAL, finish_interrupted_write, flush, publish, save_errors
-from ..checkpoints.publishing import publish_folder
+from ..checkpoints.publishing import public_base, publish_folder
 
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class AtomicCheckpointMixin:
     """
 
     _staging: Path | None = None
+
+    def __init__(self, model, args, peft_config=None, **kwargs):
+        if args.push_to_hub:
+            _check_upload(model, peft_config)
+        super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -121,6 +127,20 @@ class AtomicCheckpointMixin:
             for path in old[: max(0, len(old) + len(kept - {None}) - self.args.save_total_limit)]:
                 _delete(Path(path), staging)
         shutil.rmtree(staging)
+
+
+def _check_upload(model, peft_config) -> None:
+    """Raises an error, before training, for an adapter whose base model has no hub id."""
+    if isinstance(model, PeftModel):
+        base = model.active_peft_config.base_model_name_or_path
+    elif peft_config is not None:
+        base = model if isinstance(model, str) else model.config.name_or_path
+    else:
+        return
+    try:
+        public_base(base)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub=True would fail after training: set push_to_hub=False. {error}") from error
 
 
 def _delete(folder: Path, staging: Path) -> None:
