@@ -79,13 +79,18 @@ def test_rewards_of_parts_that_the_right_answer_lacks_are_none():
     assert tiou_siou_reward(**tubelet_only) == siou_reward(**tubelet_only) == pytest.approx([0.5], abs=5e-3)
     caption = {"completions": ["A dog."], **columns("A dog.", task="tr")}
     assert tiou_siou_reward(**caption) == format_reward(**caption) == [None]
+    # Of a task of one's own, the parser notes that an answer has no boxes; the right answer has none either.
+    own = {"completions": ["{<TEMP-020><TEMP-040>}"], **columns("{<t2s><t4s>}", task="my task")}
+    assert format_reward(**own) == [1.0] and siou_reward(**own) == [None]
 
 
 @pytest.mark.parametrize("text", ["<TEMP-020>", "{<TEMP-020>}", "<TEMP-020><TEMP-040>", "{<TEMP-020><TEMP-040>"])
 def test_format_reward_of_a_span_without_both_times_in_braces_is_0(text):
     given = {"completions": [text], **columns("{<t2s><t4s>}", task="tvg")}
     assert format_reward(**given) == [0.0]
-    given["solution"] = ["<t2s>"]  # a right answer of one's own without braces
+    given["completions"] = ["{<TEMP-040><TEMP-020>}"]  # read with a note
+    assert format_reward(**given) == [0.0]
+    given = {"completions": [text], **columns("<t2s>", task="tvg")}  # a right answer of one's own without braces
     assert format_reward(**given) == [1.0]
 
 
