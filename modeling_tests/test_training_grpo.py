@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with images and videos in the prompts, and launch/grpo.py."""
 
+import json
 import re
 from dataclasses import fields
 from functools import wraps
@@ -106,17 +107,20 @@ def test_grpo_log_probs_of_completions_equal_those_of_their_generation(tmp_path,
     assert not torch.isin(ids, torch.tensor(forbidden)).any()
 
 
-def test_grpo_shuffled_minibatches_keep_the_media_of_their_prompts(tmp_path, media):
+def test_grpo_shuffled_minibatches_keep_the_media_of_their_prompts(tmp_path, media, monkeypatch):
     # Two steps per generation: completions are generated once, shuffled and split; log-probabilities then need the right pixels.
     trainer = make_trainer(tmp_path, mixed_prompts(media), per_device_train_batch_size=4, steps_per_generation=2, num_iterations=2)
     trainer.model.train()
     before = trainer._prepare_inputs(repeated(mixed_prompts(media), 2))
     assert len(before["encoded"]) == 4
+    compute, computed = trainer._get_per_token_logps_and_entropies, []
+    monkeypatch.setattr(
+        trainer, "_get_per_token_logps_and_entropies", lambda *args, **kwargs: computed.append(compute(*args, **kwargs)) or computed[-1]
+    )
+    trainer.current_gradient_accumulation_steps = 1
     for batch in trainer._buffered_inputs:
-        trainer._encoded = batch["encoded"]
-        whole = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        log_probs, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, whole, attention, batch["completion_ids"].shape[1])
+        trainer._compute_loss(trainer.model, batch)
+        log_probs = computed[-1][0]
         mask = batch["completion_mask"].bool()
         torch.testing.assert_close(log_probs[mask], batch["old_per_token_logps"][mask], atol=2e-4, rtol=1e-4)
         for prompt, prompt_mask, encoded in zip(batch["prompt_ids"], batch["prompt_mask"].bool(), batch["encoded"], strict=True):
@@ -148,6 +152,17 @@ def test_grpo_trains_on_images_and_videos_and_rewards_get_their_sizes(tmp_path, 
     assert (film.kind, film.width, film.height, film.fps, frames, bins) == ("video", 64, 48, 10.0, 10, (100, 100))
 
 
+def test_grpo_in_bfloat16_trains_weights_in_float32(tmp_path, media):
+    args = GRPOConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True})
+    processor = tiny_processor()
+    model = prepare_model_for_training(model_for(processor).bfloat16(), ["lora"], lora_r=2)
+    trainer = LlavaSTGRPOTrainer(model, [parity_reward], args, Dataset.from_list(mixed_prompts(media)), processor)
+    trainer.train()
+    dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in trainer.model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
 def test_grpo_rewards_of_a_mixture_are_computed_with_its_answers(tmp_path):
     dataset = grpo_dataset(mixed_dataset(tmp_path, 6), ["tvg", "rec"])
     assert dataset.column_names == ["id", "task", "prompt", "solution"] and set(dataset["task"]) == {"tvg", "rec"}
@@ -164,12 +179,19 @@ def test_grpo_dataset_without_conversations_of_the_tasks_raises(tmp_path):
 
 
 def test_grpo_columns_of_images_fill_the_items_of_a_prompt_in_order(tmp_path, media):
-    trainer = make_trainer(tmp_path, mixed_prompts(media))
+    seen = []
+
+    def spy(completions, media_info, **columns):
+        seen.extend((one.width, one.height) for one in media_info)
+        return parity_reward(completions, **columns)
+
+    trainer = make_trainer(tmp_path, mixed_prompts(media), rewards=[spy])
     photos = [Image.new("RGB", size) for size in ((20, 10), (30, 40))]
     prompt = [{"role": "user", "content": [{"type": "image"}, text_item("or"), {"type": "image", "image": None}, text_item("?")]}]
     trainer._generate_and_score_completions([{"prompt": prompt, "images": photos}] * 2)
     assert [(one.width, one.height) for one in trainer._encoded[0].media_info[0]] == [(20, 10), (30, 40)]
     assert trainer._encoded[0] is trainer._encoded[1]  # one group
+    assert seen == [(30, 40)] * 2  # coordinates of answers refer to the last image
     with pytest.raises(ValueError, match="places for 2 images, but its row has 1"):
         trainer._generate_and_score_completions([{"prompt": prompt, "image": photos[0]}])
     with pytest.raises(ValueError, match="must be chat messages, not the text 'Where"):
@@ -230,12 +252,15 @@ def test_grpo_script_trains_saves_and_resumes(tmp_path):
     processor = tiny_processor()
     model_for(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
+    logs = []
     for steps in (1, 2):
         options = {**OPTIONS, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1, "max_steps": steps}
         training_args = GRPOConfig(output_dir=str(tmp_path / "run"), **options)
         arguments = grpo.GRPOArguments(mixture=str(tmp_path / "mixture.yaml"), tasks=["tvg"])
         grpo.main(arguments, training_args, ModelConfig(model_name_or_path=str(tmp_path / "model"), dtype="float32", lora_r=2))
-        assert (tmp_path / "run" / f"checkpoint-{steps}").is_dir() and (tmp_path / "run" / "adapter_config.json").is_file()
+        assert (tmp_path / "run" / "adapter_config.json").is_file()
+        logs.append(json.loads((tmp_path / f"run/checkpoint-{steps}/trainer_state.json").read_text())["log_history"])
+    assert logs[1][0] == logs[0][0] and "step_time" in logs[0][0]  # of the first start, with the time that it took
     card = (tmp_path / "run/README.md").read_text()  # not TRL's, which loads a language model
     assert "AutoProcessor, pipeline" in card and "- tiou" in card and "| rows | tvg |" in card
     with pytest.raises(ValueError, match="reward_funcs"):
