@@ -155,7 +155,7 @@ def test_grpo_trains_on_images_and_videos_and_rewards_get_their_sizes(tmp_path, 
 def test_grpo_in_bfloat16_trains_weights_in_float32(tmp_path, media):
     args = GRPOConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, "bf16": True})
     processor = tiny_processor()
-    model = prepare_model_for_training(model_for(processor).bfloat16(), ["lora"], lora_r=2)
+    model = prepare_model_for_training(model_for(processor).bfloat16(), ["packer"])
     trainer = LlavaSTGRPOTrainer(model, [parity_reward], args, Dataset.from_list(mixed_prompts(media)), processor)
     trainer.train()
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in trainer.model.parameters()}

@@ -277,6 +277,17 @@ def test_dpo_trainer_with_videos_in_messages_learns_the_answers(tmp_path, media,
     assert accuracies[0] == 0 and accuracies[-1] > 0
 
 
+def test_preference_collator_earlier_answers_of_the_prompt_are_not_completions(processor):
+    row = {
+        "prompt": [*turns("Hello.", "Hi."), *turns("Where?", "")[:1]],
+        "chosen": turns("", "There.")[1:],
+        "rejected": turns("", "No.")[1:],
+    }
+    batch = LlavaSTPreferenceCollator(processor)([row])
+    texts = [processor.tokenizer.decode(ids[mask == 1]) for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    assert texts == ["There.<|im_end|>", "No.<|im_end|>"]
+
+
 def test_preference_collator_invalid_row_raises_an_error_that_names_it(media, processor):
     item = {"type": "video", "path": media["video"]}
     collator = LlavaSTPreferenceCollator(processor, max_length=60)
