@@ -49,6 +49,14 @@ def tiny_processor(
     )
 
 
+def settings_of(processor: LlavaSTProcessor) -> dict:
+    """Settings of a processor and its parts without `auto_map`, which is set when they are saved."""
+    parts = {name: dict(value) if isinstance(value, dict) else value for name, value in processor.to_dict().items()}
+    for settings in (parts, *(value for value in parts.values() if isinstance(value, dict))):
+        settings.pop("auto_map", None)
+    return parts
+
+
 def model_for(processor: LlavaSTProcessor, **overrides) -> LlavaSTForConditionalGeneration:
     """Tiny model with random weights that accepts the outputs of `processor`."""
     size = processor.image_processor.size["height"]

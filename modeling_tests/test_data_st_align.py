@@ -65,7 +65,8 @@ def test_st_align_row_video_is_the_first_item_of_the_first_user_message():
     messages = row_of(SAMPLE)["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
     video, text = messages[0]["content"]
-    assert video == {"type": "video", "text": None, "path": "/data/a/clip.mp4", "clip": [3, 90], "start": None, "end": None}
+    expected = {"type": "video", "path": "/data/a/clip.mp4", "clip": [3, 90], "text": None, "image": None, "start": None, "end": None}
+    assert video == expected
     assert text["path"] is None and text["clip"] is None
 
 

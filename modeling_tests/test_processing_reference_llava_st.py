@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
-from modeling_tests.processors import answer, encode, user
+from modeling_tests.processors import answer, encode, settings_of, user
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, analytic_pixels, cases, config_overrides, expected, strided
 
 
@@ -77,4 +77,4 @@ def test_processor_of_original_checkpoint_loads_and_saves_in_our_format(released
     processor = released[0]
     assert type(processor) is LlavaSTProcessor and processor.ignore_prompt_x_coordinates and processor.num_temporal_bins == 100
     processor.save_pretrained(tmp_path)
-    assert AutoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    assert settings_of(AutoProcessor.from_pretrained(tmp_path)) == settings_of(processor)

@@ -22,7 +22,7 @@ def test_training_metrics_speed_excludes_the_time_in_which_the_clock_is_paused(m
             now += 100.0
             raise KeyError
         now += 1.0
-        sums.add(inputs, outputs, ["tvg"])
+        sums.add(inputs, outputs, ["tvg"], torch.tensor([False]))
         report = sums.report()
         assert report["tokens_per_second"] == pytest.approx(3 / 3.0) and report["samples_per_second"] == pytest.approx(1 / 3.0)
         assert report["loss"] == report["loss_tvg"] == 2.0
