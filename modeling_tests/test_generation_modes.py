@@ -74,7 +74,7 @@ def test_generate_with_each_cache_equals_the_default(model, batch, answers, impl
         if not (is_optimum_quanto_available() or is_hqq_available()):
             pytest.skip("needs optimum-quanto or hqq")
         backend = "quanto" if is_optimum_quanto_available() else "hqq"
-        options["cache_config"] = {"backend": backend, "nbits": 4, "residual_length": 4096}  # longer than the text: nothing is quantized
+        options["cache_config"] = {"backend": backend, "nbits": 4, "residual_length": 4096}  # the prompt is quantized, new tokens are not
     elif implementation.startswith("offloaded") and not torch.cuda.is_available():
         pytest.skip("an offloaded cache needs a GPU")
     sequences = model.generate(**batch, **GREEDY, cache_implementation=implementation, disable_compile=True, **options)
