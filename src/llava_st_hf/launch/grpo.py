@@ -12,32 +12,22 @@ same command again: training continues from the last checkpoint.
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import torch
 from accelerate import PartialState
-from transformers.utils import logging
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from ..data import load_mixture
-from ..distributed import set_fsdp_layers, shut_down_processes
+from ..distributed import shut_down_processes
 from ..locking import locked_folder
-from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
-from ..model.processing_llava_st import LlavaSTProcessor
-from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from ..training import (
     LlavaSTGRPOTrainer,
     check_resume_compatibility,
     describe_mixture,
     grpo_dataset,
     load_initial_processor,
-    prepare_base_model,
-    prepare_model_for_training,
     rewards,
 )
 from ..training.trainable import check_trainable_modules
-from .sft import check_upload, checkpoint_to_resume, quantization_config, refuse_unused_arguments
-
-
-logger = logging.get_logger(__name__)
+from .sft import checkpoint_to_resume, load_model, lora_settings, refuse_unused_arguments, resolve_model_name, run_training
 
 
 @dataclass
@@ -71,10 +61,7 @@ class GRPOArguments:
 def main(grpo_args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
     """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
     refuse_unused_arguments(training_args, model_args)
-    if model_args.model_name_or_path is None:
-        raise ValueError("model_name_or_path is missing: set it in the recipe, or by --model_name_or_path.")
-    if model_args.model_name_or_path == DEMO_MODEL_NAME:
-        model_args.model_name_or_path = DEMO_MODEL_PATH
+    resolve_model_name(model_args)
     state = PartialState()
     with locked_folder(training_args.output_dir) if state.is_main_process else nullcontext():
         train(state, grpo_args, training_args, model_args)
@@ -92,28 +79,12 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
         train_dataset = grpo_dataset(mixture, grpo_args.tasks)
 
     # ============================================================ Model
-    lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
     if state.is_main_process:
         settings = {**vars(grpo_args), **vars(model_args)}
         del settings["model_name_or_path"], settings["mixture"]
         check_resume_compatibility(training_args, model_name, grpo_args.mixture, len(train_dataset), **settings)
     checkpoint = checkpoint_to_resume(training_args)
-    dtype = "auto" if model_args.dtype in (None, "auto") else getattr(torch, str(model_args.dtype))
-    with state.main_process_first():  # the others read the model that it has saved
-        folder = prepare_base_model(model_name, training_args.output_dir, grpo_args.trainable_modules, dtype, training_args.seed)
-    quantization = quantization_config(model_args)
-    model = LlavaSTForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization,
-        device_map={"": state.device} if quantization is not None else None,
-    )
-    processor = LlavaSTProcessor.from_pretrained(folder)
-    torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
-    model = prepare_model_for_training(model, grpo_args.trainable_modules, **lora)
-    check_upload(training_args, model, folder)
-    set_fsdp_layers(model)
+    model, processor = load_model(state, training_args, model_args, grpo_args.trainable_modules)
 
     # ============================================================ Training
     trainer = LlavaSTGRPOTrainer(
@@ -124,16 +95,13 @@ def train(state: PartialState, grpo_args: GRPOArguments, training_args: GRPOConf
         processing_class=processor,
     )
     trainer.base_model_name, trainer.card_data = model_name, describe_mixture(grpo_args.mixture, mixture)
-    trainer.card_recipe = {"reward_funcs": grpo_args.reward_funcs, "tasks": grpo_args.tasks, "dtype": model_args.dtype, **lora}
-    if checkpoint:
-        logger.warning("Resuming from %s.", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.create_model_card()
-    trainer.accelerator.print(f"Saved to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.card_recipe = {
+        "reward_funcs": grpo_args.reward_funcs,
+        "tasks": grpo_args.tasks,
+        "dtype": model_args.dtype,
+        **lora_settings(model_args),
+    }
+    run_training(trainer, checkpoint)
 
 
 def run() -> None:

@@ -27,6 +27,7 @@ from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from ..training import (
+    LlavaSTGRPOTrainer,
     LlavaSTTrainer,
     LlavaSTTrainingConfig,
     check_resume_compatibility,
@@ -128,13 +129,73 @@ def check_upload(training_args: TrainingArguments, model: PreTrainedModel | Peft
         )
 
 
-def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
-    """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
+def resolve_model_name(model_args: ModelConfig) -> None:
+    """Replaces the name of the demo model by its folder, in place. Raises a `ValueError` if no model is given."""
     if model_args.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing: set it in the recipe, or by --model_name_or_path.")
-    refuse_unused_arguments(training_args, model_args)
     if model_args.model_name_or_path == DEMO_MODEL_NAME:
         model_args.model_name_or_path = DEMO_MODEL_PATH
+
+
+def lora_settings(model_args: ModelConfig) -> dict:
+    """Returns rank, scale and dropout of LoRA, as arguments of `prepare_model_for_training`."""
+    return {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
+
+
+def load_model(
+    state: PartialState, training_args: TrainingArguments, model_args: ModelConfig, trainable_modules: list[str]
+) -> tuple[PreTrainedModel | PeftModel, LlavaSTProcessor]:
+    """
+    Loads the model that a run starts from, with the modules of the run trainable.
+
+    Args:
+        state: of this process; the main process saves a model that a stage derives from another, and the others wait for it.
+        training_args, model_args: of the run.
+        trainable_modules: modules to train; all others are frozen.
+
+    Raises:
+        ValueError: if the result could not be uploaded as `push_to_hub` demands, or FSDP is configured for layers that the model lacks.
+    """
+    start = str(model_args.model_name_or_path)
+    dtype = "auto" if model_args.dtype in (None, "auto") else getattr(torch, str(model_args.dtype))
+    with state.main_process_first():  # the others read the model that it has saved
+        folder = prepare_base_model(start, training_args.output_dir, trainable_modules, dtype, training_args.seed)
+    quantization = quantization_config(model_args)
+    model = LlavaSTForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+        device_map={"": state.device} if quantization is not None else None,
+    )
+    processor = LlavaSTProcessor.from_pretrained(folder)
+    torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
+    model = prepare_model_for_training(model, trainable_modules, **lora_settings(model_args))
+    check_upload(training_args, model, folder)
+    set_fsdp_layers(model)
+    return model, processor
+
+
+def run_training(trainer: LlavaSTTrainer | LlavaSTGRPOTrainer, checkpoint: str | None) -> None:
+    """Trains from a checkpoint, or from the start if it is None; saves, evaluates if training has not done so, and uploads if it is set."""
+    args = trainer.args
+    if checkpoint:
+        logger.warning("Resuming from %s.", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.eval_dataset is not None and args.eval_strategy == "no":
+        trainer.evaluate()
+    trainer.create_model_card()
+    trainer.accelerator.print(f"Saved to {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def main(data_args: DataArguments, training_args: LlavaSTTrainingConfig, model_args: ModelConfig) -> None:
+    """Trains in the output folder, which is locked meanwhile. On return all processes have finished and the process group is destroyed."""
+    resolve_model_name(model_args)
+    refuse_unused_arguments(training_args, model_args)
     state = PartialState()
     with locked_folder(training_args.output_dir) if state.is_main_process else nullcontext():
         train(state, data_args, training_args, model_args)
@@ -156,29 +217,13 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
         eval_dataset = load_mixture(data_args.eval_mixture, **loading) if data_args.eval_mixture else None
 
     # ============================================================ Model
-    lora = {name: getattr(model_args, name) for name in ("lora_r", "lora_alpha", "lora_dropout")}
     if state.is_main_process:
         num_samples = None if data_args.streaming else len(train_dataset)
         settings = {"max_conversations_per_sequence": data_args.max_conversations_per_sequence, "streaming": data_args.streaming}
         settings |= {name: value for name, value in vars(model_args).items() if name != "model_name_or_path"}
         check_resume_compatibility(training_args, start, data_args.mixture, num_samples, **settings)
     checkpoint = checkpoint_to_resume(training_args)
-    dtype = "auto" if model_args.dtype in (None, "auto") else getattr(torch, str(model_args.dtype))
-    with state.main_process_first():  # the others read the model that it has saved
-        folder = prepare_base_model(start, training_args.output_dir, training_args.trainable_modules, dtype, training_args.seed)
-    quantization = quantization_config(model_args)
-    model = LlavaSTForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization,
-        device_map={"": state.device} if quantization is not None else None,
-    )
-    processor = LlavaSTProcessor.from_pretrained(folder)
-    torch.manual_seed(training_args.seed)  # LoRA weights are initialized randomly
-    model = prepare_model_for_training(model, training_args.trainable_modules, **lora)
-    check_upload(training_args, model, folder)
-    set_fsdp_layers(model)
+    model, processor = load_model(state, training_args, model_args, training_args.trainable_modules)
 
     # ============================================================ Training
     trainer = LlavaSTTrainer(
@@ -189,19 +234,12 @@ def train(state: PartialState, data_args: DataArguments, training_args: LlavaSTT
         processing_class=processor,
         base_model_name=model_args.model_name_or_path,
         card_data=describe_mixture(data_args.mixture, mixture),
-        card_recipe={"dtype": model_args.dtype, **lora} if "lora" in training_args.trainable_modules else {"dtype": model_args.dtype},
+        card_recipe={
+            "dtype": model_args.dtype,
+            **(lora_settings(model_args) if "lora" in training_args.trainable_modules else {}),
+        },
     )
-    if checkpoint:
-        logger.warning("Resuming from %s.", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    if eval_dataset is not None and training_args.eval_strategy == "no":
-        trainer.evaluate()
-    trainer.create_model_card()
-    trainer.accelerator.print(f"Saved to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    run_training(trainer, checkpoint)
 
 
 def run() -> None:
