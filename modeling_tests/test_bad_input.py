@@ -37,7 +37,7 @@ def ask(request, grounder):
                 grounder({kind: source, "text": text, **options}, max_new_tokens=1)
             finally:
                 grounder.postprocess = postprocess
-            return seen[0][0]
+            return seen[0].medium
         messages = [{"role": "user", "content": [{"type": kind, kind: source, **options}, {"type": "text", "text": text}]}]
         inputs = grounder.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         pixels = inputs["pixel_values_videos" if kind == "video" else "pixel_values"]

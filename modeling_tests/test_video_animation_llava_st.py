@@ -91,7 +91,7 @@ def test_flatten_videos_still_images_are_frames_and_animated_images_are_videos(g
     found = grounder.preprocess(str(still), text="What?")["model_inputs"]
     assert "pixel_values" in found
     found = grounder.preprocess(str(moving), text="What?")
-    assert found["model_inputs"]["pixel_values_videos"].shape[1] == 10 and found["context"][0].last_frame == 3
+    assert found["model_inputs"]["pixel_values_videos"].shape[1] == 10 and found["context"].medium.last_frame == 3
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".avif"])

@@ -14,9 +14,9 @@ from transformers.utils import ModelOutput, logging
 
 from .batch_feature_llava_st import join_samples
 from .compatibility_llava_st import check_model_matches_processor
-from .grounding_llava_st import MediaInfo, parse_answer
+from .grounding_llava_st import parse_answer
 from .model_card_llava_st import LlavaSTPushToHubMixin
-from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, is_chat, prepare_question
+from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
 
 
 logger = logging.get_logger(__name__)
@@ -211,11 +211,12 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     def postprocess(self, outputs) -> list[dict]:
         rows = zip(outputs["answers"], outputs["cut_off"], outputs["contexts"], strict=True)
-        return [self._answer(ids, cut_off, media, given) for ids, cut_off, (media, given) in rows]
+        return [self._answer(ids, cut_off, context) for ids, cut_off, context in rows]
 
-    def _answer(self, ids: torch.Tensor, cut_off: bool, media: MediaInfo | None, given: dict) -> dict:
-        processor = self.processor
-        answer = parse_answer(processor.decode_answer(ids), media, processor.num_temporal_bins, processor.num_spatial_bins, **given)
+    def _answer(self, ids: torch.Tensor, cut_off: bool, context: QuestionContext) -> dict:
+        processor, text = self.processor, self.processor.decode_answer(ids)
+        bins = (processor.num_temporal_bins, processor.num_spatial_bins)
+        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions)
         if cut_off:
             answer["notes"].append(f"The answer was cut off after {len(ids)} tokens. Increase max_new_tokens to get all of it.")
         return answer

@@ -2,6 +2,7 @@
 """Questions of `pipeline("video-grounding")`: checked, and converted to model inputs by the processor."""
 
 import os
+from dataclasses import dataclass, field
 
 from .batch_feature_llava_st import LlavaSTBatchFeature
 from .checks_llava_st import check_rate
@@ -21,8 +22,23 @@ _VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # those of `QU
 _PROMPT_VALUES = {"span": (read_span, lambda span: span_text(*span)), "time": (read_time, time_text), "box": (read_box, box_text)}
 
 
+@dataclass(frozen=True)
+class QuestionContext:
+    """What the answer to a question is read with.
+
+    Args:
+        medium: the image or video that the answer refers to, the last one of a chat; None for a question without media.
+        prompt_positions: "span", "start" and "box" of the prompt, as fractions; see `parse_answer`.
+        task: key of `TASKS`; None for a question in free text and for a chat.
+    """
+
+    medium: MediaInfo | None
+    prompt_positions: dict = field(default_factory=dict)
+    task: str | None = None
+
+
 class PreparedQuestion(dict):
-    """Model inputs of one question (`model_inputs`), with its media and prompt values (`context`); see `prepare_question`."""
+    """Model inputs of one question (`model_inputs`), and what its answer is read with (`context`, a [`QuestionContext`])."""
 
 
 def prepare_question(
@@ -68,7 +84,8 @@ def prepare_question(
         raise ValueError(f"{name} {error.reason}") from error
     media = model_inputs.media_info[0]
     medium = media[-1] if media else None
-    return PreparedQuestion(model_inputs=dict(model_inputs), context=(medium, _prompt_positions(medium, question)))
+    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"))
+    return PreparedQuestion(model_inputs=dict(model_inputs), context=context)
 
 
 def is_chat(inputs) -> bool:
