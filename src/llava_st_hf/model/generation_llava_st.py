@@ -8,7 +8,12 @@ from transformers.generation import utils as generation_utils
 
 from .cache_name_llava_st import CACHE_NAME, accept_cache_names
 from .continuous_batching_llava_st import PromptEmbeddings, prepare_prompts
+from .grammar_logits_llava_st import GrammarLogitsProcessor, GrammarOfCall
+from .grammar_tables_llava_st import AnswerConstraint
 from .renamed_arguments_llava_st import accept_renamed_arguments
+
+
+_PROMPTS = ("inputs", "input_ids", "inputs_embeds")
 
 
 class LlavaSTGenerationMixin(GenerationMixin):
@@ -16,9 +21,36 @@ class LlavaSTGenerationMixin(GenerationMixin):
 
     @accept_renamed_arguments
     @accept_cache_names
-    def generate(self, *args, **kwargs):
-        """See [`~transformers.GenerationMixin.generate`]."""
+    def generate(self, *args, grammar: AnswerConstraint | None = None, **kwargs):
+        """
+        See [`~transformers.GenerationMixin.generate`].
+
+        Args:
+            grammar (`AnswerConstraint`, *optional*):
+                Of `LlavaSTProcessor.answer_constraint`: answers are complete within the limit of tokens and well-formed. Logits processors
+                of the call are applied before it.
+
+        Raises:
+            ValueError: If the limit of tokens is too small for an answer by the grammar, or the grammar is for another number of prompts.
+        """
+        if grammar is not None:
+            prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
+            if prompts is not None and len(prompts) != len(grammar.start):
+                raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), GrammarOfCall(grammar)]
         return super().generate(*args, **kwargs)
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, *args, logits_processor=None, **kwargs):
+        # Only here are the limit of tokens and the end tokens of the call known.
+        processors = list(logits_processor or [])
+        if processors and isinstance(processors[-1], GrammarOfCall):
+            ends = generation_config._eos_token_tensor
+            if ends is None:
+                raise ValueError("A grammar needs an end token: set eos_token_id in the generation config.")
+            constraint = processors[-1].constraint.bound_to(self.config.get_text_config().vocab_size, ends.tolist(), self.device)
+            limit = generation_config.max_length - input_ids_seq_length
+            processors[-1] = GrammarLogitsProcessor(constraint, input_ids_seq_length, limit)
+        return super()._get_logits_processor(generation_config, input_ids_seq_length, *args, logits_processor=processors, **kwargs)
 
     @torch.no_grad()
     def generate_batch(self, inputs, *args, **kwargs):

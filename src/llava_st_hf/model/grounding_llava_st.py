@@ -396,6 +396,7 @@ def parse_answer(
     span: tuple[float, float] | None = None,
     start: float | None = None,
     box: tuple[float, float, float, float] | None = None,
+    words_suffice: bool = False,
 ) -> dict:
     """
     Parses a generated answer.
@@ -406,6 +407,7 @@ def parse_answer(
         num_temporal_bins, num_spatial_bins: bins of the time axis, and of height and width.
         span, start, box: values of the prompt, as fractions. They are copied to the result if the answer does not repeat them: the
             span of an event to describe, the start of an event whose end was asked for, the region to caption.
+        words_suffice: whether an answer in words without coordinates is complete, and gets no note.
 
     Returns:
         `{"text", "events", "notes"}`, JSON-serializable. Lone surrogates in `text` are replaced by U+FFFD. An event of a video has
@@ -429,7 +431,8 @@ def parse_answer(
 
     has_prompt_values = span is not None or start is not None or box is not None
     if not has_prompt_values and all(event.has_no_coordinates() for event in events):
-        notes.append("The answer has no valid time or box.")
+        if not (words_suffice and events):
+            notes.append("The answer has no valid time or box.")
         return result
     if not events:
         notes.append("The answer is empty.")

@@ -17,6 +17,7 @@ from .compatibility_llava_st import check_model_matches_processor
 from .grounding_llava_st import parse_answer
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
+from .tasks_llava_st import TASKS
 
 
 logger = logging.get_logger(__name__)
@@ -119,6 +120,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             video_backend (`str`): video decoder: "pyav" (default), or "decord" for the files that docs/video_input.md lists.
             allow_truncated (`bool`): read truncated video files up to their end instead of raising an error; `notes` then states it.
             download_limits (`DownloadLimits`): maximum size and time of downloads, and the hosts that are allowed.
+            grammar (`str`): form that answers are constrained to, so that each is complete and well-formed: "auto" (that of the question's
+                task, or any form with spans and boxes for a question in free text) or a task; by default none. `notes` then has at most
+                facts about the file.
             batch_size (`int`): number of questions per batch.
             max_new_tokens and other arguments of `generate`.
 
@@ -142,6 +146,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
         reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs") if name in kwargs}
+        if (grammar := kwargs.get("grammar")) not in (None, "auto", *TASKS):
+            raise ValueError(f"grammar={grammar!r} must be 'auto', None or a task: {', '.join(TASKS)}.")
         return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, {}
 
     # Input
@@ -170,20 +176,33 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         batch = join_samples([item["model_inputs"] for item in items], self.processor.tokenizer.pad_token_id, "left")
         return {"model_inputs": batch, "contexts": [item["context"] for item in items]}
 
-    def _forward(self, batch, **generate_kwargs) -> dict[str, Any]:
-        inputs = batch["model_inputs"]
+    def _forward(self, batch, grammar: str | None = None, **generate_kwargs) -> dict[str, Any]:
+        inputs, contexts = batch["model_inputs"], batch["contexts"]
         length = inputs["input_ids"].shape[1]
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs)
+        if grammar is not None:
+            generate_kwargs["grammar"] = self._constraint(contexts, grammar)
         if (self._setting(generate_kwargs, "num_return_sequences") or 1) != 1:
             raise ValueError(f"num_return_sequences must be 1, got {self._setting(generate_kwargs, 'num_return_sequences')}.")
         generated = self.model.generate(**inputs, **generate_kwargs)
         if isinstance(generated, ModelOutput):
             generated = generated.sequences
         answers = generated[:, length:]
-        return {"answers": answers, "cut_off": self._rows_cut_off(answers, length, generate_kwargs), "contexts": batch["contexts"]}
+        cut_off = self._rows_cut_off(answers, length, generate_kwargs)
+        return {"answers": answers, "cut_off": cut_off, "contexts": contexts, "constrained": grammar is not None}
+
+    def _constraint(self, contexts: list[QuestionContext], grammar: str):
+        """Constraint of the answers to a batch of questions; see `grammar` of `__call__`."""
+        given = [context.prompt_positions for context in contexts]
+        return self.processor.answer_constraint(
+            tasks=[context.task if grammar == "auto" else grammar for context in contexts],
+            media=[None if context.medium is None else context.medium.kind for context in contexts],
+            spans=[values.get("span") or ((values["start"], None) if "start" in values else None) for values in given],
+            device=self.model.device,
+        )
 
     def _setting(self, generate_kwargs: dict, name: str):
         """Value of a generation setting: of the call, else of its `generation_config`, else of the model."""
@@ -211,12 +230,13 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     def postprocess(self, outputs) -> list[dict]:
         rows = zip(outputs["answers"], outputs["cut_off"], outputs["contexts"], strict=True)
-        return [self._answer(ids, cut_off, context) for ids, cut_off, context in rows]
+        return [self._answer(ids, cut_off, context, outputs["constrained"]) for ids, cut_off, context in rows]
 
-    def _answer(self, ids: torch.Tensor, cut_off: bool, context: QuestionContext) -> dict:
+    def _answer(self, ids: torch.Tensor, cut_off: bool, context: QuestionContext, constrained: bool) -> dict:
         processor, text = self.processor, self.processor.decode_answer(ids)
         bins = (processor.num_temporal_bins, processor.num_spatial_bins)
-        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions)
+        # With a grammar, a question in free text that is answered in words needs no coordinates.
+        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions, words_suffice=constrained)
         if cut_off:
             answer["notes"].append(f"The answer was cut off after {len(ids)} tokens. Increase max_new_tokens to get all of it.")
         return answer

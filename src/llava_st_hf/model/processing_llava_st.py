@@ -11,7 +11,9 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.video_utils import VideoInput
 
+from .answer_grammar_llava_st import AnswerGrammarMixin
 from .batch_feature_llava_st import LlavaSTBatchFeature, MediaText
+from .checks_llava_st import check_pixels
 from .configuration_llava_st import SPECIAL_TOKENS, VISUAL_TOKENS, LlavaSTConfig
 from .control_tokens_llava_st import SANITIZED_MARK, UNMARKED, check_messages, control_token_pattern
 from .coordinates_llava_st import (
@@ -49,7 +51,7 @@ class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding_side": "left"}}  # generation continues at the right
 
 
-class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
+class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin):
     r"""
     Wraps image processor, video processor and tokenizer.
 
@@ -210,28 +212,17 @@ class LlavaSTProcessor(LlavaSTPushToHubMixin, ProcessorMixin):
                     f"there are {found} {token} and {given[kind]} {kind}s."
                 )
 
-    @staticmethod
-    def _check_pixels(kind: str, pixels, size) -> None:
-        """Raises an error if the size of the pixels differs from `size`, from which the number of tokens is computed."""
-        for picture in pixels:
-            height, width = picture.shape[-2:]
-            if (height, width) != (size["height"], size["width"]):
-                raise ValueError(
-                    f"The processed {kind} has {height}x{width} pixels (height x width), but its number of tokens is that of "
-                    f"{size['height']}x{size['width']}. Set `size` in the {kind} processor, not in the call, and keep do_resize=True."
-                )
-
     def _process_images(self, images, **kwargs):
         sizes = [original_size(image) for image in make_flat_list_of_images(images)]
         processed, replacements = super()._process_images(images, **kwargs)
-        self._check_pixels("image", processed["pixel_values"], self.image_processor.size)
+        check_pixels("image", processed["pixel_values"], self.image_processor.size)
         media = [MediaInfo("image", width=width, height=height) for height, width in sizes]
         return processed, [MediaText(text, m) for text, m in zip(replacements, media, strict=True)]
 
     def _process_videos(self, videos, **kwargs):
         kwargs["return_metadata"] = True
         processed = self.video_processor(videos, **kwargs)
-        self._check_pixels("video", processed["pixel_values_videos"], self.video_processor.size)
+        check_pixels("video", processed["pixel_values_videos"], self.video_processor.size)
         replacements = []
         for index, metadata in enumerate(processed["video_metadata"]):
             media = metadata.media(*metadata.clip)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logits processor for answers that follow a grammar."""
+
+import torch
+from transformers import LogitsProcessor
+
+from .grammar_tables_llava_st import AnswerConstraint
+
+
+class GrammarOfCall(LogitsProcessor):
+    """Place of the grammar in the logits processors of a call of `generate`, until its limit of tokens is known."""
+
+    def __init__(self, constraint: AnswerConstraint):
+        self.constraint = constraint
+
+
+class GrammarLogitsProcessor(LogitsProcessor):
+    """
+    Sets the logits of tokens that the grammar forbids to -inf. Works in every mode of `generate`, beams included.
+
+    `generate(grammar=constraint)` of LLaVA-ST models adds it after the processors of the call.
+
+    Args:
+        constraint: of the answers, from `LlavaSTProcessor.answer_constraint`. With beams or several answers per prompt, rows of one prompt
+            follow each other.
+        prompt_length: number of tokens of the prompts in `input_ids`, padding included.
+        max_new_tokens: number of tokens after which `generate` ends an answer; answers are complete by then.
+
+    Raises:
+        ValueError: If `max_new_tokens` is too small for an answer.
+    """
+
+    def __init__(self, constraint: AnswerConstraint, prompt_length: int, max_new_tokens: int):
+        constraint.check_limit(max_new_tokens)
+        self.constraint, self.prompt_length, self.max_new_tokens = constraint, prompt_length, max_new_tokens
+        self._state: torch.Tensor | None = None  # (rows, columns) of the answers of the last call
+        self._tokens: torch.Tensor | None = None  # (rows, length) of these answers
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        Args:
+            input_ids: (rows, prompt_length + length) prompts and answers so far.
+            scores: (rows, vocab_size) logits of the next token.
+
+        Returns:
+            (rows, vocab_size).
+        """
+        self.constraint = self.constraint.bound_to(scores.shape[-1], None, scores.device)
+        answers = input_ids[:, self.prompt_length :]
+        self._state, self._tokens = self._states_of(answers), answers
+        forbidden = self.constraint.grammar.mask(self._state, self.max_new_tokens - answers.shape[1])
+        return scores.masked_fill(forbidden, -torch.inf)
+
+    def _states_of(self, answers: torch.Tensor) -> torch.Tensor:
+        grammar, num_prompts = self.constraint.grammar, len(self.constraint.start)
+        if len(answers) % num_prompts:
+            raise ValueError(f"The grammar is for {num_prompts} prompts, but there are {len(answers)} answers.")
+        state, tokens = self._state, self._tokens
+        if state is not None and tokens is not None and tokens.shape == (len(answers), answers.shape[1] - 1):
+            if torch.equal(tokens, answers[:, :-1]):
+                return grammar.advance(state, answers[:, -1])
+            # Beams continue other beams of the same prompt.
+            prompt = torch.arange(len(answers), device=answers.device) // (len(answers) // num_prompts)
+            equal = (answers[:, None, :-1] == tokens).all(-1) & (prompt[:, None] == prompt)
+            if equal.any(dim=1).all():
+                return grammar.advance(state[equal.int().argmax(dim=1)], answers[:, -1])
+        start = self.constraint.start.repeat_interleave(len(answers) // num_prompts, dim=0)
+        return grammar.advance_all(start, answers)[:, -1]
