@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`generate` for LLaVA-ST: exact coordinate values belong to prompt tokens only, and features replace marker tokens too."""
 
+import inspect
+
 import torch
 from transformers import GenerationMixin
 from transformers import __version__ as transformers_version
+from transformers.generation import GenerationMode
 from transformers.generation import utils as generation_utils
 
 from .cache_name_llava_st import CACHE_NAME, accept_cache_names
 from .continuous_batching_llava_st import PromptEmbeddings, prepare_prompts
+from .decode_loop_llava_st import DecodeLoop, DecodeSettings
 from .grammar_logits_llava_st import GrammarLogitsProcessor, GrammarOfCall
 from .grammar_tables_llava_st import AnswerConstraint
 from .renamed_arguments_llava_st import accept_renamed_arguments
@@ -21,24 +25,78 @@ class LlavaSTGenerationMixin(GenerationMixin):
 
     @accept_renamed_arguments
     @accept_cache_names
-    def generate(self, *args, grammar: AnswerConstraint | None = None, **kwargs):
+    def generate(
+        self,
+        *args,
+        grammar: AnswerConstraint | None = None,
+        speculative: bool | None = False,
+        draft_templates: list[list[int]] | None = None,
+        coordinate_tolerance: int = 0,
+        output_coordinate_scores: bool = False,
+        **kwargs,
+    ):
         """
-        See [`~transformers.GenerationMixin.generate`].
+        See [`~transformers.GenerationMixin.generate`], of which it takes all other arguments.
 
         Args:
             grammar (`AnswerConstraint`, *optional*):
                 Of `LlavaSTProcessor.answer_constraint`: answers are complete within the limit of tokens and well-formed. Logits processors
                 of the call are applied before it.
+            speculative (`bool`, *optional*, defaults to `False`):
+                Whether to generate several tokens per pass of the decoder, by drafts that the pass verifies. Greedy answers are the
+                same, samples have the same distribution; in half precision, rounding of a pass over several tokens may decide between
+                tokens of nearly the same probability. None: in float32 and without sampling only, and where the other arguments allow it.
+            draft_templates (`list[list[int]]`, *optional*):
+                For each prompt token ids of an answer in its usual form, with any bins, for drafts of its text: see
+                [`LlavaSTProcessor.draft_template`].
+            coordinate_tolerance (`int`, *optional*, defaults to 0):
+                With `speculative`, accept a drafted coordinate that differs by up to this number of bins. Answers then differ.
+            output_coordinate_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return `token_logprobs` and `coordinate_logits`: see [`LlavaSTGenerateOutput`]. Needs
+                `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: If the limit of tokens is too small for an answer by the grammar, or the grammar is for another number of prompts.
+            ValueError: If the limit of tokens is too small for an answer by the grammar, the grammar is for another number of prompts, or
+                `speculative=True` or `output_coordinate_scores=True` is not possible with another argument, which is named.
         """
+        if coordinate_tolerance < 0:
+            raise ValueError(f"coordinate_tolerance is a number of bins, at least 0; got {coordinate_tolerance}.")
         if grammar is not None:
             prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
             if prompts is not None and len(prompts) != len(grammar.start):
                 raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), GrammarOfCall(grammar)]
-        return super().generate(*args, **kwargs)
+        is_default = speculative is None
+        if not (is_default or speculative or output_coordinate_scores):
+            return super().generate(*args, **kwargs)
+        kwargs |= dict(zip(list(inspect.signature(GenerationMixin.generate).parameters)[1:], args, strict=False))
+        custom_generate = kwargs.pop("custom_generate", None)
+        generation_config, _ = self._prepare_generation_config(**{"generation_config": None, **kwargs})
+        mode = generation_config.get_generation_mode(kwargs.get("assistant_model"))
+        # `generate` does not pass the tokenizer, which stop strings need, to a `custom_generate` callable.
+        others = [
+            *(["custom_generate"] if custom_generate is not None else []),
+            *(["stop_strings"] if generation_config.stop_strings else []),
+            *([f"the generation mode {mode.value!r}"] if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) else []),
+        ]
+        if is_default:
+            speculative = not others and mode == GenerationMode.GREEDY_SEARCH and self.dtype == torch.float32
+        speculative = speculative and self.config.use_coordinate_tokens
+        if not (speculative or output_coordinate_scores):
+            return super().generate(custom_generate=custom_generate, **kwargs)
+        if others:
+            name = "output_coordinate_scores" if output_coordinate_scores else "speculative"
+            raise ValueError(f"{name}=True does not go with {others[0]}. Use greedy decoding or sampling without it.")
+        # Nor does `generate` pass these two.
+        own = self._extract_generation_mode_kwargs(None, {}, kwargs.pop("synced_gpus", None), None, kwargs.get("streamer"))
+        loop = DecodeLoop(
+            DecodeSettings(bool(speculative), draft_templates, coordinate_tolerance, output_coordinate_scores),
+            only_where_supported=is_default,
+            cache_is_given=kwargs.get(CACHE_NAME) is not None,
+            synced_gpus=own["synced_gpus"],
+            streamer=own.get("streamer"),
+        )
+        return super().generate(custom_generate=loop, **kwargs)
 
     def _get_logits_processor(self, generation_config, input_ids_seq_length=None, *args, logits_processor=None, **kwargs):
         # Only here are the limit of tokens and the end tokens of the call known.

@@ -61,7 +61,7 @@ class Condition:
 
 
 def _word(state: str, kind: str) -> str:
-    """"": between words; the beginning of a word that may be removed; "?": a word with uncertain characters; "!": a word was found."""
+    """ "": between words; the beginning of a word that may be removed; "?": a word with uncertain characters; "!": a word was found."""
     if state == "!":
         return "!"
     if kind == UNCERTAIN:
@@ -74,7 +74,7 @@ def _word(state: str, kind: str) -> str:
 
 
 def _no_number(state: str, kind: str) -> str:
-    """"number": what may be the end of a number; "colon": a colon after it."""
+    """ "number": what may be the end of a number; "colon": a colon after it."""
     if state == "colon" and kind in (BLANK, UNCERTAIN, ":"):
         return "colon"
     if state == "number" and kind == ":":
@@ -85,14 +85,14 @@ def _no_number(state: str, kind: str) -> str:
 
 
 def _no_colon(state: str, kind: str) -> str | None:
-    """"": only blanks so far."""
+    """ "": only blanks so far."""
     if state == "" and kind in (BLANK, UNCERTAIN):
         return ""
     return None if state == "" and kind == ":" else "begun"
 
 
 def _separated(state: str, kind: str) -> str:
-    """"": only blanks and commas so far."""
+    """ "": only blanks and commas so far."""
     return "" if state == "" and kind in (BLANK, UNCERTAIN, ",") else "begun"
 
 

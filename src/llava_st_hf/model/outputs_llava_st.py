@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 
@@ -67,6 +68,27 @@ class LlavaSTCausalLMOutputWithPast(CausalLMOutputWithPast):
     video_hidden_states: torch.FloatTensor | None = None
     image_outputs: BaseModelOutputWithPooling | None = None
     video_outputs: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class LlavaSTGenerateOutput(GenerateDecoderOnlyOutput):
+    """
+    Output of `generate` with `return_dict_in_generate=True` and an argument of LLaVA-ST's decode loop.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Prompt and generated tokens.
+        cache (`Cache`):
+            Keys and values of all but the last token: `past_key_values` before transformers 5.24.
+        token_logprobs (`torch.FloatTensor` of shape `(batch_size, num_new_tokens)`, *optional*, returned with `output_coordinate_scores`):
+            Log probability of each generated token, before temperature and truncation of the distribution; 0 at padding.
+        coordinate_logits (`torch.FloatTensor` of shape `(batch_size, num_new_tokens, num_coordinates)`, *optional*, returned with
+            `output_coordinate_scores`):
+            Log probability of each coordinate token at each step, in the order of the vocabulary; 0 at padding.
+    """
+
+    token_logprobs: torch.Tensor | None = None
+    coordinate_logits: torch.Tensor | None = None
 
 
 def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

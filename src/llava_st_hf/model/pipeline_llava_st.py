@@ -124,6 +124,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
                 task, or any form with spans and boxes for a question in free text) or a task; by default none. `notes` then has at most
                 facts about the file.
             batch_size (`int`): number of questions per batch.
+            speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
+                without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
             max_new_tokens and other arguments of `generate`.
 
         Returns:
@@ -187,6 +189,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             generate_kwargs["grammar"] = self._constraint(contexts, grammar)
         if (self._setting(generate_kwargs, "num_return_sequences") or 1) != 1:
             raise ValueError(f"num_return_sequences must be 1, got {self._setting(generate_kwargs, 'num_return_sequences')}.")
+        if generate_kwargs.setdefault("speculative", None) is not False and "draft_templates" not in generate_kwargs:
+            generate_kwargs["draft_templates"] = [self.processor.draft_template(context.task) for context in contexts]
         generated = self.model.generate(**inputs, **generate_kwargs)
         if isinstance(generated, ModelOutput):
             generated = generated.sequences

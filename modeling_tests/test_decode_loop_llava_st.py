@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode loop with drafts generates what `generate` of transformers does."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from llava_st_hf.model import decode_loop_llava_st
+from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
+from llava_st_hf.model.decode_loop_llava_st import DecodeLoop, DecodeSettings
+from llava_st_hf.model.drafts_llava_st import DraftHistory, TokenClasses
+from modeling_tests.factories import mixed_batch, single_prompts, tiny_config, tiny_model
+
+
+NEW = 60
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+ENDS = [17, 40, 60, 90, 100]
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    return model.generate(**mixed_batch(model.config), **GREEDY)
+
+
+def passes(model, inputs, templates=None, **options) -> tuple[torch.Tensor, int]:
+    """Sequences, and the number of passes of the decoder after the prompt's."""
+    loop = DecodeLoop(DecodeSettings(speculative=True, draft_templates=templates))
+    return model.generate(**inputs, **{**GREEDY, **options}, custom_generate=loop), loop.num_passes
+
+
+# ============================================================ Equality
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"eos_token_id": ENDS},
+        {"eos_token_id": ENDS, "max_new_tokens": 1},
+        {"max_new_tokens": 2},
+        {"suppress_tokens": [17, 40]},
+    ],
+    ids=str,
+)
+def test_generate_speculative_equals_generate(model, batch, options):
+    """Four prompts of unequal lengths, whose answers end at different lengths."""
+    expected = model.generate(**mixed_batch(model.config), **{**GREEDY, **options})
+    assert torch.equal(model.generate(**batch, **{**GREEDY, **options}, speculative=True), expected)
+
+
+@pytest.mark.parametrize("overrides", [{"tie_word_embeddings": True}, {"attn_implementation": "eager"}, {"text_config": "window"}], ids=str)
+def test_generate_speculative_of_other_models_equals_generate(overrides):
+    if overrides == {"text_config": "window"}:
+        layers = ["full_attention", "sliding_attention"]
+        config = tiny_config(text_config={"layer_types": layers, "sliding_window": 20, "use_sliding_window": True})
+    else:
+        config = tiny_config(**{name: value for name, value in overrides.items() if name == "tie_word_embeddings"})
+    model = tiny_model(config)
+    model.set_attn_implementation(overrides.get("attn_implementation", "sdpa"))
+    expected = model.generate(**mixed_batch(config), **GREEDY)
+    assert torch.equal(model.generate(**mixed_batch(config), **GREEDY, speculative=True), expected)
+
+
+@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize(
+    "options", [{"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 3}, {"bad_words_ids": [[17], [40, 41]]}], ids=str
+)
+def test_generate_speculative_with_processors_of_earlier_tokens_equals_generate(model, row, options):
+    expected = model.generate(**single_prompts(model.config)[row], **GREEDY, **options)
+    assert torch.equal(model.generate(**single_prompts(model.config)[row], **GREEDY, **options, speculative=True), expected)
+
+
+def test_generate_speculative_takes_fewer_passes_where_answers_repeat(model):
+    """The greedy answer of random weights runs into a loop of a few tokens."""
+    sequences, count = passes(model, single_prompts(model.config)[0])
+    assert torch.equal(sequences, model.generate(**single_prompts(model.config)[0], **GREEDY))
+    assert count < NEW / 4
+
+
+def test_generate_speculative_with_the_answer_as_template_accepts_all_drafts(model, greedy):
+    """Row 3 repeats five coordinates, which the prediction of a wrong draft's successor does not find."""
+    answer = greedy[3, -NEW:].tolist()
+    sequences, count = passes(model, single_prompts(model.config)[3], templates=[answer])
+    assert sequences[0, -NEW:].tolist() == answer
+    assert count == -(-(NEW - 1) // 17)  # 16 drafts and one more token per pass; the prompt's pass gives the first
+    assert count < passes(model, single_prompts(model.config)[3])[1]
+
+
+@pytest.mark.parametrize("num_drafts", [1, 3, 30])
+def test_generate_speculative_with_other_numbers_of_drafts_equals_generate(model, batch, greedy, num_drafts, monkeypatch):
+    monkeypatch.setitem(decode_loop_llava_st.NUM_DRAFTS, "cpu", num_drafts)
+    assert torch.equal(model.generate(**batch, **GREEDY, speculative=True), greedy)
+
+
+# ============================================================ Caches of the caller
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_generate_speculative_with_the_cache_of_an_earlier_turn_goes_on_from_it(model, kind, row):
+    def two_turns(**options):
+        prompt = single_prompts(model.config)[row]
+        cache = DynamicCache() if kind == "dynamic" else StaticCache(model.config.text_config, max_cache_len=400)
+        answer = model.generate(**prompt, **GREEDY, **{CACHE_NAME: cache}, **options)
+        assert cache.get_seq_length() == answer.shape[1] - 1
+        ids = torch.cat((answer, torch.tensor([[50, 51, 52]])), dim=1)
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY, **{CACHE_NAME: cache}, **options), cache
+
+    (expected, expected_cache), (sequences, cache) = two_turns(), two_turns(speculative=True)
+    assert torch.equal(sequences, expected)
+    length = sequences.shape[1] - 1
+    for layer, other in zip(cache.layers, expected_cache.layers, strict=True):
+        torch.testing.assert_close(layer.keys[:, :, :length], other.keys[:, :, :length], atol=1e-4, rtol=1e-4)
+
+
+def test_generate_speculative_returns_the_cache_on_request(model):
+    outputs = model.generate(**single_prompts(model.config)[1], **GREEDY, speculative=True, return_dict_in_generate=True)
+    assert outputs[CACHE_NAME].get_seq_length() == outputs.sequences.shape[1] - 1
+
+
+# ============================================================ Sampling and scores
+
+
+def test_generate_speculative_sampling_keeps_the_distribution(model):
+    """Counts of pairs of tokens in 4,000 samples, of which drafts propose the most frequent answer, against the exact probabilities."""
+    prompt = single_prompts(model.config)[3]
+    options = {"do_sample": True, "top_k": 4, "temperature": 0.7, "max_new_tokens": 3}
+    likely = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, -8:].tolist()
+    torch.manual_seed(0)
+    count = 4000
+    loop = DecodeLoop(DecodeSettings(speculative=True, draft_templates=[likely]))
+    samples = model.generate(**single_prompts(model.config)[3], **options, num_return_sequences=count, custom_generate=loop)[:, -3:]
+    expected = model.generate(
+        **single_prompts(model.config)[3], **options, num_return_sequences=count, output_scores=True, return_dict_in_generate=True
+    )
+    first = expected.scores[0][0].softmax(-1)
+    assert loop.num_passes <= 2
+    for token in first.nonzero().flatten().tolist():
+        share, probability = (samples[:, 0] == token).float().mean(), first[token]
+        assert abs(share - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
+        # Second token given the first, from the scores of any row of the other run that begins with it.
+        row = (expected.sequences[:, -3] == token).nonzero()
+        chosen = samples[samples[:, 0] == token]
+        if len(row) and len(chosen) > 100:
+            second = expected.scores[1][row[0, 0]].softmax(-1)
+            for other in second.nonzero().flatten().tolist():
+                share, probability = (chosen[:, 1] == other).float().mean(), second[other]
+                assert abs(share - probability) < 4 * (probability * (1 - probability) / len(chosen)) ** 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_generate_output_coordinate_scores_are_log_probabilities_of_each_step(model, batch, speculative):
+    options = {**GREEDY, "eos_token_id": ENDS, "return_dict_in_generate": True}
+    expected = model.generate(**mixed_batch(model.config), **options, output_logits=True)
+    outputs = model.generate(**batch, **options, output_coordinate_scores=True, speculative=speculative)
+    assert torch.equal(outputs.sequences, expected.sequences)
+    answers = expected.sequences[:, batch["input_ids"].shape[1] :]
+    logprobs = torch.stack(expected.logits, dim=1).log_softmax(-1)  # (batch, new tokens, vocabulary)
+    vocabulary = model.config.coordinates
+    ended = torch.isin(answers, torch.tensor(ENDS)).cumsum(1)
+    is_token = torch.nn.functional.pad(ended, (1, -1)) == 0
+    torch.testing.assert_close(
+        outputs.token_logprobs, torch.where(is_token, logprobs.gather(2, answers[..., None])[..., 0], 0), atol=1e-4, rtol=1e-4
+    )
+    coordinates = logprobs[..., vocabulary.start_token_id : vocabulary.end_token_id]
+    torch.testing.assert_close(outputs.coordinate_logits, torch.where(is_token[..., None], coordinates, 0), atol=1e-4, rtol=1e-4)
+
+
+def test_generate_coordinate_tolerance_accepts_drafts_nearby():
+    classes = TokenClasses.from_vocabulary(tiny_config().coordinates, 129, torch.device("cpu"))
+    first = tiny_config().coordinate_start_token_id
+    decoding = object.__new__(decode_loop_llava_st._Decoding)
+    decoding.settings, decoding.num_drafts, decoding.classes = DecodeSettings(True, coordinate_tolerance=1), 5, classes
+    drafts = torch.tensor([[first + 2, first + 2, first + 5, 17, -1]])
+    chosen = torch.tensor([[first + 3, first + 4, first + 6, 18, 0]])  # bin 5 is the last time, the next token is the first height
+    assert decoding._matches(drafts, chosen).tolist() == [[1, 0, 0, 0, 0]]
+
+
+# ============================================================ Drafts
+
+
+def draft(prompt: list[int], template: list[int], answer: list[int], num_drafts: int = 16, carried=None) -> list[int]:
+    """Drafts after `answer` in a vocabulary of 20 words, 10 times, 10 heights and 10 widths: `t`, `h` and `w` begin at 20, 30 and 40."""
+    config = tiny_config(num_temporal_bins=10, num_spatial_bins=10)
+    start = config.coordinate_start_token_id
+    classes = TokenClasses.from_vocabulary(config.coordinates, start + 30, torch.device("cpu"))
+
+    def ids(tokens):
+        return [token if token < 20 else start + token - 20 for token in tokens]
+
+    history = DraftHistory(classes, torch.tensor([ids(prompt)]), [ids(template)], 50, num_drafts)
+    history.append(torch.tensor([ids(answer)]), torch.zeros(1, 1, dtype=torch.long))
+    values = torch.zeros(1, num_drafts, 3, dtype=torch.long)
+    if carried is not None:
+        values[0, : len(carried)] = torch.tensor(carried)
+    number = torch.tensor([[0 if carried is None else len(carried)]])
+    found = history.draft(torch.tensor([[len(answer)]]), values, number)[0].tolist()
+    return [token if token < start else token - start + 20 for token in found]
+
+
+BOX_1, BOX_2 = [22, 7, 41, 32, 45, 36, 8], [24, 7, 42, 33, 46, 36, 8]  # time : [ width height width height ]
+
+
+def test_draft_repeats_a_box_with_its_last_change():
+    assert draft([5, 6], [], [1, *BOX_1, *BOX_2], 8) == [26, 7, 43, 34, 47, 36, 8, 28]
+
+
+def test_draft_within_a_box_begins_at_the_next_edge():
+    assert draft([5, 6], [], [1, *BOX_1, *BOX_2, 26, 7, 43], 5) == [34, 47, 36, 8, 28]
+
+
+def test_draft_stays_within_the_bins_of_the_axis():
+    assert draft([5], [], [1, 22, 7, 41, 32, 45, 31, 8, 27, 7, 45, 32, 49, 30, 8], 7) == [29, 7, 49, 32, 49, 30, 8]
+
+
+def test_draft_takes_the_coordinates_that_the_last_pass_predicted():
+    carried = [(5, 0, 0), (0, 0, 0), (9, 9, 1)]
+    assert draft([5], [], [1, *BOX_1, *BOX_2], 4, carried) == [25, 7, 41, 34]
+
+
+def test_draft_follows_the_template_and_repeats_its_last_box():
+    template = [1, 2, *BOX_1, *BOX_2]
+    drafted = draft([5] * 4, template, [1, 2, 23, 7, 44, 34, 48, 38, 8], 16)
+    assert [token // 10 for token in drafted] == [token // 10 for token in ([*BOX_1] * 3)[:16]]
+    assert draft([5] * 4, template, [1], 3) == [2, 22, 7]
+
+
+def test_draft_copies_words_of_the_prompt_up_to_its_end():
+    assert draft([5, 5, 3, 4, 9, 10, 11], [], [2, 3, 4], 5) == [9, 10, 11, -1, -1]
+
+
+def test_draft_without_a_match_is_empty():
+    assert draft([5, 6], [], [1], 4) == [-1] * 4
+
+
+# ============================================================ Streaming and stopping
+
+
+class _Collector(TextStreamer):
+    def __init__(self):
+        self.received, self.ended = [], False
+
+    def put(self, value):
+        self.received.append(value.flatten().tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_generate_speculative_streams_the_tokens_of_each_pass(model):
+    prompt, streamer = single_prompts(model.config)[0], _Collector()
+    sequences = model.generate(**prompt, **GREEDY, speculative=True, streamer=streamer)
+    assert [token for part in streamer.received for token in part] == sequences[0].tolist()
+    assert streamer.ended and max(map(len, streamer.received[1:])) > 1
+
+
+class _StopsAt(StoppingCriteria):
+    def __init__(self, length):
+        self.length, self.seen = length, []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.seen.append(input_ids.shape[1])
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+
+
+@pytest.mark.parametrize("new", [1, 2, 37])
+def test_generate_speculative_stops_at_the_token_of_a_stopping_criterion(model, new):
+    prompt = single_prompts(model.config)[0]
+    length = prompt["input_ids"].shape[1] + new
+    criterion = _StopsAt(length)
+    sequences = model.generate(**prompt, **GREEDY, speculative=True, stopping_criteria=StoppingCriteriaList([criterion]))
+    assert sequences.shape[1] == length
+    assert criterion.seen == list(range(length - new + 1, length + 1))
+
+
+# ============================================================ What is not supported
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "generation mode 'beam_search'"),
+        ({"stop_strings": ["a"]}, "stop_strings"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor depends on earlier tokens; use a batch of one"),
+        ({"stopping_criteria": StoppingCriteriaList([_StopsAt(9)])}, "_StopsAt needs a batch of one prompt"),
+        ({"return_dict_in_generate": True, "output_scores": True}, "output_scores=True"),
+        ({"custom_generate": lambda model, input_ids, **kwargs: input_ids}, "custom_generate"),
+        ({"coordinate_tolerance": -1}, "coordinate_tolerance is a number of bins"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_generate_speculative_refuses_what_it_does_not_support(model, batch, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**batch, **GREEDY, speculative=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"use_cache": False}, {"repetition_penalty": 1.3}, {"prompt_lookup_num_tokens": 3}], ids=str
+)
+def test_generate_speculative_none_falls_back_to_transformers(model, options):
+    prompt = single_prompts(model.config)[0] if "prompt_lookup_num_tokens" in options else mixed_batch(model.config)
+    expected = model.generate(**prompt, **GREEDY, **options)
+    assert torch.equal(model.generate(**prompt, **GREEDY, **options, speculative=None), expected)
+
+
+def test_generate_speculative_none_is_on_for_greedy_decoding_in_float32_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr(DecodeLoop, "__call__", lambda self, model, input_ids, **kwargs: calls.append(model.dtype) or input_ids)
+    prompt = {"input_ids": torch.tensor([[10, 11]]), "attention_mask": torch.ones(1, 2)}
+    for model in (tiny_model(), tiny_model().to(torch.bfloat16)):
+        for do_sample in (False, True):
+            model.generate(**prompt, max_new_tokens=2, do_sample=do_sample, speculative=None)
+    assert calls == [torch.float32]
