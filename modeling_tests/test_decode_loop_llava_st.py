@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decode loop with drafts generates what `generate` of transformers does."""
 
+import functools
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from llava_st_hf.model import decode_loop_llava_st
@@ -10,6 +14,7 @@ from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 from llava_st_hf.model.decode_loop_llava_st import DecodeLoop, DecodeSettings
 from llava_st_hf.model.drafts_llava_st import DraftHistory, TokenClasses
 from modeling_tests.factories import mixed_batch, single_prompts, tiny_config, tiny_model
+from modeling_tests.processors import PICTURE
 
 
 NEW = 60
@@ -91,6 +96,44 @@ def test_generate_speculative_with_the_answer_as_template_accepts_all_drafts(mod
 def test_generate_speculative_with_other_numbers_of_drafts_equals_generate(model, batch, greedy, num_drafts, monkeypatch):
     monkeypatch.setitem(decode_loop_llava_st.NUM_DRAFTS, "cpu", num_drafts)
     assert torch.equal(model.generate(**batch, **GREEDY, speculative=True), greedy)
+
+
+def test_generate_compile_equals_generate_and_compiles_few_graphs(batch, greedy, monkeypatch):
+    """With a backend that runs the graphs as they are: code generation takes half a minute."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    model = tiny_model()
+    for _ in range(2):
+        assert torch.equal(model.generate(**batch, **GREEDY, speculative=True, compile=True), greedy)
+    graphs = counter.frame_count
+    assert graphs > 0
+    longer = {**GREEDY, "max_new_tokens": NEW + 200}
+    assert torch.equal(model.generate(**batch, **longer, speculative=True, compile=True)[:, : greedy.shape[1]], greedy)
+    assert counter.frame_count <= graphs + 1
+    again = counter.frame_count
+    model.generate(**batch, **{**GREEDY, "max_new_tokens": NEW + 400}, speculative=True, compile=True)
+    assert counter.frame_count == again
+    assert torch.equal(model.generate(**batch, **GREEDY), greedy)
+
+
+def test_decode_step_has_no_host_synchronization(grounder, monkeypatch):
+    """None of the operations of a pass returns a value to the host or has an output whose size depends on values: these wait for the GPU,
+    and cannot be part of a CUDA graph."""
+    operations = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            operations.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    def step(self, end, original=decode_loop_llava_st._Decoding._step):
+        with Recorder():
+            original(self, end)
+
+    monkeypatch.setattr(decode_loop_llava_st._Decoding, "_step", step)
+    grounder([{"image": PICTURE, "text": "Where is it?"}] * 2, batch_size=2, speculative=True, grammar="auto", max_new_tokens=40)
+    assert len(operations) > 100
+    assert not {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"} & set(operations)
 
 
 # ============================================================ Caches of the caller

@@ -7,6 +7,7 @@ chosen before it. So a pass adds between one token and all drafts and one more, 
 have the same distribution.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from .cache_name_llava_st import CACHE_NAME
 from .captured_step_llava_st import CapturedStep, DelayedFlag
+from .compilation_llava_st import compiled_calls
 from .coordinates_llava_st import AXES
 from .decode_support_llava_st import OWN_CRITERIA, POINTWISE_PROCESSORS, unsupported
 from .drafts_llava_st import DraftHistory, TokenClasses
@@ -46,7 +48,7 @@ class DecodeSettings:
         output_coordinate_scores (`bool`, *optional*, defaults to `False`):
             Whether to return log probabilities of the chosen tokens and of all coordinate tokens at each step.
         compile (`bool`, *optional*, defaults to `False`):
-            Whether to compile the decoder's pass.
+            Whether to compile the decoder's pass, and on a GPU to record it as a CUDA graph.
     """
 
     speculative: bool = False
@@ -99,7 +101,7 @@ class DecodeLoop:
         reason = unsupported(
             model, generation_config, logits_processor, stopping_criteria, len(input_ids), cache, returns_cache, self.synced_gpus
         )
-        if reason is not None and self.only_where_supported and not self.settings.output_coordinate_scores:
+        if reason is not None and self.only_where_supported and not (self.settings.output_coordinate_scores or self.settings.compile):
             return model._sample(
                 input_ids,
                 logits_processor=logits_processor,
@@ -110,7 +112,8 @@ class DecodeLoop:
                 **model_kwargs,
             )
         if reason is not None:
-            name = "speculative" if self.settings.speculative else "output_coordinate_scores"
+            settings = self.settings
+            name = next(name for name in ("speculative", "output_coordinate_scores", "compile") if getattr(settings, name))
             raise ValueError(f"{name}=True: {reason}")
         decoding = _Decoding(
             model, input_ids, logits_processor, stopping_criteria, generation_config, self.streamer, self.settings, returns_cache
@@ -221,16 +224,19 @@ class _Decoding:
 
     def _passes(self) -> None:
         """Runs passes until all answers are finished."""
-        captured = CapturedStep(self._step) if self._can_capture() else None
-        while not self._stop():
-            before = int(self.answers.lengths[0]) if self._reads_tokens else 0
-            if captured is not None:
-                captured(len(self.columns))
-            else:  # only the columns that may hold tokens are read
-                end = self.prompt_length + int(self.answers.lengths.max()) + self.num_drafts
-                self._step(min(-(-end // _COLUMNS) * _COLUMNS, len(self.columns)))
-            self.num_passes += 1
-            self._read_tokens(before)
+        captured = CapturedStep(self._step) if self.settings.compile and self._can_capture() else None
+        with compiled_calls(self.model.model.language_model) if self.settings.compile else nullcontext():
+            while not self._stop():
+                before = int(self.answers.lengths[0]) if self._reads_tokens else 0
+                if captured is not None:
+                    captured(len(self.columns))
+                elif self.settings.compile:
+                    self._step(len(self.columns))
+                else:  # only the columns that may hold tokens are read
+                    end = self.prompt_length + int(self.answers.lengths.max()) + self.num_drafts
+                    self._step(min(-(-end // _COLUMNS) * _COLUMNS, len(self.columns)))
+                self.num_passes += 1
+                self._read_tokens(before)
 
     def _can_capture(self) -> bool:
         """Whether a pass can be recorded as a CUDA graph: all on one GPU, and nothing in it runs on the host."""

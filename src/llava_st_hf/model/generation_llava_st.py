@@ -10,6 +10,7 @@ from transformers.generation import GenerationMode
 from transformers.generation import utils as generation_utils
 
 from .cache_name_llava_st import CACHE_NAME, accept_cache_names
+from .compilation_llava_st import compile_encoder_layers
 from .continuous_batching_llava_st import PromptEmbeddings, prepare_prompts
 from .decode_loop_llava_st import DecodeLoop, DecodeSettings
 from .grammar_logits_llava_st import GrammarLogitsProcessor, GrammarOfCall
@@ -33,6 +34,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
         draft_templates: list[list[int]] | None = None,
         coordinate_tolerance: int = 0,
         output_coordinate_scores: bool = False,
+        compile: bool = False,
         **kwargs,
     ):
         """
@@ -55,9 +57,13 @@ class LlavaSTGenerationMixin(GenerationMixin):
                 Whether to return `token_logprobs` and `coordinate_logits`: see [`LlavaSTGenerateOutput`]. Needs
                 `return_dict_in_generate=True`.
 
+            compile (`bool`, *optional*, defaults to `False`):
+                Whether to compile the layers of the vision encoder and the decoder's pass, and on a GPU to record the pass as a CUDA graph.
+                The first call takes up to minutes longer; the model keeps the compiled code.
+
         Raises:
             ValueError: If the limit of tokens is too small for an answer by the grammar, the grammar is for another number of prompts, or
-                `speculative=True` or `output_coordinate_scores=True` is not possible with another argument, which is named.
+                `speculative=True`, `output_coordinate_scores=True` or `compile=True` is not possible with another argument, which is named.
         """
         if coordinate_tolerance < 0:
             raise ValueError(f"coordinate_tolerance is a number of bins, at least 0; got {coordinate_tolerance}.")
@@ -67,7 +73,7 @@ class LlavaSTGenerationMixin(GenerationMixin):
                 raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), GrammarOfCall(grammar)]
         is_default = speculative is None
-        if not (is_default or speculative or output_coordinate_scores):
+        if not (is_default or speculative or output_coordinate_scores or compile):
             return super().generate(*args, **kwargs)
         kwargs |= dict(zip(list(inspect.signature(GenerationMixin.generate).parameters)[1:], args, strict=False))
         custom_generate = kwargs.pop("custom_generate", None)
@@ -82,15 +88,17 @@ class LlavaSTGenerationMixin(GenerationMixin):
         if is_default:
             speculative = not others and mode == GenerationMode.GREEDY_SEARCH and self.dtype == torch.float32
         speculative = speculative and self.config.use_coordinate_tokens
-        if not (speculative or output_coordinate_scores):
+        if not (speculative or output_coordinate_scores or compile):
             return super().generate(custom_generate=custom_generate, **kwargs)
         if others:
-            name = "output_coordinate_scores" if output_coordinate_scores else "speculative"
+            name = "output_coordinate_scores" if output_coordinate_scores else "speculative" if speculative else "compile"
             raise ValueError(f"{name}=True does not go with {others[0]}. Use greedy decoding or sampling without it.")
+        if compile:
+            compile_encoder_layers(self.model.vision_tower)
         # Nor does `generate` pass these two.
         own = self._extract_generation_mode_kwargs(None, {}, kwargs.pop("synced_gpus", None), None, kwargs.get("streamer"))
         loop = DecodeLoop(
-            DecodeSettings(bool(speculative), draft_templates, coordinate_tolerance, output_coordinate_scores),
+            DecodeSettings(bool(speculative), draft_templates, coordinate_tolerance, output_coordinate_scores, compile),
             only_where_supported=is_default,
             cache_is_given=kwargs.get(CACHE_NAME) is not None,
             synced_gpus=own["synced_gpus"],

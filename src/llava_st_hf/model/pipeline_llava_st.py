@@ -126,6 +126,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             batch_size (`int`): number of questions per batch.
             speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
                 without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
+            compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
             max_new_tokens and other arguments of `generate`.
 
         Returns:
