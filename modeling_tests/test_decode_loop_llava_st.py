@@ -13,6 +13,7 @@ from llava_st_hf.model import decode_loop_llava_st
 from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 from llava_st_hf.model.decode_loop_llava_st import DecodeLoop, DecodeSettings
 from llava_st_hf.model.drafts_llava_st import DraftHistory, TokenClasses
+from llava_st_hf.model.grammar_logits_llava_st import GrammarLogitsProcessor
 from modeling_tests.factories import mixed_batch, single_prompts, tiny_config, tiny_model
 from modeling_tests.processors import PICTURE
 
@@ -160,6 +161,34 @@ def test_generate_speculative_with_the_cache_of_an_earlier_turn_goes_on_from_it(
 def test_generate_speculative_returns_the_cache_on_request(model):
     outputs = model.generate(**single_prompts(model.config)[1], **GREEDY, speculative=True, return_dict_in_generate=True)
     assert outputs[CACHE_NAME].get_seq_length() == outputs.sequences.shape[1] - 1
+
+
+def test_generate_speculative_with_a_grammar_equals_one_token_per_pass(grounder):
+    """In a batch of three, up to the limit of tokens; a processor of the grammar may also be given by itself."""
+    questions = [{"image": PICTURE, "task": "dgc"}, {"image": PICTURE, "task": "rec", "text": "it"}, {"image": PICTURE, "text": "Where?"}]
+    expected = grounder(questions, batch_size=3, grammar="auto", max_new_tokens=50, speculative=False)
+    assert any(answer["events"] for answer in expected)
+    assert grounder(questions, batch_size=3, grammar="auto", max_new_tokens=50, speculative=True) == expected
+    inputs = grounder.preprocess(questions[0])["model_inputs"]
+    length = inputs["input_ids"].shape[1]
+    constraint = grounder.processor.answer_constraint(["dgc"], ["image"])
+    sequences = [
+        grounder.model.generate(
+            **inputs, max_new_tokens=50, logits_processor=[GrammarLogitsProcessor(constraint, length, 30)], speculative=speculative
+        )
+        for speculative in (False, True)
+    ]
+    assert torch.equal(*sequences) and sequences[0].shape[1] <= length + 30
+    processor = GrammarLogitsProcessor(constraint, length, 30)
+    with pytest.raises(ValueError, match="one grammar"):
+        grounder.model.generate(**inputs, max_new_tokens=50, logits_processor=[processor], grammar=constraint, speculative=True)
+
+
+def test_generate_speculative_sampling_with_a_grammar_gives_answers_without_notes(grounder):
+    torch.manual_seed(0)
+    options = {"do_sample": True, "temperature": 2.0, "grammar": "auto", "max_new_tokens": 50, "speculative": True}
+    for answer in grounder([{"image": PICTURE, "task": task} for task in ("dgc",) * 8], batch_size=8, **options):
+        assert answer["events"] and answer["notes"] == []
 
 
 # ============================================================ Sampling and scores
@@ -324,6 +353,7 @@ def test_generate_speculative_stops_at_the_token_of_a_stopping_criterion(model, 
     ("options", "message"),
     [
         ({"num_beams": 2}, "generation mode 'beam_search'"),
+        ({"compile": True, "num_beams": 2}, "generation mode"),
         ({"stop_strings": ["a"]}, "stop_strings"),
         ({"use_cache": False}, "use_cache=False"),
         ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor depends on earlier tokens; use a batch of one"),
@@ -346,6 +376,14 @@ def test_generate_speculative_none_falls_back_to_transformers(model, options):
     prompt = single_prompts(model.config)[0] if "prompt_lookup_num_tokens" in options else mixed_batch(model.config)
     expected = model.generate(**prompt, **GREEDY, **options)
     assert torch.equal(model.generate(**prompt, **GREEDY, **options, speculative=None), expected)
+
+
+def test_generate_speculative_of_a_model_without_coordinate_tokens_is_an_error():
+    model = tiny_model(use_coordinate_tokens=False)
+    prompt = {"input_ids": torch.tensor([[10, 11]]), "attention_mask": torch.ones(1, 2)}
+    with pytest.raises(ValueError, match="coordinate tokens"):
+        model.generate(**prompt, **GREEDY, speculative=True)
+    assert torch.equal(model.generate(**prompt, **GREEDY, speculative=None), model.generate(**prompt, **GREEDY))
 
 
 def test_generate_speculative_none_is_on_for_greedy_decoding_in_float32_only(monkeypatch):

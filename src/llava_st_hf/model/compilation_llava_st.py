@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 def encoder_layers(vision_tower: PreTrainedModel) -> list[nn.Module]:
     """Returns the layers of a vision encoder: the entries of its longest list of modules."""
-    return list(max((module for module in vision_tower.modules() if isinstance(module, nn.ModuleList)), key=len))
+    lists = [list(module) for module in vision_tower.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
 
 
 def compile_encoder_layers(vision_tower: PreTrainedModel) -> None:

@@ -159,7 +159,7 @@ class _Decoding:
         pad = generation_config._pad_token_tensor
         self.pad = 0 if pad is None else int(pad)
         self.grammar = next((p for p in logits_processor if isinstance(p, GrammarLogitsProcessor)), None)
-        self.is_pointwise = all(type(p) in POINTWISE_PROCESSORS or p is self.grammar for p in logits_processor)
+        self.is_pointwise = all(type(p) in POINTWISE_PROCESSORS or p is self.grammar for p in logits_processor)  # all rows at once
         self.criteria = StoppingCriteriaList(c for c in criteria if not isinstance(c, OWN_CRITERIA))
         self.steps = torch.arange(1 + self.num_drafts, device=self.device)
         self.num_passes = 0
@@ -205,8 +205,8 @@ class _Decoding:
             num_carried=torch.zeros(batch, 1, dtype=torch.long, device=self.device),
         )
         if self.grammar is not None:
-            start = self.grammar.constraint.start.to(self.device)
-            answers.state = start.repeat_interleave(batch // len(start), dim=0)
+            self.constraint = self.grammar.constraint.bound_to(vocab_size, None, self.device)
+            answers.state = self.constraint.start.repeat_interleave(batch // len(self.constraint.start), dim=0)
         if self.settings.output_coordinate_scores:
             count = 0 if self.vocabulary is None else len(self.vocabulary)
             answers.logprobs = torch.zeros(batch, width, device=self.device)
@@ -293,7 +293,7 @@ class _Decoding:
         logits = logits.to(self.device, dtype=torch.float32)  # (batch, tokens, vocabulary)
         states = None
         if answers.state is not None:
-            states = self.grammar.constraint.grammar.advance_all(answers.state, token_ids[:, 1:])  # (batch, tokens, registers)
+            states = self.constraint.grammar.advance_all(answers.state, token_ids[:, 1:])  # (batch, tokens, registers)
         self._add(logits, drafts, states)
 
     def _attention_mask(self, columns: torch.Tensor, end: int) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -353,7 +353,7 @@ class _Decoding:
         last = (num_new - 1).clamp(min=0)
         if answers.state is not None and states is not None:
             state = states.gather(1, last[..., None].expand(-1, -1, states.shape[-1]))[:, 0]
-            state = self.grammar.constraint.grammar.advance(state, new.gather(1, last)[:, 0])
+            state = self.constraint.grammar.advance(state, new.gather(1, last)[:, 0])
             answers.state.copy_(torch.where(answers.finished, answers.state, state))
         if self.num_drafts:
             self.history.append(torch.where(is_new, new, -1), answers.lengths)
@@ -366,37 +366,29 @@ class _Decoding:
     def _choose(self, logits: torch.Tensor, drafts: torch.Tensor, states: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The token after each token of a pass, and the scores that log probabilities are computed of: those before temperature and
         truncation of the distribution."""
-        scores = logits
-        if states is not None:
-            remaining = self.max_new_tokens - self.answers.lengths - self.steps[: logits.shape[1]]
-            scores = logits.masked_fill(self.grammar.constraint.grammar.mask(states, remaining.clamp(min=1)), float("-inf"))
-        processed = scores
-        if self.is_pointwise:
-            for processor in self.processors:
-                if processor is not self.grammar:
-                    processed = processor(None, processed.flatten(0, 1)).view_as(processed)
-        else:
-            processed = self._processed_one_by_one(scores, drafts)
+        scores = processed = logits
+        for processor in self.processors:
+            if processor is self.grammar and states is not None:
+                remaining = self.grammar.max_new_tokens - self.answers.lengths - self.steps[: logits.shape[1]]
+                forbidden = self.constraint.grammar.mask(states, remaining.clamp(min=1))  # (batch, tokens, vocabulary)
+                scores = processed = processed.masked_fill(forbidden, float("-inf"))
+            elif type(processor) in POINTWISE_PROCESSORS:
+                processed = processor(None, processed.flatten(0, 1)).view_as(processed)
+            else:
+                processed = self._processed_one_by_one(processor, processed, drafts)
         if self.do_sample:
             # A grammar forbids all tokens behind a draft that breaks it. That draft is not accepted.
-            forbidden = processed.amax(-1, keepdim=True) == float("-inf")
-            probabilities = processed.masked_fill(forbidden, 0).softmax(-1).flatten(0, 1)
+            is_forbidden = processed.amax(-1, keepdim=True) == float("-inf")
+            probabilities = processed.masked_fill(is_forbidden, 0).softmax(-1).flatten(0, 1)
             return torch.multinomial(probabilities, 1).view(processed.shape[:2]), scores
         return processed.argmax(-1), scores
 
-    def _processed_one_by_one(self, scores: torch.Tensor, drafts: torch.Tensor) -> torch.Tensor:
-        """Applies processors that depend on earlier tokens, for a single prompt."""
+    def _processed_one_by_one(self, processor, scores: torch.Tensor, drafts: torch.Tensor) -> torch.Tensor:
+        """Applies a processor that depends on earlier tokens, for a single prompt."""
         length = int(self.answers.lengths)
         before = torch.cat((self.input_ids.to(self.device), self.answers.token_ids[:, :length], drafts.clamp(min=0)), dim=1)
         start = self.input_ids.shape[1] + length
-        rows = []
-        for number in range(scores.shape[1]):
-            row = scores[:, number]
-            for processor in self.processors:
-                if processor is not self.grammar:
-                    row = processor(before[:, : start + number], row)
-            rows.append(row)
-        return torch.stack(rows, dim=1)
+        return torch.stack([processor(before[:, : start + n], scores[:, n]) for n in range(scores.shape[1])], dim=1)
 
     def _matches(self, drafts: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """(batch, drafts) whether each draft is the chosen token, or near it."""

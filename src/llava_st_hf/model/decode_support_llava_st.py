@@ -81,6 +81,8 @@ def unsupported(
                 "depends on earlier tokens; use a batch of one prompt" if type(processor) in _STATELESS_PROCESSORS else "may keep state"
             )
             return f"The logits processor {type(processor).__name__} {reason}."
+    if sum(isinstance(processor, GrammarLogitsProcessor) for processor in logits_processor) > 1:
+        return "Answers follow one grammar. Give grammar or a GrammarLogitsProcessor, not both."
     for criterion in criteria:
         if batch_size > 1 and not isinstance(criterion, (*OWN_CRITERIA, stopping_criteria.MaxTimeCriteria)):
             return f"The stopping criterion {type(criterion).__name__} needs a batch of one prompt."

@@ -86,8 +86,10 @@ class LlavaSTGenerationMixin(GenerationMixin):
             *([f"the generation mode {mode.value!r}"] if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) else []),
         ]
         if is_default:
-            speculative = not others and mode == GenerationMode.GREEDY_SEARCH and self.dtype == torch.float32
-        speculative = speculative and self.config.use_coordinate_tokens
+            is_exact = mode == GenerationMode.GREEDY_SEARCH and self.dtype == torch.float32
+            speculative = is_exact and self.config.use_coordinate_tokens and not others
+        if (speculative or output_coordinate_scores) and not self.config.use_coordinate_tokens:
+            raise ValueError("speculative=True and output_coordinate_scores=True need a model with coordinate tokens. Leave them out.")
         if not (speculative or output_coordinate_scores or compile):
             return super().generate(custom_generate=custom_generate, **kwargs)
         if others:
