@@ -379,8 +379,9 @@ class _Decoding:
         if self.do_sample:
             # A grammar forbids all tokens behind a draft that breaks it. That draft is not accepted.
             is_forbidden = processed.amax(-1, keepdim=True) == float("-inf")
-            probabilities = processed.masked_fill(is_forbidden, 0).softmax(-1).flatten(0, 1)
-            return torch.multinomial(probabilities, 1).view(processed.shape[:2]), scores
+            probabilities = processed.masked_fill(is_forbidden, 0).softmax(-1)  # (batch, tokens, vocabulary)
+            # The first of exponential waiting times with these rates. `torch.multinomial` waits for a check of its input.
+            return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1), scores
         return processed.argmax(-1), scores
 
     def _processed_one_by_one(self, processor, scores: torch.Tensor, drafts: torch.Tensor) -> torch.Tensor:
