@@ -20,7 +20,7 @@ from modeling_tests.processors import PICTURE
 
 NEW = 60
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
-ENDS = [17, 40, 60, 90, 100]
+ENDS = [121, 100]  # two of the four answers contain the first, at different places
 
 
 @pytest.fixture(scope="module")
