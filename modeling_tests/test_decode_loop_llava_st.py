@@ -55,17 +55,35 @@ def test_generate_speculative_equals_generate(model, batch, options):
     assert torch.equal(model.generate(**batch, **{**GREEDY, **options}, speculative=True), expected)
 
 
-@pytest.mark.parametrize("overrides", [{"tie_word_embeddings": True}, {"attn_implementation": "eager"}, {"text_config": "window"}], ids=str)
-def test_generate_speculative_of_other_models_equals_generate(overrides):
-    if overrides == {"text_config": "window"}:
-        layers = ["full_attention", "sliding_attention"]
-        config = tiny_config(text_config={"layer_types": layers, "sliding_window": 20, "use_sliding_window": True})
-    else:
-        config = tiny_config(**{name: value for name, value in overrides.items() if name == "tie_word_embeddings"})
-    model = tiny_model(config)
-    model.set_attn_implementation(overrides.get("attn_implementation", "sdpa"))
-    expected = model.generate(**mixed_batch(config), **GREEDY)
-    assert torch.equal(model.generate(**mixed_batch(config), **GREEDY, speculative=True), expected)
+def other_model(kind: str):
+    """Tiny model with tied embeddings, with eager attention, or with a layer whose sliding window is shorter than the prompts."""
+    layers = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 20, "use_sliding_window": True}
+    model = tiny_model(tie_word_embeddings=kind == "tied", text_config=layers if kind == "sliding window" else {})
+    model.set_attn_implementation("eager" if kind == "eager" else "sdpa")
+    return model
+
+
+@pytest.mark.parametrize("kind", ["tied", "eager", "sliding window"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generate_speculative_of_other_models_equals_generate(kind, cache):
+    """Also the log probabilities, since the answers of random weights depend little on what a token attends to."""
+    model = other_model(kind)
+    options = {**GREEDY, "cache_implementation": cache, "disable_compile": True, "return_dict_in_generate": kind != "sliding window"}
+    if kind == "sliding window":
+        expected = model.generate(**mixed_batch(model.config), **GREEDY)
+        assert torch.equal(model.generate(**mixed_batch(model.config), **options, speculative=True), expected)
+    expected = model.generate(**mixed_batch(model.config), **{**options, "return_dict_in_generate": True}, output_logits=True)
+    logprobs = torch.stack(expected.logits, dim=1).log_softmax(-1).amax(-1)
+    scores = []
+
+    def output(self, prefilled, original=decode_loop_llava_st._Decoding._output):
+        scores.append(self.answers.logprobs[:, : logprobs.shape[1]])
+        return original(self, prefilled)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_loop_llava_st._Decoding, "_output", output)
+        model.generate(**mixed_batch(model.config), **options, speculative=True, output_coordinate_scores=True)
+    torch.testing.assert_close(scores[0], logprobs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("row", range(4))
