@@ -64,7 +64,15 @@ def build(device: str, narrow: bool):
     # transformers 5.24 renamed the method.
     renamed = Version(transformers.__version__) >= Version("5.24")
     enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    import os
+    from llava_st_hf.training.selective_checkpointing import checkpoint_contexts
+    kw = {"use_reentrant": False}
+    if os.environ.get("SAC"): kw["context_fn"] = checkpoint_contexts(os.environ["SAC"])
+    if not os.environ.get("NOCKPT"): enable(kw)
+    if os.environ.get("NOCAST"):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        for m in model.modules():
+            if isinstance(m, BaseTunerLayer): m.cast_input_dtype_enabled = False
     return model.train()
 
 
@@ -244,149 +252,6 @@ def measure(repeats: int) -> None:
         print(f"{frames:6d} {videos:5d} {tokens:7d} {' '.join(cells)} {step} {peak / 2**20:6,.0f} MiB", flush=True)
 
 
-# ============================================================ Estimating
-
-
-class LiveBytes(TorchDispatchMode):
-    """
-    Adds up the bytes of live storages by group, and records the peak.
-
-    Operations whose result depends on data return that of a batch of `make_batch`: no padding, as many features as tokens, and
-    `supervised` supervised tokens.
-    """
-
-    def __init__(self, supervised: int):
-        super().__init__()
-        self.supervised = supervised
-        self.parts = ["rest"]
-        self.sizes: dict[int, int] = {}
-        self.labels: dict[int, tuple[str, str]] = {}
-        self.now: Counter = Counter()
-        self.total = 0
-        self.reset_peak()
-
-    @contextmanager
-    def part(self, name: str):
-        self.parts.append(name)
-        try:
-            yield
-        finally:
-            self.parts.pop()
-
-    def reset_peak(self) -> None:
-        self.peak, self.at_peak, self.peak_part = self.total, Counter(self.now), self.parts[-1]
-
-    def _forget(self, key: int) -> None:
-        nbytes, label = self.sizes.pop(key), self.labels.pop(key)
-        self.now[label] -= nbytes
-        self.total -= nbytes
-
-    def name(self, group: str, tensors) -> None:
-        """Assigns tensors to another group."""
-        for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
-            if key in self.sizes:
-                self.now[self.labels[key]] -= self.sizes[key]
-                self.labels[key] = (group, "")
-                self.now[self.labels[key]] += self.sizes[key]
-
-    def _numbers(self, indices: list) -> list:
-        """Replaces Boolean masks by row and column indices."""
-        numbers = []
-        for index in indices:
-            if index is not None and index.dtype == torch.bool:
-                numbers += [index.new_empty(self.supervised, dtype=torch.long) for _ in range(index.ndim)]
-            else:
-                numbers.append(index)
-        return numbers
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        operation = func.overloadpacket.__name__
-        if operation == "_local_scalar_dense":
-            return True
-        if operation == "nonzero":
-            args, func = ([self.supervised, args[0].ndim],), torch.ops.aten.empty.memory_format
-            kwargs = {"dtype": torch.long, "device": "cpu"}
-        if operation in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            args = (args[0], self._numbers(args[1]), *args[2:])
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.sizes:
-                    shape = f"{operation} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-                    self.sizes[key], self.labels[key] = storage.nbytes(), (f"made in {self.parts[-1]}", shape)
-                    self.now[self.labels[key]] += self.sizes[key]
-                    self.total += self.sizes[key]
-                    weakref.finalize(storage, self._forget, key).atexit = False
-        if self.total > self.peak:
-            self.reset_peak()
-        return out
-
-
-def estimate(limit_gb: float, videos: int, accumulation: int, details: bool) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    plain_norm = F.layer_norm
-
-    def norm_in_float32(states, shape, weight=None, bias=None, eps=1e-5):
-        return plain_norm(states.float(), shape, None if weight is None else weight.float(), None if bias is None else bias.float(), eps)
-
-    def free_bytes(device):
-        return max(0, int(limit_gb * 1e9 - live.total))  # of a GPU of this size
-
-    model = build("meta", False)
-    live = LiveBytes(videos * SUPERVISED_TOKENS)
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(F, "layer_norm", norm_in_float32))
-        stack.enter_context(mock.patch.object(vision_memory, "free_bytes", free_bytes))
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(live)
-        for module in model.modules():
-            for name, weight in module._parameters.items():
-                if weight is not None:
-                    fake = torch.empty(weight.shape, dtype=weight.dtype)
-                    module._parameters[name] = torch.nn.Parameter(fake, weight.requires_grad)
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
-        optimizer = build_optimizer(model)
-        name_parts(model, live.part)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda owner: live.name("gradients", [owner.grad]))
-        batch = make_batch(model.config, videos, 100, "cpu", torch.bfloat16)
-        print(f"Published sizes, batch {videos} of 100 frames, bfloat16 with float32 trained weights; GB = 1e9 bytes")
-        for step in range(2):  # the first allocates the optimizer state
-            for micro in range(accumulation):
-                for group, tensors in parameter_groups(model, optimizer).items():
-                    live.name(group, tensors)
-                live.reset_peak()
-                micro_step(model, batch, live.part, "cpu", half=True)
-                if step:
-                    first = "no gradients yet" if micro == 0 else "on top of the gradients before it"
-                    report(live, f"Forward and backward {micro + 1} of {accumulation}, {first}", limit_gb, details)
-            live.reset_peak()
-            update(model, optimizer, live.part)
-            if step:
-                report(live, "Clipping and update", limit_gb, details)
-
-
-def report(live: LiveBytes, title: str, limit_gb: float, details: bool) -> None:
-    groups: Counter = Counter()
-    for (group, _), nbytes in live.at_peak.items():
-        groups[group] += nbytes
-    verdict = f"{live.peak / 1e9 / limit_gb:.0%} of {limit_gb:g} GB"
-    print(f"\n{title}: {live.peak / 1e9:.2f} GB at the peak ({verdict}), reached in: {live.peak_part}")
-    for group, nbytes in groups.most_common():
-        if nbytes >= 5e6:
-            print(f"  {group:28s} {nbytes / 1e9:7.2f} GB {nbytes / live.peak:6.1%}")
-    if details:
-        for (group, shape), nbytes in live.at_peak.most_common(30):
-            if shape:
-                print(f"    {nbytes / 1e9:6.2f} GB  {group}: {shape}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
@@ -398,6 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
     if args.estimate:
+        from training_cost import estimate
         estimate(args.limit, args.videos, args.accumulation, args.details)
     else:
         measure(args.repeats)

@@ -177,7 +177,8 @@ def supervised_cross_entropy(
         entry per supervised position, batch-major.
     """
     targets = targets.to(hidden_states.device)
-    supervised = targets != -100
+    # Row and column of each supervised position, found once: each indexing by a mask would wait for the device.
+    supervised = (targets != -100).nonzero(as_tuple=True)
     hidden_states, lower = hidden_states[supervised], targets[supervised]  # (supervised, hidden), (supervised,)
     upper, upper_weight = lower, torch.zeros_like(lower, dtype=torch.float32)
     matrix, first_coordinate = None, 0
@@ -234,8 +235,7 @@ def _bin_errors(
         `torch.FloatTensor` of shape `(num_positions,)`, in bins; NaN where the target is not a coordinate token.
     """
     first = vocabulary.start_token_id
-    sizes = torch.tensor(vocabulary.sizes(), device=lower.device)
-    axis_of_row = torch.repeat_interleave(torch.arange(len(sizes), device=lower.device), sizes, output_size=len(vocabulary))
+    axis_of_row = torch.cat([torch.full((size,), axis, device=lower.device) for axis, size in enumerate(vocabulary.sizes())])
     row = lower - first  # (positions,)
     is_coordinate = (row >= 0) & (row < len(vocabulary))
     axis = axis_of_row[row.clamp(0, len(vocabulary) - 1)]

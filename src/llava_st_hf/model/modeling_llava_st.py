@@ -141,7 +141,8 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
     def _table_ids(self, device: torch.device) -> torch.Tensor:
         """Ids of the tokens whose embeddings are parts of visual features: coordinate tokens, then the markers of the fast stream."""
         markers = [self.config.video_start_token_id, self.config.video_token_id, self.config.video_end_token_id]
-        markers = torch.tensor(markers, device=device)
+        # Filled on the device: a copy from the host would wait for it.
+        markers = torch.cat([torch.full((1,), token_id, device=device) for token_id in markers])
         if not self.config.use_coordinate_tokens:
             return markers
         coordinates = self.config.coordinates

@@ -17,6 +17,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
+_CHECKS = iter(range(16))  # of batches on a device
 
 
 def mask_media_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch.Tensor:
@@ -32,7 +33,10 @@ def mask_media_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch
     Returns:
         `torch.LongTensor` of the same shape, -100 at these tokens.
     """
-    return labels.masked_fill(torch.isin(labels, torch.tensor(media_token_ids, device=labels.device)), IGNORED_LABEL)
+    is_media = torch.zeros_like(labels, dtype=torch.bool)
+    for token_id in media_token_ids:  # comparison with a tensor of ids would copy them to the device, and wait for it
+        is_media |= labels == token_id
+    return labels.masked_fill(is_media, IGNORED_LABEL)
 
 
 def mask_counted_labels(labels: torch.Tensor, media_token_ids: list[int]) -> torch.Tensor:
@@ -40,10 +44,13 @@ def mask_counted_labels(labels: torch.Tensor, media_token_ids: list[int]) -> tor
     Removes the labels of image and video tokens as `mask_media_labels` does, and warns once if there are any.
 
     A trainer divides the sum of the losses by the number of labels, which it counts before the model is called and which the model cannot
-    correct: it is that of all micro-batches and processes.
+    correct: it is that of all micro-batches and processes. On other devices than the CPU only the first batches are checked, since each check
+    waits for the device; a data collator treats all batches alike.
     """
     masked = mask_media_labels(labels, media_token_ids)
-    if not torch.compiler.is_compiling() and not torch.equal(masked, labels):
+    if torch.compiler.is_compiling() or (labels.device.type != "cpu" and next(_CHECKS, None) is None):
+        return masked
+    if not torch.equal(masked, labels):
         logger.warning_once(
             "The data collator labels image or video tokens. They are not learned, but a trainer counts them, which makes the loss and its "
             'gradient too small. Set the labels in the processor\'s output itself (batch["labels"] = batch["input_ids"].clone()), or set '

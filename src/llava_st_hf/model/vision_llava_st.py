@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision encoder and projector applied to frames in chunks; frozen weights keep no graph."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -11,6 +13,14 @@ from .backbones_llava_st import encoder_inputs, num_prefix_tokens
 
 def _trains(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _keeps_precision(vision_tower: nn.Module, device_type: str) -> bool:
+    """Whether autocast would only add conversions: to float32 for norms, whose outputs are converted back for the next product."""
+    if not torch.is_autocast_enabled(device_type):
+        return False
+    half = torch.get_autocast_dtype(device_type)
+    return all(parameter.dtype == half for parameter in vision_tower.parameters())
 
 
 def encode_frames(
@@ -25,8 +35,9 @@ def encode_frames(
     Applies encoder and projector to frames, at most `chunk_size` at a time.
 
     An encoder without trainable weights runs without a graph, also where a trainer lets its embeddings require gradients, and in
-    evaluation mode: DINOv3 moves its position embeddings at random in training mode. The temporary memory of a pass grows with
-    `chunk_size`; the result does not depend on it, up to rounding.
+    evaluation mode: DINOv3 moves its position embeddings at random in training mode. With all weights in the type of autocast it runs
+    without autocast: its norms compute in float32 in any case, and autocast would also store their outputs so. The temporary memory of a
+    pass grows with `chunk_size`; the result does not depend on it, up to rounding.
 
     Args:
         vision_tower (`nn.Module`):
@@ -51,9 +62,13 @@ def encode_frames(
     if vision_tower.training and not tower_trains and torch.is_grad_enabled():
         vision_tower.eval()
     prefix = num_prefix_tokens(config)
+    device_type = frames.device.type
+    without_autocast = not tower_trains and _keeps_precision(vision_tower, device_type)
+    if without_autocast:
+        frames = frames.to(torch.get_autocast_dtype(device_type))
     outputs, features = [], []
     for chunk in (frames,) if chunk_size is None else frames.split(chunk_size):
-        with torch.set_grad_enabled(tower_trains):
+        with torch.set_grad_enabled(tower_trains), torch.autocast(device_type, enabled=False) if without_autocast else nullcontext():
             pixels, options = encoder_inputs(config, chunk)
             outputs.append(vision_tower(pixels, **options, return_dict=True, **kwargs))
         with torch.set_grad_enabled(projector_trains):

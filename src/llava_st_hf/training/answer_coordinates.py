@@ -57,7 +57,7 @@ def answer_coordinate_inputs(
     Returns:
         (batch_size, sequence_length)
     """
-    bins = bins.to(labels.device)
+    bins = bins.to(labels.device, non_blocking=True)
     # A token with a label belongs to one conversation: shared prefixes and padding, with negative numbers, have none.
     of_token = bins[:, None] if segment_ids is None else bins[segment_ids.clamp(min=0)]  # (batch, 1) or (batch, sequence)
     return coordinate_values.masked_fill(of_token & (labels != IGNORED), float("nan"))

@@ -15,6 +15,8 @@ from ..model.video_decoding_llava_st import check_backend
 from .answer_coordinates import check_answer_coordinates
 from .collator import OnError
 from .labels import check_loss_on
+from .liger_kernels import check_liger_config
+from .selective_checkpointing import check_kept_activations
 from .trainable import check_trainable_modules
 
 
@@ -90,6 +92,16 @@ class LlavaSTTrainingConfig(SFTConfig):
             Train on the readable beginning of truncated video files. By default such a sample cannot be used.
         max_length (`int`, *optional*):
             Maximum length of a sample in tokens, including those of media; a longer sample cannot be used. None for no limit.
+        compile_vision_tower (`bool`, *optional*, defaults to `False`):
+            Compile the layers of the frozen vision encoder with `torch.compile`. The first step then takes longer.
+        selective_checkpointing (`str`, *optional*):
+            With `gradient_checkpointing`: results of the decoder's layers that are kept instead of computed again in the backward pass.
+            `"reductions"`: those of attention and of products that are smaller than their input. `"matmuls"`: those of attention and of
+            all products. None for no results.
+        accelerator_config (`dict`, *optional*, defaults to `{"non_blocking": dataloader_pin_memory}`):
+            As in transformers. By default batches in pinned memory are copied to the device while it computes.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            As in transformers, where it is on: every step then waits for the device to compute its loss.
         hub_license (`str`, *optional*):
             Licence in the model card, an identifier of the hub such as `"apache-2.0"`.
         hub_datasets (`list[str]`, *optional*):
@@ -118,6 +130,15 @@ class LlavaSTTrainingConfig(SFTConfig):
     max_errors: int = field(default=100, metadata={"help": "Maximum number of samples that all processes together may drop."})
     video_backend: str = field(default="pyav", metadata={"help": "Decoder of video files: pyav or decord."})
     allow_truncated: bool = field(default=False, metadata={"help": "Train on the readable beginning of truncated video files."})
+    compile_vision_tower: bool = field(default=False, metadata={"help": "Compile the layers of the frozen vision encoder."})
+    selective_checkpointing: str | None = field(
+        default=None,
+        metadata={"help": "Results that gradient checkpointing keeps in the decoder's layers: reductions or matmuls."},
+    )
+    accelerator_config: dict | str | None = field(
+        default=None, metadata={"help": "As in transformers; with pinned memory batches are copied without waiting by default."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "As in transformers; each step then waits for its loss."})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Must be end."})
     hub_license: str | None = field(default=None, metadata={"help": "Licence in the model card, such as apache-2.0."})
     hub_datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of the training data in the model card."})
@@ -131,6 +152,8 @@ class LlavaSTTrainingConfig(SFTConfig):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
 
     def __post_init__(self):
+        if self.accelerator_config is None:
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         replace_renamed_arguments(self, _RENAMED)
         self.trainable_modules = check_trainable_modules(self.trainable_modules, "trainable_modules")
@@ -144,6 +167,17 @@ class LlavaSTTrainingConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name}={value} must not be negative.")
+        self.selective_checkpointing = check_kept_activations(self.selective_checkpointing)
+        if self.selective_checkpointing and not self.gradient_checkpointing:
+            raise ValueError(
+                f"selective_checkpointing={self.selective_checkpointing!r} has an effect with gradient_checkpointing: true only."
+            )
+        if self.compile_vision_tower and "vision_tower" in self.trainable_modules:
+            raise ValueError(
+                "compile_vision_tower=True compiles a frozen vision encoder: remove vision_tower from trainable_modules, or set it to False."
+            )
+        if self.use_liger_kernel:
+            check_liger_config(self.liger_kernel_config, self.selective_checkpointing is not None)
         for name, (value, reason) in _FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {value!r}: {reason}.")

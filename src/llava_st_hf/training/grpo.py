@@ -22,6 +22,7 @@ from ..model.batch_feature_llava_st import LlavaSTBatchFeature
 from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.configuration_llava_st import SPECIAL_TOKENS
 from ..model.processing_llava_st import LlavaSTProcessor
+from .liger_kernels import check_liger_config, register_liger_kernels, without_liger_warning
 from .model_card import ModelCardMixin
 from .saving import AtomicCheckpointMixin
 
@@ -90,9 +91,13 @@ class LlavaSTGRPOTrainer(ModelCardMixin, AtomicCheckpointMixin, GRPOTrainer):
     def __init__(self, model, reward_funcs, args: GRPOConfig, train_dataset, processing_class: LlavaSTProcessor | None = None, **kwargs):
         if args.use_vllm:
             raise ValueError("use_vllm=True is not supported: TRL passes no videos to vLLM. Set use_vllm=False.")
-        super().__init__(
-            model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
-        )
+        with without_liger_warning():
+            super().__init__(
+                model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+            )
+        if args.use_liger_kernel:
+            check_liger_config(args.liger_kernel_config, selective=False)
+            register_liger_kernels(args.device, self.model.config.get_text_config().model_type)
         check_model_matches_processor(self.model.config, self.processing_class)
         needed = self.args.generation_batch_size // self.args.num_generations
         if isinstance(train_dataset, Dataset) and len(train_dataset) < needed:

@@ -52,7 +52,7 @@ class TrainingMetrics:
         if outputs.bin_errors is not None:
             errors = outputs.bin_errors
             known, is_time = ~errors.isnan(), self._is_time(ids)
-            from_bins = bins.to(ids.device)[owners]
+            from_bins = bins.to(ids.device, non_blocking=True)[owners]
             for name, mask in (("time_bin_error", known & is_time), ("box_bin_error", known & ~is_time)):
                 for kind, of_kind in (("", mask), ("_from_bins", mask & from_bins)):
                     self._bin_errors[name + kind].append(torch.stack((errors.nan_to_num().mul(of_kind).sum(), of_kind.sum())))

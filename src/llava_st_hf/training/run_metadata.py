@@ -36,7 +36,8 @@ HARMLESS_ARGUMENTS = frozenset((
     "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_multiprocessing_context", "dataset_num_proc", "activation_checkpointing", "activation_checkpointing_kwargs",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "torch_empty_cache_steps", "torch_compile",
-    "torch_compile_backend", "torch_compile_mode", "use_cache", "attn_implementation",
+    "torch_compile_backend", "torch_compile_mode", "use_cache", "attn_implementation", "compile_vision_tower", "selective_checkpointing",
+    "use_liger_kernel", "liger_kernel_config",
     # processes
     "local_rank", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers",
     "ddp_static_graph",

@@ -2,8 +2,10 @@
 """Modules of LLaVA-ST that a run trains, and LoRA adapters for the language model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -145,3 +147,21 @@ def _freeze_unused(model: LlavaSTForConditionalGeneration) -> None:
     freeze_unused_parameters(model.model.vision_tower)
     if model.config.disable_fast_stream:
         model.model.packer.fast.requires_grad_(False)
+
+
+@contextmanager
+def uncast_lora_inputs(model: nn.Module) -> Iterator[None]:
+    """
+    Lets LoRA layers take their inputs in half precision during the block, for a forward and backward pass under autocast.
+
+    PEFT converts these inputs to float32, the type of LoRA's weights, before dropout; autocast converts them back for the product. This
+    costs memory and its traffic, and no precision is gained.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and module.cast_input_dtype_enabled]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True

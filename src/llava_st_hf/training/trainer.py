@@ -2,6 +2,7 @@
 """TRL's SFTTrainer for LLaVA-ST."""
 
 import logging
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import gather_object
@@ -16,14 +17,17 @@ from ..model.processing_llava_st import LlavaSTProcessor
 from .answer_coordinates import answer_coordinate_inputs, choose_bins
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
+from .compiled_vision import compile_vision_tower
 from .labels import check_loss_on
+from .liger_kernels import register_liger_kernels, without_liger_warning
 from .metrics import TrainingMetrics
 from .model_card import ModelCardMixin
 from .muon import MuonAdamW
 from .prefix_packing import packed_attention_mask
 from .sampler import BucketSampler, EpochSampler
 from .saving import AtomicCheckpointMixin
-from .trainable import part_of
+from .selective_checkpointing import enable_selective_checkpointing
+from .trainable import part_of, uncast_lora_inputs
 from .vision_memory import choose_vision_chunk_size
 
 
@@ -90,20 +94,27 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
                 processor_kwargs=reading,
                 blank_media=args.world_size > 1,
             )
-        super().__init__(
-            model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        if args.use_liger_kernel:
+            register_liger_kernels(args.device, model.config.get_text_config().model_type)
+        with without_liger_warning():
+            super().__init__(
+                model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         if (args.bf16 or args.fp16) and not self.is_deepspeed_enabled:
             # Small updates are lost in half precision. DeepSpeed keeps a copy in float32, and so does accelerate for FSDP.
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        if args.compile_vision_tower:
+            if self._has_zero3:
+                raise ValueError("compile_vision_tower=True needs complete weights, which ZeRO-3 shards: set it to False, or use ZeRO-2.")
+            compile_vision_tower(self.model)
         config = self.model.config
         vocabulary = config.coordinates if config.use_coordinate_tokens else None
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
@@ -114,6 +125,10 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(SpeedProgressCallback)
         self.add_callback(_RunStart(self))
+
+    def train(self, *args, **kwargs):
+        with nullcontext() if self._half == torch.float32 else uncast_lora_inputs(self.model):
+            return super().train(*args, **kwargs)
 
     # Data
 
@@ -176,18 +191,19 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
         """
         tasks = inputs.get("tasks") or ["all"] * len(inputs["labels"])
         mode = "train" if self.model.training else "eval"
-        model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segment_ids")}
+        # The Trainer adds skip_logits in evaluations with Liger's kernels.
+        model_inputs = {name: value for name, value in inputs.items() if name not in ("tasks", "segment_ids", "skip_logits")}
         if "segment_ids" in inputs:
             model_inputs["attention_mask"] = packed_attention_mask(inputs["segment_ids"], _attention(self.model), self._half)
         bins = self._choose_bins(mode, len(tasks))
         if "coordinate_values" in inputs:
             exact = model_inputs["coordinate_targets"] = inputs["coordinate_values"]
             model_inputs["coordinate_values"] = answer_coordinate_inputs(exact, inputs["labels"], inputs.get("segment_ids"), bins)
-        sharded = self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
+        sharded = self.is_fsdp_enabled or self._has_zero3
         outputs = model(
             **model_inputs,
             use_cache=False,
-            skip_logits=not return_outputs,
+            skip_logits=inputs.get("skip_logits", not return_outputs),
             num_items_in_batch=num_items_in_batch,
             vision_chunk_size=choose_vision_chunk_size(self.model.config.vision_config, model_inputs, sharded),
         )
@@ -199,6 +215,10 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _has_zero3(self) -> bool:
+        return self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
 
     def _choose_bins(self, mode: str, num_conversations: int) -> torch.Tensor:
         """(num_conversations,) booleans: whether the inputs of a conversation's answer coordinates are bins."""
@@ -318,12 +338,15 @@ class SpeedProgressCallback(ProgressCallback):
 
 
 class _RunStart(TrainerCallback):
-    """Starts the clock of the metrics and restores the skipped samples of a checkpoint when training starts."""
+    """Starts the clock of the metrics, restores the skipped samples of a checkpoint, and sets what gradient checkpointing keeps, when
+    training starts."""
 
     def __init__(self, trainer: LlavaSTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._training_metrics["train"].reset()
+        if args.selective_checkpointing:
+            enable_selective_checkpointing(self.trainer.model, args.selective_checkpointing)
         known = state.stateful_callbacks.get(_SKIPPED, {}).get("attributes", {})
         self.trainer._skipped.update(known.get("problems", ()))
