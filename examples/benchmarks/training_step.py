@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures time and memory of the parts of a training step, and how both grow with frames and batch size.
+"""Measures time and memory of the parts of a training step, how both grow with frames and batch size, and what makes it faster.
 
     python examples/benchmarks/training_step.py              # on a GPU the published sizes in bf16, else a narrow model in fp32
-    python examples/benchmarks/training_step.py --estimate   # estimated peak memory of the published sizes; needs no GPU
+    python examples/benchmarks/training_step.py --variants   # seconds, memory, share of the FLOP bound with each option; 4 minutes on a GPU
+    python examples/benchmarks/training_step.py --estimate   # memory, FLOP and time bounds of the published sizes; needs no GPU
 
 The step is that of stage 2: LoRA of rank 128, packer, input embeddings and coordinate embeddings are trained in float32; decoder layers
 are recomputed in the backward pass; AdamW. A sample is a video of 100 frames (2,520 tokens) with 200 tokens of text, of which 150 are
@@ -10,27 +11,38 @@ supervised. The narrow model for CPUs has the published numbers of tokens with s
 
 `--estimate` runs the same step on tensors without data and adds up the live ones. It does not include fragmentation and rounding of the
 allocator, workspaces of kernels (cuBLAS, flash attention), the CUDA context (about 0.5 GB), and DDP's buckets (as large as the
-gradients). Layer norms are computed in float32, as autocast does on a GPU.
+gradients). The compiled vision encoder is not part of it.
 """
 
 import argparse
 import time
 import warnings
-import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
 import transformers
 from packaging.version import Version
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from training_cost import (
+    BANDWIDTH,
+    MATMUL_RATE,
+    OperationCosts,
+    StepCosts,
+    allocate,
+    count_liger_kernels,
+    tensors_without_data,
+)
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
+from llava_st_hf.model import vision_llava_st
 from llava_st_hf.training import prepare_model_for_training, vision_memory
+from llava_st_hf.training.compiled_vision import compile_vision_tower
+from llava_st_hf.training.liger_kernels import apply_liger_kernels
+from llava_st_hf.training.selective_checkpointing import enable_selective_checkpointing
+from llava_st_hf.training.trainable import uncast_lora_inputs
 
 
 TRAINABLE_MODULES = ["vision", "packer", "LLM forward", "loss", "backward", "optimizer", "rest"]
@@ -61,19 +73,15 @@ def build(device: str, narrow: bool):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # as LlavaSTTrainer does
+    enable_checkpointing(model)
+    return model.train()
+
+
+def enable_checkpointing(model) -> None:
     # transformers 5.24 renamed the method.
     renamed = Version(transformers.__version__) >= Version("5.24")
     enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
-    import os
-    from llava_st_hf.training.selective_checkpointing import checkpoint_contexts
-    kw = {"use_reentrant": False}
-    if os.environ.get("SAC"): kw["context_fn"] = checkpoint_contexts(os.environ["SAC"])
-    if not os.environ.get("NOCKPT"): enable(kw)
-    if os.environ.get("NOCAST"):
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        for m in model.modules():
-            if isinstance(m, BaseTunerLayer): m.cast_input_dtype_enabled = False
-    return model.train()
+    enable({"use_reentrant": False})
 
 
 def build_optimizer(model) -> torch.optim.Optimizer:
@@ -252,10 +260,192 @@ def measure(repeats: int) -> None:
         print(f"{frames:6d} {videos:5d} {tokens:7d} {' '.join(cells)} {step} {peak / 2**20:6,.0f} MiB", flush=True)
 
 
+# ============================================================ Variants
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of a step. Each variant has those of the one before it."""
+
+    name: str
+    tower_in_autocast: bool = False
+    lora_inputs_in_float32: bool = False
+    compiled_tower: bool = False
+    liger: bool = False
+    kept: str | None = None
+    checkpointing: bool = True
+
+
+VARIANTS = (
+    Variant("version 0.1", tower_in_autocast=True, lora_inputs_in_float32=True),
+    Variant("vision encoder without autocast", lora_inputs_in_float32=True),
+    Variant("LoRA inputs in bfloat16"),
+    Variant("compile_vision_tower", compiled_tower=True),
+    Variant("use_liger_kernel", compiled_tower=True, liger=True),
+    Variant("selective_checkpointing: reductions", compiled_tower=True, liger=True, kept="reductions"),
+    Variant("selective_checkpointing: matmuls", compiled_tower=True, liger=True, kept="matmuls"),
+    Variant("no checkpointing", compiled_tower=True, liger=True, checkpointing=False),
+)
+
+
+@contextmanager
+def applied(variant: Variant, model):
+    """Sets the options of a variant that can be taken back, for the block."""
+    with ExitStack() as stack:
+        if variant.tower_in_autocast:
+            stack.enter_context(mock.patch.object(vision_llava_st, "_keeps_precision", return_value=False))
+        if not variant.lora_inputs_in_float32:
+            stack.enter_context(uncast_lora_inputs(model))
+        enable_checkpointing(model)
+        if variant.kept:
+            enable_selective_checkpointing(model, variant.kept)
+        if not variant.checkpointing:
+            for layer in model.get_base_model().model.language_model.layers:
+                layer.gradient_checkpointing = False
+        yield
+
+
+def peak_rates(device: str) -> tuple[float, float]:
+    """Measures FLOP/s of a product of bfloat16 matrices, and bytes/s of a copy, on a GPU."""
+
+    def seconds(run) -> float:
+        times = []
+        for _ in range(10):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    left, right = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    data = torch.empty(2**30, device=device, dtype=torch.uint8)
+    target = torch.empty_like(data)
+    return 2 * 8192**3 / seconds(lambda: left @ right), 2 * data.nbytes / seconds(lambda: target.copy_(data))
+
+
+def measure_variants(repeats: int) -> None:
+    """Prints seconds, peak memory and share of the FLOP bound of each variant that runs on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = build(device, device == "cpu")
+    optimizer, clock, costs = build_optimizer(model), Clock(device), OperationCosts()
+    parts: list = [clock]
+    name_parts(model, lambda name: parts[-1](name))
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}; minimum of {repeats} steps, batch 2")
+    batch = make_batch(model.config, 2, 100, device, model.dtype)
+    parts.append(costs.part)
+    with applied(VARIANTS[0], model), costs:
+        micro_step(model, batch, costs.part, device, model.dtype == torch.bfloat16)
+    parts.pop()
+    model.zero_grad()
+    flops = sum(costs.flops.values()) - costs.flops["recomputation"]
+    bound = None
+    if device == "cuda":
+        rate, bandwidth = peak_rates(device)
+        bound = flops / rate
+        print(f"{rate / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s measured")
+    print(f"{flops / 1e12:.1f} TFLOP without recomputation" + (f": at least {bound:.3f} s" if bound else ""))
+    print(f"{'variant':38s} {'seconds':>8s} {'peak':>10s} {'bound / seconds':>16s}   parts")
+    compiled = patched = False
+    for variant in VARIANTS:
+        if variant.liger and device == "cpu" and not variant.kept:
+            print(f"{variant.name:38s} needs a GPU")
+            continue
+        if variant.compiled_tower and not compiled:
+            compile_vision_tower(model)
+            compiled = True
+        if variant.liger and not patched and device == "cuda":
+            # RoPE in the memory of the projections' results does not go with results that are kept.
+            apply_liger_kernels(model.get_base_model(), rope=False)
+            patched = True
+        try:
+            with applied(variant, model):
+                times, peak, _ = measure_steps(model, optimizer, clock, 2, 100, repeats)
+        except torch.OutOfMemoryError:
+            print(f"{variant.name:38s} out of memory")
+            optimizer.zero_grad()
+            continue
+        total = sum(times.values())
+        share = f"{bound / total:16.0%}" if bound else f"{'':16s}"
+        row = ", ".join(f"{part} {seconds:.3f}" for part, seconds in times.items())
+        print(f"{variant.name:38s} {total:8.3f} {peak / 1e9:7.1f} GB {share}   {row}", flush=True)
+
+
+# ============================================================ Estimating
+
+
+def estimate_step(variant: Variant, limit_gb: float, videos: int, accumulation: int, print_peaks: bool, details: bool) -> StepCosts:
+    """Runs the second step of a variant without data. Returns its costs, with the largest peak as `peak`."""
+    model = build("meta", False)
+    costs = StepCosts(videos * SUPERVISED_TOKENS)
+    with tensors_without_data(costs, limit_gb):
+        allocate(model)
+        if variant.liger:
+            count_liger_kernels(model.get_base_model().model.language_model, costs)
+        optimizer = build_optimizer(model)
+        name_parts(model, costs.part)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda owner: costs.name("gradients", [owner.grad]))
+        batch = make_batch(model.config, videos, 100, "cpu", torch.bfloat16)
+        largest = 0
+        with applied(variant, model):
+            for step in range(2):  # the first allocates the optimizer state
+                costs.reset_costs()
+                for micro in range(accumulation):
+                    for group, tensors in parameter_groups(model, optimizer).items():
+                        costs.name(group, tensors)
+                    costs.reset_peak()
+                    micro_step(model, batch, costs.part, "cpu", half=True)
+                    largest = max(largest, costs.peak)
+                    if step and print_peaks:
+                        first = "no gradients yet" if micro == 0 else "on top of the gradients before it"
+                        report(costs, f"Forward and backward {micro + 1} of {accumulation}, {first}", limit_gb, details)
+                costs.reset_peak()
+                update(model, optimizer, costs.part)
+                if step and print_peaks:
+                    report(costs, "Clipping and update", limit_gb, details)
+    costs.peak = max(largest, costs.peak)
+    return costs
+
+
+def estimate(limit_gb: float, videos: int, accumulation: int, details: bool) -> None:
+    print(f"Published sizes, batch {videos} of 100 frames, bfloat16 with float32 trained weights; GB = 1e9 bytes")
+    estimate_step(VARIANTS[2], limit_gb, videos, accumulation, True, details)
+    print(f"\nOne step of {accumulation} batches; at {MATMUL_RATE / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.2f} TB/s")
+    print(f"{'variant':38s} {'TFLOP: forward':>15s} {'recomputed':>11s} {'backward':>9s} {'bound':>8s} {'peak':>9s} {'host waits':>11s}")
+    for variant in VARIANTS:
+        if variant.name == "compile_vision_tower":
+            continue
+        costs = estimate_step(variant, limit_gb, videos, accumulation, False, False)
+        backward, again = costs.flops["backward"], costs.flops["recomputation"]
+        forward = sum(costs.flops.values()) - backward - again
+        cells = f"{forward / 1e12:15.1f} {again / 1e12:11.1f} {backward / 1e12:9.1f} {sum(costs.seconds.values()):6.3f} s"
+        print(f"{variant.name:38s} {cells} {costs.peak / 1e9:6.1f} GB {sum(costs.synchronizations.values()):11d}", flush=True)
+        print("    " + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in costs.seconds.items()), flush=True)
+
+
+def report(costs: StepCosts, title: str, limit_gb: float, details: bool) -> None:
+    groups: Counter = Counter()
+    for (group, _), nbytes in costs.at_peak.items():
+        groups[group] += nbytes
+    verdict = f"{costs.peak / 1e9 / limit_gb:.0%} of {limit_gb:g} GB"
+    print(f"\n{title}: {costs.peak / 1e9:.2f} GB at the peak ({verdict}), reached in: {costs.peak_part}")
+    for group, nbytes in groups.most_common():
+        if nbytes >= 5e6:
+            print(f"  {group:28s} {nbytes / 1e9:7.2f} GB {nbytes / costs.peak:6.1%}")
+    if details:
+        for (group, shape), nbytes in costs.at_peak.most_common(30):
+            if shape:
+                print(f"    {nbytes / 1e9:6.2f} GB  {group}: {shape}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--estimate", action="store_true", help="estimate the peak memory of the published sizes, without a GPU")
+    parser.add_argument("--variants", action="store_true", help="measure the step with each option that makes it faster")
+    parser.add_argument("--estimate", action="store_true", help="estimate memory and time bounds of the published sizes, without a GPU")
     parser.add_argument("--limit", type=float, default=40, help="memory of the GPU that is estimated, in GB")
     parser.add_argument("--videos", type=int, default=2, help="samples of a batch that is estimated")
     parser.add_argument("--accumulation", type=int, default=2, help="batches to a step that is estimated")
@@ -263,8 +453,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
     if args.estimate:
-        from training_cost import estimate
         estimate(args.limit, args.videos, args.accumulation, args.details)
+    elif args.variants:
+        measure_variants(args.repeats)
     else:
         measure(args.repeats)
 

@@ -44,8 +44,8 @@ def mask_counted_labels(labels: torch.Tensor, media_token_ids: list[int]) -> tor
     Removes the labels of image and video tokens as `mask_media_labels` does, and warns once if there are any.
 
     A trainer divides the sum of the losses by the number of labels, which it counts before the model is called and which the model cannot
-    correct: it is that of all micro-batches and processes. On other devices than the CPU only the first batches are checked, since each check
-    waits for the device; a data collator treats all batches alike.
+    correct: it is that of all micro-batches and processes. On other devices than the CPU only the first batches are checked, since each
+    check waits for the device; a data collator treats all batches alike.
     """
     masked = mask_media_labels(labels, media_token_ids)
     if torch.compiler.is_compiling() or (labels.device.type != "cpu" and next(_CHECKS, None) is None):

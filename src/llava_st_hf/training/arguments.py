@@ -174,7 +174,8 @@ class LlavaSTTrainingConfig(SFTConfig):
             )
         if self.compile_vision_tower and "vision_tower" in self.trainable_modules:
             raise ValueError(
-                "compile_vision_tower=True compiles a frozen vision encoder: remove vision_tower from trainable_modules, or set it to False."
+                "compile_vision_tower=True compiles a frozen vision encoder: remove vision_tower from trainable_modules, or set it to "
+                "False."
             )
         if self.use_liger_kernel:
             check_liger_config(self.liger_kernel_config, self.selective_checkpointing is not None)

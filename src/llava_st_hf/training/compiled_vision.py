@@ -13,7 +13,7 @@ def encoder_layers(vision_tower: PreTrainedModel) -> list[nn.Module]:
     return list(max((module for module in vision_tower.modules() if isinstance(module, nn.ModuleList)), key=len))
 
 
-def compile_vision_tower(model: LlavaSTForConditionalGeneration | PeftModel) -> None:
+def compile_vision_tower(model: LlavaSTForConditionalGeneration | PeftModel, **options) -> None:
     """
     Lets `torch.compile` compile the layers of the vision encoder at their first call, in place.
 
@@ -22,6 +22,7 @@ def compile_vision_tower(model: LlavaSTForConditionalGeneration | PeftModel) -> 
 
     Args:
         model: whose vision encoder is frozen.
+        options: of `torch.compile`.
 
     Raises:
         ValueError: if a weight of the vision encoder is trained.
@@ -31,4 +32,4 @@ def compile_vision_tower(model: LlavaSTForConditionalGeneration | PeftModel) -> 
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise ValueError("The vision encoder has trained weights: only a frozen one is compiled.")
     for layer in encoder_layers(tower):
-        layer.compile()
+        layer.compile(**options)

@@ -68,7 +68,8 @@ def apply_liger_kernels(
     options = {name: used for name, used in options.items() if name in inspect.signature(apply).parameters}
     if options.get("swiglu") and config.hidden_act not in _SILU:
         raise ValueError(
-            f"The decoder has hidden_act={config.hidden_act!r}, and Liger's SwiGLU computes 'silu': set liger_kernel_config: {{swiglu: false}}."
+            f"The decoder has hidden_act={config.hidden_act!r}, and Liger's SwiGLU computes 'silu': set liger_kernel_config: "
+            "{swiglu: false}."
         )
     apply(model=decoder, **options)
 
@@ -88,7 +89,9 @@ def check_liger_support(device: torch.device, decoder_type: str) -> None:
     if not is_liger_kernel_available():
         raise ImportError("use_liger_kernel=True needs liger-kernel: pip install llava-st-hf[liger].")
     if device.type in ("cpu", "meta", "mps"):
-        raise ValueError(f"use_liger_kernel=True needs a GPU: Liger's Triton kernels do not run on {device.type}. Set use_liger_kernel: false.")
+        raise ValueError(
+            f"use_liger_kernel=True needs a GPU: Liger's Triton kernels do not run on {device.type}. Set use_liger_kernel: false."
+        )
     _check_decoder(decoder_type)
 
 

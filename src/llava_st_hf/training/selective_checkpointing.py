@@ -15,8 +15,8 @@ from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext,
 from transformers import PreTrainedModel
 
 
-# "reductions": attention, and products whose result is smaller than the input, such as those with down_proj, k_proj and v_proj: they cost the
-# most operations per byte that is kept. "matmuls": attention and all products but those from a low rank, which are cheap to recompute.
+# "reductions": attention, and products whose result is smaller than the input, such as those with down_proj, k_proj and v_proj: they cost
+# the most operations per byte that is kept. "matmuls": attention and all products but those from a low rank, which are cheap to recompute.
 KeptActivations = Literal["reductions", "matmuls"]
 
 _aten = torch.ops.aten
@@ -68,7 +68,7 @@ def _contexts(kept: KeptActivations):
 
 def enable_selective_checkpointing(model: PreTrainedModel | nn.Module, kept: KeptActivations) -> None:
     """
-    Lets the checkpointed decoder layers of a model keep the results of their costly operations, in place. Packers are recomputed completely.
+    Lets the checkpointed decoder layers of a model keep the results of their costly operations, in place. Packers keep nothing.
 
     Args:
         model: [`LlavaSTForConditionalGeneration`] or a `PeftModel` around it, with gradient checkpointing enabled.
