@@ -568,3 +568,21 @@ def test_forward_coordinates_is_accepted_as_coordinate_values_with_a_warning(mod
     torch.testing.assert_close(model.lm_head(base.last_hidden_state), wanted)
     with pytest.raises(ValueError, match="coordinate_values is given twice"):
         model(**batch, coordinate_values=values, coordinates=values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "expected"), [(torch.bfloat16, True, False), (torch.bfloat16, False, True), (torch.float32, True, True)]
+)
+def test_vision_tower_frozen_in_the_type_of_autocast_runs_without_it(dtype, frozen, expected):
+    model = tiny_model()
+    model.model.vision_tower.to(dtype).requires_grad_(not frozen)
+    model.model.multi_modal_projector.to(dtype)
+    states = []
+    model.model.vision_tower.register_forward_pre_hook(lambda module, inputs: states.append(torch.is_autocast_enabled("cpu")))
+    pixels = random_images(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.model._patch_features(pixels)[1]
+    assert states == [expected]
+    with torch.no_grad():
+        plain = model.float().model._patch_features(pixels)[1]
+    torch.testing.assert_close(features.float(), plain, rtol=0.1, atol=0.1 * float(plain.abs().max()))

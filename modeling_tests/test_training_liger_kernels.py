@@ -63,7 +63,7 @@ def test_apply_liger_kernels_other_decoders_have_replaced_mlps(decoder):
 def test_apply_liger_kernels_other_activation_raises_before_any_change():
     model = tiny_model()
     model.config.text_config.hidden_act = "gelu"
-    with pytest.raises(ValueError, match="hidden_act='gelu'.*swiglu: false"):
+    with pytest.raises(ValueError, match=r"hidden_act='gelu'.*swiglu: false"):
         apply_liger_kernels(model)
     assert not liger_modules(model)
 
@@ -71,7 +71,7 @@ def test_apply_liger_kernels_other_activation_raises_before_any_change():
 def test_check_liger_support_on_a_cpu_or_without_kernels_for_the_decoder_raises():
     with pytest.raises(ValueError, match="do not run on cpu"):
         check_liger_support(torch.device("cpu"), "qwen2")
-    with pytest.raises(ValueError, match="model_type 'stablelm'; it has some for .*qwen2"):
+    with pytest.raises(ValueError, match=r"model_type 'stablelm'; it has some for .*qwen2"):
         check_liger_support(CUDA, "stablelm")
     check_liger_support(CUDA, "qwen2")
 

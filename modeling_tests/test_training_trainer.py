@@ -2,12 +2,14 @@
 """The trainer: loss, learning rates per module, logging, and handling of invalid samples."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from llava_st_hf.model.model_card_llava_st import TAGS
@@ -314,5 +316,56 @@ def test_trainer_mixed_precision_keeps_trained_weights_in_float32(tmp_path):
     trainer = LlavaSTTrainer(model, args, Dataset.from_list(mixed_rows(write_media(tmp_path), 3)), processor)
     for parameter in trainer.model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    adapter = trainer.model.get_base_model().model.language_model.layers[0].mlp.up_proj
+    dtypes = set()
+    adapter.lora_A["default"].register_forward_hook(lambda module, inputs, output: dtypes.add(inputs[0].dtype))
     trainer.train()
     assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert dtypes == {torch.bfloat16}  # by default PEFT converts the inputs to float32
+    assert adapter.cast_input_dtype_enabled  # as without autocast
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts operations for which the host waits until a GPU has finished its queue: results that are numbers, or have a size that depends on
+    data, and tensors made of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if any(
+            isinstance(tensor, torch.Tensor) and tensor.dtype == torch.bool
+            for indices in args
+            if type(indices) is list
+            for tensor in indices
+        ):
+            name = "mask" if name.startswith(("index", "_index")) else name
+        self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_trainer_training_step_waits_for_the_device_at_few_places(tmp_path):
+    trainer = trainer_of(tmp_path, mixed_rows(write_media(tmp_path), 3), per_device_train_batch_size=3)
+    waits, training_step = HostWaits(), trainer.training_step
+
+    def counted(*args, **kwargs):
+        with waits:
+            return training_step(*args, **kwargs)
+
+    trainer.training_step = counted
+    trainer.train()
+    assert waits.counts["nonzero"] == 1  # supervised positions
+    assert waits.counts["mask"] == waits.counts["masked_select"] == waits.counts["lift_fresh"] == 0
+    assert waits.counts["_local_scalar_dense"] <= 4  # number of features of images and of videos; two of transformers' attention mask
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_training_config_copies_pinned_batches_without_waiting_by_default(tmp_path, pinned):
+    args = LlavaSTTrainingConfig(output_dir=str(tmp_path), **{**OPTIONS, "use_cpu": False, "dataloader_pin_memory": pinned})
+    assert args.accelerator_config.non_blocking is pinned
+    assert args.logging_nan_inf_filter is False
+    for options in ({}, {"accelerator_config": {"split_batches": True}}):  # on a CPU there is no pinned memory
+        args = LlavaSTTrainingConfig(output_dir=str(tmp_path), **OPTIONS, **options)
+        assert args.accelerator_config.split_batches == bool(options) and not args.accelerator_config.non_blocking

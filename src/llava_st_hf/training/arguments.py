@@ -98,8 +98,8 @@ class LlavaSTTrainingConfig(SFTConfig):
             With `gradient_checkpointing`: results of the decoder's layers that are kept instead of computed again in the backward pass.
             `"reductions"`: those of attention and of products that are smaller than their input. `"matmuls"`: those of attention and of
             all products. None for no results.
-        accelerator_config (`dict`, *optional*, defaults to `{"non_blocking": dataloader_pin_memory}`):
-            As in transformers. By default batches in pinned memory are copied to the device while it computes.
+        accelerator_config (`dict`, *optional*):
+            As in transformers. By default batches in pinned memory are copied to a GPU while it computes (`{"non_blocking": True}`).
         logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
             As in transformers, where it is on: every step then waits for the device to compute its loss.
         hub_license (`str`, *optional*):
@@ -153,7 +153,7 @@ class LlavaSTTrainingConfig(SFTConfig):
 
     def __post_init__(self):
         if self.accelerator_config is None:
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory and not self.use_cpu}
         super().__post_init__()
         replace_renamed_arguments(self, _RENAMED)
         self.trainable_modules = check_trainable_modules(self.trainable_modules, "trainable_modules")
