@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llava_st_hf.model.backbones_llava_st import VISION_ENCODERS
-from llava_st_hf.training import LlavaSTTrainingConfig, prepare_model_for_training
+from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, prepare_model_for_training
 from llava_st_hf.training.compiled_vision import compile_vision_tower, encoder_layers
 from modeling_tests.factories import mixed_batch, tiny_model
 from modeling_tests.one_training import make_trainer
@@ -50,6 +50,14 @@ def test_trainer_with_compile_vision_tower_compiles_the_layers_before_training(t
     trainer = make_trainer(tmp_path, max_steps=1, count=3, compile_vision_tower=True)
     tower = trainer.model.get_base_model().model.vision_tower
     assert all(layer._compiled_call_impl is not None for layer in encoder_layers(tower))
+
+
+def test_trainer_with_sharded_weights_warns_and_does_not_compile(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(LlavaSTTrainer, "_shards_weights", True)
+    trainer = make_trainer(tmp_path, max_steps=1, count=3, compile_vision_tower=True)
+    tower = trainer.model.get_base_model().model.vision_tower
+    assert all(layer._compiled_call_impl is None for layer in encoder_layers(tower))
+    assert "no effect with ZeRO-3 and FSDP" in caplog.text
 
 
 def test_compile_vision_tower_with_trained_encoder_raises(tmp_path):

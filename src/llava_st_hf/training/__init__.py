@@ -8,6 +8,7 @@ from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
 from .grpo import LlavaSTGRPOTrainer, grpo_dataset
 from .labels import make_labels
+from .liger_kernels import register_liger_kernels
 from .model_card import describe_mixture
 from .muon import MuonAdamW
 from .preference_collator import LlavaSTPreferenceCollator
@@ -36,4 +37,5 @@ __all__ = [
     "make_labels",
     "prepare_base_model",
     "prepare_model_for_training",
+    "register_liger_kernels",
 ]

@@ -112,9 +112,10 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         if args.compile_vision_tower:
-            if self._has_zero3:
-                raise ValueError("compile_vision_tower=True needs complete weights, which ZeRO-3 shards: set it to False, or use ZeRO-2.")
-            compile_vision_tower(self.model)
+            if self._shards_weights:
+                logger.warning("compile_vision_tower has no effect with ZeRO-3 and FSDP, which shard the weights of the vision encoder.")
+            else:
+                compile_vision_tower(self.model)
         config = self.model.config
         vocabulary = config.coordinates if config.use_coordinate_tokens else None
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}
@@ -199,13 +200,12 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
         if "coordinate_values" in inputs:
             exact = model_inputs["coordinate_targets"] = inputs["coordinate_values"]
             model_inputs["coordinate_values"] = answer_coordinate_inputs(exact, inputs["labels"], inputs.get("segment_ids"), bins)
-        sharded = self.is_fsdp_enabled or self._has_zero3
         outputs = model(
             **model_inputs,
             use_cache=False,
             skip_logits=inputs.get("skip_logits", not return_outputs),
             num_items_in_batch=num_items_in_batch,
-            vision_chunk_size=choose_vision_chunk_size(self.model.config.vision_config, model_inputs, sharded),
+            vision_chunk_size=choose_vision_chunk_size(self.model.config.vision_config, model_inputs, self._shards_weights),
         )
         with torch.no_grad():
             self._training_metrics[mode].add(inputs, outputs, tasks, bins)
@@ -217,8 +217,8 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @property
-    def _has_zero3(self) -> bool:
-        return self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
+    def _shards_weights(self) -> bool:
+        return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def _choose_bins(self, mode: str, num_conversations: int) -> torch.Tensor:
         """(num_conversations,) booleans: whether the inputs of a conversation's answer coordinates are bins."""
