@@ -77,7 +77,7 @@ def test_check_liger_support_on_a_cpu_or_without_kernels_for_the_decoder_raises(
 
 
 def test_trainer_with_liger_on_a_cpu_raises_before_training(tmp_path):
-    with pytest.raises(ValueError, match="do not run on cpu. Set use_liger_kernel: false"):
+    with pytest.raises(ValueError, match=r"do not run on cpu\. Set use_liger_kernel: false"):
         make_trainer(tmp_path, max_steps=1, count=3, use_liger_kernel=True)
 
 

@@ -326,8 +326,8 @@ def test_trainer_mixed_precision_keeps_trained_weights_in_float32(tmp_path):
 
 
 class HostWaits(TorchDispatchMode):
-    """Counts operations for which the host waits until a GPU has finished its queue: results that are numbers, or have a size that depends on
-    data, and tensors made of numbers."""
+    """Counts operations by name. The host waits until a GPU has finished its queue for results that are numbers or have a size that depends
+    on data, such as indexing by a mask, and for tensors made of numbers."""
 
     def __init__(self):
         super().__init__()

@@ -38,8 +38,8 @@ from training_cost import (
 
 from llava_st_hf import LlavaSTConfig, LlavaSTForConditionalGeneration
 from llava_st_hf.model import vision_llava_st
+from llava_st_hf.model.compilation_llava_st import compile_encoder_layers
 from llava_st_hf.training import prepare_model_for_training, vision_memory
-from llava_st_hf.training.compiled_vision import compile_vision_tower
 from llava_st_hf.training.liger_kernels import apply_liger_kernels
 from llava_st_hf.training.selective_checkpointing import enable_selective_checkpointing
 from llava_st_hf.training.trainable import uncast_lora_inputs
@@ -353,7 +353,7 @@ def measure_variants(repeats: int) -> None:
             print(f"{variant.name:38s} needs a GPU")
             continue
         if variant.compiled_tower and not compiled:
-            compile_vision_tower(model)
+            compile_encoder_layers(model.get_base_model().model.vision_tower)
             compiled = True
         if variant.liger and not patched and device == "cuda":
             # RoPE in the memory of the projections' results does not go with results that are kept.

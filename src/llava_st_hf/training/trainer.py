@@ -7,17 +7,18 @@ from contextlib import nullcontext
 import torch
 from accelerate.utils import gather_object
 from datasets import IterableDataset
+from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
 from ..model.compatibility_llava_st import check_model_matches_processor
+from ..model.compilation_llava_st import compile_encoder_layers
 from ..model.processing_llava_st import LlavaSTProcessor
 from .answer_coordinates import answer_coordinate_inputs, choose_bins
 from .arguments import LlavaSTTrainingConfig
 from .collator import LlavaSTDataCollator
-from .compiled_vision import compile_vision_tower
 from .labels import check_loss_on
 from .liger_kernels import register_liger_kernels, without_liger_warning
 from .metrics import TrainingMetrics
@@ -115,7 +116,8 @@ class LlavaSTTrainer(ModelCardMixin, AtomicCheckpointMixin, SFTTrainer):
             if self._shards_weights:
                 logger.warning("compile_vision_tower has no effect with ZeRO-3 and FSDP, which shard the weights of the vision encoder.")
             else:
-                compile_vision_tower(self.model)
+                base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+                compile_encoder_layers(base.model.vision_tower)
         config = self.model.config
         vocabulary = config.coordinates if config.use_coordinate_tokens else None
         self._training_metrics = {"train": TrainingMetrics(vocabulary), "eval": TrainingMetrics(vocabulary)}

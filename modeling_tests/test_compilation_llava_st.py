@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compilation of the layers of a frozen vision encoder."""
+"""Compilation of the layers of a vision encoder, and its option in training."""
+
+from functools import partial
 
 import pytest
 import torch
 
 from llava_st_hf.model.backbones_llava_st import VISION_ENCODERS
+from llava_st_hf.model.compilation_llava_st import compile_encoder_layers, encoder_layers
 from llava_st_hf.training import LlavaSTTrainer, LlavaSTTrainingConfig, prepare_model_for_training
-from llava_st_hf.training.compiled_vision import compile_vision_tower, encoder_layers
 from modeling_tests.factories import mixed_batch, tiny_model
 from modeling_tests.one_training import make_trainer
 from modeling_tests.test_backbones_llava_st import pair_config
@@ -21,7 +23,7 @@ def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), gradients
 
 
-def test_compile_vision_tower_compiles_one_layer_for_all_and_keeps_loss_and_gradients():
+def test_compile_encoder_layers_compiles_one_layer_for_all_and_keeps_loss_and_gradients(monkeypatch):
     graphs = []
 
     def count(graph, inputs):
@@ -30,7 +32,8 @@ def test_compile_vision_tower_compiles_one_layer_for_all_and_keeps_loss_and_grad
 
     model = prepare_model_for_training(tiny_model(), ["packer"]).train()
     loss, gradients = loss_and_gradients(model)
-    compile_vision_tower(model, backend=count)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    compile_encoder_layers(model.model.vision_tower)
     same_loss, same_gradients = loss_and_gradients(model)
     torch.testing.assert_close(same_loss, loss)
     for name, gradient in gradients.items():
@@ -60,10 +63,8 @@ def test_trainer_with_sharded_weights_warns_and_does_not_compile(tmp_path, monke
     assert "no effect with ZeRO-3 and FSDP" in caplog.text
 
 
-def test_compile_vision_tower_with_trained_encoder_raises(tmp_path):
+def test_training_config_compile_vision_tower_with_trained_encoder_raises(tmp_path):
     with pytest.raises(ValueError, match="remove vision_tower from trainable_modules"):
         LlavaSTTrainingConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, compile_vision_tower=True, trainable_modules=["vision_tower"]
         )
-    with pytest.raises(ValueError, match="trained weights"):
-        compile_vision_tower(tiny_model())
