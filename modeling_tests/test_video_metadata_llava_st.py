@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_st_hf.model.grounding_llava_st import START_SLACK
+from llava_st_hf.model.media_info_llava_st import START_SLACK
 from llava_st_hf.model.video_metadata_llava_st import LlavaSTVideoMetadata, file_metadata
 from llava_st_hf.model.video_processing_llava_st import read_video_metadata
 from llava_st_hf.model.video_sampling_llava_st import resolve_clip

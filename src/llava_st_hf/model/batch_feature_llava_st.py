@@ -4,7 +4,7 @@
 import torch
 from transformers import BatchFeature
 
-from .grounding_llava_st import MediaInfo
+from .media_info_llava_st import MediaInfo
 from .renamed_arguments_llava_st import warn_renamed
 from .trl_inputs_llava_st import mask_media_labels
 

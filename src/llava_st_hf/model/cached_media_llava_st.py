@@ -2,7 +2,7 @@
 """Processor for several prompts about one image or video that has been processed already."""
 
 from .batch_feature_llava_st import MediaText
-from .grounding_llava_st import MediaInfo
+from .media_info_llava_st import MediaInfo
 from .processing_llava_st import LlavaSTProcessor
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from .batch_feature_llava_st import LlavaSTBatchFeature
 from .checks_llava_st import check_rate
 from .downloads_llava_st import DownloadLimits
-from .grounding_llava_st import MediaInfo, OutsideMediaError
 from .inline_coordinates_llava_st import INLINE_COORDINATE
+from .media_info_llava_st import MediaInfo, OutsideMediaError
 from .media_kind_llava_st import media_kind
 from .messages_llava_st import box_text, read_box, read_span, read_time, span_text, time_text
 from .tasks_llava_st import TASKS, task_content

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .grounding_llava_st import MediaInfo
+from .media_info_llava_st import MediaInfo
 
 
 # Largest deviation of frame times from a constant rate that is still treated as constant: a fraction of a frame, at least
