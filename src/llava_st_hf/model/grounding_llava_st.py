@@ -6,10 +6,12 @@ ignored and why. The time is linear in the length of the answer.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .coordinates_llava_st import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position
 from .media_info_llava_st import MediaInfo
+from .scores_llava_st import ScoredPosition, add_scores, check_calibration, refined_box, refined_pair, refined_times
 
 
 _T, _H, _W = (rf"<{TOKEN_NAMES[axis]}-(\d{{3}})>" for axis in AXES)
@@ -97,8 +99,16 @@ def _in_order(low: float, high: float, what: str, notes: list[str]) -> tuple[flo
 class _Reader:
     """Parses the events of one answer, in positions. Notes are appended to `notes`."""
 
-    def __init__(self, text: str, num_temporal_bins: int, num_spatial_bins: int, is_video: bool, notes: list[str]):
-        self.text, self.is_video, self.notes = text, is_video, notes
+    def __init__(
+        self,
+        text: str,
+        num_temporal_bins: int,
+        num_spatial_bins: int,
+        is_video: bool,
+        notes: list[str],
+        scored: dict[int, ScoredPosition | None],  # first character of a coordinate token → its position
+    ):
+        self.text, self.is_video, self.notes, self.scored = text, is_video, notes, scored
         self.num_bins = {"TEMP": num_temporal_bins, "HEIGHT": num_spatial_bins, "WIDTH": num_spatial_bins}
         self.events: list[_Event] = []
         self.event = _Event()
@@ -108,7 +118,7 @@ class _Reader:
         cursor = 0
         for item in _ITEM.finditer(self.text):
             before, cursor = _BLANKS.sub(" ", self.text[cursor : item.start()]), item.end()
-            positions = [self._position(*token) for token in COORDINATE_TOKEN.findall(item[0])]
+            positions = [self._position(token) for token in COORDINATE_TOKEN.finditer(self.text, item.start(), item.end())]
             getattr(self, f"_read_{item.lastgroup}")(item, before, positions)
         rest = self.text[cursor:]
         if _PART_OF_TOKEN.search(rest[-12:]):
@@ -127,7 +137,10 @@ class _Reader:
             self.events.append(self.event)
         self.event = _Event()
 
-    def _position(self, name: str, number: str) -> float:
+    def _position(self, token: re.Match) -> float:
+        if (scored := self.scored.get(token.start())) is not None:
+            return scored
+        name, number = token.groups()
         last = self.num_bins[name] - 1
         if int(number) > last:
             self.notes.append(f"<{name}-{number}> is not a token of this model; it was read as the last one, {last}.")
@@ -241,6 +254,8 @@ def parse_answer(
     start: float | None = None,
     box: tuple[float, float, float, float] | None = None,
     words_suffice: bool = False,
+    coordinates: Sequence[ScoredPosition | None] | None = None,
+    score_calibration: dict | None = None,
 ) -> dict:
     """
     Parses a generated answer.
@@ -252,24 +267,39 @@ def parse_answer(
         span, start, box: values of the prompt, as fractions. They are copied to the result if the answer does not repeat them: the
             span of an event to describe, the start of an event whose end was asked for, the region to caption.
         words_suffice: whether an answer in words without coordinates is complete, and gets no note.
+        coordinates: for results with scores, the position of each coordinate token of `text`, in order, as `score_answer` returns them.
+        score_calibration: of the checkpoint, see `check_calibration`; None for uncalibrated scores.
 
     Returns:
         `{"text", "events", "notes"}`, JSON-serializable. Lone surrogates in `text` are replaced by U+FFFD. An event of a video has
         `start` and `end` (seconds from the start of the file, None if neither answer nor prompt contains them), `caption` (None if
         there is none) and `boxes`, a list of `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels;
         an event of an image has `caption` and `boxes` without times. `notes` lists in plain text what was ignored and why.
+
+        With `coordinates`, times and boxes are refined: expected positions among the neighbouring bins. Each box also has `bins`, the
+        generated bin of each of its values ("time", "xmin" …), and `score`; an event has `score`, and in a video `bins` ("start", "end")
+        and `span_score`. A score is the expected IoU: of the box, of the span, and of the event the product of the score of its span and
+        the mean score of its boxes (their vIoU). Values of the prompt have None as bin and score.
+
+    Raises:
+        ValueError: if the number of `coordinates` is not that of the coordinate tokens of `text`, or `score_calibration` is not valid.
     """
+    calibration = check_calibration(score_calibration)
     notes: list[str] = [] if media is None else [*media.notes]
     text, num_replaced = _replace_lone_surrogates(text)
     if num_replaced:
         notes.append(f"Lone surrogates in the answer ({num_replaced}) are not valid Unicode; they were replaced by U+FFFD.")
+    tokens = [] if coordinates is None else [token.start() for token in COORDINATE_TOKEN.finditer(text)]
+    if coordinates is not None and len(coordinates) != len(tokens):
+        raise ValueError(f"coordinates must have one entry for each of the text's {len(tokens)} coordinate tokens, got {len(coordinates)}.")
+    scored = dict(zip(tokens, coordinates or (), strict=True))
     result = {"text": text, "events": [], "notes": notes}
     if media is None:
         if COORDINATE_TOKEN.search(text):
             notes.append("The answer has coordinates, but the question had no image or video to place them in.")
         return result
     is_video = media.kind == "video"
-    events = _Reader(text, num_temporal_bins, num_spatial_bins, is_video, notes).read()
+    events = _Reader(text, num_temporal_bins, num_spatial_bins, is_video, notes, scored).read()
     if not is_video and any(e.start is not None or e.end is not None or any(t is not None for t, _ in e.moments) for e in events):
         notes.append("The answer gives times, but the question was about an image; they were ignored.")
 
@@ -303,7 +333,20 @@ def parse_answer(
         if is_video and media.fps is None and event.start is not None and event.end is not None:
             notes.append(f"Event {number + 1} lasts from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
         if is_video or event.moments or event.caption():  # a time alone is not an event of an image
-            result["events"].append(_to_units(event, media, is_video))
+            result["events"].append(_to_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration))
+    return result
+
+
+def _with_scores(event: _Event, media: MediaInfo, calibration: dict) -> dict:
+    """The event in units with refined values, bins and scores."""
+    times = refined_times([time for time, _ in event.moments], event.start, event.end)
+    start, end = event.start, event.end
+    if start is not None and end is not None:
+        start, end = refined_pair(start, end)
+    moments = [(time, refined_box(corners)) for time, (_, corners) in zip(times, event.moments, strict=True)]
+    is_video = media.kind == "video"
+    result = _to_units(_Event(start, end, event.words, moments), media, is_video)
+    add_scores(result, event.start, event.end, event.moments, calibration, is_video)
     return result
 
 
