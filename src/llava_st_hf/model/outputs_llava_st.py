@@ -2,10 +2,14 @@
 """Outputs of the LLaVA-ST models."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from .cache_name_llava_st import CACHE_NAMES
 
 
 @dataclass
@@ -89,6 +93,34 @@ class LlavaSTGenerateOutput(GenerateDecoderOnlyOutput):
 
     token_logprobs: torch.Tensor | None = None
     coordinate_logits: torch.Tensor | None = None
+
+
+def split_generate_output(output: ModelOutput, batch_size: int) -> list[dict[str, Any]]:
+    """
+    Splits an output of `generate` into those of the single prompts.
+
+    Args:
+        output (`ModelOutput`):
+            Output of `generate` with `return_dict_in_generate=True`.
+        batch_size (`int`):
+            Number of prompts.
+
+    Returns:
+        `list[dict]`: for each prompt the fields of `output` that have a value, except for the cache. The values have the structure of
+        the output (tuples for steps and layers), with tensors without their first dimension, or, where a prompt has several rows (beams
+        before the best is chosen), with its rows.
+    """
+    fields = {name: value for name, value in output.items() if value is not None and name not in CACHE_NAMES}
+    return [{name: _of_prompt(value, number, batch_size) for name, value in fields.items()} for number in range(batch_size)]
+
+
+def _of_prompt(value, number: int, batch_size: int):
+    if isinstance(value, tuple):
+        return tuple(_of_prompt(part, number, batch_size) for part in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    rows = len(value) // batch_size
+    return value[number] if rows == 1 else value[number * rows : (number + 1) * rows]
 
 
 def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,9 @@ from .batch_feature_llava_st import join_samples
 from .compatibility_llava_st import check_model_matches_processor
 from .grounding_llava_st import parse_answer
 from .model_card_llava_st import LlavaSTPushToHubMixin
+from .outputs_llava_st import split_generate_output
 from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
+from .scores_llava_st import check_calibration, score_answer
 from .tasks_llava_st import TASKS
 
 
@@ -55,6 +57,17 @@ def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int
         return [False] * len(answers)
     # A row that ends in padding was finished before the others, by a stop string or another stopping criterion.
     return [not set(row) & set(ends) and row[-1:] != [pad] for row in answers.tolist()]
+
+
+# Arguments of `generate` that ask for its output. The results of the pipeline then contain it.
+_GENERATE_OUTPUTS = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+    "output_coordinate_scores",
+)
 
 
 class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
@@ -127,7 +140,11 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
                 without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
-            max_new_tokens and other arguments of `generate`.
+            scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is
+                `score_calibration` of the model's generation configuration; without one they are not calibrated.
+            max_new_tokens and other arguments of `generate`. With `return_dict_in_generate`, `output_scores`, `output_logits` or another
+                output of it, each result has "generation", the output of `generate` for this question as a dictionary of tensors, which
+                is not JSON-serializable.
 
         Returns:
             A dictionary for one input, a list for a list, an iterator for a generator or dataset:
@@ -179,7 +196,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         batch = join_samples([item["model_inputs"] for item in items], self.processor.tokenizer.pad_token_id, "left")
         return {"model_inputs": batch, "contexts": [item["context"] for item in items]}
 
-    def _forward(self, batch, grammar: str | None = None, **generate_kwargs) -> dict[str, Any]:
+    def _forward(self, batch, grammar: str | None = None, scores: bool = False, **generate_kwargs) -> dict[str, Any]:
         inputs, contexts = batch["model_inputs"], batch["contexts"]
         length = inputs["input_ids"].shape[1]
         for name in ("pixel_values", "pixel_values_videos"):
@@ -192,12 +209,29 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             raise ValueError(f"num_return_sequences must be 1, got {self._setting(generate_kwargs, 'num_return_sequences')}.")
         if generate_kwargs.setdefault("speculative", None) is not False and "draft_templates" not in generate_kwargs:
             generate_kwargs["draft_templates"] = [self.processor.draft_template(context.task) for context in contexts]
+        returns_output = any(self._setting(generate_kwargs, name) for name in _GENERATE_OUTPUTS)
+        if scores:
+            check_calibration(self._score_calibration)
+            generate_kwargs["output_coordinate_scores"] = True
+        if scores or returns_output:
+            generate_kwargs["return_dict_in_generate"] = True
         generated = self.model.generate(**inputs, **generate_kwargs)
+        outputs: list[dict] = [{}] * len(contexts)
+        coordinate_logits = None
         if isinstance(generated, ModelOutput):
+            coordinate_logits = generated["coordinate_logits"] if scores else None
+            if returns_output:
+                outputs = split_generate_output(generated, len(outputs))
             generated = generated.sequences
         answers = generated[:, length:]
-        cut_off = self._rows_cut_off(answers, length, generate_kwargs)
-        return {"answers": answers, "cut_off": cut_off, "contexts": contexts, "constrained": grammar is not None}
+        return {
+            "answers": answers,
+            "cut_off": self._rows_cut_off(answers, length, generate_kwargs),
+            "contexts": contexts,
+            "coordinate_logits": [None] * len(answers) if coordinate_logits is None else coordinate_logits,
+            "generation": outputs,
+            "constrained": [grammar is not None] * len(answers),
+        }
 
     def _constraint(self, contexts: list[QuestionContext], grammar: str):
         """Constraint of the answers to a batch of questions; see `grammar` of `__call__`."""
@@ -208,6 +242,10 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             spans=[values.get("span") or ((values["start"], None) if "start" in values else None) for values in given],
             device=self.model.device,
         )
+
+    @property
+    def _score_calibration(self) -> dict | None:
+        return getattr(self.model.generation_config, "score_calibration", None)
 
     def _setting(self, generate_kwargs: dict, name: str):
         """Value of a generation setting: of the call, else of its `generation_config`, else of the model."""
@@ -234,14 +272,22 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     # Output
 
     def postprocess(self, outputs) -> list[dict]:
-        rows = zip(outputs["answers"], outputs["cut_off"], outputs["contexts"], strict=True)
-        return [self._answer(ids, cut_off, context, outputs["constrained"]) for ids, cut_off, context in rows]
+        names = ("answers", "cut_off", "contexts", "constrained", "coordinate_logits", "generation")
+        return [self._answer(*row) for row in zip(*(outputs[name] for name in names), strict=True)]
 
-    def _answer(self, ids: torch.Tensor, cut_off: bool, context: QuestionContext, constrained: bool) -> dict:
+    def _answer(
+        self, ids: torch.Tensor, cut_off: bool, context: QuestionContext, constrained: bool, coordinate_logits, generation: dict
+    ) -> dict:
         processor, text = self.processor, self.processor.decode_answer(ids)
         bins = (processor.num_temporal_bins, processor.num_spatial_bins)
+        scored = {}
+        if coordinate_logits is not None:
+            coordinates = score_answer(processor, ids, coordinate_logits)
+            scored = {"coordinates": coordinates, "score_calibration": self._score_calibration}
         # With a grammar, a question in free text that is answered in words needs no coordinates.
-        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions, words_suffice=constrained)
+        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions, words_suffice=constrained, **scored)
+        if generation:
+            answer["generation"] = generation
         if cut_off:
             answer["notes"].append(f"The answer was cut off after {len(ids)} tokens. Increase max_new_tokens to get all of it.")
         return answer

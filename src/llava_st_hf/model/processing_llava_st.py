@@ -34,6 +34,7 @@ from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from .renamed_arguments_llava_st import warn_renamed
+from .scores_llava_st import score_answer
 from .tokenizer_llava_st import make_coordinate_tokens_ordinary
 from .video_frames_llava_st import flatten_videos
 from .video_processing_llava_st import LlavaSTVideoProcessor, LlavaSTVideoProcessorKwargs
@@ -419,6 +420,7 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
         inputs: LlavaSTBatchFeature | None = None,
         media_info: list[list[MediaInfo]] | None = None,
         media: list[list[MediaInfo]] | None = None,
+        coordinate_logits: torch.Tensor | None = None,
         **question,
     ) -> list[dict]:
         """
@@ -433,8 +435,10 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
                 `inputs.media_info`, if `generated_ids` contains answers only. Give either this or `inputs`.
             media (`list[list[MediaInfo]]`, *optional*):
                 Former name of `media_info`.
+            coordinate_logits (`torch.Tensor` of shape `(batch_size, num_new_tokens, num_coordinates)`, *optional*):
+                Output of `generate` with `output_coordinate_scores=True`, for results with refined values, bins and scores.
             question:
-                `span`, `start`, `box` of the prompt, as fractions; see `parse_answer`.
+                `span`, `start`, `box` of the prompt, as fractions, and `score_calibration`; see `parse_answer`.
 
         Returns:
             One dictionary per answer: see `parse_answer`.
@@ -457,10 +461,14 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
         if media_info is None or len(media_info) != len(generated_ids):
             number = None if media_info is None else len(media_info)
             raise ValueError(f"media_info must have one entry for each of the {len(generated_ids)} answers, got {number}.")
-        return [
-            parse_answer(self.decode_answer(ids), sample[-1] if sample else None, self.num_temporal_bins, self.num_spatial_bins, **question)
-            for ids, sample in zip(generated_ids, media_info, strict=True)
-        ]
+        if coordinate_logits is not None and len(coordinate_logits) != len(generated_ids):
+            raise ValueError(f"coordinate_logits has {len(coordinate_logits)} rows for {len(generated_ids)} answers.")
+        results = []
+        for number, (ids, sample) in enumerate(zip(generated_ids, media_info, strict=True)):
+            scored = {} if coordinate_logits is None else {"coordinates": score_answer(self, ids, coordinate_logits[number])}
+            text, bins = self.decode_answer(ids), (self.num_temporal_bins, self.num_spatial_bins)
+            results.append(parse_answer(text, sample[-1] if sample else None, *bins, **scored, **question))
+        return results
 
     def decode_answer(self, ids) -> str:
         """Decodes an answer without added tokens other than coordinates, such as `<|im_end|>`, and without white space at its ends."""
