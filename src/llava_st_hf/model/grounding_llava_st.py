@@ -22,7 +22,7 @@ _OPEN = r"(?:\[[\s,]*)?"
 _CORNERS = rf"{_W}{_SEP}{_H}{_SEP}{_W}{_SEP}{_H}"
 _SPATIAL = r"<(?:WIDTH|HEIGHT)-\d{3}>"
 # Longest match first: a time with its box, a box, a span, the remains of an incomplete box, a time alone.
-_ITEM = re.compile(
+ANSWER_ITEM = re.compile(
     rf"(?P<moment>{_T}{_COLON}{_OPEN}{_CORNERS}{_SEP}\]?)"
     rf"|(?P<box>{_OPEN}{_CORNERS}{_SEP}\]?)"
     rf"|(?P<span>(?:\{{\s*)?{_T}(?:{_SEP}|\s*(?:to|and|-|–)\s*){_T}(?!{_COLON}{_OPEN}{_SPATIAL})\s*\}}?)"
@@ -49,7 +49,7 @@ _PLAIN_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_PLAIN_NUMBER = 40  # characters
-_NOTHING_MORE = re.compile(r"[\s,]*(?:<[A-Z]*-?\d*)?\Z")
+NOTHING_MORE = re.compile(r"[\s,]*(?:<[A-Z]*-?\d*)?\Z")
 _PART_OF_TOKEN = re.compile(r"<(?:[A-Z]{1,6}(?:-\d{0,3})?)?$")
 
 
@@ -62,7 +62,7 @@ def _without_introduction(text: str) -> str:
 
 
 @dataclass
-class _Event:
+class Event:
     start: float | None = None
     end: float | None = None
     words: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ def _in_order(low: float, high: float, what: str, notes: list[str]) -> tuple[flo
     return high, low
 
 
-class _Reader:
+class AnswerReader:
     """Parses the events of one answer, in positions. Notes are appended to `notes`."""
 
     def __init__(
@@ -110,17 +110,15 @@ class _Reader:
     ):
         self.text, self.is_video, self.notes, self.scored = text, is_video, notes, scored
         self.num_bins = {"TEMP": num_temporal_bins, "HEIGHT": num_spatial_bins, "WIDTH": num_spatial_bins}
-        self.events: list[_Event] = []
-        self.event = _Event()
+        self.events: list[Event] = []
+        self.event = Event()
+        self.cursor = 0  # end of the last item
         self.plain_numbers: list[str] = []  # before boxes, where a time token belongs
 
-    def read(self) -> list[_Event]:
-        cursor = 0
-        for item in _ITEM.finditer(self.text):
-            before, cursor = _BLANKS.sub(" ", self.text[cursor : item.start()]), item.end()
-            positions = [self._position(token) for token in COORDINATE_TOKEN.finditer(self.text, item.start(), item.end())]
-            getattr(self, f"_read_{item.lastgroup}")(item, before, positions)
-        rest = self.text[cursor:]
+    def read(self) -> list[Event]:
+        for item in ANSWER_ITEM.finditer(self.text):
+            self.read_item(item)
+        rest = self.text[self.cursor :]
         if _PART_OF_TOKEN.search(rest[-12:]):
             self.notes.append(f"The answer ends within a token, {rest[rest.rindex('<') :]!r}.")
             rest = rest[: rest.rindex("<")]
@@ -132,10 +130,16 @@ class _Reader:
             self.notes.append(f"Plain numbers before boxes ({examples}) are not time tokens; the times of these boxes are unknown.")
         return _merge_repeated_spans(self.events)
 
+    def read_item(self, item: re.Match) -> None:
+        """Adds a match of `ANSWER_ITEM` in `text`, the first after `cursor`, to the current event or to a new one."""
+        before, self.cursor = _BLANKS.sub(" ", self.text[self.cursor : item.start()]), item.end()
+        positions = [self._position(token) for token in COORDINATE_TOKEN.finditer(self.text, item.start(), item.end())]
+        getattr(self, f"_read_{item.lastgroup}")(item, before, positions)
+
     def _close(self):
         if not self.event.is_empty():
             self.events.append(self.event)
-        self.event = _Event()
+        self.event = Event()
 
     def _position(self, token: re.Match) -> float:
         if (scored := self.scored.get(token.start())) is not None:
@@ -154,7 +158,7 @@ class _Reader:
 
     def _is_last(self, item: re.Match) -> bool:
         """Whether no text follows: the answer may have been cut off here."""
-        return _NOTHING_MORE.match(self.text, item.end()) is not None
+        return NOTHING_MORE.match(self.text, item.end()) is not None
 
     def _read_span(self, item: re.Match, before: str, positions: list[float]):
         event = self.event
@@ -221,13 +225,13 @@ class _Reader:
         event.words.append(before)
 
 
-def _merge_repeated_spans(events: list[_Event]) -> list[_Event]:
+def _merge_repeated_spans(events: list[Event]) -> list[Event]:
     """
     Merges events with equal spans of which at most one has a caption: an answer that gives its span again in a sentence, as in
     "{…}, a man walks. The time is {…}.", names one event. Equal spans with a caption each stay separate events.
     """
-    merged: list[_Event] = []
-    first: dict[tuple[float, float], _Event] = {}  # span → the first event with it
+    merged: list[Event] = []
+    first: dict[tuple[float, float], Event] = {}  # span → the first event with it
     captioned: set[tuple[float, float]] = set()  # spans whose first event has a caption
     for event in events:
         if event.start is None or event.end is None:
@@ -299,7 +303,7 @@ def parse_answer(
             notes.append("The answer has coordinates, but the question had no image or video to place them in.")
         return result
     is_video = media.kind == "video"
-    events = _Reader(text, num_temporal_bins, num_spatial_bins, is_video, notes, scored).read()
+    events = AnswerReader(text, num_temporal_bins, num_spatial_bins, is_video, notes, scored).read()
     if not is_video and any(e.start is not None or e.end is not None or any(t is not None for t, _ in e.moments) for e in events):
         notes.append("The answer gives times, but the question was about an image; they were ignored.")
 
@@ -333,11 +337,13 @@ def parse_answer(
         if is_video and media.fps is None and event.start is not None and event.end is not None:
             notes.append(f"Event {number + 1} lasts from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
         if is_video or event.moments or event.caption():  # a time alone is not an event of an image
-            result["events"].append(_to_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration))
+            result["events"].append(
+                event_in_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration)
+            )
     return result
 
 
-def _with_scores(event: _Event, media: MediaInfo, calibration: dict) -> dict:
+def _with_scores(event: Event, media: MediaInfo, calibration: dict) -> dict:
     """The event in units with refined values, bins and scores."""
     times = refined_times([time for time, _ in event.moments], event.start, event.end)
     start, end = event.start, event.end
@@ -345,7 +351,7 @@ def _with_scores(event: _Event, media: MediaInfo, calibration: dict) -> dict:
         start, end = refined_pair(start, end)
     moments = [(time, refined_box(corners)) for time, (_, corners) in zip(times, event.moments, strict=True)]
     is_video = media.kind == "video"
-    result = _to_units(_Event(start, end, event.words, moments), media, is_video)
+    result = event_in_units(Event(start, end, event.words, moments), media, is_video)
     add_scores(result, event.start, event.end, event.moments, calibration, is_video)
     return result
 
@@ -360,7 +366,7 @@ def _replace_lone_surrogates(text: str) -> tuple[str, int]:
     return text, 0
 
 
-def _to_units(event: _Event, media: MediaInfo, is_video: bool) -> dict:
+def event_in_units(event: Event, media: MediaInfo, is_video: bool) -> dict:
     caption = event.caption()
     if not is_video:
         return {"caption": caption, "boxes": [{"box": media.box(corners)} for _, corners in event.moments]}

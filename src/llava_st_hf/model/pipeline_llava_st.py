@@ -2,7 +2,7 @@
 """`pipeline("video-grounding")`: spans and bounding boxes for a question about a video or image."""
 
 import os
-from collections.abc import Sized
+from collections.abc import Generator, Iterator, Sized
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from .outputs_llava_st import split_generate_output
 from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
 from .scores_llava_st import check_calibration, score_answer
 from .tasks_llava_st import TASKS
+from .streaming_llava_st import stream_answer
 
 
 logger = logging.get_logger(__name__)
@@ -162,6 +163,47 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         if _is_of_datasets(inputs):
             inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
         return super().__call__(inputs, **kwargs)
+
+    def stream(self, inputs, **kwargs) -> Iterator[dict]:
+        """
+        Answers one question and returns the parts of the answer as soon as they are generated.
+
+        Args:
+            inputs, kwargs: one input and the arguments of a call.
+
+        Returns:
+            An iterator over dictionaries:
+
+            - `{"type": "text", "text"}`: the next part of the text, with coordinate tokens. All of them together are the text of the
+              answer, except for white space at its ends;
+            - `{"type": "span", "start", "end"}` in seconds;
+            - `{"type": "box", "box"}` in pixels, in videos with `"time"` and `"frame"`;
+            - `{"type": "event", "event"}`: an event of the result, when the next one begins or the answer ends;
+            - `{"type": "answer", "answer"}`: the last item, the result of a call.
+
+            With `scores=True`, values are refined and scored when the answer ends: spans, boxes and events before that are at the bins.
+
+            Generation runs in a thread. It stops at the next token when the iterator is closed, as at the end of a loop that is left by
+            `break`, if no other variable refers to the iterator.
+
+        Raises:
+            ValueError, OSError: as a call does, for media and question at once and for arguments of `generate` by the iterator.
+        """
+        if (isinstance(inputs, (list, tuple, Generator, Dataset)) and not is_chat(inputs)) or _is_of_datasets(inputs):
+            raise ValueError(
+                f"stream answers one question; got a {type(inputs).__name__}. Call it for each question, or call the pipeline."
+            )
+        own = self._preprocess_params, self._forward_params, self._postprocess_params
+        preprocess, forward, postprocess = ({**old, **new} for old, new in zip(own, self._sanitize_parameters(**kwargs), strict=True))
+        question = self.preprocess(inputs, **preprocess)
+        batch, context = self._collate([question]), question["context"]
+        return stream_answer(
+            lambda streamer: self.postprocess(self.forward(batch, streamer=streamer, **forward), **postprocess)[0],
+            self.processor.tokenizer,
+            context.medium,
+            (self.processor.num_temporal_bins, self.processor.num_spatial_bins),
+            context.prompt_positions.get("start"),
+        )
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
