@@ -163,3 +163,15 @@ def test_prepare_model_for_training_with_invalid_modules_is_an_error(parts, mess
 def test_prepare_model_for_training_coordinate_embeddings_of_a_stage_1_model_is_an_error():
     with pytest.raises(ValueError, match=r"no coordinate tokens .*prepare_base_model"):
         prepare_model_for_training(tiny_model(tiny_config(use_coordinate_tokens=False)), ["coordinate_embeddings"])
+
+
+def test_calibration_of_scores_is_removed_from_trained_and_merged_models(tmp_path):
+    """It was fitted to the weights before training."""
+    base = tiny_model()
+    base.generation_config.score_calibration = {"span": [1.5, 0.25]}
+    base.save_pretrained(tmp_path / "base")
+    adapted = prepare_model_for_training(base, ["lora"], lora_r=2, lora_alpha=4, lora_dropout=0.0)
+    assert not hasattr(adapted.generation_config, "score_calibration")
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "base").generation_config.score_calibration == {"span": [1.5, 0.25]}
+    assert not hasattr(merge_adapter(tmp_path / "adapter", tmp_path / "base").generation_config, "score_calibration")

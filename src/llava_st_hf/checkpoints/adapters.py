@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.scores_llava_st import remove_calibration
 from .conversion import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, merge_lora
 
 
@@ -32,9 +33,10 @@ def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = N
         if not os.path.isfile(os.path.join(adapter, name)):
             raise FileNotFoundError(f"{adapter} is not an adapter folder: it has no {name}.")
     base = base if base is not None else base_of(adapter)
-    if os.path.isfile(os.path.join(adapter, OTHER_WEIGHTS)):
-        return merge_lora(base, adapter, **kwargs)
-    return _merge_peft(adapter, base, **kwargs)
+    merge = merge_lora if os.path.isfile(os.path.join(adapter, OTHER_WEIGHTS)) else _merge_peft
+    model = merge(base, adapter, **kwargs)
+    remove_calibration(model.generation_config)  # that of the base
+    return model
 
 
 def base_of(adapter: str | os.PathLike) -> str:
@@ -69,7 +71,7 @@ def _is_local(base: str) -> bool:
     return os.path.isdir(base) or os.path.isabs(base) or base.startswith((".", "~")) or base.count("/") > 1
 
 
-def _merge_peft(adapter: str | os.PathLike, base: str | os.PathLike, **kwargs) -> LlavaSTForConditionalGeneration:
+def _merge_peft(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) -> LlavaSTForConditionalGeneration:
     from peft import PeftModel, get_peft_model_state_dict
 
     try:

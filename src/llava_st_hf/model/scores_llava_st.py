@@ -235,6 +235,11 @@ def check_calibration(calibration) -> dict[str, tuple[float, float]]:
     return {kind: (float(slope), float(offset)) for kind, (slope, offset) in calibration.items()}
 
 
+def remove_calibration(generation_config) -> None:
+    """Removes the calibration of scores from a generation configuration, in place. It is not valid for other weights."""
+    vars(generation_config).pop("score_calibration", None)
+
+
 def calibrated(score: float, parameters: tuple[float, float] | None) -> float:
     """`sigmoid(slope · logit(score) + offset)`, which increases with the score; the score itself without parameters."""
     if parameters is None:
@@ -286,4 +291,4 @@ def _bin(position: float | None) -> int | None:
     return position.bin if isinstance(position, ScoredPosition) else None
 
 
-__all__ = ["ScoredPosition", "check_calibration", "score_answer", "score_coordinates"]
+__all__ = ["ScoredPosition", "check_calibration", "remove_calibration", "score_answer", "score_coordinates"]

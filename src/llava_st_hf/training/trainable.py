@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..model.backbones_llava_st import freeze_unused_parameters
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.renamed_arguments_llava_st import warn_renamed
+from ..model.scores_llava_st import remove_calibration
 
 
 # Module → pattern of its parameter names, with or without an adapter; the first match counts. "coordinate_embeddings" are the input and
@@ -65,7 +66,7 @@ def prepare_model_for_training(
     lora_dropout: float = 0.05,
 ) -> PreTrainedModel | nn.Module:
     """
-    Freezes all modules except `parts`, in place, and adds LoRA adapters if asked for.
+    Freezes all modules except `parts`, in place, and adds LoRA adapters if asked for. A calibration of the scores is removed.
 
     Args:
         model: without an adapter.
@@ -81,6 +82,7 @@ def prepare_model_for_training(
     """
     parts = check_trainable_modules(parts, "trainable_modules")
     _check_fit(model, parts)
+    remove_calibration(model.generation_config)
     wanted = set(parts)
     if "coordinate_embeddings" in wanted and {"input_embeddings", "output_embeddings"} <= wanted:
         wanted.remove("coordinate_embeddings")  # they are part of these matrices
