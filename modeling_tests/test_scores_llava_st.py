@@ -19,13 +19,13 @@ from llava_st_hf.model.scores_llava_st import (
     WINDOW,
     ScoredPosition,
     calibrated,
-    check_calibration,
     expected_ious,
     refined_box,
     refined_pair,
     refined_times,
     score_answer,
     score_coordinates,
+    set_calibration,
 )
 from llava_st_hf.shapes.demo_model import DEMO_MODEL_PATH
 from llava_st_hf.shapes.files import write_image, write_video
@@ -184,9 +184,9 @@ def test_calibrated_is_the_logistic_map_and_increases():
 
 
 @pytest.mark.parametrize("value", [[1, 2], {"boxes": [1, 0]}, {"span": [1]}, {"span": [0, 1]}, {"span": [float("nan"), 0]}, {"span": "ab"}])
-def test_check_calibration_that_is_not_valid_is_an_error(value):
+def test_set_calibration_that_is_not_valid_is_an_error(value):
     with pytest.raises(ValueError, match=r"score_calibration must map .*; got .*"):
-        check_calibration(value)
+        set_calibration(GenerationConfig(), value)
 
 
 # Results

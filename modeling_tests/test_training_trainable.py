@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from llava_st_hf.checkpoints.adapters import base_of, merge_adapter
+from llava_st_hf.model.scores_llava_st import set_calibration
 from llava_st_hf.training import TRAINABLE_MODULES, prepare_model_for_training
 from llava_st_hf.training.trainable import part_of
 from modeling_tests.factories import mixed_batch, tiny_config, tiny_model
@@ -168,7 +169,7 @@ def test_prepare_model_for_training_coordinate_embeddings_of_a_stage_1_model_is_
 def test_calibration_of_scores_is_removed_from_trained_and_merged_models(tmp_path):
     """It was fitted to the weights before training."""
     base = tiny_model()
-    base.generation_config.score_calibration = {"span": [1.5, 0.25]}
+    set_calibration(base.generation_config, {"span": (1.5, 0.25)})
     base.save_pretrained(tmp_path / "base")
     adapted = prepare_model_for_training(base, ["lora"], lora_r=2, lora_alpha=4, lora_dropout=0.0)
     assert not hasattr(adapted.generation_config, "score_calibration")

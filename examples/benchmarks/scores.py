@@ -178,7 +178,7 @@ def main() -> None:
             for kind, *pair in scored_pairs(question, media, events, values, num_frames):
                 found[kind].append(pair)
     calibration = {kind: fit_calibration(*np.array(found[kind]).T) for kind in SCORE_KINDS if found[kind]}
-    print(f'"score_calibration": {json.dumps(calibration)}')
+    print(f"set_calibration(model.generation_config, {json.dumps(calibration)})", flush=True)
 
     print("\n| task | metric | questions | bins | refined | gain | 95 % interval of the gain |\n|---|---|---|---|---|---|---|")
     pairs = {"uncalibrated": defaultdict(list), "calibrated": defaultdict(list)}

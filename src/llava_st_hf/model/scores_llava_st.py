@@ -235,9 +235,21 @@ def check_calibration(calibration) -> dict[str, tuple[float, float]]:
     return {kind: (float(slope), float(offset)) for kind, (slope, offset) in calibration.items()}
 
 
-def remove_calibration(generation_config) -> None:
-    """Removes the calibration of scores from a generation configuration, in place. It is not valid for other weights."""
-    vars(generation_config).pop("score_calibration", None)
+def set_calibration(generation_config, calibration: dict | None) -> None:
+    """
+    Stores the calibration of a checkpoint's scores in its generation configuration, in place; None removes it.
+
+    A calibration is valid for the weights that it was fitted to: training and merging of adapters remove it.
+
+    Raises:
+        ValueError: as `check_calibration`.
+    """
+    if calibration is None:
+        vars(generation_config).pop("score_calibration", None)
+        return
+    generation_config.score_calibration = {kind: list(pair) for kind, pair in check_calibration(calibration).items()}
+    # transformers drops such a value when it loads a file that is marked as derived from the model's configuration.
+    generation_config._from_model_config = False
 
 
 def calibrated(score: float, parameters: tuple[float, float] | None) -> float:
@@ -291,4 +303,4 @@ def _bin(position: float | None) -> int | None:
     return position.bin if isinstance(position, ScoredPosition) else None
 
 
-__all__ = ["ScoredPosition", "check_calibration", "remove_calibration", "score_answer", "score_coordinates"]
+__all__ = ["ScoredPosition", "check_calibration", "score_answer", "score_coordinates", "set_calibration"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..model.backbones_llava_st import freeze_unused_parameters
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.renamed_arguments_llava_st import warn_renamed
-from ..model.scores_llava_st import remove_calibration
+from ..model.scores_llava_st import set_calibration
 
 
 # Module → pattern of its parameter names, with or without an adapter; the first match counts. "coordinate_embeddings" are the input and
@@ -82,7 +82,7 @@ def prepare_model_for_training(
     """
     parts = check_trainable_modules(parts, "trainable_modules")
     _check_fit(model, parts)
-    remove_calibration(model.generation_config)
+    set_calibration(model.generation_config, None)
     wanted = set(parts)
     if "coordinate_embeddings" in wanted and {"input_embeddings", "output_embeddings"} <= wanted:
         wanted.remove("coordinate_embeddings")  # they are part of these matrices
