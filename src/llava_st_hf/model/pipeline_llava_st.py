@@ -19,8 +19,8 @@ from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import split_generate_output
 from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
 from .scores_llava_st import check_calibration, score_answer
-from .tasks_llava_st import TASKS
 from .streaming_llava_st import stream_answer
+from .tasks_llava_st import TASKS
 
 
 logger = logging.get_logger(__name__)
@@ -60,15 +60,8 @@ def _cut_off(answers: torch.Tensor, limit: int | None, ends: list[int], pad: int
     return [not set(row) & set(ends) and row[-1:] != [pad] for row in answers.tolist()]
 
 
-# Arguments of `generate` that ask for its output. The results of the pipeline then contain it.
-_GENERATE_OUTPUTS = (
-    "return_dict_in_generate",
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-    "output_coordinate_scores",
-)
+# Arguments of `generate` that ask for more than token ids. The results of the pipeline then contain its output.
+_GENERATE_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "output_coordinate_scores")
 
 
 class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
@@ -143,9 +136,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
             scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is
                 `score_calibration` of the model's generation configuration; without one they are not calibrated.
-            max_new_tokens and other arguments of `generate`. With `return_dict_in_generate`, `output_scores`, `output_logits` or another
-                output of it, each result has "generation", the output of `generate` for this question as a dictionary of tensors, which
-                is not JSON-serializable.
+            max_new_tokens and other arguments of `generate`. With `output_scores`, `output_logits`, `output_attentions`,
+                `output_hidden_states` or `output_coordinate_scores`, each result has "generation", the output of `generate` for this
+                question as a dictionary of tensors, which is not JSON-serializable.
 
         Returns:
             A dictionary for one input, a list for a list, an iterator for a generator or dataset:
