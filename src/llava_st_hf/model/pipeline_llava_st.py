@@ -315,12 +315,19 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     ) -> dict:
         processor, text = self.processor, self.processor.decode_answer(ids)
         bins = (processor.num_temporal_bins, processor.num_spatial_bins)
-        scored = {}
+        coordinates, calibration = None, None
         if coordinate_logits is not None:
-            coordinates = score_answer(processor, ids, coordinate_logits)
-            scored = {"coordinates": coordinates, "score_calibration": self._score_calibration}
+            coordinates, calibration = score_answer(processor, ids, coordinate_logits), self._score_calibration
         # With a grammar, a question in free text that is answered in words needs no coordinates.
-        answer = parse_answer(text, context.medium, *bins, **context.prompt_positions, words_suffice=constrained, **scored)
+        answer = parse_answer(
+            text,
+            context.medium,
+            *bins,
+            **context.prompt_positions,
+            words_suffice=constrained,
+            coordinates=coordinates,
+            score_calibration=calibration,
+        )
         if generation:
             answer["generation"] = generation
         if cut_off:

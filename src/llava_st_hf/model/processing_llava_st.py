@@ -465,9 +465,9 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
             raise ValueError(f"coordinate_logits has {len(coordinate_logits)} rows for {len(generated_ids)} answers.")
         results = []
         for number, (ids, sample) in enumerate(zip(generated_ids, media_info, strict=True)):
-            scored = {} if coordinate_logits is None else {"coordinates": score_answer(self, ids, coordinate_logits[number])}
+            scored = None if coordinate_logits is None else score_answer(self, ids, coordinate_logits[number])
             text, bins = self.decode_answer(ids), (self.num_temporal_bins, self.num_spatial_bins)
-            results.append(parse_answer(text, sample[-1] if sample else None, *bins, **scored, **question))
+            results.append(parse_answer(text, sample[-1] if sample else None, *bins, coordinates=scored, **question))
         return results
 
     def decode_answer(self, ids) -> str:
