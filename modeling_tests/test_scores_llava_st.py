@@ -131,7 +131,12 @@ def test_refined_times_in_order_stay_in_order_and_in_their_span(positions):
     found = refined_times(times, start, end)
     low, high = refined_pair(start, end)
     assert found == sorted(found) and all(low <= time <= high for time in found)
-    assert refined_times([None, *times], None, None)[0] is None
+
+
+def test_refined_times_that_would_cross_are_equal():
+    earlier, later = position(40, {40: 0.4, 42: 0.6}), position(41, {41: 1.0})
+    assert refined_times([None, earlier, later], None, None) == pytest.approx([None, 41.2 / 99, 41.2 / 99])
+    assert refined_times([later, earlier], None, None) == pytest.approx([41 / 99, 41.2 / 99])
 
 
 # Scores
@@ -171,7 +176,7 @@ def test_expected_ious_prompt_values_are_exact_and_have_no_score_alone():
 
 
 def test_expected_ious_probability_of_other_tokens_lowers_the_score():
-    start, end = position(10, {10: 0.75, 200: 0.25}), position(30, {30: 1.0})
+    start, end = position(10, {10: 1.0}), position(30, {30: 0.75, 200: 0.25})
     assert expected_ious([(start, end)]) == [pytest.approx(0.75, abs=0.01)]
 
 
