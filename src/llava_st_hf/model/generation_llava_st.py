@@ -8,12 +8,13 @@ from transformers import GenerationMixin
 from transformers import __version__ as transformers_version
 from transformers.generation import GenerationMode
 from transformers.generation import utils as generation_utils
+from transformers.utils import ModelOutput
 
 from .cache_name_llava_st import CACHE_NAME, accept_cache_names
 from .compilation_llava_st import compile_encoder_layers
 from .continuous_batching_llava_st import PromptEmbeddings, prepare_prompts
 from .decode_loop_llava_st import DecodeLoop, DecodeSettings
-from .grammar_logits_llava_st import GrammarLogitsProcessor, GrammarOfCall
+from .grammar_logits_llava_st import GrammarOfCall
 from .grammar_tables_llava_st import AnswerConstraint
 from .renamed_arguments_llava_st import accept_renamed_arguments
 
@@ -71,7 +72,12 @@ class LlavaSTGenerationMixin(GenerationMixin):
             prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
             if prompts is not None and len(prompts) != len(grammar.start):
                 raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
-            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), GrammarOfCall(grammar)]
+            of_call = GrammarOfCall(grammar)
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), of_call]
+            own = {"speculative": speculative, "draft_templates": draft_templates, "coordinate_tolerance": coordinate_tolerance}
+            outputs = self.generate(*args, **own, output_coordinate_scores=output_coordinate_scores, **kwargs)
+            of_call.check(outputs.sequences if isinstance(outputs, ModelOutput) else outputs)
+            return outputs
         is_default = speculative is None
         if not (is_default or speculative or output_coordinate_scores or compile):
             return super().generate(*args, **kwargs)
@@ -115,9 +121,8 @@ class LlavaSTGenerationMixin(GenerationMixin):
             ends = generation_config._eos_token_tensor
             if ends is None:
                 raise ValueError("A grammar needs an end token: set eos_token_id in the generation config.")
-            constraint = processors[-1].constraint.bound_to(self.config.get_text_config().vocab_size, ends.tolist(), self.device)
-            limit = generation_config.max_length - input_ids_seq_length
-            processors[-1] = GrammarLogitsProcessor(constraint, input_ids_seq_length, limit)
+            vocab_size, limit = self.config.get_text_config().vocab_size, generation_config.max_length - input_ids_seq_length
+            processors[-1] = processors[-1].bind(vocab_size, ends.tolist(), input_ids_seq_length, limit, self.device)
         return super()._get_logits_processor(generation_config, input_ids_seq_length, *args, logits_processor=processors, **kwargs)
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ class _Nodes:
     def __init__(self):
         self.empty: dict[int, set[int]] = defaultdict(set)
         self.by_symbol: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        self.closures: dict[frozenset[int], frozenset[int]] = {}
         self.count = 0
 
     def node(self) -> int:
@@ -97,7 +98,13 @@ class _Nodes:
                     waiting.append(after)
                 self.by_symbol[nodes[states]][symbol].add(nodes[after])
 
-    def closure(self, nodes) -> frozenset[int]:
+    def closure(self, nodes: frozenset[int]) -> frozenset[int]:
+        """The nodes that are reached from `nodes` without a symbol."""
+        if nodes not in self.closures:
+            self.closures[nodes] = self._closure(nodes)
+        return self.closures[nodes]
+
+    def _closure(self, nodes: frozenset[int]) -> frozenset[int]:
         found, waiting = set(nodes), list(nodes)
         while waiting:
             new = self.empty[waiting.pop()] - found
@@ -120,7 +127,7 @@ def answer_automaton() -> Automaton:
         first[name] = nodes.node()
         last.add(nodes.add(parse_rule(rule), first[name]))
     numbers: dict[frozenset[int], int] = {frozenset(): 0}
-    starts = {name: numbers.setdefault(nodes.closure({node}), len(numbers)) for name, node in first.items()}
+    starts = {name: numbers.setdefault(nodes.closure(frozenset({node})), len(numbers)) for name, node in first.items()}
     rows: list[list[int]] = []
     for states in (waiting := list(numbers)):
         symbols: dict[str, set[int]] = defaultdict(set)
@@ -132,7 +139,7 @@ def answer_automaton() -> Automaton:
             raise ValueError(f"Both {' and '.join(coordinates)} may follow the same text of a rule.")
         row = []
         for symbol in (*CLASSES, *coordinates):
-            following = nodes.closure(symbols[symbol])
+            following = nodes.closure(frozenset(symbols[symbol]))
             if following not in numbers:
                 numbers[following] = len(numbers)
                 waiting.append(following)

@@ -98,14 +98,36 @@ RULES = {
     ),
 }
 
+#: Classes of characters of exported grammars, as the inside of brackets. Without control characters except tab and line breaks.
+_CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+_BLANK = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+CHARACTERS = {
+    "any": rf"^<{{}}\[\]{_CONTROL}",
+    "letter": r"0-9A-Za-z\u00c0-\u167f\u1681-\u1fff\u3040-\ud7ff",
+    "blank": _BLANK,
+    "solid": rf"^<{{}}\[\]:{_BLANK}{_CONTROL}",
+    "separator": rf"^<{{}}\[\],{_BLANK}{_CONTROL}",
+}
+#: `TEXTS` of exported grammars: simpler than the conditions of `TEXTS`, which regular expressions of a reasonable size cannot state.
+EXPORTED_TEXTS = {
+    "text": "any*",
+    "words": "any* letter any*",
+    "label": "(any* solid)? blank*",
+    "gap": "any* separator any*",
+    "after_time": "blank* (solid any*)?",
+    "words_after_time": "blank* (solid any*)? letter any*",
+    "label_after_time": "blank* (solid (any* solid)? blank*)?",
+}
+
 _SYMBOL = re.compile(r'\s*(?:"(?P<literal>[^"]+)"|(?P<name>\w+)|(?P<operator>[()|*+?]))')
 
 
 @cache
 def parse_rule(rule: str) -> tuple:
     """
-    The syntax tree of a rule: `("literal", characters)`, `("text", kind)`, `("coordinate", name)`, `("sequence", *trees)`,
-    `("choice", *trees)`, `("repeat", tree)` for one or more, `("optional", tree)`. Names of `PIECES` are replaced by their trees.
+    The syntax tree of a rule: `("literal", characters)`, `("text", kind)`, `("coordinate", name)`, `("characters", class)`,
+    `("sequence", *trees)`, `("choice", *trees)`, `("repeat", tree)` for one or more, `("optional", tree)`. Names of `PIECES` are replaced
+    by their trees.
 
     Raises:
         ValueError: naming the rule and what is not a symbol of it.
@@ -163,4 +185,6 @@ def _named(name: str) -> tuple:
         return ("coordinate", name)
     if name in TEXTS:
         return ("text", name)
-    raise ValueError(f"{name!r} of a rule is not a name of PIECES, COORDINATES or TEXTS.")
+    if name in CHARACTERS:
+        return ("characters", name)
+    raise ValueError(f"{name!r} of a rule is not a name of PIECES, COORDINATES, TEXTS or CHARACTERS.")

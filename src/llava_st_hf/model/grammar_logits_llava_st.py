@@ -3,8 +3,12 @@
 
 import torch
 from transformers import LogitsProcessor
+from transformers.utils import logging
 
 from .grammar_tables_llava_st import AnswerConstraint
+
+
+logger = logging.get_logger(__name__)
 
 
 class GrammarOfCall(LogitsProcessor):
@@ -12,6 +16,23 @@ class GrammarOfCall(LogitsProcessor):
 
     def __init__(self, constraint: AnswerConstraint):
         self.constraint = constraint
+        self.processor: GrammarLogitsProcessor | None = None
+
+    def bind(self, vocab_size: int, end_token_ids: list[int], prompt_length: int, max_new_tokens: int, device) -> "GrammarLogitsProcessor":
+        """The processor for a call; see [`GrammarLogitsProcessor`]."""
+        constraint = self.constraint.bound_to(vocab_size, end_token_ids, device)
+        self.processor = GrammarLogitsProcessor(constraint, prompt_length, max_new_tokens)
+        return self.processor
+
+    def check(self, sequences: torch.Tensor) -> None:
+        """Logs a warning if (rows, length) `sequences`, prompts included where `generate` returns them, do not follow the grammar."""
+        assert self.processor is not None
+        answers = sequences[:, self.processor.prompt_length :]
+        if rows := self.processor.constraint.off_grammar(answers):
+            logger.warning(
+                f"Answers {', '.join(map(str, rows))} do not follow the grammar: a logits processor or setting of this call, such as "
+                "no_repeat_ngram_size or bad_words_ids, forbids the tokens that it allows, or a stopping criterion ended the answer."
+            )
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
