@@ -30,8 +30,8 @@ class GrammarOfCall(LogitsProcessor):
         answers = sequences[:, self.processor.prompt_length :]
         if rows := self.processor.constraint.off_grammar(answers):
             logger.warning(
-                f"Answers {', '.join(map(str, rows))} do not follow the grammar: a logits processor or setting of this call, such as "
-                "no_repeat_ngram_size or bad_words_ids, forbids the tokens that it allows, or a stopping criterion ended the answer."
+                f"Answers {', '.join(map(str, rows))} are incomplete or do not follow the grammar: a logits processor or setting of this "
+                "call, such as no_repeat_ngram_size or bad_words_ids, forbids the tokens that it allows, or a stopping criterion ended them."
             )
 
 

@@ -190,15 +190,16 @@ class AnswerConstraint:
 
     def off_grammar(self, tokens: torch.Tensor) -> list[int]:
         """
-        Indices of the answers that do not follow the grammar.
+        Indices of the answers that do not follow the grammar or have no end token.
 
         Args:
             tokens: (rows, length) answers, as many per prompt as `generate` returns. What follows an end token is not read.
         """
         start = self.start.repeat_interleave(len(tokens) // len(self.start), dim=0)
-        states = self.grammar.advance_all(start, tokens)[:, :-1]
-        follows = self.grammar.allows(states, tokens) | (states[..., 0] == self.grammar.tables.finished)
-        return (~follows.all(dim=1)).nonzero().flatten().tolist()
+        states, tables = self.grammar.advance_all(start, tokens), self.grammar.tables
+        follows = self.grammar.allows(states[:, :-1], tokens) | (states[:, :-1, 0] == tables.finished)
+        complete = (states[:, -1, 0] == tables.finished) | (states[:, -1, 0] == tables.free)
+        return (~(follows.all(dim=1) & complete)).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
