@@ -26,7 +26,8 @@ _INFINITY = 1 << 30  # of bins
 _NEVER = 1 << 20  # tokens to the end of an answer that cannot end
 # Signatures of tokens that are not text: none of the tokenizer, another added token, an end token, a coordinate of each of `AXES`.
 _UNKNOWN, _ADDED, _END, _FIRST_AXIS = 0, 1, 2, 3
-_FIRST_TEXT = _FIRST_AXIS + len(AXES)
+#: The first signature of text.
+FIRST_TEXT = _FIRST_AXIS + len(AXES)
 
 
 class AnswerGrammar:
@@ -138,7 +139,7 @@ class AnswerGrammar:
         signature, bins = self._token[tokens].unbind(-1)
         first, second, last = state.gather(-1, self._bounds[state[..., 0]]).unbind(-1)
         within = (bins >= first) & (bins >= second) & (bins <= last)
-        is_coordinate = (signature >= _FIRST_AXIS) & (signature < _FIRST_TEXT)
+        is_coordinate = (signature >= _FIRST_AXIS) & (signature < FIRST_TEXT)
         return (self.need[state[..., 0], signature] < _NEVER) & (within | ~is_coordinate)
 
     def shortest(self, rule: str) -> int:
@@ -256,9 +257,9 @@ def make_grammar(tokenizer: PreTrainedTokenizerBase) -> AnswerGrammar:
     for token_id, (axis, _) in coordinates.items():
         signature[token_id] = _FIRST_AXIS + axis
     num_states = len(automaton.step)
-    following = np.zeros((num_states + 2, _FIRST_TEXT + len(vectors)), dtype=np.int64)
+    following = np.zeros((num_states + 2, FIRST_TEXT + len(vectors)), dtype=np.int64)
     writes, plus = np.zeros_like(following), np.zeros_like(following)
-    following[:num_states, _FIRST_TEXT:] = np.stack(vectors, axis=1)
+    following[:num_states, FIRST_TEXT:] = np.stack(vectors, axis=1)
     bounds = np.tile([COLUMNS.index(name) for name in ("zero", "zero", "infinity")], (num_states + 2, 1))
     kinds = tuple(COORDINATES.values())
     for state in np.flatnonzero(automaton.coordinate >= 0):
@@ -337,7 +338,7 @@ def _text_signatures(automaton: Automaton, texts: list[str | None]) -> tuple[np.
                 number = rows[number][character]
             found[token_id] = number
     used = np.unique(found[found >= 0])
-    signature = np.where(found >= 0, _FIRST_TEXT + np.searchsorted(used, found), _ADDED)
+    signature = np.where(found >= 0, FIRST_TEXT + np.searchsorted(used, found), _ADDED)
     return signature, [vectors[number] for number in used]
 
 
