@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from transformers import pipeline
 
 from llava_st_hf import DEMO_MODEL_PATH
@@ -155,6 +156,33 @@ def test_demo_model_answers_parse_without_notes_and_lie_within_the_clip(grounder
                 assert 0 <= event["start"] <= event["end"] <= row["seconds"] + 1e-6
             assert task == "tvg" or event["boxes"]
             assert all(0 <= box["time"] <= row["seconds"] + 0.5 / 8 for box in event["boxes"] if task == "stvg")
+
+
+def test_demo_model_grammar_changes_only_answers_that_do_not_follow_it(grounder, rows):
+    values = {
+        "text": lambda row: row["text"],
+        "span": lambda row: row["span"],
+        "box": lambda row: row.get("box") or row["boxes"][0]["box"],
+        "time": lambda row: row["span"][0],
+    }
+    questions = []
+    for number in range(3):  # tasks are mixed in every batch; examples/benchmarks/grammar.py --demo asks more
+        for task in TASKS:
+            for row in rows[task][number : number + 1]:
+                needed = {name: values[name](row) for name in TASKS[task].needs}
+                questions.append(grounder.preprocess({"video" if "video" in row else "image": row["path"], "task": task, **needed}))
+    assert len(questions) > 20
+    plain = grounder(questions, batch_size=12)
+    constrained = grounder(questions, batch_size=12, grammar="auto")
+    tokenizer, changed = grounder.processor.tokenizer, 0
+    for question, without, answer in zip(questions, plain, constrained, strict=True):
+        ids = [*tokenizer(without["text"])["input_ids"], tokenizer.eos_token_id]
+        # Some tubelets of the model extend beyond the span that the answer or the prompt states.
+        off_grammar = bool(grounder._constraint([question["context"]], "auto").off_grammar(torch.tensor([ids])))
+        assert (answer["text"] != without["text"]) == off_grammar, (without, answer)
+        assert answer["notes"] == []
+        changed += off_grammar
+    assert changed < len(questions) / 4
 
 
 def test_demo_model_when_loaded_logs_one_line_that_it_is_a_demo():

@@ -82,9 +82,9 @@ class _Nodes:
     def _add_text(self, kind: str, start: int, end: int) -> None:
         conditions = [CONDITIONS[name] for name in TEXTS[kind]]
         first = tuple(condition.first for condition in conditions)
-        nodes = {first: self.node()}
+        nodes: dict[tuple[str | None, ...], int] = {first: self.node()}
         self.empty[start].add(nodes[first])
-        waiting = [first]
+        waiting: list[tuple] = [first]
         while waiting:
             states = waiting.pop()
             if all(condition.accepts(state) for condition, state in zip(conditions, states, strict=True)):
@@ -137,15 +137,15 @@ def answer_automaton() -> Automaton:
         coordinates = [name for name in _NAMES if name in symbols]
         if len(coordinates) > 1:
             raise ValueError(f"Both {' and '.join(coordinates)} may follow the same text of a rule.")
-        row = []
+        row: list[int] = []
         for symbol in (*CLASSES, *coordinates):
-            following = nodes.closure(frozenset(symbols[symbol]))
-            if following not in numbers:
-                numbers[following] = len(numbers)
-                waiting.append(following)
-            row.append(numbers[following])
-        name = _NAMES.index(coordinates[0]) if coordinates else -1
-        rows.append([*row[: len(CLASSES)], name, row[-1] if coordinates else 0, not last.isdisjoint(states)])
+            after = nodes.closure(frozenset(symbols[symbol]))
+            if after not in numbers:
+                numbers[after] = len(numbers)
+                waiting.append(after)
+            row.append(numbers[after])
+        coordinate = _NAMES.index(coordinates[0]) if coordinates else -1
+        rows.append([*row[: len(CLASSES)], coordinate, row[-1] if coordinates else 0, not last.isdisjoint(states)])
     return _merged(np.array(rows), starts)
 
 

@@ -31,7 +31,7 @@ class GrammarOfCall(LogitsProcessor):
         if rows := self.processor.constraint.off_grammar(answers):
             logger.warning(
                 f"Answers {', '.join(map(str, rows))} are incomplete or do not follow the grammar: a logits processor or setting of this "
-                "call, such as no_repeat_ngram_size or bad_words_ids, forbids the tokens that it allows, or a stopping criterion ended them."
+                "call, such as no_repeat_ngram_size or bad_words_ids, forbids what the grammar allows, or a stopping criterion ended them."
             )
 
 
@@ -57,7 +57,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
         self._state: torch.Tensor | None = None  # (rows, columns) of the answers of the last call
         self._tokens: torch.Tensor | None = None  # (rows, length) of these answers
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
         Args:
             input_ids: (rows, prompt_length + length) prompts and answers so far.

@@ -98,20 +98,20 @@ class AnswerGrammar:
             (batch_size, length + 1, columns).
         """
         token = self._token[tokens]  # (batch_size, length, 2)
-        signatures, states, keys = token[..., 0], [state[:, 0]], []
-        for position in range(tokens.shape[1]):
-            keys.append(torch.add(signatures[:, position], states[-1], alpha=self._num_signatures))
-            states.append(self._next[keys[-1]])
-        if not keys:
+        if not tokens.shape[1]:
             return state[:, None]
+        signatures, numbers, keys = token[..., 0], [state[:, 0]], []
+        for position in range(tokens.shape[1]):
+            keys.append(torch.add(signatures[:, position], numbers[-1], alpha=self._num_signatures))
+            numbers.append(self._next[keys[-1]])
         _, columns, plus = self._moves[torch.stack(keys, dim=1)].split(1, dim=-1)  # (batch_size, length, 1)
-        numbers = torch.arange(state.shape[-1], device=state.device)
+        registers = torch.arange(state.shape[-1], device=state.device)
         places = torch.arange(1, tokens.shape[1] + 1, device=state.device)[:, None]
-        written = torch.where(columns == numbers, places, 0).cummax(dim=1).values  # place of the last bin of a register; 0 for the start
+        written = torch.where(columns == registers, places, 0).cummax(dim=1).values  # place of the last bin of a register; 0 for the start
         bins = (token[..., 1:] + plus).expand(-1, -1, state.shape[-1])
         after = torch.cat((state[:, None], bins), dim=1).gather(1, written)
-        states = torch.stack(states, dim=1)
-        return torch.cat((states[..., None], torch.cat((state[:, None], after), dim=1)[..., 1:]), dim=-1)
+        registers_of = torch.cat((state[:, None], after), dim=1)[..., 1:]
+        return torch.cat((torch.stack(numbers, dim=1)[..., None], registers_of), dim=-1)
 
     def mask(self, state: torch.Tensor, remaining: torch.Tensor | int) -> torch.Tensor:
         """
