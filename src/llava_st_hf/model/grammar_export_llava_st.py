@@ -62,7 +62,7 @@ def _axes(num_temporal_bins: int, num_spatial_bins: int) -> list[tuple[str, int]
 def _numbers(num_bins: int) -> list[list[str]]:
     """The numbers 000 to num_bins - 1 as alternatives of digits and classes of digits: 000 to 099 are "0", "[0-9]", "[0-9]"."""
     last = f"{num_bins - 1:03d}"
-    alternatives = []
+    alternatives: list[list[str]] = []
     for place, digit in enumerate(last):
         rest = len(last) - place - 1
         if set(last[place:]) == {"9"}:  # all numbers with this beginning
