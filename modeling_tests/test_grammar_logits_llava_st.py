@@ -53,6 +53,8 @@ def generate(grounder, prepared, **options):
         {"num_beams": 3},
         {"num_beams": 4, "num_return_sequences": 2, "do_sample": True},
         {"repetition_penalty": 1.5, "max_new_tokens": 13},
+        {"speculative": True},
+        {"speculative": True, "do_sample": True, "temperature": 5.0},
     ],
     ids=str,
 )
@@ -72,6 +74,12 @@ def test_logits_processor_by_itself_gives_the_answers_of_the_argument(grounder, 
     length = prepared["model_inputs"]["input_ids"].shape[1]
     by_itself = generate(grounder, prepared, logits_processor=[GrammarLogitsProcessor(constraint, length, LIMIT)])
     assert torch.equal(by_itself, generate(grounder, prepared, grammar=constraint))
+
+
+def test_generate_with_grammar_and_drafts_gives_the_answers_without_drafts(grounder, prepared, constraint):
+    templates = [grounder.processor.draft_template(context.task) for context in prepared["contexts"]]
+    drafted = generate(grounder, prepared, grammar=constraint, speculative=True, draft_templates=templates, max_new_tokens=60)
+    assert torch.equal(drafted, generate(grounder, prepared, grammar=constraint, max_new_tokens=60))
 
 
 def test_logits_processor_after_a_change_of_beams_equals_a_new_one(grounder):
