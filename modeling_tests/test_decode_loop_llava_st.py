@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCr
 from llava_st_hf.model import decode_loop_llava_st
 from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 from llava_st_hf.model.decode_loop_llava_st import DecodeLoop, DecodeSettings
-from llava_st_hf.model.drafts_llava_st import DraftHistory, TokenClasses
+from llava_st_hf.model.drafts_llava_st import DraftHistory, TokenClasses, _period
 from llava_st_hf.model.grammar_logits_llava_st import GrammarLogitsProcessor
 from modeling_tests.factories import mixed_batch, single_prompts, tiny_config, tiny_model
 from modeling_tests.processors import PICTURE
@@ -314,6 +314,19 @@ def test_draft_follows_the_template_and_repeats_its_last_box():
     drafted = draft([5] * 4, template, [1, 2, 23, 7, 44, 34, 48, 38, 8], 16)
     assert [token // 10 for token in drafted] == [token // 10 for token in ([*BOX_1] * 3)[:16]]
     assert draft([5] * 4, template, [1], 3) == [2, 22, 7]
+
+
+def test_draft_ends_with_a_template_that_does_not_repeat():
+    assert draft([5] * 4, [1, 2, 22, 7, 3, 4], [1], 8) == [2, 22, 7, 3, 4, -1, -1, -1]
+
+
+@pytest.mark.parametrize("task", ["stvg", "svg", "elc"])
+def test_draft_template_of_the_processor_repeats_a_box(grounder, task):
+    processor, config = grounder.processor, grounder.model.config
+    classes = TokenClasses.from_vocabulary(config.coordinates, config.text_config.vocab_size, torch.device("cpu"))
+    template = processor.draft_template(task)
+    period = _period(template, classes)
+    assert processor.tokenizer.decode(template[-period:]) == "<TEMP-000>:[<WIDTH-000><HEIGHT-000><WIDTH-000><HEIGHT-000>]"
 
 
 def test_draft_copies_words_of_the_prompt_up_to_its_end():

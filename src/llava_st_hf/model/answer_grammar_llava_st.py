@@ -13,7 +13,8 @@ from .tasks_llava_st import TASKS
 
 _BOX = "".join(coordinate_token(axis, 0) for axis in ("width", "height", "width", "height"))
 _TIME = coordinate_token("temporal", 0)
-_TUBELET = f"Object bounding box: {f'{_TIME}:[{_BOX}]' * 3}."
+# Ends with a complete box, from which drafts go on; with the end of the sentence the last bracket is another token.
+_TUBELET = f"Object bounding box: {f'{_TIME}:[{_BOX}]' * 3}"
 # The usual form of an answer, as in training data, with at most three boxes. Answers of the other tasks have no coordinates.
 _TEMPLATES = {
     "rec": f"[{_BOX}]",

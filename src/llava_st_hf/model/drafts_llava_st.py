@@ -82,8 +82,8 @@ class DraftHistory:
         answer = prompt.new_full((prompt.shape[0], max_new_tokens + num_drafts + 1), -1)
         self.token_ids = torch.cat((prompt, template_ids, answer), dim=1)  # (batch, history), -1 where there is no token
         self.class_ids = self._classify(self.token_ids)  # (batch, history)
-        periods = [[_period(template, classes) or 1] for template in templates]
-        self.template_period = torch.tensor(periods, dtype=torch.long).to(prompt.device)  # (batch, 1)
+        periods = [[_period(template, classes) or 0] for template in templates]
+        self.template_period = torch.tensor(periods, dtype=torch.long).to(prompt.device)  # (batch, 1), 0 for none
         self.positions = torch.arange(self.token_ids.shape[1], device=prompt.device)
         self.steps = torch.arange(num_drafts, device=prompt.device)
         self.recent = torch.arange(CONTEXT - 1, -1, -1, device=prompt.device)
@@ -126,10 +126,11 @@ class DraftHistory:
         in_prompt, in_template = matched < self.prompt_end, matched < self.answer_start
         end = torch.where(in_template, self.answer_start, last + 1)
         period = torch.where(in_template, self.template_period, last - matched)
-        beyond = (matched + 1 + self.steps - end).clamp(min=-1)  # (batch, drafts)
-        repeats = torch.where(beyond < 0, 0, beyond // period + 1)
-        source = matched + 1 + self.steps - repeats * period
-        exists = is_match & ~(in_prompt & (matched + 1 + self.steps >= self.prompt_end))
+        source = matched + 1 + self.steps  # (batch, drafts)
+        is_beyond = source >= end
+        exists = is_match & ~(in_prompt & (source >= self.prompt_end)) & ~(is_beyond & (period == 0))
+        repeats = torch.where(is_beyond, (source - end) // period.clamp(min=1) + 1, 0)
+        source = source - repeats * period
         ids = self.token_ids.gather(1, source.clamp(min=0))
         exists = exists & (ids >= 0)
         ids = ids.clamp(min=0)
@@ -158,10 +159,9 @@ class DraftHistory:
 
 
 def _period(template: list[int], classes: TokenClasses) -> int | None:
-    """Distance of the last two tokens with the class of the last but one period: of the last two times, else of the last two tokens that
-    open a box; None for a template without a repetition."""
+    """Smallest number of tokens whose classes are repeated at the end of a template, such as those of a box; None if there is none."""
     class_ids = classes.class_ids[torch.tensor(template, dtype=torch.long)].tolist() if template else []
-    for back in range(1, len(class_ids) // 2 + 1):
-        if class_ids[-back:] == class_ids[-2 * back : -back]:
-            return back
+    for count in range(1, len(class_ids) // 2 + 1):
+        if class_ids[-count:] == class_ids[-2 * count : -count]:
+            return count
     return None
