@@ -355,7 +355,8 @@ def test_answer_of_training_data_is_accepted_and_has_the_form_of_the_draft(proce
     form = re.sub(r"-\d+", "", text.replace(*with_caption))
     for phrase in ("a dog", "a bear"):
         form = form.replace(phrase, "an object")
-    assert re.sub(r"-\d+", "", draft) == form
+    is_tubelet = task in ("stvg", "svg", "elc")
+    assert re.sub(r"-\d+", "", draft) == (form.removesuffix(".") if is_tubelet else form)  # drafts go on with further boxes
 
 
 def test_draft_template_without_task_is_empty_and_an_unknown_task_raises(processor):

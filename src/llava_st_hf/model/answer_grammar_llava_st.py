@@ -13,7 +13,7 @@ from .tasks_llava_st import TASKS
 
 _BOX = "".join(coordinate_token(axis, 0) for axis in ("width", "height", "width", "height"))
 _TIME = coordinate_token("temporal", 0)
-# Ends with a complete box, from which drafts go on; with the end of the sentence the last bracket is another token.
+# Without the full stop, whose token would be that of the last bracket: drafts go on with further boxes, since answers have more than three.
 _TUBELET = f"Object bounding box: {f'{_TIME}:[{_BOX}]' * 3}"
 # The usual form of an answer, as in training data, with at most three boxes. Answers of the other tasks have no coordinates.
 _TEMPLATES = {
@@ -68,8 +68,8 @@ class AnswerGrammarMixin:
 
     def draft_template(self, task: str | None) -> list[int]:
         """
-        Token ids of the usual form of an answer to a task, with three boxes where it has a box for each sampled frame, and without end
-        token. Its bins are arbitrary.
+        Token ids of the usual form of an answer to a task, with three boxes where it has a box for each sampled frame, and without what
+        ends it. Its bins are arbitrary.
 
         Args:
             task: a key of `TASKS`; None for a question in free text.
