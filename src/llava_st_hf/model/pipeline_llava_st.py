@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Generator, Iterator, Sized
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,24 @@ from transformers.pipelines.base import PipelineDataset
 from transformers.pipelines.pt_utils import PipelineIterator
 from transformers.utils import ModelOutput, logging
 
-from .batch_feature_llava_st import join_samples
+from .cached_media_llava_st import LastMedium
 from .compatibility_llava_st import check_model_matches_processor
 from .grounding_llava_st import parse_answer
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import split_generate_output
-from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, QuestionContext, is_chat, prepare_question
+from .questions_llava_st import (
+    QUESTION_KEYS,
+    QUESTIONS_PER_BATCH,
+    READING_KEYS,
+    PreparedQuestion,
+    QuestionContext,
+    is_chat,
+    prepare_question,
+    split_questions,
+)
 from .scores_llava_st import check_calibration, score_answer
+from .session_llava_st import GroundingSession
+from .shared_media_llava_st import KeptPrefix, can_share, join_prompts, prompt_prefix, prompts_for_generate, repeat_pixels
 from .streaming_llava_st import stream_answer
 from .tasks_llava_st import TASKS
 
@@ -114,7 +126,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
                 - a [`PreparedQuestion`] of `prepare_question`;
                 - a list, generator, `torch.utils.data.Dataset` or `datasets.Dataset` of such, or a column of the last. Values that are
                   `None` in a sample count as absent.
-            text (`str`): the question; with `task`, the expression or sentence that the prompt template is filled with.
+            text (`str` or `list[str]`): the question; with `task`, the expression or sentence that the prompt template is filled with.
             task (`str`): prompt template used in training: "rec", "reg", "dgc", "tvg", "tr", "stvg", "svg" or "elc".
             clip (`[first, last]`), or start, end (`float`): clip of the video, in frames (both included) or in seconds.
             span (`(start, end)`): time span in seconds. Required by "tr" (describe this span) and "svg" (localize within this span).
@@ -155,7 +167,35 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             raise ValueError(f'A tuple of {len(inputs)} is not an input. Give frames as {{"video": frames}}, several inputs as a list.')
         if _is_of_datasets(inputs):
             inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
-        return super().__call__(inputs, **kwargs)
+        questions = split_questions(inputs, {name: kwargs[name] for name in QUESTION_KEYS if name in kwargs})
+        if questions is None:
+            return super().__call__(inputs, **kwargs)
+        if not questions:
+            return []
+        kwargs = {name: value for name, value in kwargs.items() if name not in questions[0]}
+        if kwargs.get("batch_size") is None and self._batch_size is None:
+            kwargs["batch_size"] = min(len(questions), QUESTIONS_PER_BATCH)
+        return super().__call__(questions, last_medium=LastMedium(always=True), **kwargs)
+
+    def open(self, inputs, **kwargs) -> GroundingSession:
+        """
+        Encodes an image or video once, for any number of questions: see [`GroundingSession`].
+
+        ```python
+        with grounder.open("clip.mp4", num_frames=100) as session:
+            session.ask(text="the child falls", task="tvg")
+            session.follow_up(text="What happens next?")
+        ```
+
+        Args:
+            inputs: an image or video, or a dictionary with "video" or "image"; see `__call__`.
+            clip, start, end, fps, timestamps, num_frames, video_backend, allow_truncated, download_limits: as of `__call__`.
+            max_new_tokens and other arguments of `generate`: defaults of the questions.
+
+        Raises:
+            ValueError, OSError: naming what is wrong with the media or an argument.
+        """
+        return GroundingSession(self, inputs, **kwargs)
 
     def stream(self, inputs, **kwargs) -> Iterator[dict]:
         """
@@ -200,7 +240,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
-        reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs") if name in kwargs}
+        reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs", "last_medium") if name in kwargs}
         if (grammar := kwargs.get("grammar")) not in (None, "auto", *TASKS):
             raise ValueError(f"grammar={grammar!r} must be 'auto', None or a task: {', '.join(TASKS)}.")
         return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, {}
@@ -213,14 +253,17 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     # Model
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        """As in transformers, with a collate function for exact coordinates and samples without media."""
+        """As in transformers, with a collate function for exact coordinates and samples without media, and with one encoding for
+        consecutive questions about the same image or video."""
+        kept = KeptPrefix()
+        preprocess_params = {"last_medium": LastMedium(), **preprocess_params}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
             num_workers = min(num_workers, 1)  # a generator cannot be split between processes
             dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
         loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=self._collate)
-        batches = PipelineIterator(loader, self.forward, forward_params)
+        batches = PipelineIterator(({**batch, "kept": kept} for batch in loader), self.forward, forward_params)
         return (answer for batch in batches for answer in self.postprocess(batch, **postprocess_params))
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
@@ -228,12 +271,13 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
 
     def _collate(self, items: list[dict]) -> dict[str, Any]:
-        batch = join_samples([item["model_inputs"] for item in items], self.processor.tokenizer.pad_token_id, "left")
-        return {"model_inputs": batch, "contexts": [item["context"] for item in items]}
+        samples, media_ids = [item["model_inputs"] for item in items], self.model.config.all_media_token_ids
+        prefixes = [item.get("prefix") or prompt_prefix(item["model_inputs"], item.get("medium"), media_ids) for item in items]
+        inputs = join_prompts(samples, prefixes, self.processor.tokenizer.pad_token_id)
+        return {"model_inputs": inputs, "prefixes": prefixes, "contexts": [item["context"] for item in items]}
 
     def _forward(self, batch, grammar: str | None = None, scores: bool = False, **generate_kwargs) -> dict[str, Any]:
-        inputs, contexts = batch["model_inputs"], batch["contexts"]
-        length = inputs["input_ids"].shape[1]
+        inputs, prefixes, contexts, kept = (batch.get(name) for name in ("model_inputs", "prefixes", "contexts", "kept"))
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
@@ -250,7 +294,16 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             generate_kwargs["output_coordinate_scores"] = True
         if scores or returns_output:
             generate_kwargs["return_dict_in_generate"] = True
+        num_beams = self._setting(generate_kwargs, "num_beams") or 1
+        if self._can_share(generate_kwargs):
+            vision_chunk_size = generate_kwargs.get("vision_chunk_size")
+            inputs = prompts_for_generate(self.model, inputs, prefixes, kept, num_beams, vision_chunk_size)
+        else:
+            inputs, kept = repeat_pixels(inputs, prefixes), None
+        length = inputs["input_ids"].shape[1]
         generated = self.model.generate(**inputs, **generate_kwargs)
+        if kept is not None:
+            kept.update(inputs, prefixes, num_beams)
         outputs: list[dict] = [{}] * len(contexts)
         coordinate_logits = None
         if isinstance(generated, ModelOutput):
@@ -281,6 +334,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     @property
     def _score_calibration(self) -> dict | None:
         return getattr(self.model.generation_config, "score_calibration", None)
+
+    def _can_share(self, generate_kwargs: dict) -> bool:
+        return can_share(self.model, partial(self._setting, generate_kwargs))
 
     def _setting(self, generate_kwargs: dict, name: str):
         """Value of a generation setting: of the call, else of its `generation_config`, else of the model."""

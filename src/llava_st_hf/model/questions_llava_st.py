@@ -2,9 +2,12 @@
 """Questions of `pipeline("video-grounding")`: checked, and converted to model inputs by the processor."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import GeneratorType
 
 from .batch_feature_llava_st import LlavaSTBatchFeature
+from .cached_media_llava_st import LastMedium
 from .checks_llava_st import check_rate
 from .downloads_llava_st import DownloadLimits
 from .inline_coordinates_llava_st import INLINE_COORDINATE
@@ -19,6 +22,8 @@ MEDIA_KEYS = ("video", "image")
 QUESTION_KEYS = ("text", "task", "clip", "start", "end", "span", "box", "time", "fps", "timestamps")
 READING_KEYS = ("num_frames", "video_backend", "allow_truncated", "download_limits")  # arguments of the processor
 _VIDEO_ITEM_KEYS = ("clip", "start", "end", "fps", "timestamps")  # those of `QUESTION_KEYS` that are keys of a video item
+LISTED_KEYS = ("text", "task", "span", "time", "box")  # those that may be a list of values, for several questions
+QUESTIONS_PER_BATCH = 8  # of several questions about one image or video, unless `batch_size` is given
 _PROMPT_VALUES = {"span": (read_span, lambda span: span_text(*span)), "time": (read_time, time_text), "box": (read_box, box_text)}
 
 
@@ -38,7 +43,10 @@ class QuestionContext:
 
 
 class PreparedQuestion(dict):
-    """Model inputs of one question (`model_inputs`), and what its answer is read with (`context`, a [`QuestionContext`])."""
+    """Model inputs of one question (`model_inputs`), and what its answer is read with (`context`, a [`QuestionContext`]).
+
+    Questions about the same image or video, read once, have the same `medium`, a string.
+    """
 
 
 def prepare_question(
@@ -49,6 +57,8 @@ def prepare_question(
     allow_truncated: bool | None = None,
     download_limits: DownloadLimits | None = None,
     processor_kwargs: dict | None = None,
+    last_medium: LastMedium | None = None,
+    history: Sequence[dict] = (),
     **question,
 ) -> PreparedQuestion:
     """
@@ -59,17 +69,23 @@ def prepare_question(
         inputs, question: see `VideoGroundingPipeline.__call__`.
         num_frames, video_backend, allow_truncated, download_limits: arguments of the processor.
         processor_kwargs: further arguments of the processor.
+        last_medium: image or video of the question before this one, which is not read again if this question is about the same.
+        history: messages of a chat about the image or video, which the question continues. The first one contains it.
 
     Raises:
         ValueError, OSError: naming what is wrong with media or question.
     """
     messages, question = question_messages(inputs, question)
-    reading = zip(READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True)
-    processor_kwargs = {**(processor_kwargs or {}), **{name: value for name, value in reading if value is not None}}
+    reading = dict(zip(READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True))
+    processor_kwargs = reading_arguments(processor_kwargs=processor_kwargs, **reading)
     if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
         _check_times_can_be_converted(messages, question)
+    if history:
+        messages = [*history, {**messages[0], "content": messages[0]["content"][1:]}]
+    key = None if last_medium is None else last_medium.key(messages, processor_kwargs)
+    known = None if last_medium is None else last_medium.find(key)
     try:
-        model_inputs: LlavaSTBatchFeature = processor.apply_chat_template(
+        model_inputs: LlavaSTBatchFeature = (processor if known is None else known.processor).apply_chat_template(
             messages,
             tokenize=True,
             return_dict=True,
@@ -85,7 +101,65 @@ def prepare_question(
     media = model_inputs.media_info[0]
     medium = media[-1] if media else None
     context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"))
-    return PreparedQuestion(model_inputs=dict(model_inputs), context=context)
+    if last_medium is not None and known is None:
+        known = last_medium.keep(key, messages, processor, model_inputs)
+    if known is None:
+        return PreparedQuestion(model_inputs=dict(model_inputs), context=context)
+    return PreparedQuestion(model_inputs={**model_inputs, **known.pixels}, context=context, medium=known.id)
+
+
+def reading_arguments(processor_kwargs: dict | None = None, **reading) -> dict:
+    """Arguments of the processor: those of `READING_KEYS` that are set, and `processor_kwargs`."""
+    return {**(processor_kwargs or {}), **{name: value for name, value in reading.items() if value is not None}}
+
+
+def split_questions(inputs, question: dict) -> list[dict] | None:
+    """
+    Makes one input of each question if several are asked about one image or video.
+
+    Args:
+        inputs: input of the pipeline.
+        question: the arguments of the call, of `QUESTION_KEYS`; keys in `inputs` have precedence.
+
+    Returns:
+        Inputs in the form of dictionaries: `text`, `task`, `span`, `time` and `box` have one value in each, from the list of it, or the
+        same one in all. None if none of them is a list of values.
+
+    Raises:
+        ValueError: naming the lists if their lengths differ, or if `inputs` is not one image or video.
+    """
+    if is_chat(getattr(inputs, "messages", inputs)) or isinstance(inputs, PreparedQuestion):
+        return None
+    inputs = _undecoded(inputs)
+    given = {**question, **inputs} if isinstance(inputs, dict) else question
+    lists = {name: values for name in LISTED_KEYS if (values := _values(name, given.get(name))) is not None}
+    if not lists:
+        return None
+    lengths = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
+    if len(set(map(len, lists.values()))) > 1:
+        raise ValueError(f"Lists of values for several questions must have one length: {lengths}.")
+    if isinstance(inputs, (list, tuple, GeneratorType)):
+        raise ValueError(
+            f"A list of values ({lengths}) asks several questions about one image or video, but the input is a {type(inputs).__name__} "
+            'of several. Give each question with its input, as {"video": …, "text": …}.'
+        )
+    media = inputs if isinstance(inputs, dict) else {media_kind(inputs): inputs}
+    count = len(next(iter(lists.values())))
+    return [{**media, **{name: values[number] for name, values in lists.items()}} for number in range(count)]
+
+
+def _values(name: str, value) -> list | None:
+    """The values of an argument for several questions; None for the value of a single one."""
+    if not isinstance(value, (list, tuple)):
+        ndim = getattr(value, "ndim", 0)  # of an array or tensor
+        return list(value) if ndim > (name in ("span", "box")) else None
+    if name in ("span", "box") and not any(part is None or _has_parts(part) for part in value):
+        return None  # the numbers of one span or box
+    return list(value)
+
+
+def _has_parts(value) -> bool:
+    return isinstance(value, (list, tuple, dict)) or getattr(value, "ndim", 0) > 0
 
 
 def is_chat(inputs) -> bool:
@@ -117,6 +191,27 @@ def question_messages(inputs, question: dict) -> tuple[list[dict], dict]:
                 '{"type": "text", "text": …}, {"type": "span", "start": 1.8, "end": 2.5} or {"type": "box", "box": [x1, y1, x2, y2]}.'
             )
         return list(messages), {}
+    item, question = medium_item(inputs, question)
+    for name, (read, _) in _PROMPT_VALUES.items():
+        if name in question:
+            question[name] = read(question[name])
+    return [{"role": "user", "content": [item, *_prompt(item["type"], question)]}], question
+
+
+def medium_item(inputs, question: dict) -> tuple[dict, dict]:
+    """
+    Checks an image or video that is no chat.
+
+    Args:
+        inputs, question: as of `question_messages`.
+
+    Returns:
+        `(item, question)`: the content item of the image or video, and the arguments that do not belong to it.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    question = {key: value for key, value in question.items() if value is not None}
     inputs = _undecoded(inputs)
     if isinstance(inputs, dict):
         inputs = {key: value for key, value in inputs.items() if value is not None}
@@ -139,10 +234,7 @@ def question_messages(inputs, question: dict) -> tuple[list[dict], dict]:
     if kind == "image" and options:
         raise ValueError(f"{', '.join(options)} can only be given for a video; the input is an image.")
     _check_times_of_frames(options, media)
-    for name, (read, _) in _PROMPT_VALUES.items():
-        if name in question:
-            question[name] = read(question[name])
-    return [{"role": "user", "content": [{"type": kind, kind: media, **options}, *_prompt(kind, question)]}], question
+    return {"type": kind, kind: media, **options}, question
 
 
 def _undecoded(media):
