@@ -3,11 +3,13 @@
 
 Batches are cut from the complete list of questions, whether or not some are answered already, and a batch is answered as a whole. So a
 resumed run computes exactly the same batches as an uninterrupted one. Questions about the same image or clip are asked consecutively,
-whatever their order, so that it is decoded once.
+whatever their order, so that it is decoded and encoded once. If these are in several batches, its prefix (see `shared_media_llava_st`) is
+computed by itself and not together with those of other media: equal in all batches, and in a run that resumes with one of them.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from ..model.grounding_llava_st import MediaInfo
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.shared_media_llava_st import KeptPrefix, can_share, encode_prefixes, prompt_prefix, prompts_for_generate, repeat_pixels
 from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
 from .ground_truth import to_clip_coordinates
@@ -183,13 +186,15 @@ def _text(question: Question, item: dict, processor: CachedMediaProcessor, decim
 
 @dataclass
 class _EncodedQuestion:
-    """A question with its model inputs; or with `problem`, the reason why it cannot be asked."""
+    """A question with its model inputs; or with `problem`, the reason why it cannot be asked. Questions about the same image or clip have
+    the same `group`."""
 
     question: Question
     media: MediaInfo | None
     text: dict[str, torch.Tensor]
     pixels: dict[str, torch.Tensor]
     problem: str | None
+    group: str
 
 
 def _encode(
@@ -204,12 +209,12 @@ def _encode(
         num_workers=num_workers,
         prefetch_factor=max(2, -(-2 * settings.batch_size // num_workers)) if num_workers else None,
     )
-    for group in loader:
+    for number, group in enumerate(loader):
         # Transferred once for all questions about it; batches are concatenated on the device.
         pixels = {name: tensor.to(model.device, non_blocking=True) for name, tensor in group.pixels.items()}
         for question, text, problem in zip(group.questions, group.texts, group.problems, strict=True):
             tensors = {name: torch.tensor(values) for name, values in text.items()}
-            yield _EncodedQuestion(question, None if problem else group.media, tensors, pixels, problem)
+            yield _EncodedQuestion(question, None if problem else group.media, tensors, pixels, problem, str(number))
 
 
 def run_benchmark(
@@ -261,7 +266,8 @@ def run_benchmark(
         ) as bar:
             part = folder / f"part-{state.process_index:03d}.jsonl"
             total, count = 0.0, 0
-            for predictions in _answer(missing[first:last], model, processor, settings, read_answer, num_workers):
+            divided = _in_several(batches)
+            for predictions in _answer(missing[first:last], divided, model, processor, settings, read_answer, num_workers):
                 append_predictions(part, predictions)
                 bar.update(len(predictions) * state.num_processes)
                 if show_overlap:
@@ -334,18 +340,34 @@ def _merge(folder: Path, questions: list[Question]) -> None:
         path.unlink()
 
 
+def _in_several(batches: list[list[Question]]) -> set[tuple]:
+    """Keys of the images and clips whose questions are in more than one batch."""
+    counts = Counter(key for batch in batches for key in {_media_key(question) for question in batch})
+    return {key for key, count in counts.items() if count > 1}
+
+
 def _answer(
-    batches: list[list[Question]], model, processor: LlavaSTProcessor, settings: EvaluationSettings, read_answer, num_workers: int
+    batches: list[list[Question]],
+    divided: set[tuple],
+    model,
+    processor: LlavaSTProcessor,
+    settings: EvaluationSettings,
+    read_answer,
+    num_workers: int,
 ) -> Iterator[list[Prediction]]:
-    """Yields the predictions of each batch."""
+    """Yields the predictions of each batch. `divided`: images and clips whose questions are in several batches."""
     encoded = _encode([question for batch in batches for question in batch], model, processor, num_workers, settings)
+    kept = KeptPrefix()
     for batch in batches:
-        yield _answer_batch(list(islice(encoded, len(batch))), model, processor, settings, read_answer)
+        yield _answer_batch(list(islice(encoded, len(batch))), divided, kept, model, processor, settings, read_answer)
 
 
 @torch.inference_mode()
-def _answer_batch(batch: list[_EncodedQuestion], model, processor, settings: EvaluationSettings, read_answer) -> list[Prediction]:
-    answers = iter(_generate([encoded for encoded in batch if encoded.problem is None], model, processor, settings))
+def _answer_batch(
+    batch: list[_EncodedQuestion], divided: set[tuple], kept: KeptPrefix, model, processor, settings: EvaluationSettings, read_answer
+) -> list[Prediction]:
+    valid = [encoded for encoded in batch if encoded.problem is None]
+    answers = iter(_generate(valid, divided, kept, model, processor, settings))
     predictions = []
     for encoded in batch:
         question = encoded.question
@@ -372,16 +394,13 @@ def _answer_batch(batch: list[_EncodedQuestion], model, processor, settings: Eva
     return predictions
 
 
-def _generate(batch: list[_EncodedQuestion], model, processor, settings: EvaluationSettings) -> list[tuple[str, bool]]:
+def _generate(
+    batch: list[_EncodedQuestion], divided: set[tuple], kept: KeptPrefix, model, processor, settings: EvaluationSettings
+) -> list[tuple[str, bool]]:
     """Returns the answers, and whether each ended before `max_new_tokens`."""
     if not batch:
         return []
-    texts = join_samples([encoded.text for encoded in batch], processor.tokenizer.pad_token_id, "left")
-    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in texts.items()}
-    for name in ("pixel_values", "pixel_values_videos"):
-        pixels = [encoded.pixels[name] for encoded in batch if name in encoded.pixels]
-        if pixels:
-            inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+    inputs = _inputs(batch, divided, kept, model, processor)
     decoding: dict = {"do_sample": False}
     if settings.temperature is not None:
         # Seeded for each batch, so that a resumed run samples the same answers.
@@ -390,3 +409,25 @@ def _generate(batch: list[_EncodedQuestion], model, processor, settings: Evaluat
     generated = model.generate(**inputs, **decoding, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
     end = processor.tokenizer.eos_token_id
     return [(processor.decode_answer(ids), bool((ids == end).any())) for ids in generated.cpu()]
+
+
+def _inputs(batch: list[_EncodedQuestion], divided: set[tuple], kept: KeptPrefix, model, processor) -> dict:
+    """Inputs of `generate`. `kept` holds the prefix of an image or clip of the batch before, and after that one of this batch."""
+    texts = join_samples([encoded.text for encoded in batch], processor.tokenizer.pad_token_id, "left")
+    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in texts.items()}
+    media_ids = model.config.all_media_token_ids
+    prefixes = [prompt_prefix({**encoded.text, **encoded.pixels}, encoded.group, media_ids) for encoded in batch]
+    distinct = {prefix.key: row for row, prefix in reversed(list(enumerate(prefixes)))}  # the first row of each
+    rows = sorted(distinct.values())
+    for name in ("pixel_values", "pixel_values_videos"):
+        pixels = [batch[row].pixels[name] for row in rows if name in batch[row].pixels]
+        if pixels:
+            inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+    if not can_share(model, lambda name: getattr(model.generation_config, name, None)):
+        return repeat_pixels(inputs, prefixes)
+    for row in rows:
+        if _media_key(batch[row].question) in divided and prefixes[row].key not in kept.states:
+            kept.states |= encode_prefixes(model, inputs, prefixes, [row])
+    shared = prompts_for_generate(model, inputs, prefixes, kept if kept.states else None)
+    kept.states = {key: states for key, states in kept.states.items() if key == prefixes[-1].key}
+    return shared

@@ -209,7 +209,9 @@ class LlavaSTGenerationMixin(GenerationMixin):
         if coordinate_values is not None and cache is not None and is_first_iteration:
             # With a cache from an earlier turn, ids and coordinate values may be those of the new tokens alone.
             attention_mask = model_kwargs.get("attention_mask")
-            length = cache.get_seq_length() + input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+            # transformers ≥ 5.24 keeps no mask but its length where nothing is masked.
+            length = getattr(generation_config, "_mask_length", None) if attention_mask is None else attention_mask.shape[1]
+            length = cache.get_seq_length() + input_ids.shape[1] if length is None else length
             seen = max(0, length - coordinate_values.shape[1])
             model_kwargs["coordinate_values"] = torch.nn.functional.pad(coordinate_values, (seen, 0), value=float("nan"))
         return super()._prefill(self._patch_token_ids(input_ids), generation_config, model_kwargs, is_first_iteration)

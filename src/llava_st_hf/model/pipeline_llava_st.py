@@ -2,7 +2,7 @@
 """`pipeline("video-grounding")`: spans and bounding boxes for a question about a video or image."""
 
 import os
-from collections.abc import Generator, Iterator, Sized
+from collections.abc import Generator, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, ClassVar
 
@@ -270,7 +270,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         batch = self._collate([self.preprocess(inputs, **preprocess_params)])
         return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
 
-    def _collate(self, items: list[dict]) -> dict[str, Any]:
+    def _collate(self, items: Sequence[dict]) -> dict[str, Any]:
         samples, media_ids = [item["model_inputs"] for item in items], self.model.config.all_media_token_ids
         prefixes = [item.get("prefix") or prompt_prefix(item["model_inputs"], item.get("medium"), media_ids) for item in items]
         inputs = join_prompts(samples, prefixes, self.processor.tokenizer.pad_token_id)

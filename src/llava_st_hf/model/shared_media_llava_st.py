@@ -58,7 +58,8 @@ def prompt_prefix(sample: dict[str, torch.Tensor], medium: str | None, media_tok
 
 def tokens_key(sample: dict[str, torch.Tensor], length: int) -> tuple[bytes, bytes]:
     """The first `length` token ids of a prompt, and its exact coordinates among them, as values that can be compared."""
-    return tuple(tensor[:length].cpu().numpy().tobytes() for tensor in _ids_and_values(sample))
+    ids, values = (tensor[:length].cpu().numpy().tobytes() for tensor in _ids_and_values(sample))
+    return ids, values
 
 
 def common_length(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> int:
@@ -73,7 +74,9 @@ def common_length(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor
 def _ids_and_values(sample: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and exact coordinates of a prompt, of shape `(length,)`, with -1 for tokens without an exact value."""
     ids = sample["input_ids"].flatten()
-    values = sample["coordinate_values"].flatten().float().nan_to_num(-1.0) if "coordinate_values" in sample else torch.full(ids.shape, -1.0)
+    values = (
+        sample["coordinate_values"].flatten().float().nan_to_num(-1.0) if "coordinate_values" in sample else torch.full(ids.shape, -1.0)
+    )
     return ids, values
 
 
