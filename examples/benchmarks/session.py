@@ -4,18 +4,18 @@
     python examples/benchmarks/session.py
 
 The demo model answers five questions about a clip of the Shapes dataset, of the task "stvg" (a span and a box for each sampled frame in
-it, about 60 tokens) and of the task "tvg" (a span, 5 tokens). Printed are seconds, and the ratio to the mean time of one of the questions in
-a call of its own:
+it, about 60 tokens) and of the task "tvg" (a span, 4 tokens), with drafts (`speculative`, the default in float32) and without. Printed
+are seconds, and the ratio to the mean time of the five questions in calls of their own:
 
 - `separate calls`: `grounder(video, text=…)` for each question;
 - `list of texts`: `grounder(video, text=[…])`;
-- `list of inputs`: `grounder([{"video": …, "text": …}, …], batch_size=5)`, and with a batch size of 1;
-- `session`: opening it and `ask` with all questions, with one after the other, and with one and then `follow_up` for the others;
-- `evaluation`: the runner with batches of 5, the five questions about each of `--clips` clips, and with each question about its own copy
-  of the clip, which is encoded for each question. Ratios are those of the time per clip.
+- `list of inputs`: `grounder([{"video": …, "text": …}, …])` with batches of 5 and of 1;
+- `session`: opening it and `ask` with all questions, with one after the other, or with one and then `follow_up` for the others;
+- `evaluation`: the runner with batches of 5, with the five questions about each of `--clips` clips; and with each question about its own
+  copy of the clip, so that the clip is encoded for each question. Seconds per clip.
 
-The answers of all but the follow-ups are compared with those of the separate calls. All ways are measured in turn, `--repeats` times, and the
-fastest run of each counts, so that other load on the machine affects them less.
+The answers of all but the follow-ups are compared with those of the separate calls. All ways are measured in turn `--repeats` times, and
+the fastest run of each counts, so that other load on the machine affects them less.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -123,20 +125,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = clips(folder, args.clips, grounder.processor.video_processor.num_frames)
-        video, texts = made[0]
-        for task in TASK_NAMES:
-            functions = ways(grounder, video, texts, task, {})
-            functions |= {f"question {n}": lambda text=text: grounder(video, text=text, task=task) for n, text in enumerate(texts)}
-            times, results = fastest(functions, args.repeats)
-            one = sum(times.pop(f"question {n}") for n in range(QUESTIONS)) / QUESTIONS
-            print(f"{task}: one question {one:.3f} s (mean of {QUESTIONS}), {args.threads} threads, fastest of {args.repeats}")
-            for name, seconds in times.items():
-                same = "" if name.endswith("follow-ups") else f", answers equal: {results[name] == results['separate calls']}"
-                print(f"  {name:30s} {seconds:7.3f} s {seconds / one:5.2f} × one question{same}")
-            times, results = fastest(evaluation_ways(grounder, folder, made, task), args.repeats)
-            equal = len({str(answers) for answers in results.values()}) == 1
-            for name, seconds in times.items():
-                print(f"  {name:30s} {seconds / args.clips:7.3f} s a clip, answers equal: {equal}")
+        for task, speculative in product(TASK_NAMES, (True, False)):
+            measure(grounder, folder, made, task, {"speculative": speculative}, args)
+
+
+def measure(grounder, folder: Path, made: list[tuple[str, list[str]]], task: str, options: dict, args: argparse.Namespace) -> None:
+    """Prints the times of one task."""
+    video, texts = made[0]
+    functions = ways(grounder, video, texts, task, options)
+    functions |= {f"question {n}": partial(grounder, video, text=text, task=task, **options) for n, text in enumerate(texts)}
+    times, results = fastest(functions, args.repeats)
+    one = sum(times.pop(f"question {n}") for n in range(QUESTIONS)) / QUESTIONS
+    print(f"{task}, {options}: one question {one:.3f} s (mean of {QUESTIONS}), {args.threads} threads, fastest of {args.repeats}")
+    for name, seconds in times.items():
+        same = "" if name.endswith("follow-ups") else f", answers equal: {results[name] == results['separate calls']}"
+        print(f"  {name:30s} {seconds:7.3f} s {seconds / one:5.2f} × one question{same}")
+    if not options["speculative"]:  # the runner decodes without drafts
+        times, results = fastest(evaluation_ways(grounder, folder, made, task), args.repeats)
+        equal = len({str(answers) for answers in results.values()}) == 1
+        for name, seconds in times.items():
+            print(f"  {name:30s} {seconds / args.clips:7.3f} s a clip, answers equal: {equal}")
 
 
 if __name__ == "__main__":

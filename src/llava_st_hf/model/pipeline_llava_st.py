@@ -126,7 +126,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
                 - a [`PreparedQuestion`] of `prepare_question`;
                 - a list, generator, `torch.utils.data.Dataset` or `datasets.Dataset` of such, or a column of the last. Values that are
                   `None` in a sample count as absent.
-            text (`str` or `list[str]`): the question; with `task`, the expression or sentence that the prompt template is filled with.
+            text (`str`): the question; with `task`, the expression or sentence that the prompt template is filled with. For several
+                questions about one image or video, text, task, span, time and box may be lists of one length.
             task (`str`): prompt template used in training: "rec", "reg", "dgc", "tvg", "tr", "stvg", "svg" or "elc".
             clip (`[first, last]`), or start, end (`float`): clip of the video, in frames (both included) or in seconds.
             span (`(start, end)`): time span in seconds. Required by "tr" (describe this span) and "svg" (localize within this span).
@@ -142,7 +143,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             grammar (`str`): form that answers are constrained to, so that each is complete and well-formed: "auto" (that of the question's
                 task, or any form with spans and boxes for a question in free text) or a task; by default none. `notes` then has at most
                 facts about the file.
-            batch_size (`int`): number of questions per batch.
+            batch_size (`int`): number of questions per batch: by default 1, and up to 8 for lists of values.
             speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
                 without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
@@ -153,7 +154,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
                 question as a dictionary of tensors, which is not JSON-serializable.
 
         Returns:
-            A dictionary for one input, a list for a list, an iterator for a generator or dataset:
+            A dictionary for one question, a list for a list, an iterator for a generator or dataset:
             `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes"}`. Seconds are relative to
             the start of the file, also for a clip; boxes are in pixels of the original image or frame, after EXIF or container rotation.
             Events of an image have a caption and boxes without times. `notes` lists what was ignored in the answer and why.
@@ -181,19 +182,10 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         """
         Encodes an image or video once, for any number of questions: see [`GroundingSession`].
 
-        ```python
-        with grounder.open("clip.mp4", num_frames=100) as session:
-            session.ask(text="the child falls", task="tvg")
-            session.follow_up(text="What happens next?")
-        ```
-
         Args:
             inputs: an image or video, or a dictionary with "video" or "image"; see `__call__`.
             clip, start, end, fps, timestamps, num_frames, video_backend, allow_truncated, download_limits: as of `__call__`.
             max_new_tokens and other arguments of `generate`: defaults of the questions.
-
-        Raises:
-            ValueError, OSError: naming what is wrong with the media or an argument.
         """
         return GroundingSession(self, inputs, **kwargs)
 
