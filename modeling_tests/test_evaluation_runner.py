@@ -27,7 +27,7 @@ from llava_st_hf.evaluation.report_samples import draw_sample
 from llava_st_hf.evaluation.rows import GroundingResult, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.locking import locked_folder
-from llava_st_hf.model import image_processing_llava_st, video_processing_llava_st
+from llava_st_hf.model import image_processing_llava_st, modeling_llava_st, video_processing_llava_st
 from modeling_tests.corpora import write_media
 from modeling_tests.media import write_cut
 from modeling_tests.miniatures import MINIATURES
@@ -302,6 +302,22 @@ def test_run_benchmark_reads_each_file_once(tmp_path, monkeypatch, shared, batch
     opened, predictions = run_counting(monkeypatch, tmp_path, questions, batch_size=batch_size)
     assert opened == ["a.mp4", "b.mp4", "c.png"]
     assert predictions == alone
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
+def test_run_benchmark_encodes_each_file_once(tmp_path, monkeypatch, shared, batch_size):
+    questions, alone = shared
+    encoded = []
+    features = modeling_llava_st.encode_frames
+
+    def counting(tower, projector, pixels, *rest, **options):
+        encoded.append(len(pixels))
+        return features(tower, projector, pixels, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llava_st, "encode_frames", counting)
+        assert run(tmp_path, {}, questions, batch_size=batch_size) == alone
+    assert sum(encoded) == 2 * 10 + 1  # two videos and an image, whatever the number of questions
 
 
 def test_run_benchmark_reads_each_clip_of_a_file(tmp_path, monkeypatch, shared):
