@@ -36,6 +36,7 @@ from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.shared_media_llava_st import KeptPrefix, can_share, encode_prefixes, prompt_prefix, prompts_for_generate, repeat_pixels
+from ..model.tasks_llava_st import TASKS
 from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
 from .ground_truth import to_clip_coordinates
@@ -406,6 +407,9 @@ def _generate(
         # Seeded for each batch, so that a resumed run samples the same answers.
         torch.manual_seed(crc32(f"{settings.seed} {' '.join(encoded.question.id for encoded in batch)}".encode()))
         decoding = {"do_sample": True, "temperature": settings.temperature, "top_k": 50, "top_p": 1.0}
+    # Drafts where no answer depends on them, in float32 without sampling.
+    templates = [processor.draft_template(task if task in TASKS else None) for task in (encoded.question.task for encoded in batch)]
+    decoding |= {"speculative": None, "draft_templates": templates}
     generated = model.generate(**inputs, **decoding, max_new_tokens=settings.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
     end = processor.tokenizer.eos_token_id
     return [(processor.decode_answer(ids), bool((ids == end).any())) for ids in generated.cpu()]
