@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -88,15 +88,22 @@ _ENCODING = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
 def write_video(scene: Scene, path: str | os.PathLike) -> None:
     """Encodes a scene as H.264 in mp4."""
+    painter = Painter(scene)
+    encode_video((painter.frame(number) for number in range(scene.num_frames)), scene.fps, path)
+
+
+def encode_video(frames: Iterable[np.ndarray], fps: int, path: str | os.PathLike) -> None:
+    """Encodes frames, (height, width, 3) uint8 with even height and width, as H.264 in mp4."""
     import av
 
-    painter = Painter(scene)
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("libx264", rate=scene.fps, options=_ENCODING)
-        stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
+        stream = container.add_stream("libx264", rate=fps, options=_ENCODING)
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # frames are too small for several threads
-        for number in range(scene.num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(painter.frame(number), format="rgb24")))
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -235,4 +242,4 @@ def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_fr
             (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
 
 
-__all__ = ["PHASES", "make_rows", "write_image", "write_questions", "write_training_data", "write_video"]
+__all__ = ["PHASES", "encode_video", "make_rows", "write_image", "write_questions", "write_training_data", "write_video"]
