@@ -4,9 +4,9 @@ Fine-tunes the demo model for 60 frames: its answers then have up to 60 boxes, a
 
     python training/shapes/sixty_frames.py runs/sixty       # writes the model to runs/sixty/model; about 20 minutes on one CPU core
 
-The demo model samples 20 frames, and events of its dataset fill at most half of a clip. Here the scenes of the Shapes dataset are played more
-slowly, so that an event lasts at least 60 frames, and the clip is cut around the event, which fills 50 to 100 % of it. The model serves to
-measure generation of long answers (examples/benchmarks/generation.py). To resume an interrupted run, run the same command again.
+The demo model samples 20 frames, and events of its dataset fill at most half of a clip. Here the scenes of the Shapes dataset are slowed
+down, so that an event lasts at least 60 frames, and the clip is cut around the event, which fills 50 to 100 % of it. The model serves
+to measure generation of long answers (examples/benchmarks/generation.py). To resume an interrupted run, run the same command again.
 """
 
 import argparse
