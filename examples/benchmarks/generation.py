@@ -219,10 +219,7 @@ def measure_speed(workload: Workload, batch_size: int, repeats: int) -> str:
 
 
 def print_speed(args) -> None:
-    print(
-        "| questions | boxes | tokens | batch | passes | ratio | time of `generate` | ratio | ratio after the prompt | answers that differ |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print_header("questions | boxes | tokens | batch | passes | ratio | time of `generate` | ratio | ratio after the prompt | differ")
     for workload in workloads(args.sixty, args.questions):
         run(workload, workload.inputs(workload.questions[:1]), **speculative_options(workload, 1))  # warm-up
         for batch_size in args.batch_sizes:
@@ -360,10 +357,7 @@ def viou(workload: Workload, answers: list[list[int]]) -> np.ndarray:
 
 
 def print_tolerance(args) -> None:
-    print(
-        "| questions | tolerance in bins | passes | ratio to plain | time | ratio to plain | vIoU | change, 95 % interval | answers that differ |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print_header("questions | tolerance in bins | passes | ratio | time | ratio | vIoU | change, 95 % interval | differ")
     for workload in workloads(args.sixty, args.questions):
         drafts = speculative_options(workload, 1)
         settings = {"plain": {}} | {str(bins): {**drafts, "coordinate_tolerance": bins} for bins in (0, *args.tolerance)}
