@@ -4,6 +4,7 @@
     python examples/benchmarks/generation.py                            # the demo model
     python examples/benchmarks/generation.py --sixty runs/sixty/model   # and the model that training/shapes/sixty_frames.py makes
     python examples/benchmarks/generation.py --cost                     # time and memory against answer length, frames and batch
+    python examples/benchmarks/generation.py --accepted                 # tokens of each pass, for generation_gpu.py
     python examples/benchmarks/generation.py --tolerance 1 2 3          # accepting drafts that differ by some bins, and the loss in IoU
 
 STVG questions about the test split of the Shapes dataset, in float32:
@@ -24,14 +25,17 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from unittest import mock
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.generation import BaseStreamer
 
 from llava_st_hf import DEMO_MODEL_PATH, LlavaSTForConditionalGeneration, LlavaSTProcessor, MediaInfo, parse_answer
 from llava_st_hf.evaluation.metrics import Tubelets, tubelet_iou
+from llava_st_hf.model import decode_loop_llava_st
 from llava_st_hf.model.batch_feature_llava_st import join_samples
 from llava_st_hf.model.questions_llava_st import prepare_question
 from llava_st_hf.shapes.questions import video_rows
@@ -41,6 +45,7 @@ from llava_st_hf.shapes.slow_events import event_clip
 
 TASK = "stvg"
 BATCH_SIZES = (1, 4, 8)
+GPU_DRAFTS = 23  # drafts of a pass on a GPU
 _LIMIT = 600  # tokens; an answer with 60 boxes has about 440
 _CLOSING = "]."  # token that closes a list of boxes
 
@@ -382,6 +387,40 @@ def print_tolerance(args) -> None:
             )
 
 
+# ============================================================ Accepted drafts
+
+
+class TokensPerPass(BaseStreamer):
+    """Counts the tokens that each pass adds to a single answer. The first two calls are for the prompt and for the token after it."""
+
+    def __init__(self):
+        self.calls: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.calls.append(value.numel())
+
+    def end(self) -> None:
+        """Does nothing."""
+
+    @property
+    def counts(self) -> list[int]:
+        return self.calls[2:]
+
+
+def print_accepted(args) -> None:
+    """Prints the tokens of each pass with as many drafts as on a GPU: of the answer whose mean is the median of all answers."""
+    with mock.patch.dict(decode_loop_llava_st.NUM_DRAFTS, {"cpu": GPU_DRAFTS}):
+        for workload in workloads(args.sixty, args.questions):
+            rows = []
+            for question in workload.questions:
+                streamer = TokensPerPass()
+                run(workload, workload.inputs([question]), **speculative_options(workload, 1), streamer=streamer)
+                rows.append(streamer.counts)
+            total = sum(map(sum, rows)) / sum(map(len, rows))
+            row = sorted(rows, key=statistics.mean)[len(rows) // 2]
+            print(f"{workload.name}: {total:.2f} tokens per pass; the median answer, {statistics.mean(row):.2f}: {tuple(row)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sixty", help="folder of the model for 60 frames")
@@ -390,9 +429,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cost", action="store_true", help="print the cost table instead")
     parser.add_argument("--tolerance", type=int, nargs="+", help="print the table of these tolerances in bins instead")
+    parser.add_argument("--accepted", action="store_true", help="print the tokens of each pass instead")
     args = parser.parse_args()
     if args.cost:
         print_cost(args)
+    elif args.accepted:
+        print_accepted(args)
     elif args.tolerance:
         print_tolerance(args)
     else:
