@@ -106,6 +106,7 @@ class Table:
     def __init__(self, has_targets: bool):
         self.has_targets = has_targets
         self.values: dict[str, float] = {}
+        self.limits: dict[str, float] = {}
         self.missed: list[str] = []
 
     def add(self, name: str, value: float, unit: str, limit: float | None = None, least: float | None = None, most: float | None = None):
@@ -124,6 +125,7 @@ class Table:
         cells = [name, f"{value:.4g} {unit}", "", "", ""]
         met = None
         if limit is not None:
+            self.limits[name] = limit
             cells[2:4] = [f"{limit:.4g} {unit}", f"{limit / value:.0%}"]
             self.values[f"{name}, share of the limit"] = round(limit / value, 4)
         if not self.has_targets:
@@ -144,8 +146,8 @@ class Table:
 class Setup:
     """Model with random weights and inputs of the published sizes."""
 
-    def __init__(self, card: Card, tiny: bool):
-        self.card = card
+    def __init__(self, card: Card, tiny: bool, compile: bool):
+        self.card, self.fast = card, {"compile": True} if compile else {}
         self.frames, self.prompt_tokens, self.answer_tokens = (10, 80, 44) if tiny else (100, 2600, 440)
         config = LlavaSTConfig(**TINY) if tiny else LlavaSTConfig()
         with torch.device(card.device):
@@ -232,32 +234,19 @@ def counted_flops(call: Callable) -> int:
     return counter.get_total_flops()
 
 
-def measure_vision(setup: Setup, table: Table, compile: bool) -> None:
+def measure_vision(setup: Setup, table: Table, note: str, least: float | None) -> None:
+    """Measures vision encoder, projector, LAPE and packer as they are now; `least`: target of their share of the limit."""
     card, model = setup.card, setup.model.model
-    table.add("frames to pixels", card.seconds(setup.pixels, 3), "s")
     pixels = setup.pixels()
 
     def tower():
         return encode_frames(model.vision_tower, model.multi_modal_projector, pixels[0], setup.config.vision_config)
 
     embeddings = setup.model.get_coordinate_output_embeddings()
-    limit = counted_flops(tower) / card.flops
-    table.add("vision tower", card.seconds(tower), "s", limit)
-    table.add(
-        "vision, projector, LAPE, packer",
-        card.seconds(lambda: model.get_video_features(pixels, coordinate_output_embeddings=embeddings)),
-        "s",
-        limit,
-        least=None if compile else 0.55,
-    )
-    if compile:
-        compiled = torch.compile(model.vision_tower)
-        start = time.perf_counter()
-        encode_frames(compiled, model.multi_modal_projector, pixels[0], setup.config.vision_config)
-        card.synchronize()
-        table.add("compilation of the vision tower", time.perf_counter() - start, "s")
-        seconds = card.seconds(lambda: encode_frames(compiled, model.multi_modal_projector, pixels[0], setup.config.vision_config))
-        table.add("vision tower, compiled", seconds, "s", limit, least=0.55)
+    limit = counted_flops(tower) / card.flops if not note else table.limits["vision tower"]
+    seconds = card.seconds(lambda: model.get_video_features(pixels, coordinate_output_embeddings=embeddings))
+    table.add(f"vision tower{note}", card.seconds(tower), "s", limit, least=least)
+    table.add(f"vision, projector, LAPE, packer{note}", seconds, "s", limit)
 
 
 def measure_prefill(setup: Setup, table: Table) -> None:
@@ -271,55 +260,63 @@ def measure_prefill(setup: Setup, table: Table) -> None:
     table.add("prefill of the decoder", setup.card.seconds(prefill), "s", counted_flops(prefill) / setup.card.flops, least=0.75)
 
 
-def decoder_bytes(setup: Setup, batch_size: int) -> float:
-    """Bytes that one decode step reads: weights of decoder and head, and the keys and values of the prompt and half of the answer."""
+def decoder_bytes(setup: Setup) -> float:
+    """Bytes that a decode step reads: weights of decoder and head, and the keys and values of the prompt and half of the answer."""
     text = setup.config.get_text_config()
     modules = (setup.model.model.language_model.layers, setup.model.lm_head)
     weights = sum(weight.numel() for module in modules for weight in module.parameters())
     head_dim = text.hidden_size // text.num_attention_heads
-    cached = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (setup.prompt_tokens + setup.answer_tokens / 2) * batch_size
+    cached = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (setup.prompt_tokens + setup.answer_tokens / 2)
     return 2 * (weights + cached)
 
 
-def measure_steps(setup: Setup, table: Table) -> None:
-    """Measures one pass: the difference of a long and a short answer, divided by the difference of their passes."""
-    inputs, limit = setup.inputs(1), decoder_bytes(setup, 1) / setup.card.bandwidth
-    short, long = setup.answer_tokens // 10, setup.answer_tokens // 2
-
-    def per_pass(**options) -> float:
-        few, many = (setup.card.seconds(lambda tokens=tokens: setup.generate(inputs, tokens, **options), 2, 1) for tokens in (short, long))
-        return (many - few) / (long - short)
-
+def measure_passes(setup: Setup, table: Table) -> None:
+    """Measures one pass: an answer without what comes before its second token, divided by the number of passes."""
+    card, inputs, tokens = setup.card, setup.inputs(1), setup.answer_tokens
+    limit = decoder_bytes(setup) / card.bandwidth
+    first = card.seconds(lambda: setup.generate(inputs, 1))
+    table.add("question to first token", first, "s")
+    few = tokens // 10
+    eager = (card.seconds(lambda: setup.generate(inputs, few), 2, 1) - first) / (few - 1)
+    table.add("decode step of transformers, eager", eager, "s", limit)
     start = time.perf_counter()
-    setup.generate(inputs, 4, compile=True)
-    setup.card.synchronize()
+    setup.generate(inputs, tokens, **setup.fast)
+    card.synchronize()
     table.add("first call with compile=True", time.perf_counter() - start, "s")
-    table.add("decode step of transformers, eager", per_pass(), "s", limit)
-    table.add("decode step, 1 token", per_pass(compile=True), "s", limit, least=0.6)
-    with replayed((1,), setup.card.device):
-        table.add("decode pass, 24 tokens", per_pass(compile=True, speculative=True), "s", limit)
+    first = card.seconds(lambda: setup.generate(inputs, 1))  # the layers of the vision encoder are compiled now
+    seconds = card.seconds(lambda: setup.generate(inputs, tokens, **setup.fast), 3, 1)
+    table.add("decode step, 1 token", (seconds - first) / (tokens - 1), "s", limit, least=0.6)
+    with replayed((1,), card.device):
+        seconds = card.seconds(lambda: setup.generate(inputs, tokens, speculative=True, **setup.fast), 2, 1)
+    table.add("decode pass, 24 tokens", (seconds - first) / (tokens - 1), "s", limit)
 
 
-def measure_answers(setup: Setup, table: Table) -> None:
-    """Question to answer, from pixels on the device."""
-    card, tokens, seconds = setup.card, setup.answer_tokens, {}
-    for batch_size in (1, BATCH):
-        inputs = setup.inputs(batch_size)
-        card.reset_peak()
-        name = f"question to answer, {tokens} tokens, batch {batch_size}"
-        repeats = 3 if batch_size == 1 else 1
-        plain = card.seconds(lambda inputs=inputs: setup.generate(inputs, tokens, compile=True), repeats, 1)
-        table.add(f"{name}, no drafts", plain, "s", most=2.5 if batch_size == 1 else None)
-        for source, accepted in ACCEPTED.items():
-            with replayed(accepted, card.device):
-                call = lambda inputs=inputs: setup.generate(inputs, tokens, compile=True, speculative=True)  # noqa: E731
-                seconds[source, batch_size] = card.seconds(call, repeats, 1)
-            target = 1.2 if batch_size == 1 else 1.5 * seconds[source, 1]
-            mean = statistics.mean(accepted)
-            table.add(f"{name}, drafts as on: {source} ({mean:.1f} tokens per pass)", seconds[source, batch_size], "s", most=target)
-        if batch_size == 1:
-            add_other_acceptance(setup, table, seconds)
-        table.add(f"peak memory, batch {batch_size}", card.peak_gb(), "GB", most=18 if batch_size == 1 else None)
+def measure_answers(setup: Setup, table: Table, batch_size: int, alone: dict[str, float]) -> dict[str, float]:
+    """
+    Measures question to answer, from pixels on the device.
+
+    Args:
+        batch_size: number of questions about as many videos.
+        alone: seconds of a batch of one, by the name of the row; empty for such a batch.
+
+    Returns:
+        Seconds by the name of the row.
+    """
+    card, tokens, inputs, found = setup.card, setup.answer_tokens, setup.inputs(batch_size), {}
+    repeats = 3 if batch_size == 1 else 1
+    card.reset_peak()
+
+    def add(name: str, most: float, **options) -> None:
+        seconds = card.seconds(lambda: setup.generate(inputs, tokens, **setup.fast, **options), repeats, 1)
+        found[name] = seconds
+        table.add(f"{tokens} tokens, batch {batch_size}, {name}", seconds, "s", most=1.5 * alone[name] if alone else most)
+
+    add("no drafts", 2.5)
+    for source, accepted in ACCEPTED.items():
+        with replayed(accepted, card.device):
+            add(f"drafts as on: {source} ({statistics.mean(accepted):.1f} tokens per pass)", 1.2, speculative=True)
+    table.add(f"peak memory, batch {batch_size}", card.peak_gb(), "GB", most=None if alone else 18)
+    return found
 
 
 def num_passes(accepted: tuple[int, ...], tokens: int) -> int:
@@ -330,18 +327,21 @@ def num_passes(accepted: tuple[int, ...], tokens: int) -> int:
     return passes
 
 
-def add_other_acceptance(setup: Setup, table: Table, seconds: dict[tuple[str, int], float]) -> None:
+def add_other_acceptance(setup: Setup, table: Table, seconds: dict[str, float]) -> None:
     """Adds the seconds of an answer for other numbers of tokens per pass: a fixed part, and one that is proportional to the passes."""
-    per_pass = table.values["decode pass, 24 tokens"]
-    fixed = statistics.mean(seconds[source, 1] - per_pass * num_passes(one, setup.answer_tokens) for source, one in ACCEPTED.items())
-    for tokens in (2, 3, 4, 6, 8):
-        table.add(f"computed: {tokens} tokens per pass", fixed + per_pass * (setup.answer_tokens - 1) / tokens, "s")
+    per_pass, tokens = table.values["decode pass, 24 tokens"], setup.answer_tokens
+    drafted = [value for name, value in seconds.items() if name != "no drafts"]
+    fixed = statistics.mean(
+        value - per_pass * num_passes(accepted, tokens) for value, accepted in zip(drafted, ACCEPTED.values(), strict=True)
+    )
+    for count in (2, 3, 4, 6, 8):
+        table.add(f"{tokens} tokens, batch 1, computed for {count} tokens per pass", fixed + per_pass * (tokens - 1) / count, "s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small sizes, also without a GPU")
-    parser.add_argument("--no-compile", action="store_true", help="do not measure the compiled vision tower")
+    parser.add_argument("--no-compile", action="store_true", help="without compile=True: eager vision encoder and decoder")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.tiny:
@@ -352,12 +352,18 @@ def main() -> None:
         card = Card(device, args.tiny)
         print(f"{card.name}, torch {torch.__version__}: {card.flops / 1e12:.3g} TFLOP/s in bfloat16 products of 8192, ", end="")
         print(f"{card.bandwidth / 1e12:.3g} TB/s of reads; numbers of accepted drafts are replayed")
-        setup, table = Setup(card, args.tiny), Table(not args.tiny)
+        setup, table = Setup(card, args.tiny, not args.no_compile), Table(not args.tiny)
         print("| part | measured | limit | share | target |\n|---|---|---|---|---|")
+        table.add("frames to pixels", card.seconds(setup.pixels, 3), "s")
+        measure_vision(setup, table, "", None if setup.fast else 0.55)
         measure_prefill(setup, table)
-        measure_steps(setup, table)
-        measure_answers(setup, table)
-        measure_vision(setup, table, not args.no_compile)
+        measure_passes(setup, table)
+        if setup.fast:
+            measure_vision(setup, table, ", layers compiled", 0.55)
+        alone = measure_answers(setup, table, 1, {})
+        add_other_acceptance(setup, table, alone)
+        print(f"| {time.perf_counter() - start:.0f} s so far | | | | |")
+        measure_answers(setup, table, BATCH, alone)
     total = time.perf_counter() - start
     print(f"{total:.0f} s in total; missed: {', '.join(table.missed) or 'none'}")
     limits = {"tflops": round(card.flops / 1e12, 1), "read_tbps": round(card.bandwidth / 1e12, 3)}
