@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of data, run and model")
     parser.add_argument("--clips", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     if not (args.folder / "data/train.yaml").is_file():
         write_data(args.folder / "data", args.clips)
