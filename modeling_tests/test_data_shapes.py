@@ -15,6 +15,7 @@ from llava_st_hf.model.video_processing_llava_st import LlavaSTVideoProcessor
 from llava_st_hf.shapes.files import PHASES, write_questions, write_training_data, write_video
 from llava_st_hf.shapes.questions import attributes, happening, image_rows, reference, references, tubelet, video_rows
 from llava_st_hf.shapes.scenes import COLOURS, KINDS, Event, Painter, Scene, Thing, make_scene, scene_seed
+from llava_st_hf.shapes.slow_events import event_clip
 
 
 VIDEOS = [make_scene(scene_seed("train", number), is_video=True) for number in range(60)]
@@ -313,6 +314,36 @@ def test_write_questions_writes_per_task_samples_for_every_task(tmp_path):
         assert len(rows) == 4 and {row["task"] for row in rows} == {task}
         assert len({row["id"] for row in rows}) == 4
         assert all((tmp_path / "media" / row[TASKS[task].medium]).is_file() for row in rows)
+
+
+@pytest.mark.parametrize(("num_frames", "fraction"), [(20, (1.0, 1.0)), (60, (0.7, 0.9))])
+def test_event_clip_has_a_box_at_as_many_sampled_frames_as_the_event_fills(num_frames, fraction):
+    """An event ends between two frames, so that the first and the last frame of a clip may be outside it."""
+    clips = [clip for number in range(20) if (clip := event_clip("test", number, num_frames, fraction))]
+    assert len(clips) > 15
+    for clip in clips:
+        start, end = clip.span
+        duration = (clip.last - clip.first) / clip.scene.fps
+        assert 0 <= start < end <= duration and (end - start) * clip.scene.fps >= num_frames
+        boxes = clip.boxes(num_frames)
+        assert fraction[0] * num_frames - 3 <= len(boxes) <= num_frames
+        assert all(start <= box["time"] <= end for box in boxes)
+        frame = round(boxes[-1]["time"] * clip.scene.fps)
+        moved = clip.scene.box(clip.event.thing, (clip.first + frame) / clip.scene.fps)
+        assert boxes[-1]["box"] == pytest.approx(moved, abs=0.01)
+
+
+def test_event_clip_frames_are_those_of_the_slowed_scene():
+    clip = event_clip("test", 0, 20)
+    frames = list(clip.frames())
+    assert len(frames) == clip.last - clip.first + 1
+    scene = make_scene(scene_seed("test", 0), is_video=True)
+    factor = (clip.scene.num_frames - 1) // (scene.num_frames - 1)
+    assert factor > 1 and clip.scene.duration == pytest.approx(factor * scene.duration)
+    for event, slow in zip(scene.events, clip.scene.events, strict=True):
+        middle = (event.start + event.end) / 2
+        assert (slow.start, slow.end) == pytest.approx((factor * event.start, factor * event.end))
+        assert clip.scene.state(event.thing, factor * middle).box == pytest.approx(scene.state(event.thing, middle).box)
 
 
 def test_write_video_encodes_every_frame(tmp_path):

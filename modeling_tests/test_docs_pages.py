@@ -69,9 +69,10 @@ def test_docs_python_examples_are_valid_syntax(page):
         ast.parse(code.replace("…", "..."))
 
 
-def test_usage_page_offline_example_gives_the_result_shown(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["usage.md", "generation.md"])
+def test_docs_offline_example_gives_the_result_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = [code for code in blocks(ROOT / "docs/usage.md", "python") if "sample.mp4" in code]
+    (example,) = [code for code in blocks(ROOT / "docs" / page, "python") if "write_video" in code]
     *statements, call, shown = example.strip().splitlines()
     scope: dict = {}
     exec("\n".join(statements), scope)
