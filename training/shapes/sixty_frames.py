@@ -2,7 +2,7 @@
 """
 Fine-tunes the demo model for 60 frames: its answers then have up to 60 boxes, as long as those of the published weights.
 
-    python training/shapes/sixty_frames.py runs/sixty       # writes the model to runs/sixty/model; about 15 minutes on one CPU core
+    python training/shapes/sixty_frames.py runs/sixty       # writes the model to runs/sixty/model
 
 The demo model samples 20 frames, and events of its dataset fill at most half of a clip. Here the scenes of the Shapes dataset are slowed
 down, so that an event lasts at least 60 frames, and the clip is cut around the event, which fills 70 to 100 % of it. The model serves
