@@ -5,6 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOWEST := .venv-lowest/bin
 # What depends most on the libraries: model, generation, processing, pipeline and trainer.
 LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original_checkpoint_llava_st loss_llava_st generation_llava_st \
+	decode_loop_llava_st grammar_logits_llava_st shared_media_llava_st session_llava_st streaming_llava_st \
 	processing_llava_st processing_reference_llava_st image_processing_llava_st video_processing_llava_st pipeline_llava_st \
 	training_collator training_trainer training_trl training_grpo locking)
 

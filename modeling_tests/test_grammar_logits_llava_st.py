@@ -67,7 +67,7 @@ def test_generate_with_grammar_gives_answers_without_notes(grounder, prepared, c
     copies = options.get("num_return_sequences", 1)
     contexts = [context for context in prepared["contexts"] for _ in range(copies)]
     for ids, context in zip(answers, contexts, strict=True):
-        assert grounder._answer(ids, False, context, True)["notes"] == []
+        assert grounder._answer(ids, False, context, True, None, {})["notes"] == []
 
 
 def test_logits_processor_by_itself_gives_the_answers_of_the_argument(grounder, prepared, constraint):

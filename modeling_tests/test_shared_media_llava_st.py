@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import DynamicCache, LogitsProcessor, pipeline
+from transformers.generation import utils as generation_utils
 
 from llava_st_hf.model.cache_name_llava_st import CACHE_NAME
 from llava_st_hf.model.questions_llava_st import prepare_question
@@ -163,6 +164,8 @@ def test_shared_prefix_of_two_prompts_has_no_token_of_the_question(grounder, vid
     ids=str,
 )
 def test_batches_with_shared_media_and_generate_arguments_answer_as_separate_calls(grounder, videos, options):
+    if "prefill_chunk_size" in options and not hasattr(generation_utils, "_slice_mm_encoder_output"):
+        pytest.skip("transformers 5.20 computes no chunks of prompts with media")
     asked = [{"video": videos[0], "text": text} for text in ("a", "where is it?", "what")] + [{"image": PICTURE, "task": "dgc"}]
     separate = [grounder(one, max_new_tokens=6, **options) for one in asked]
     with counted(grounder) as counts:
