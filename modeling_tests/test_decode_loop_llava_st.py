@@ -267,6 +267,38 @@ def test_generate_coordinate_tolerance_accepts_drafts_nearby():
     assert decoding._matches(drafts, chosen).tolist() == [[1, 0, 0, 0, 0]]
 
 
+def test_generate_coordinate_tolerance_accepts_no_draft_that_is_forbidden(grounder):
+    """By the grammar, x2 ≥ x1. The template proposes boxes that break it, and the tolerance is the whole axis."""
+    inputs = grounder.preprocess({"image": PICTURE, "task": "dgc"})["model_inputs"]
+    constraint = grounder.processor.answer_constraint(["dgc"], ["image"])
+    last = grounder.processor.num_spatial_bins - 1
+    text = f"An object [<WIDTH-{last:03d}><HEIGHT-{last:03d}><WIDTH-000><HEIGHT-000>]"
+    templates = [grounder.processor.tokenizer(text * 3, add_special_tokens=False)["input_ids"]]
+    options = {"grammar": constraint, "draft_templates": templates, "speculative": True, "coordinate_tolerance": last}
+    sampling = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 60}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        answers = grounder.model.generate(**inputs, **options, **sampling)[:, inputs["input_ids"].shape[1] :]
+        assert constraint.off_grammar(answers) == []
+
+
+def test_generate_with_a_grammar_passes_on_all_arguments(grounder, monkeypatch):
+    settings = []
+    original = DecodeLoop.__init__
+
+    def init(self, given, *args, **kwargs):
+        settings.append(given)
+        original(self, given, *args, **kwargs)
+
+    monkeypatch.setattr(DecodeLoop, "__init__", init)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    inputs = grounder.preprocess({"image": PICTURE, "task": "dgc"})["model_inputs"]
+    constraint = grounder.processor.answer_constraint(["dgc"], ["image"])
+    given = {"speculative": True, "draft_templates": [[1, 2]], "coordinate_tolerance": 2, "output_coordinate_scores": True, "compile": True}
+    grounder.model.generate(**inputs, grammar=constraint, max_new_tokens=40, return_dict_in_generate=True, **given)
+    assert settings == [DecodeSettings(**given)]
+
+
 # ============================================================ Drafts
 
 
@@ -392,12 +424,14 @@ def test_generate_speculative_stops_at_the_token_of_a_stopping_criterion(model, 
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores=True"),
         ({"custom_generate": lambda model, input_ids, **kwargs: input_ids}, "custom_generate"),
         ({"coordinate_tolerance": -1}, "coordinate_tolerance is a number of bins"),
+        ({"coordinate_tolerance": 1, "speculative": False}, "is for drafts"),
+        ({"draft_templates": [[1], [2], [3]]}, "3 entries for 4 prompts"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_generate_speculative_refuses_what_it_does_not_support(model, batch, options, message):
     with pytest.raises(ValueError, match=message):
-        model.generate(**batch, **GREEDY, speculative=True, **options)
+        model.generate(**batch, **{**GREEDY, "speculative": True, **options})
 
 
 @pytest.mark.parametrize(

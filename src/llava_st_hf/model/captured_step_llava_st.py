@@ -36,7 +36,7 @@ class CapturedStep:
             return
         if self.graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):  # the stream whose workspaces exist
                 self.step(end)
             self.graph = graph
         self.graph.replay()

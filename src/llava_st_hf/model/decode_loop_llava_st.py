@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode loop of LLaVA-ST for `generate`: several tokens per pass, verified drafts, no host synchronisation per token.
+"""Decode loop of LLaVA-ST for `generate`: several tokens per pass, verified drafts, no host synchronisation within a pass.
 
 Each pass of the decoder takes the last token of every row and drafts of the next ones (`drafts_llava_st`). Token j of the pass gives the
 distribution after itself; its token is chosen as in `generate`, by argmax or by sampling, and a draft is accepted while it is the token
@@ -214,6 +214,8 @@ class _Decoding:
         if self.num_drafts:
             self.classes = TokenClasses.from_vocabulary(self.config.coordinates, vocab_size, self.device)
             templates = self.settings.draft_templates or [[]]
+            if batch % len(templates):
+                raise ValueError(f"draft_templates has {len(templates)} entries for {batch} prompts. Give one for each, or one for all.")
             templates = [template for template in templates for _ in range(batch // len(templates))]
             prompt = self.input_ids.to(self.device)
             self.history = DraftHistory(self.classes, prompt, templates, self.max_new_tokens, self.num_drafts)
@@ -329,8 +331,11 @@ class _Decoding:
         answers = self.answers
         count = logits.shape[1]
         steps = self.steps[:count]
-        chosen, scores = self._choose(logits, drafts, states)  # (batch, tokens), (batch, tokens, vocabulary)
-        accepted = self._matches(drafts, chosen[:, :-1]).cumprod(1)  # (batch, drafts)
+        chosen, scores, processed = self._choose(logits, drafts, states)  # (batch, tokens), (batch, tokens, vocabulary) twice
+        matches = self._matches(drafts, chosen[:, :-1])  # (batch, drafts)
+        if self.settings.coordinate_tolerance and self.num_drafts:  # a draft nearby may be forbidden
+            matches = matches * (processed[:, : count - 1].gather(2, drafts.clamp(min=0)[..., None])[..., 0] > float("-inf"))
+        accepted = matches.cumprod(1)  # (batch, drafts)
         num_accepted = accepted.sum(1, keepdim=True)  # (batch, 1)
         # Accepted drafts, then the token chosen after the last of them.
         new = torch.where(steps < num_accepted, torch.nn.functional.pad(drafts, (0, 1)), chosen)
@@ -363,9 +368,11 @@ class _Decoding:
         ended = first_end < num_new
         answers.finished.logical_or_(ended | (answers.lengths >= self.max_new_tokens))
 
-    def _choose(self, logits: torch.Tensor, drafts: torch.Tensor, states: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token after each token of a pass, and the scores that log probabilities are computed of: those before temperature and
-        truncation of the distribution."""
+    def _choose(
+        self, logits: torch.Tensor, drafts: torch.Tensor, states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The token after each token of a pass; the scores that log probabilities are computed of, those before temperature and truncation
+        of the distribution; and the scores that the token is chosen by."""
         scores = processed = logits
         for processor in self.processors:
             if processor is self.grammar and states is not None:
@@ -381,8 +388,8 @@ class _Decoding:
             is_forbidden = processed.amax(-1, keepdim=True) == float("-inf")
             probabilities = processed.masked_fill(is_forbidden, 0).softmax(-1)  # (batch, tokens, vocabulary)
             # The first of exponential waiting times with these rates. `torch.multinomial` waits for a check of its input.
-            return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1), scores
-        return processed.argmax(-1), scores
+            return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1), scores, processed
+        return processed.argmax(-1), scores, processed
 
     def _processed_one_by_one(self, processor, scores: torch.Tensor, drafts: torch.Tensor) -> torch.Tensor:
         """Applies a processor that depends on earlier tokens, for a single prompt."""

@@ -68,6 +68,8 @@ class LlavaSTGenerationMixin(GenerationMixin):
         """
         if coordinate_tolerance < 0:
             raise ValueError(f"coordinate_tolerance is a number of bins, at least 0; got {coordinate_tolerance}.")
+        if coordinate_tolerance and not speculative:
+            raise ValueError(f"coordinate_tolerance={coordinate_tolerance} is for drafts. Set speculative=True.")
         if grammar is not None:
             prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
             if prompts is not None and len(prompts) != len(grammar.start):
@@ -75,7 +77,8 @@ class LlavaSTGenerationMixin(GenerationMixin):
             of_call = GrammarOfCall(grammar)
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), of_call]
             own = {"speculative": speculative, "draft_templates": draft_templates, "coordinate_tolerance": coordinate_tolerance}
-            outputs = self.generate(*args, **own, output_coordinate_scores=output_coordinate_scores, **kwargs)
+            own |= {"output_coordinate_scores": output_coordinate_scores, "compile": compile}
+            outputs = self.generate(*args, **own, **kwargs)
             of_call.check(outputs.sequences if isinstance(outputs, ModelOutput) else outputs)
             return outputs
         is_default = speculative is None

@@ -98,8 +98,11 @@ class SlotCache(Cache):
             length (`int`):
                 Number of columns that the next pass reads, from the first on.
         """
+        on_device = {columns.device: columns}  # a device_map may place layers on several devices
         for layer in self.layers:
-            layer.columns, layer.length = columns, length
+            if layer.device not in on_device:
+                on_device[layer.device] = columns.to(layer.device)
+            layer.columns, layer.length = on_device[layer.device], length
 
     def copy_to(self, cache: Cache, length: int) -> None:
         """
