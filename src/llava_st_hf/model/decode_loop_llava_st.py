@@ -206,7 +206,7 @@ class _Decoding:
         )
         if self.grammar is not None:
             self.constraint = self.grammar.constraint.bound_to(vocab_size, None, self.device)
-            answers.state = self.constraint.start.repeat_interleave(batch // len(self.constraint.start), dim=0)
+            answers.state = self.constraint.start_of(batch)
         if self.settings.output_coordinate_scores:
             count = 0 if self.vocabulary is None else len(self.vocabulary)
             answers.logprobs = torch.zeros(batch, width, device=self.device)

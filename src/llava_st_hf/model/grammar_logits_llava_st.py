@@ -74,8 +74,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     def _states_of(self, answers: torch.Tensor) -> torch.Tensor:
         grammar, num_prompts = self.constraint.grammar, len(self.constraint.start)
-        if len(answers) % num_prompts:
-            raise ValueError(f"The grammar is for {num_prompts} prompts, but there are {len(answers)} answers.")
+        start = self.constraint.start_of(len(answers))
         state, tokens = self._state, self._tokens
         if state is not None and tokens is not None and tokens.shape == (len(answers), answers.shape[1] - 1):
             if torch.equal(tokens, answers[:, :-1]):
@@ -85,5 +84,4 @@ class GrammarLogitsProcessor(LogitsProcessor):
             equal = (answers[:, None, :-1] == tokens).all(-1) & (prompt[:, None] == prompt)
             if equal.any(dim=1).all():
                 return grammar.advance(state[equal.int().argmax(dim=1)], answers[:, -1])
-        start = self.constraint.start.repeat_interleave(len(answers) // num_prompts, dim=0)
         return grammar.advance_all(start, answers)[:, -1]

@@ -173,6 +173,18 @@ class AnswerConstraint:
         """See `AnswerGrammar.bound_to`."""
         return replace(self, grammar=self.grammar.bound_to(vocab_size, end_token_ids, device), start=self.start.to(device))
 
+    def start_of(self, num_rows: int) -> torch.Tensor:
+        """
+        First states of the answers of a batch, of which as many follow each other for each prompt: (num_rows, columns).
+
+        Raises:
+            ValueError: If `num_rows` is not a multiple of the number of prompts.
+        """
+        num_prompts = len(self.start)
+        if num_rows % num_prompts:
+            raise ValueError(f"The grammar is for {num_prompts} prompts, but there are {num_rows} answers.")
+        return self.start.repeat_interleave(num_rows // num_prompts, dim=0)
+
     def check_limit(self, max_new_tokens: int) -> None:
         """
         Checks that every answer can be completed.
@@ -196,8 +208,7 @@ class AnswerConstraint:
         Args:
             tokens: (rows, length) answers, as many per prompt as `generate` returns. What follows an end token is not read.
         """
-        start = self.start.repeat_interleave(len(tokens) // len(self.start), dim=0)
-        states, tables = self.grammar.advance_all(start, tokens), self.grammar.tables
+        states, tables = self.grammar.advance_all(self.start_of(len(tokens)), tokens), self.grammar.tables
         follows = self.grammar.allows(states[:, :-1], tokens) | (states[:, :-1, 0] == tables.finished)
         complete = (states[:, -1, 0] == tables.finished) | (states[:, -1, 0] == tables.free)
         return (~(follows.all(dim=1) & complete)).nonzero().flatten().tolist()
