@@ -26,6 +26,7 @@ from .model.modeling_llava_st import LlavaSTForConditionalGeneration, LlavaSTMod
 from .model.original_checkpoint_llava_st import register_original_checkpoint
 from .model.pipeline_llava_st import VideoGroundingPipeline
 from .model.processing_llava_st import LlavaSTProcessor
+from .model.results_llava_st import Box, Event, Grounding, Span, Tubelet
 from .model.video_processing_llava_st import LlavaSTVideoProcessor
 from .model.video_reading_llava_st import read_video_metadata
 from .shapes.demo_model import DEMO_MODEL_NOTICE, DEMO_MODEL_PATH
@@ -61,7 +62,10 @@ PIPELINE_REGISTRY.register_pipeline(
 
 __all__ = [
     "DEMO_MODEL_PATH",
+    "Box",
     "DownloadLimits",
+    "Event",
+    "Grounding",
     "LlavaSTConfig",
     "LlavaSTForConditionalGeneration",
     "LlavaSTImageProcessor",
@@ -70,6 +74,8 @@ __all__ = [
     "LlavaSTProcessor",
     "LlavaSTVideoProcessor",
     "MediaInfo",
+    "Span",
+    "Tubelet",
     "VideoGroundingPipeline",
     "load_image",
     "original_size",

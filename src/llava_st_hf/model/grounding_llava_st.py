@@ -275,10 +275,11 @@ def parse_answer(
         score_calibration: of the checkpoint, see `check_calibration`; None for uncalibrated scores.
 
     Returns:
-        `{"text", "events", "notes"}`, JSON-serializable. Lone surrogates in `text` are replaced by U+FFFD. An event of a video has
-        `start` and `end` (seconds from the start of the file, None if neither answer nor prompt contains them), `caption` (None if
+        `{"text", "events", "notes", "media"}`, JSON-serializable; `Grounding.from_dict` converts it to objects. Lone surrogates in `text`
+        are replaced by U+FFFD. An event of a video has `start` and `end` (seconds from the start of the file, None if neither answer nor prompt contains them), `caption` (None if
         there is none) and `boxes`, a list of `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels;
-        an event of an image has `caption` and `boxes` without times. `notes` lists in plain text what was ignored and why.
+        an event of an image has `caption` and `boxes` without times. `notes` lists in plain text what was ignored and why,
+        `media` is `MediaInfo.to_dict` of the image or video.
 
         With `coordinates`, times and boxes are refined: expected positions among the neighbouring bins. Each box also has `bins`, the
         generated bin of each of its values ("time", "xmin" …), and `score`; an event has `score`, and in a video `bins` ("start", "end")
@@ -297,7 +298,7 @@ def parse_answer(
     if coordinates is not None and len(coordinates) != len(tokens):
         raise ValueError(f"coordinates must have one entry for each of the text's {len(tokens)} coordinate tokens, got {len(coordinates)}.")
     scored = dict(zip(tokens, coordinates or (), strict=True))
-    result = {"text": text, "events": [], "notes": notes}
+    result = {"text": text, "events": [], "notes": notes, "media": None if media is None else media.to_dict()}
     if media is None:
         if COORDINATE_TOKEN.search(text):
             notes.append("The answer has coordinates, but the question had no image or video to place them in.")

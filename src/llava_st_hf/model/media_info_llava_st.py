@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size, frame rate and clip of an image or video: conversion between positions and seconds or pixels."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import asdict, dataclass
 
-from .coordinates_llava_st import check_position
+from .coordinates_llava_st import bin_to_position, check_position, position_to_bin
 
 
 # Times up to this many seconds before the first frame of a file refer to the first frame.
@@ -43,6 +43,9 @@ class MediaInfo:
         end_time: with `frame_times`, the seconds until which the last of those frames is displayed; None for the duration of one
             frame at the mean rate after it.
         notes: facts about the file that affect the answer, such as a missing end. They are copied to the notes of the answer.
+        total_num_frames: frames of the whole file, of which the clip may be a part; None for images and where unknown.
+        duration: seconds from the start of the container until which the last frame of the file is displayed; None for images and
+            where unknown.
     """
 
     kind: str
@@ -56,6 +59,8 @@ class MediaInfo:
     end_time: float | None = None
     start_time: float = 0.0
     notes: tuple[str, ...] = ()
+    total_num_frames: int | None = None
+    duration: float | None = None
 
     def __post_init__(self):
         count = self.last_frame - self.first_frame + 1 if self.frames is None else len(self.frames)
@@ -78,6 +83,56 @@ class MediaInfo:
         if self.frames is not None:
             return round(_at(self.frames, position))
         return self.first_frame + round(position * (self.last_frame - self.first_frame))
+
+    def seconds_of_frame(self, frame: int) -> float | None:
+        """
+        Seconds from the start of the container at which a frame is displayed; None where the frame rate is unknown.
+
+        Args:
+            frame: index in the file. Where the rate varies, the times of frames outside the clip are not known: they are extrapolated
+                at the mean rate.
+        """
+        if self.frame_times is None:
+            return None if self.fps is None else round(self.start_time + frame / self.fps, 4)
+        frames = range(self.first_frame, self.last_frame + 1) if self.frames is None else self.frames
+        after = min(bisect_left(frames, frame), len(frames) - 1)
+        if frames[after] == frame:
+            return self.frame_times[after]
+        before = max(after - 1, 0)
+        if frames[0] < frame < frames[-1]:
+            gap = (self.frame_times[after] - self.frame_times[before]) / (frames[after] - frames[before])
+            return round(self.frame_times[before] + (frame - frames[before]) * gap, 4)
+        end = after if frame > frames[-1] else 0
+        return None if not self.fps else round(self.frame_times[end] + (frame - frames[end]) / self.fps, 4)
+
+    def frame_of_seconds(self, seconds: float) -> int | None:
+        """
+        Index in the file of the frame whose display time is nearest to `seconds` from the start of the container, at least 0 and at
+        most the last frame of the file, if its number of frames is known; None where the frame rate is unknown.
+        """
+        last = self.last_frame if self.total_num_frames is None else self.total_num_frames - 1
+        if self.frame_times is None:
+            return None if self.fps is None else min(max(round((seconds - self.start_time) * self.fps), 0), last)
+        after = bisect_right(self.frame_times, seconds)
+        nearest = min(range(max(after - 1, 0), min(after + 1, len(self.frame_times))), key=lambda i: abs(self.frame_times[i] - seconds))
+        return self.first_frame + nearest if self.frames is None else self.frames[nearest]
+
+    def bin(self, axis: str, value: float, num_bins: int) -> int:
+        """
+        Nearest bin of a time in seconds ("temporal") or of a pixel coordinate ("height", "width").
+
+        Args:
+            num_bins: of the axis: `num_temporal_bins` or `num_spatial_bins` of the processor.
+
+        Raises:
+            ValueError: if the value is outside the clip or frame.
+        """
+        return position_to_bin(self.position(axis, value, f"{value:g}"), num_bins)
+
+    def value_of_bin(self, axis: str, index: int, num_bins: int) -> float | None:
+        """Seconds ("temporal") or pixels ("height", "width") of a bin; None for a time where the frame rate is unknown."""
+        position = bin_to_position(index, num_bins)
+        return self.time(position) if axis == "temporal" else round(position * (self.width if axis == "width" else self.height), 2)
 
     def box(self, positions: tuple[float, float, float, float]) -> dict[str, float]:
         """`{"xmin", "ymin", "xmax", "ymax"}` in pixels of a box given as fractions (x1, y1, x2, y2)."""
@@ -151,7 +206,7 @@ class MediaInfo:
 
     def to_dict(self) -> dict:
         """The fields as JSON-serializable values, without those that most videos do not have."""
-        rare = ("frame_times", "frames", "end_time", "start_time", "notes")
+        rare = ("frame_times", "frames", "end_time", "start_time", "notes", "total_num_frames", "duration")
         return {name: value for name, value in asdict(self).items() if value or name not in rare}
 
 

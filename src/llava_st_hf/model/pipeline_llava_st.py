@@ -155,9 +155,11 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
         Returns:
             A dictionary for one question, a list for a list, an iterator for a generator or dataset:
-            `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes"}`. Seconds are relative to
-            the start of the file, also for a clip; boxes are in pixels of the original image or frame, after EXIF or container rotation.
-            Events of an image have a caption and boxes without times. `notes` lists what was ignored in the answer and why.
+            `{"text", "events": [{"start", "end", "caption", "boxes": [{"time", "frame", "box"}]}], "notes", "media"}`, with "task" and
+            "query" (the argument `text`) where they were given. Seconds are relative to the start of the file, also for a clip; boxes are
+            in pixels of the original image or frame, after EXIF or container rotation. Events of an image have a caption and boxes without
+            times. `notes` lists what was ignored in the answer and why. `media` is the size, frame rate and clip of the image or video
+            (`MediaInfo.to_dict`). `Grounding.from_dict` converts the dictionary to objects.
 
         Raises:
             ValueError, OSError: naming what is wrong with media or question. Generated text never raises an exception.
@@ -376,6 +378,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             coordinates=coordinates,
             score_calibration=calibration,
         )
+        answer.update({name: value for name in ("task", "query") if (value := getattr(context, name)) is not None})
         if generation:
             answer["generation"] = generation
         if cut_off:

@@ -35,11 +35,13 @@ class QuestionContext:
         medium: the image or video that the answer refers to, the last one of a chat; None for a question without media.
         prompt_positions: "span", "start" and "box" of the prompt, as fractions; see `parse_answer`.
         task: key of `TASKS`; None for a question in free text and for a chat.
+        query: the argument `text`; None without it and for a chat.
     """
 
     medium: MediaInfo | None
     prompt_positions: dict = field(default_factory=dict)
     task: str | None = None
+    query: str | None = None
 
 
 class PreparedQuestion(dict):
@@ -100,7 +102,7 @@ def prepare_question(
         raise ValueError(f"{name} {error.reason}") from error
     media = model_inputs.media_info[0]
     medium = media[-1] if media else None
-    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"))
+    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"), question.get("text"))
     if last_medium is not None and known is None:
         known = last_medium.keep(key, messages, processor, model_inputs)
     if known is None:

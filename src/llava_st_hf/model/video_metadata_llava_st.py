@@ -76,6 +76,8 @@ class LlavaSTVideoMetadata(VideoMetadata):
             frames=None if frames is None else tuple(frames),
             end_time=end_time,
             notes=tuple(self.notes),
+            total_num_frames=self.total_num_frames,
+            duration=None if (end := self.seconds(self.total_num_frames)) is None else round(end, 4),
         )
 
     @property
