@@ -276,10 +276,10 @@ def parse_answer(
 
     Returns:
         `{"text", "events", "notes", "media"}`, JSON-serializable; `Grounding.from_dict` converts it to objects. Lone surrogates in `text`
-        are replaced by U+FFFD. An event of a video has `start` and `end` (seconds from the start of the file, None if neither answer nor prompt contains them), `caption` (None if
-        there is none) and `boxes`, a list of `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels;
-        an event of an image has `caption` and `boxes` without times. `notes` lists in plain text what was ignored and why,
-        `media` is `MediaInfo.to_dict` of the image or video.
+        are replaced by U+FFFD. An event of a video has `start` and `end` (seconds from the start of the file, None if neither answer nor
+        prompt contains them), `caption` (None if there is none) and `boxes`, a list of
+        `{"time": seconds, "frame": index, "box": {"xmin", "ymin", "xmax", "ymax"}}` in pixels; an event of an image has `caption` and
+        `boxes` without times. `notes` lists in plain text what was ignored and why, `media` is `MediaInfo.to_dict` of the image or video.
 
         With `coordinates`, times and boxes are refined: expected positions among the neighbouring bins. Each box also has `bins`, the
         generated bin of each of its values ("time", "xmin" …), and `score`; an event has `score`, and in a video `bins` ("start", "end")
