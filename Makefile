@@ -15,11 +15,11 @@ demo: .venv/demo
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(TEXT),--text "$(TEXT)")
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 # The lowest version of every dependency that pyproject.toml allows, in an environment of its own.
 test-lowest: .venv-lowest/test
-	$(LOWEST)/python -m pytest -n 2 $(LOWEST_TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 $(LOWEST_TESTS) $(ARGS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
