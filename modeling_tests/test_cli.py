@@ -39,7 +39,7 @@ def test_ground_prints_one_json_answer(clip, tmp_path, capsys):
     processor.save_pretrained(tmp_path / "model")
     question = ["--task", "svg", "--text", "a dog runs", "--span", "0.2", "0.8", "--max-new-tokens", "4"]
     assert main(["ground", clip, "--model", str(tmp_path / "model"), *question]) == 0
-    assert json.loads(capsys.readouterr().out).keys() == {"text", "events", "notes"}
+    assert json.loads(capsys.readouterr().out).keys() == {"text", "events", "notes", "media", "task", "query"}
 
 
 def test_ground_missing_video_prints_one_line_on_stderr_and_returns_1(tmp_path, capsys):
@@ -318,5 +318,9 @@ def test_demo_example_runs_offline_and_writes_answer_video_and_image(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "results on real videos are meaningless" in run.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
-    assert answer.keys() == {"question", "text", "events", "notes"} and answer["events"][0]["boxes"] and not answer["notes"]
+    assert (
+        answer.keys() == {"question", "text", "events", "notes", "media", "task", "query"}
+        and answer["events"][0]["boxes"]
+        and not answer["notes"]
+    )
     assert (tmp_path / "annotated.mp4").stat().st_size > 1000 and (tmp_path / "demo.png").stat().st_size > 1000

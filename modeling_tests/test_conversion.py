@@ -176,7 +176,7 @@ def test_merge_lora_command_on_a_stage_1_base_gives_a_working_model_and_processo
     vocabulary = grounder.model.config.coordinates
     assert grounder.processor.tokenizer.convert_tokens_to_ids("<WIDTH-004>") == vocabulary.end_token_id - 1
     answer = grounder(PICTURE, text="What is at [<w0.1><h0.1><w0.5><h0.5>]?", max_new_tokens=2)
-    assert answer.keys() == {"text", "events", "notes"}
+    assert answer.keys() == {"text", "events", "notes", "media", "query"}
 
 
 def test_add_coordinate_tokens_to_processor_of_another_base_is_an_error(stage_1):

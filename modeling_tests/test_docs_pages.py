@@ -2,6 +2,7 @@
 """Consistency of README and docs with the repository: links, tables, examples, command lines, recipe options and the list of modules."""
 
 import ast
+import itertools
 import re
 import shlex
 from dataclasses import fields
@@ -73,10 +74,31 @@ def test_docs_python_examples_are_valid_syntax(page):
 def test_docs_offline_example_gives_the_result_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = [code for code in blocks(ROOT / "docs" / page, "python") if "write_video" in code]
-    *statements, call, shown = example.strip().splitlines()
+    assert run_example(example)
+
+
+def test_results_page_examples_give_the_values_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [run_example(example) for example in blocks(ROOT / "docs/results.md", "python")] == [7, 1]
+
+
+def run_example(code: str) -> int:
+    """
+    Runs an example and compares each value that it shows, a comment of one or several lines after an expression, with that of the
+    expression. Returns the number of these values.
+    """
     scope: dict = {}
-    exec("\n".join(statements), scope)
-    assert eval(call, scope) == ast.literal_eval(shown.removeprefix("# "))
+    num_compared = 0
+    lines = code.strip().splitlines()
+    for node in ast.parse(code.strip()).body:
+        shown = list(itertools.takewhile(lambda line: line.startswith("# "), lines[node.end_lineno :]))
+        if isinstance(node, ast.Expr) and shown:
+            value = eval(compile(ast.Expression(node.value), "example", "eval"), scope)
+            assert value == eval("\n".join(line.removeprefix("# ") for line in shown), scope)
+            num_compared += 1
+        else:
+            exec(compile(ast.Module([node], []), "example", "exec"), scope)
+    return num_compared
 
 
 def test_shapes_page_example_writes_a_training_split(tmp_path, monkeypatch):

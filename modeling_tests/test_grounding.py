@@ -39,7 +39,8 @@ def event(start, end, caption=None, moments=()):
 
 def read(text, media=VIDEO, **question):
     answer = parse_answer(text, media, 100, 100, **question)
-    assert set(answer) == {"text", "events", "notes"} and answer["text"] == text
+    assert set(answer) == {"text", "events", "notes", "media"} and answer["text"] == text
+    assert answer.pop("media") == (None if media is None else media.to_dict())
     json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")
     return answer
 
@@ -166,7 +167,11 @@ def test_parse_answer_image_answers_give_boxes_without_times(text, events):
             ],
         ),
         (f"{moment(33)}{moment(30)}", [event(3.0, 3.3, None, [33, 30])], []),  # frames are not in order
-        (f"{moment(30)}{moment(30)}", [event(3.0, 3.0, None, [30, 30])], []),
+        (
+            f"{moment(30)}{moment(31)}{moment(30)}",
+            [event(3.0, 3.1, None, [30, 31, 30])],
+            ["Event 1 has several boxes at one time (3.0 s); only the first of them is part of its tubelet."],
+        ),
         ("{<temp-025><temp-086>}", [], [NOWHERE]),
         ("{<TEMP-25><TEMP-86>}", [], [NOWHERE]),
         ('{"start": "<TEMP-025>", "end": "<TEMP-086>"}', [event(2.5, 8.6, '"start": " ", "end": " "')], []),
@@ -266,6 +271,12 @@ def test_parse_answer_coordinates_without_media_give_a_note():
         "The answer has coordinates, but the question had no image or video to place them in."
     ]
     assert read("Hello.", None) == {"text": "Hello.", "events": [], "notes": []}
+
+
+def test_parse_answer_without_frame_rate_names_the_frame_of_several_boxes():
+    answer = read(moment(10) + moment(10), MediaInfo("video", 990, 495, None, 100, 199))
+    assert answer["notes"][-1] == "Event 1 has several boxes at one time (frame 110); only the first of them is part of its tubelet."
+    assert not any("several boxes" in note for note in read(f"{BOX} {BOX} {span(1, 2)}")["notes"])  # without times
 
 
 def test_parse_answer_without_frame_rate_gives_frames_instead_of_times():
@@ -370,7 +381,7 @@ def test_media_info_unevenly_sampled_frames_keep_their_times():
 
 @pytest.mark.parametrize("media", [VARYING, UNEVEN])
 def test_media_info_json_round_trip_is_equal(media):
-    again = MediaInfo(**json.loads(json.dumps(media.to_dict())))
+    again = MediaInfo.from_dict(json.loads(json.dumps(media.to_dict())))
     assert again == media and hash(again) == hash(media)
 
 

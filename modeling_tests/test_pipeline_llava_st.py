@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList, pipeline
 
-from llava_st_hf import DownloadLimits, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
+from llava_st_hf import DownloadLimits, Grounding, LlavaSTForConditionalGeneration, LlavaSTProcessor, VideoGroundingPipeline
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.processors import model_for, tiny_processor
 from modeling_tests.reference import ORIGINAL_CHECKPOINT, config_overrides
@@ -65,9 +65,26 @@ def asked(grounder, monkeypatch):
     return prompts
 
 
+# Of the answers about the video of this file and PICTURE.
+FILM = {
+    "kind": "video",
+    "width": 64,
+    "height": 48,
+    "fps": 10.0,
+    "first_frame": 0,
+    "last_frame": 99,
+    "total_num_frames": 100,
+    "duration": 10.0,
+}
+PHOTO = {"kind": "image", "width": 100, "height": 50, "fps": None, "first_frame": 0, "last_frame": 0}
+
+
 def say(grounder, inputs, written, **kwargs):
     """Returns the pipeline's result for an answer that the model is forced to generate."""
-    return grounder(inputs, logits_processor=[Script(grounder, [written])], max_new_tokens=200, **kwargs)
+    answer = grounder(inputs, logits_processor=[Script(grounder, [written])], max_new_tokens=200, **kwargs)
+    for one in answer if isinstance(answer, list) else [answer]:
+        assert Grounding.from_dict(one).to_dict() == {name: value for name, value in one.items() if name != "generation"}
+    return answer
 
 
 # Answers in seconds and pixels of the original file
@@ -79,6 +96,9 @@ def test_pipeline_span_is_in_seconds_of_the_file(grounder, video):
         "text": "During {<TEMP-025><TEMP-086>}.",
         "events": [{"start": 2.5, "end": 8.6, "caption": None, "boxes": []}],
         "notes": [],
+        "media": FILM,
+        "task": "tvg",
+        "query": "falls",
     }
     assert json.loads(json.dumps(answer)) == answer
 
@@ -132,7 +152,8 @@ def test_pipeline_every_task_gives_seconds_and_pixels(grounder, video, task):
     question, text = TASK_CASES[task]
     inputs = question if "image" in question else {"video": video, **question}
     answer = say(grounder, {**inputs, "task": task}, text)
-    assert answer == {"text": text, "events": [TASK_EVENTS[task]], "notes": []}
+    known = {"media": PHOTO if "image" in question else FILM, "task": task} | ({"query": question["text"]} if "text" in question else {})
+    assert answer == {"text": text, "events": [TASK_EVENTS[task]], "notes": [], **known}
 
 
 def test_pipeline_elc_with_span_starts_the_event_at_the_start_of_the_span(grounder, video):
@@ -371,7 +392,7 @@ def test_pipeline_span_of_any_type_is_accepted(grounder, video, span):
 def test_pipeline_frames_with_fps_give_seconds(grounder, frames):
     frames = moving_frames(100, 48, 64) if frames == "array" else [Image.fromarray(frame) for frame in moving_frames(100, 48, 64)]
     answer = say(grounder, {"video": frames, "fps": 10, "task": "tr", "span": (1.0, 2.0)}, "a man falls.")
-    assert answer == {"text": "a man falls.", "events": [TASK_EVENTS["tr"]], "notes": []}
+    assert answer == {"text": "a man falls.", "events": [TASK_EVENTS["tr"]], "notes": [], "media": FILM, "task": "tr"}
     (answer,) = say(grounder, [{"video": frames, "text": "When?", "start": 4.0, "end": 6.0}], "{<TEMP-000><TEMP-099>}", fps=10)
     assert (answer["events"][0]["start"], answer["events"][0]["end"]) == (4.0, 5.9)
 
@@ -385,6 +406,9 @@ def test_pipeline_cut_off_answer_has_a_note(grounder):
         "text": "abc",
         "events": [],
         "notes": [NOWHERE, "The answer was cut off after 3 tokens. Increase max_new_tokens to get all of it."],
+        "media": PHOTO,
+        "task": "rec",
+        "query": "the cat",
     }
 
 
@@ -426,7 +450,7 @@ def test_pipeline_answer_ended_by_stop_string_or_end_token_is_not_cut_off(ground
     if "stop_strings" in kwargs:
         kwargs = {**kwargs, "tokenizer": tokenizer}
     answer = grounder(PICTURE, text="x", logits_processor=[Script(grounder, ["abc"], end=end)], **kwargs)
-    assert answer == {"text": "abc", "events": [], "notes": [NOWHERE]}
+    assert answer == {"text": "abc", "events": [], "notes": [NOWHERE], "media": PHOTO, "query": "x"}
 
 
 @pytest.mark.parametrize("where", ["max_length", "generation_config", "model"])

@@ -95,7 +95,8 @@ def test_processor_accepts_videos_as_path_url_array_tensor_and_list_of_frames(pr
     if kind == "http":
         server.shutdown()
     is_file = kind in ("path", "Path", "file", "http")
-    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0 if is_file else None, 0, 19)]]
+    rate, duration = (10.0, 2.0) if is_file else (None, None)
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, rate, 0, 19, total_num_frames=20, duration=duration)]]
     expected = encode(processor, user(film(FRAMES), "When?"))
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     difference = (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs()
@@ -108,7 +109,7 @@ def test_processor_accepts_videos_as_path_url_array_tensor_and_list_of_frames(pr
 )
 def test_processor_clip_in_frames_or_seconds_selects_these_frames(processor, video, clip, first, last):
     inputs = encode(processor, user(film(video, **clip), "What <t0.0>?"))
-    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, first, last)]]
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, first, last, total_num_frames=20, duration=2.0)]]
     expected = encode(processor, user(film(FRAMES[first : last + 1]), "What <t0.0>?"))
     assert (inputs["pixel_values_videos"] - expected["pixel_values_videos"]).abs().mean() < 0.05
 
@@ -146,7 +147,7 @@ def test_processor_variable_frame_rate_uses_the_presentation_times(processor, fo
 @pytest.mark.parametrize("sampling", [{"num_frames": 1}, {"num_frames": 2}, {"fps": 0.3}, {"do_sample_frames": False}])
 def test_processor_seconds_refer_to_the_clip_for_any_frame_sampling(processor, video, sampling):
     inputs = encode(processor, user(film(video, clip=[5, 15]), {"type": "time", "time": 1.0}), processor_kwargs=sampling)
-    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, 5, 15)]]
+    assert inputs.media_info == [[MediaInfo("video", 64, 48, 10.0, 5, 15, total_num_frames=20, duration=2.0)]]
     assert positions(inputs) == [pytest.approx(0.5)]
 
 
@@ -156,8 +157,10 @@ def test_processor_presampled_frames_keep_their_times(processor):
         inputs = encode(processor, user(film(frames), "When?"), processor_kwargs={"video_metadata": [metadata]})
         return inputs.media_info[0][0]
 
-    assert media(FRAMES, list(range(50, 70)), total_num_frames=20) == MediaInfo("video", 64, 48, 10.0, 50, 69)
-    assert media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100) == MediaInfo("video", 64, 48, 10.0, 0, 90)
+    consecutive = media(FRAMES, list(range(50, 70)), total_num_frames=20)
+    assert consecutive == MediaInfo("video", 64, 48, 10.0, 50, 69, total_num_frames=70, duration=7.0)
+    even = media(FRAMES[:4], [0, 30, 60, 90], total_num_frames=100)
+    assert even == MediaInfo("video", 64, 48, 10.0, 0, 90, total_num_frames=100, duration=10.0)
     uneven = media(FRAMES[:4], [0, 10, 20, 90], total_num_frames=100)
     assert [uneven.time(i / 3) for i in range(4)] == [0.0, 1.0, 2.0, 9.0]
     assert [uneven.frame(i / 3) for i in range(4)] == [0, 10, 20, 90]
@@ -504,6 +507,7 @@ def test_post_process_grounding_returns_seconds_for_model_inputs_of_the_processo
         "text": "{<TEMP-000><TEMP-099>}, a dog.",
         "events": [{"start": 0.5, "end": 1.5, "caption": "a dog", "boxes": []}],
         "notes": [],
+        "media": inputs.media_info[0][0].to_dict(),
     }
     assert processor.post_process_grounding(written, media_info=inputs.media_info) == [read]
     with pytest.raises(ValueError, match="does not begin with the prompt"):

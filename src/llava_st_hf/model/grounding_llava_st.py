@@ -8,6 +8,7 @@ ignored and why. The time is linear in the length of the answer.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .coordinates_llava_st import AXES, COORDINATE_TOKEN, TOKEN_NAMES, bin_to_position
 from .media_info_llava_st import MediaInfo
@@ -298,7 +299,7 @@ def parse_answer(
     if coordinates is not None and len(coordinates) != len(tokens):
         raise ValueError(f"coordinates must have one entry for each of the text's {len(tokens)} coordinate tokens, got {len(coordinates)}.")
     scored = dict(zip(tokens, coordinates or (), strict=True))
-    result = {"text": text, "events": [], "notes": notes, "media": None if media is None else media.to_dict()}
+    result: dict[str, Any] = {"text": text, "events": [], "notes": notes, "media": None if media is None else media.to_dict()}
     if media is None:
         if COORDINATE_TOKEN.search(text):
             notes.append("The answer has coordinates, but the question had no image or video to place them in.")
@@ -338,10 +339,23 @@ def parse_answer(
         if is_video and media.fps is None and event.start is not None and event.end is not None:
             notes.append(f"Event {number + 1} lasts from frame {media.frame(event.start)} to frame {media.frame(event.end)}.")
         if is_video or event.moments or event.caption():  # a time alone is not an event of an image
-            result["events"].append(
-                event_in_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration)
-            )
+            found = event_in_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration)
+            result["events"].append(found)
+            if is_video and (moment := _repeated_moment(found["boxes"])) is not None:
+                notes.append(f"Event {number + 1} has several boxes at one time ({moment}); only the first of them is part of its tubelet.")
     return result
+
+
+def _repeated_moment(boxes: list[dict]) -> str | None:
+    """The first time that two boxes of an event share; the frame where times are unknown; None if there is none."""
+    seen: set[str] = set()
+    for box in boxes:
+        if box["frame"] is not None:
+            moment = f"frame {box['frame']}" if box["time"] is None else f"{box['time']} s"
+            if moment in seen:
+                return moment
+            seen.add(moment)
+    return None
 
 
 def _with_scores(event: Event, media: MediaInfo, calibration: dict) -> dict:

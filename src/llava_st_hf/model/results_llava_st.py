@@ -6,16 +6,21 @@ numbered from 0, seconds count from the start of the container, pixels are those
 """
 
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from .checks_llava_st import is_finite_number
+from .checks_llava_st import Within, check_keys, checked_integer, checked_list, checked_number, checked_text, optional, shown
 from .media_info_llava_st import MediaInfo
 
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+_ENDS = ("start", "end")
+_SECONDS = "a finite number of seconds, or None"
+_BIN = "the index of a bin, from 0, or None"
 # Two times that differ by less than this many seconds are the same: results are rounded to milliseconds.
 _SAME_TIME = 1e-3
 
@@ -35,7 +40,8 @@ class Span:
     score: float | None = None
 
     def __post_init__(self):
-        _check_numbers(self, ("start", "end"))
+        _set(self, {name: checked_number(getattr(self, name), name, "a finite number of seconds") for name in _ENDS})
+        _set(self, {"score": _score(self.score, "score")})
         if self.start > self.end:
             raise ValueError(f"The span starts at {self.start:g} s, after its end at {self.end:g} s.")
 
@@ -72,9 +78,14 @@ class Box:
     mask: str | None = None
 
     def __post_init__(self):
-        _check_numbers(self, SIDES)
+        _set(self, {side: checked_number(getattr(self, side), side, "a finite number of pixels") for side in SIDES})
         if self.xmin > self.xmax or self.ymin > self.ymax:
-            raise ValueError(f"The box {list(self.xyxy)} must have xmin <= xmax and ymin <= ymax.")
+            raise ValueError(f"The box {shown(list(self.xyxy))} must have xmin <= xmax and ymin <= ymax.")
+        _set(self, {"time": optional(self.time, "time", checked_number, _SECONDS), "score": _score(self.score, "score")})
+        _set(self, {"frame": optional(self.frame, "frame", checked_integer, 0, "the index of a frame, from 0, or None")})
+        _set(self, {"bins": _bins(self.bins, (4, 5)), "mask": optional(self.mask, "mask", checked_text)})
+        if not isinstance(self.interpolated, bool):
+            raise ValueError(f"interpolated must be True or False, got {shown(self.interpolated)}.")
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
@@ -105,17 +116,19 @@ class Tubelet:
 
     Args:
         boxes: in any order. Those without time and frame are left out, since their place in the video is unknown; of several boxes at one
-            moment the first is kept.
+            moment the first is kept. Either all others have a time or none has.
     """
 
     boxes: tuple[Box, ...] = ()
 
     def __post_init__(self):
+        placed = [box for box in _instances(self.boxes, "boxes", Box) if box.time is not None or box.frame is not None]
+        if len({box.time is None for box in placed}) > 1:
+            raise ValueError("boxes must all have a time, or all have a frame without a time: their order is unknown.")
         kept: dict[float, Box] = {}
-        for box in self.boxes:
-            if (moment := box.frame if box.time is None else box.time) is not None:
-                kept.setdefault(moment, box)
-        object.__setattr__(self, "boxes", tuple(kept[moment] for moment in sorted(kept)))
+        for box in placed:
+            kept.setdefault(_moment(box), box)
+        _set(self, {"boxes": tuple(kept[moment] for moment in sorted(kept))})
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -123,10 +136,21 @@ class Tubelet:
     def __iter__(self) -> Iterator[Box]:
         return iter(self.boxes)
 
+    @cached_property
+    def _timed(self) -> tuple[list[float], list[Box]]:
+        timed = [(box.time, box) for box in self.boxes if box.time is not None]
+        return [time for time, _ in timed], [box for _, box in timed]
+
+    @cached_property
+    def _framed(self) -> dict[int, Box]:
+        """The first box of each frame, in the order of frames."""
+        first = {box.frame: box for box in reversed(self.boxes) if box.frame is not None}
+        return {frame: first[frame] for frame in sorted(first)}
+
     def box_at(self, seconds: float) -> Box | None:
         """The box at a time in seconds: see `Event.box_at`. None if the tubelet is empty or its boxes have no times."""
-        timed = [box for box in self.boxes if box.time is not None]
-        return _between(timed, [box.time for box in timed], seconds, _SAME_TIME, {"time": seconds, "frame": None})
+        seconds = checked_number(seconds, "seconds")
+        return _between(*self._timed, seconds, _SAME_TIME, {"time": seconds, "frame": None})
 
     def box_at_frame(self, frame: int, seconds: float | None = None) -> Box | None:
         """
@@ -135,29 +159,37 @@ class Tubelet:
         Args:
             frame: index in the file.
             seconds: display time of this frame; None if unknown.
+
+        Returns:
+            As `Event.box_at`; None if the tubelet is empty, or if its boxes have only times and `seconds` is None.
         """
-        for box in self.boxes:
-            if box.frame == frame:
-                return box
+        if (box := self._framed.get(frame)) is not None:
+            return box
         where = {"time": seconds, "frame": frame}
-        if seconds is not None and (timed := [box for box in self.boxes if box.time is not None]):
-            return _between(timed, [box.time for box in timed], seconds, 0.0, where)
-        framed = [box for box in self.boxes if box.frame is not None]
-        return _between(framed, [box.frame for box in framed], frame, 0.0, where)
+        if seconds is not None and self._timed[0]:
+            return _between(*self._timed, seconds, 0.0, where)
+        return _between(list(self._framed), list(self._framed.values()), frame, 0.0, where)
 
 
-def _between(boxes: list[Box], moments: list, moment: float, tolerance: float, where: dict) -> Box | None:
-    """Linear interpolation of `boxes` at `moment`; the first or last box outside them."""
+def _between(moments: list, boxes: list[Box], moment: float, tolerance: float, where: dict) -> Box | None:
+    """
+    Linear interpolation at a moment; the nearest box before the first and after the last one; None without boxes.
+
+    Args:
+        moments: of the boxes, ascending, in seconds or frame indices, like `moment`.
+        tolerance: the nearest box itself is returned if it is at most this far from the moment.
+        where: time and frame of the moment.
+    """
     if not boxes:
         return None
     after = min(bisect_left(moments, moment), len(boxes) - 1)
     before = max(after - 1, 0)
-    for index in (before, after):
-        if abs(moments[index] - moment) <= tolerance:
-            return boxes[index]
+    nearest = min((before, after), key=lambda index: abs(moments[index] - moment))
+    if abs(moments[nearest] - moment) <= tolerance:
+        return boxes[nearest]
     unknown = {"score": None, "bins": None, "mask": None, "interpolated": True, **where}
     if not moments[before] < moment < moments[after]:
-        return replace(boxes[0 if moment <= moments[0] else -1], **unknown)
+        return replace(boxes[nearest], **unknown)
     weight = (moment - moments[before]) / (moments[after] - moments[before])
     sides = {s: round((1 - weight) * getattr(boxes[before], s) + weight * getattr(boxes[after], s), 2) for s in SIDES}
     return replace(boxes[before], **sides, **unknown)
@@ -172,9 +204,10 @@ class Event:
         caption: description in the answer; None if there is none.
         start, end: in seconds from the start of the container; None where neither answer nor prompt contains them, and in images.
         boxes: all boxes of the answer, in its order; without times in images.
-        score: expected vIoU of the event (IoU of an object of an image); None without scores.
+        score: expected vIoU of the event (IoU of an object of an image), between 0 and 1; None without scores.
         span_score: expected temporal IoU of the span; None without scores and in images.
         bins: generated bins of start and end; None without scores and in images.
+        has_scores: whether the answer was generated with scores, even if this event has none.
     """
 
     caption: str | None = None
@@ -183,14 +216,28 @@ class Event:
     boxes: tuple[Box, ...] = ()
     score: float | None = None
     span_score: float | None = None
-    bins: tuple[int | None, int | None] | None = None
+    bins: tuple[int | None, ...] | None = None
+    has_scores: bool = False
+
+    def __post_init__(self):
+        _set(self, {"caption": optional(self.caption, "caption", checked_text), "bins": _bins(self.bins, (2,))})
+        _set(self, {name: optional(getattr(self, name), name, checked_number, _SECONDS) for name in _ENDS})
+        _set(self, {name: _score(getattr(self, name), name) for name in ("score", "span_score")})
+        _set(self, {"boxes": _instances(self.boxes, "boxes", Box)})
+        if not isinstance(self.has_scores, bool):
+            raise ValueError(f"has_scores must be True or False, got {shown(self.has_scores)}.")
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise ValueError(f"start must be at most end, {self.end:g} s, got {self.start:g} s.")
+        scores = (self.score, self.span_score, self.bins, *(box.bins for box in self.boxes))
+        _set(self, {"has_scores": self.has_scores or any(score is not None for score in scores)})
+        _ = self.tubelet  # raises an error if boxes have no common order
 
     @property
     def span(self) -> Span | None:
         """The time span; None unless start and end are known."""
         return None if self.start is None or self.end is None else Span(self.start, self.end, self.span_score)
 
-    @property
+    @cached_property
     def tubelet(self) -> Tubelet:
         """The boxes that have a time or frame, in the order of time."""
         return Tubelet(self.boxes)
@@ -203,11 +250,27 @@ class Event:
             The box of the answer at this time; else the linear interpolation between the boxes before and after it, or the nearest box at
             the ends of the span, with `interpolated=True`. None outside the span, or outside the boxes if there is no span.
         """
-        tubelet = self.tubelet
-        times = [box.time for box in tubelet if box.time is not None]
+        times = [box.time for box in self.tubelet if box.time is not None]
         start = min(times, default=0.0) if self.start is None else self.start
         end = max(times, default=0.0) if self.end is None else self.end
-        return tubelet.box_at(seconds) if start - _SAME_TIME <= seconds <= end + _SAME_TIME else None
+        box = self.tubelet.box_at(seconds)
+        return box if start - _SAME_TIME <= seconds <= end + _SAME_TIME else None
+
+    @classmethod
+    def from_dict(cls, event: Mapping[str, Any]) -> "Event":
+        """
+        Converts an event of an answer's `events`, or of an item of the type "event" of a stream.
+
+        Raises:
+            ValueError: naming the key that is missing, unknown or not valid.
+        """
+        check_keys(event, ("boxes",), ("caption", *_ENDS, "boxes", "score", "span_score", "bins"))
+        boxes = []
+        for number, entry in enumerate(checked_list(event["boxes"], "boxes")):
+            with Within(f"boxes[{number}]"):
+                boxes.append(_read_box(entry))
+        values = {name: event.get(name) for name in ("caption", *_ENDS, "score", "span_score")}
+        return cls(**values, boxes=tuple(boxes), bins=_read_bins(event.get("bins"), _ENDS), has_scores="score" in event)
 
 
 @dataclass(frozen=True)
@@ -223,6 +286,9 @@ class Grounding:
         task: key of `TASKS`; None for a question in free text.
         query: text of the question; None if it is unknown or the task has none.
         source: path or URL of the image or video; None if it is unknown.
+
+    Raises:
+        ValueError: naming the value that is not valid: also a time in an image, and a frame after the end of the video.
     """
 
     text: str = ""
@@ -233,8 +299,34 @@ class Grounding:
     query: str | None = None
     source: str | None = None
 
+    def __post_init__(self):
+        _set(self, {"text": checked_text(self.text, "text"), "events": _instances(self.events, "events", Event)})
+        _set(self, {"notes": tuple(checked_text(note, "notes") for note in checked_list(self.notes, "notes"))})
+        if self.media is not None and not isinstance(self.media, MediaInfo):
+            raise ValueError(f"media must be a MediaInfo or None, got {shown(self.media)}.")
+        source = os.fspath(self.source) if isinstance(self.source, os.PathLike) else self.source
+        for name, value in (("task", self.task), ("query", self.query), ("source", source)):
+            _set(self, {name: optional(value, name, checked_text)})
+        for number, event in enumerate(self.events):
+            with Within(f"events[{number}]"):
+                self._check_event(event)
+
+    def _check_event(self, event: Event) -> None:
+        """Checks that the times, frames and bins of an event are those of an image or of this video."""
+        if self.media is None:
+            return
+        is_timed = event.start is not None or event.end is not None or len(event.tubelet) > 0
+        if not self.is_video and (is_timed or event.bins is not None or event.span_score is not None):
+            raise ValueError("start, end, span_score, bins, and time and frame of boxes must be absent in an image.")
+        for number, box in enumerate(event.boxes):
+            if box.bins is not None and len(box.bins) != (5 if self.is_video else 4):
+                raise ValueError(f"boxes[{number}]: bins must be of {'time and ' * self.is_video}{', '.join(SIDES)}; got {list(box.bins)}.")
+            if self.is_video and box.frame is not None and box.frame > self.media.last_frame_of_file:
+                raise ValueError(f"boxes[{number}]: frame must be at most {self.media.last_frame_of_file}, got {shown(box.frame)}.")
+
     @property
     def is_video(self) -> bool:
+        """Whether the question was about a video."""
         return self.media is not None and self.media.kind == "video"
 
     def label(self, event: Event) -> str | None:
@@ -244,136 +336,167 @@ class Grounding:
     def frames(self, event: Event) -> range:
         """
         Frames of the video during an event, as indices in the file: from the frame nearest to its start to that nearest to its end,
-        both included, so that a span of zero length has one frame. Without a span, from the first to the last box; empty without boxes.
+        both included, so that a span of zero length has one frame. Without a span, or where the frame rate is unknown, from the first to
+        the last box; empty without boxes.
         """
-        bounds = [box.frame for box in event.tubelet if box.frame is not None]
-        if self.is_video and event.start is not None and event.end is not None:
+        boxes = [(box.frame, box.time) for box in event.tubelet if box.frame is not None]
+        bounds = [frame for frame, _ in boxes]
+        if self.media is not None and self.is_video and event.start is not None and event.end is not None:
             nearest = [self.media.frame_of_seconds(seconds) for seconds in (event.start, event.end)]
-            bounds = [frame for frame in nearest if frame is not None] or bounds
+            if known := [frame for frame in nearest if frame is not None]:
+                # Times are rounded to milliseconds: a box at an end of the span may be in the frame beside the nearest one.
+                low, high = event.start - _SAME_TIME, event.end + _SAME_TIME
+                bounds = known + [frame for frame, time in boxes if time is not None and low <= time <= high]
         return range(min(bounds), max(bounds) + 1) if bounds else range(0)
 
     def box_at_frame(self, event: Event, frame: int) -> Box | None:
         """The box of an event in a frame of `frames(event)`, interpolated where the answer has none; None in other frames."""
-        if self.media is None or frame not in self.frames(event):
+        if frame not in self.frames(event):
             return None
-        return event.tubelet.box_at_frame(frame, self.media.seconds_of_frame(frame))
+        return event.tubelet.box_at_frame(frame, None if self.media is None else self.media.seconds_of_frame(frame))
 
     def boxes_per_frame(self, event: Event) -> dict[int, Box]:
-        """`{frame: box}` for every frame of an event; empty if it has no boxes."""
-        if self.media is None:
+        """`{frame: box}` for every frame of `frames(event)`, interpolated where the answer has none; empty if it has no boxes."""
+        if not event.tubelet:
             return {}
-        tubelet, seconds = event.tubelet, self.media.seconds_of_frame
-        boxes = {frame: tubelet.box_at_frame(frame, seconds(frame)) for frame in self.frames(event)} if len(tubelet) else {}
+        seconds = (lambda frame: None) if self.media is None else self.media.seconds_of_frame
+        boxes = {frame: event.tubelet.box_at_frame(frame, seconds(frame)) for frame in self.frames(event)}
         return {frame: box for frame, box in boxes.items() if box is not None}
 
     # JSON
 
     @classmethod
-    def from_dict(cls, answer: Mapping[str, Any], **known) -> "Grounding":
+    def from_dict(
+        cls,
+        answer: Mapping[str, Any],
+        *,
+        task: str | None = None,
+        query: str | None = None,
+        source: str | os.PathLike | None = None,
+    ) -> "Grounding":
         """
-        Converts an answer of the pipeline, of `post_process_grounding` or of `to_dict`.
+        Converts an answer of the pipeline, of a session, of `post_process_grounding` or of `to_dict`.
 
         Args:
             answer: `{"text", "events", "notes", "media"}` and, if known, "task", "query" and "source". The key "generation" is ignored.
-            known: `task`, `query` or `source`, in place of those of `answer`.
+            task, query, source: in place of those of `answer`.
 
         Raises:
-            ValueError: naming the key that is missing or not valid.
+            ValueError: naming the key that is missing, unknown or not valid.
         """
-        if not isinstance(answer, Mapping):
-            raise ValueError(f"An answer is a dictionary with text, events, media and notes; got {type(answer).__name__}.")
-        if unknown := set(answer) - {"text", "events", "media", "notes", "task", "query", "source", "generation"}:
-            raise ValueError(f"{', '.join(sorted(map(str, unknown)))}: not a key of an answer.")
-        media = answer.get("media")
+        names = ("text", "events", "notes", "media", "task", "query", "source", "generation")
+        check_keys(answer, ("text", "events"), names)
+        media, events = answer.get("media"), []
         if media is not None and not isinstance(media, MediaInfo):
-            try:
-                media = MediaInfo(**media)
-            except TypeError as error:
-                raise ValueError(f"media={media!r:.200} is not a valid description of an image or video: {error}") from error
-        texts = {name: known.get(name, answer.get(name)) for name in ("task", "query", "source")}
-        return cls(
-            text=answer.get("text", ""),
-            events=tuple(_read_event(event, f"events[{number}]") for number, event in enumerate(answer.get("events", ()))),
-            media=media,
-            notes=tuple(answer.get("notes", ())),
-            **texts,
-        )
+            with Within("media"):
+                media = MediaInfo.from_dict(media)
+        for number, event in enumerate(checked_list(answer["events"], "events")):
+            with Within(f"events[{number}]"):
+                events.append(Event.from_dict(event))
+        given: dict[str, Any] = {"task": task, "query": query, "source": source}
+        texts = {name: answer.get(name) if value is None else value for name, value in given.items()}
+        return cls(text=answer["text"], events=tuple(events), media=media, notes=answer.get("notes", ()), **texts)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that the pipeline returns, JSON-serializable."""
         known = {name: value for name in ("task", "query", "source") if (value := getattr(self, name)) is not None}
-        events = [_event_dict(event, self.is_video) for event in self.events]
+        # Without media, times show that the question was about a video.
+        is_video = self.is_video or (self.media is None and any(e.start is not None or e.end is not None or e.tubelet for e in self.events))
+        events = [_event_dict(event, is_video) for event in self.events]
         media = None if self.media is None else self.media.to_dict()
         return {"text": self.text, "events": events, "notes": list(self.notes), "media": media, **known}
 
     @classmethod
     def from_json(cls, text: str) -> "Grounding":
-        """Reads what `to_json` returns. Raises a ValueError if the text is not valid."""
-        return cls.from_dict(json.loads(text))
+        """
+        Reads what `to_json` returns.
+
+        Raises:
+            ValueError: if the text is not JSON, or as `from_dict`.
+        """
+        if not isinstance(text, (str, bytes, bytearray)):
+            raise ValueError(f"text must be JSON, got {shown(text)}.")
+        try:
+            return cls.from_dict(json.loads(text))
+        except RecursionError as error:
+            raise ValueError("text must be the JSON of an answer; it has too many nested lists or dictionaries.") from error
 
     def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def _check_numbers(value, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not is_finite_number(getattr(value, name)):
-            raise ValueError(f"{name} must be a finite number, got {getattr(value, name)!r}.")
+def _set(instance, values: dict[str, Any]) -> None:
+    """Sets fields of a frozen dataclass while it is made."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
 
 
-def _read_event(event: Any, where: str) -> Event:
-    if not isinstance(event, Mapping):
-        raise ValueError(f"{where} must be a dictionary, got {event!r:.100}.")
-    for name in ("start", "end"):
-        if event.get(name) is not None and not is_finite_number(event[name]):
-            raise ValueError(f"{where}: {name} must be in seconds or None, got {event[name]!r}.")
-    bins = event.get("bins")
-    return Event(
-        caption=event.get("caption"),
-        start=event.get("start"),
-        end=event.get("end"),
-        boxes=tuple(_read_box(box, f"{where}.boxes[{number}]") for number, box in enumerate(event.get("boxes", ()))),
-        score=event.get("score"),
-        span_score=event.get("span_score"),
-        bins=None if bins is None else (bins.get("start"), bins.get("end")),
-    )
+def _score(value, name: str) -> float | None:
+    expected = "a number between 0 and 1, or None"
+    score = optional(value, name, checked_number, expected)
+    if score is not None and not 0 <= score <= 1:
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}.")
+    return score
 
 
-def _read_box(entry: Any, where: str) -> Box:
-    try:
-        sides, bins = {side: entry["box"][side] for side in SIDES}, entry.get("bins")
-        names = (*(("time",) if "time" in entry else ()), *SIDES)
-        return Box(
-            **sides,
-            **{name: entry[name] for name in ("time", "frame", "score", "mask") if name in entry},
-            interpolated=bool(entry.get("interpolated", False)),
-            bins=None if bins is None else tuple(bins[name] for name in names),
-        )
-    except (TypeError, KeyError, AttributeError) as error:
-        expected = '{"time", "frame", "box": {"xmin", "ymin", "xmax", "ymax"}}'
-        raise ValueError(f"{where} must be {expected}; got {entry!r:.200}.") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+def _bins(value, sizes: tuple[int, ...]) -> tuple[int | None, ...] | None:
+    if value is None:
+        return None
+    bins = tuple(optional(index, "bins", checked_integer, 0, _BIN) for index in checked_list(value, "bins"))
+    if len(bins) not in sizes:
+        raise ValueError(f"bins must have {' or '.join(map(str, sizes))} entries, got {len(bins)}.")
+    return bins
+
+
+def _instances(values, name: str, kind: type) -> tuple:
+    for value in checked_list(values, name):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must contain objects of the type {kind.__name__}, got {shown(value)}.")
+    return tuple(values)
+
+
+def _moment(box: Box) -> float:
+    """Time of a placed box in seconds; its frame index where the time is unknown."""
+    moment = box.frame if box.time is None else box.time
+    assert moment is not None  # a box without both is not placed
+    return moment
+
+
+def _read_bins(bins, names: tuple[str, ...]) -> tuple[int | None, ...] | None:
+    if bins is None:
+        return None
+    with Within("bins"):
+        check_keys(bins, names, names)
+        return tuple(optional(bins[name], name, checked_integer, 0, _BIN) for name in names)
+
+
+def _read_box(entry: Any) -> Box:
+    check_keys(entry, ("box",), ("time", "frame", "box", "bins", "score", "interpolated", "mask"))
+    with Within("box"):
+        check_keys(entry["box"], SIDES, SIDES)
+    names = ("time", *SIDES) if "time" in entry else SIDES
+    values = {name: entry[name] for name in ("time", "frame", "score", "interpolated", "mask") if name in entry}
+    return Box(**entry["box"], **values, bins=_read_bins(entry.get("bins"), names))
 
 
 def _event_dict(event: Event, is_video: bool) -> dict[str, Any]:
-    is_scored = event.bins is not None or event.score is not None or any(box.bins is not None for box in event.boxes)
     boxes = []
     for box in event.boxes:
         entry: dict[str, Any] = {"time": box.time, "frame": box.frame} if is_video else {}
         entry["box"] = dict(zip(SIDES, box.xyxy, strict=True))
         if box.bins is not None:
-            entry["bins"] = dict(zip((*(("time",) if is_video else ()), *SIDES), box.bins, strict=True))
+            entry["bins"] = dict(zip((*(("time",) if len(box.bins) == 5 else ()), *SIDES), box.bins, strict=True))
         if box.score is not None or box.bins is not None:
             entry["score"] = box.score
         entry.update({name: value for name, value in (("interpolated", box.interpolated), ("mask", box.mask)) if value})
         boxes.append(entry)
     times = {"start": event.start, "end": event.end} if is_video else {}
     values: dict[str, Any] = {**times, "caption": event.caption, "boxes": boxes}
-    if is_scored and is_video:
-        values["bins"] = None if event.bins is None else dict(zip(("start", "end"), event.bins, strict=True))
+    if event.has_scores and is_video:
+        values["bins"] = None if event.bins is None else dict(zip(_ENDS, event.bins, strict=True))
         values["span_score"] = event.span_score
-    return {**values, "score": event.score} if is_scored else values
+    return {**values, "score": event.score} if event.has_scores else values
 
 
 __all__ = ["Box", "Event", "Grounding", "Span", "Tubelet"]

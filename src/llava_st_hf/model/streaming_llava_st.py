@@ -161,6 +161,8 @@ class PartReader:
         times = [time for time, _ in event.moments if time is not None]
         if event.start is None and event.end is None and times:
             event = Event(min(times), max(times), event.words, event.moments)
+        elif event.start is not None and event.end is not None:
+            event = Event(min(event.start, event.end), max(event.start, event.end), event.words, event.moments)
         return event_in_units(event, self.media, self.is_video)
 
 
