@@ -50,7 +50,8 @@ LlavaSTVideoProcessor.register_for_auto_class("AutoVideoProcessor")
 LlavaSTProcessor.register_for_auto_class("AutoProcessor")
 register_original_checkpoint()
 accept_moved_modules()
-__getattr__ = renamed_attributes(sys.modules[__name__])
+# Functions that need the packages of an extra.
+__getattr__ = renamed_attributes(sys.modules[__name__], lazy={"draw": "visualization"})
 VideoGroundingPipeline.model_notices[DEMO_MODEL_PATH] = DEMO_MODEL_NOTICE
 PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
@@ -77,6 +78,7 @@ __all__ = [
     "Span",
     "Tubelet",
     "VideoGroundingPipeline",
+    "draw",
     "load_image",
     "original_size",
     "parse_answer",

@@ -6,7 +6,7 @@ and renamed functions and classes. The tables are here; CHANGELOG.md lists them 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -70,14 +70,19 @@ RENAMED = {
 RENAMED_METRICS = {"mtiou": "m_tiou", "msiou": "m_siou", "mstiou": "m_viou", "named@0.5": "object_recall@0.5"}
 
 
-def renamed_attributes(module: ModuleType) -> Callable[[str], object]:
+def renamed_attributes(module: ModuleType, lazy: Mapping[str, str] | None = None) -> Callable[[str], object]:
     """A module's `__getattr__` (PEP 562) that returns the object of the new name for an old name of `RENAMED`.
 
+    Args:
+        lazy: names of the module that are imported when they are first used, each with the submodule that defines it.
+
     Raises:
-        AttributeError: of names that `RENAMED` does not list, or whose new name the module does not define.
+        AttributeError: of names that `lazy` and `RENAMED` do not list, or whose new name the module does not define.
     """
 
     def get(name: str) -> object:
+        if lazy is not None and name in lazy:
+            return getattr(import_module(f"{module.__name__}.{lazy[name]}"), name)
         new = RENAMED.get(name)
         if new is None or new not in vars(module):
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
