@@ -54,21 +54,11 @@ def import_supervision():
 
 
 @lru_cache(maxsize=64)
-def _annotators(colour: Colour, width: int, corner: int | None) -> tuple:
-    """Annotators of a dark edge and of the line in it; with `corner`, of thin sides and corners of this length in pixels."""
+def _annotator(colour: Colour, width: int):
     supervision = import_supervision()
     red, green, blue = colour
     # supervision draws on pixels in the order blue, green, red; those here are red, green, blue.
-    line, edge = supervision.Color(blue, green, red), supervision.Color(*BLACK)
-    if corner is None:
-        return supervision.BoxAnnotator(edge, width + 2), supervision.BoxAnnotator(line, width)
-    thin = max(1, width // 2)
-    return (
-        supervision.BoxAnnotator(edge, thin + 2),
-        supervision.BoxCornerAnnotator(edge, width + 2, corner),
-        supervision.BoxAnnotator(line, thin),
-        supervision.BoxCornerAnnotator(line, width, corner),
-    )
+    return supervision.BoxAnnotator(supervision.Color(blue, green, red), width)
 
 
 def visible_rectangle(xyxy: Sequence[float], width: int, height: int, line_width: int) -> Rectangle | None:
@@ -106,14 +96,29 @@ def draw_lines(pixels: np.ndarray, xyxy: Sequence[float], colour: Colour, line_w
     rectangle = visible_rectangle(xyxy, width, height, line_width)
     if rectangle is None:
         return None
+    # Of interpolated boxes the corners alone have the full width: the annotator draws on parts of the image that end within the sides.
     x1, y1, x2, y2 = rectangle
-    # Only the part of the image that the lines cover is given to supervision, whose time grows with the number of pixels.
-    left, top, margin = max(x1 - line_width - 3, 0), max(y1 - line_width - 3, 0), line_width + 4
-    part = pixels[top : y2 + margin, left : x2 + margin]
-    detections = import_supervision().Detections(xyxy=np.array([[x1 - left, y1 - top, x2 - left, y2 - top]], np.float32))
-    for annotator in _annotators(colour, line_width, max(4, min(x2 - x1, y2 - y1) // 4) if interpolated else None):
-        annotator.annotate(part, detections, custom_color_lookup=np.zeros(1, int))
+    length = max(4, min(x2 - x1, y2 - y1) // 4)
+    margin = line_width + 3
+    whole = (x1 - margin, y1 - margin, x2 + margin + 1, y2 + margin + 1)
+    columns, rows = ([(low - margin, low + length), (high - length, high + margin + 1)] for low, high in ((x1, x2), (y1, y2)))
+    corners = [(left, top, right, bottom) for left, right in columns for top, bottom in rows] if interpolated else []
+    width_of_sides = max(1, line_width // 2) if interpolated else line_width
+    for extra, shade in ((2, BLACK), (0, colour)):
+        _draw_rectangle(pixels, rectangle, whole, shade, width_of_sides + extra)
+        for corner in corners:
+            _draw_rectangle(pixels, rectangle, corner, shade, line_width + extra)
     return rectangle
+
+
+def _draw_rectangle(pixels: np.ndarray, rectangle: Rectangle, part: Rectangle, colour: Colour, line_width: int) -> None:
+    """Draws the lines of a rectangle within a part of the image. The time grows with the number of pixels that supervision is given."""
+    left, top = max(part[0], 0), max(part[1], 0)
+    region = pixels[top : max(part[3], 0), left : max(part[2], 0)]
+    if region.size:
+        corners = np.array([rectangle], np.float32) - np.array([left, top, left, top], np.float32)
+        detections = import_supervision().Detections(xyxy=corners)
+        _annotator(colour, line_width).annotate(region, detections, custom_color_lookup=np.zeros(1, int))
 
 
 def draw_masks(pixels: np.ndarray, boxes: Sequence[DrawnBox]) -> None:

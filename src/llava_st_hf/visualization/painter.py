@@ -11,8 +11,10 @@ from .text import blend, paragraph, text_mask, text_width
 from .tracks import Track, scaled
 
 
-# Opacity of the time bar, of 255.
-_BAR_OPACITY = 170
+# The frame behind the time bar is darkened by this many halvings.
+_DARKER = 2
+# A caption is drawn at the box if it needs at most this fraction of the width of the frame, else at the top.
+_LABEL_WIDTH = 0.5
 # The captions of the current events take at most this many lines each, and this fraction of the height of the frame.
 _CAPTION_LINES, _CAPTION_HEIGHT = 2, 0.3
 _GREY: Colour = (120, 120, 120)
@@ -69,7 +71,10 @@ class FramePainter:
                 f"Frames of {width}x{height} pixels have no room for text: captions and times are left out. Draw with a larger scale "
                 f"(scale={-(-SMALLEST_WITH_TEXT // min(width, height)) * max(scale, 1):g})."
             )
+        fits = (text_width(track.label(with_text=True) or "", self.font_size) <= _LABEL_WIDTH * width for track in tracks)
+        self._has_caption_at_box = [track.text is not None and is_short for track, is_short in zip(tracks, fits, strict=True)]
         self._captions: dict[tuple[int, ...], np.ndarray] = {}
+        self._rails_top = 0  # first row of the rails in the time bar
         self._bar = self._time_bar() if tracks else None
 
     @property
@@ -98,7 +103,15 @@ class FramePainter:
         self.paint_boxes(pixels, frame, occupied, has_captions=True)
 
     def paint_boxes(self, pixels: np.ndarray, frame: int, occupied: Sequence[Rectangle] = (), has_captions: bool = False) -> None:
-        """Draws the boxes of a frame with labels, and with `has_captions` the captions that are too long for them at the top."""
+        """
+        Draws the boxes of a frame with labels in place.
+
+        Args:
+            pixels, frame: see `paint`.
+            occupied: rectangles that labels may not cover.
+            has_captions: whether captions are drawn: short ones at the boxes, others at the top. Without them, labels are names, numbers
+                and scores.
+        """
         active = [index for index, track in enumerate(self.tracks) if frame in track.frames]
         boxes, captioned, taken = [], [], list(occupied)
         for index in active:
@@ -108,9 +121,9 @@ class FramePainter:
                 self._note(f"The box {list(box.xyxy)} of frame {frame} is outside the frame; it is not drawn.")
                 box = None
             if box is not None:
-                label = track.label(with_text=True) if self.has_text else None
+                label = track.label(has_captions and self._has_caption_at_box[index]) if self.has_text else None
                 boxes.append(scaled(box, self.scale, track.colour, label, size))
-            if track.title and (box is None or not track.has_short_text):
+            if track.title and (box is None or not self._has_caption_at_box[index]):
                 captioned.append(index)
         caption = self._caption(tuple(captioned)) if captioned and self.has_text and has_captions else None
         if caption is not None:
@@ -169,8 +182,10 @@ class FramePainter:
         height = min(max(rows_height, round(1.4 * self.font_size) if self.has_text else 0) + 2 * padding, self.height)
         left = 2 * padding
         right = self.width - 1 - left - (self._clock_width() + padding if self.has_text else 0)
+        rows_height = min(rows_height, height)
+        height += (height - rows_height) % 2  # the rails are in the middle
         pixels = np.zeros((height, self.width, 3), np.uint8)
-        top = (height - rows_height) // 2
+        top = self._rails_top = (height - rows_height) // 2
         pixels[top : top + rows_height, left : right + 1] = _GREY
         gap = 1 if row_height > 3 else 0
         for row, (low, high), track in placed:
@@ -187,8 +202,10 @@ class FramePainter:
     def _paint_bar(self, pixels: np.ndarray, top: int, frame: int, seconds: float | None) -> None:
         bar, left, right = self._bar
         region = pixels[top:]
-        opaque = (bar != 0).any(axis=2, keepdims=True)
-        region[:] = np.where(opaque, bar, region // 255 if _BAR_OPACITY == 255 else (region.astype(np.uint16) * (255 - _BAR_OPACITY) // 255))
+        region >>= _DARKER
+        above = self._rails_top
+        rails = slice(above, len(bar) - above), slice(left, right + 1)
+        region[rails] = bar[rails]
         if self.bounds is not None and seconds is not None:
             position = (seconds - self.bounds[0]) / max(self.bounds[1] - self.bounds[0], 1e-9)
             text = clock_text(seconds)

@@ -15,8 +15,6 @@ from .fonts import printable
 
 
 Answer = Grounding | Mapping[str, Any]
-# Labels of at most this many characters are drawn at their boxes; longer ones are written once, above the frame or at its top.
-SHORT_LABEL = 40
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,10 @@ class Track:
         score = self.event.span_score if self.event.score is None else self.event.score
         return None if score is None else f"{score:.2f}"
 
-    @property
-    def has_short_text(self) -> bool:
-        return self.text is not None and len(self.text) <= SHORT_LABEL
-
     def label(self, with_text: bool) -> str | None:
-        """Text at a box: with `with_text` the caption, else the name or number; each with the score. None if there is none of them."""
-        number = None if self.number is None else f"#{self.number}"
-        text = self.text if with_text and self.has_short_text else number
-        return " ".join(filter(None, [self.name and f"{self.name}:" if text else self.name, text, self.score_text])) or None
+        """Text at a box: the caption or, without `with_text`, the number; with the name and score. None if there is none of them."""
+        text = self.text if with_text and self.text else None if self.number is None else f"#{self.number}"
+        return " ".join(filter(None, [f"{self.name}:" if self.name and text else self.name, text, self.score_text])) or None
 
     def box_at(self, frame: int) -> Box | None:
         """The box in a frame of the event, interpolated where the answer has none; None outside the event, and without boxes."""

@@ -121,7 +121,10 @@ def draw_animation(
         for number, end in zip(chosen, ends, strict=True):
             durations.append(max(round(1000 * (end - frames.seconds(number))), 20))
         with atomic_output(output) as path:
-            options = {"quality": 80, "method": 4} if output.suffix.lower() == ".webp" else {"optimize": True}
+            is_gif = output.suffix.lower() == ".gif"
+            if is_gif:  # each frame has a palette of its own; the default method takes a hundred times as long
+                images = [image.quantize(255, method=PIL.Image.Quantize.FASTOCTREE) for image in images]
+            options = {} if is_gif else {"quality": 80, "method": 2}
             images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
         return [*([] if tracks else [NO_EVENTS]), *painter.notes]
 

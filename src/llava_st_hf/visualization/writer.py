@@ -119,6 +119,7 @@ class VideoWriter:
         self._ticks = exact.numerator * math.ceil(10000 / exact.numerator) if rate else _CLOCK  # per second
         self._durations: dict[int, int] = {}  # of frames in the encoder, in ticks, by their time
         self._last = -1
+        self._has_sound = False
         self._height = height
         self._matrix = source.colours[0] if source else _BT709 if height >= 720 else _BT601
         try:
@@ -157,6 +158,8 @@ class VideoWriter:
             seconds: at which it is displayed, from the start of the file.
             duration: seconds for which it is displayed.
         """
+        if self._last < 0 and not self._has_sound and seconds > 1e-3:
+            self.notes.append(f"The annotated video begins with its first frame, which the original displays at {seconds:g} s.")
         if any(self._odd):
             pixels = np.pad(pixels, ((0, self._odd[1]), (0, self._odd[0]), (0, 0)), mode="edge")
         frame = import_av().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -191,6 +194,7 @@ class VideoWriter:
             else:
                 kept = " or ".join(other for other in (".mp4", ".mkv") if other != suffix)
                 self.notes.append(f"The sound is left out: a {suffix} file cannot have {name} audio. A {kept} file may have it.")
+        self._has_sound = bool(copies)
         return self._sound_packets(container, copies, source, suffix) if copies else iter(())
 
     def _sound_packets(self, container, copies: dict, source: SourceInfo, suffix: str) -> Iterator:
