@@ -99,12 +99,13 @@ def draw_lines(pixels: np.ndarray, xyxy: Sequence[float], colour: Colour, line_w
     # Of interpolated boxes the corners alone have the full width: the annotator draws on parts of the image that end within the sides.
     x1, y1, x2, y2 = rectangle
     length = max(4, min(x2 - x1, y2 - y1) // 4)
-    margin = line_width + 3
+    extra_width = 2 * max(1, round(line_width / 4))  # of the dark edge, both sides together
+    margin = line_width + extra_width + 1
     whole = (x1 - margin, y1 - margin, x2 + margin + 1, y2 + margin + 1)
     columns, rows = ([(low - margin, low + length), (high - length, high + margin + 1)] for low, high in ((x1, x2), (y1, y2)))
     corners = [(left, top, right, bottom) for left, right in columns for top, bottom in rows] if interpolated else []
     width_of_sides = max(1, line_width // 2) if interpolated else line_width
-    for extra, shade in ((2, BLACK), (0, colour)):
+    for extra, shade in ((extra_width, BLACK), (0, colour)):
         _draw_rectangle(pixels, rectangle, whole, shade, width_of_sides + extra)
         for corner in corners:
             _draw_rectangle(pixels, rectangle, corner, shade, line_width + extra)

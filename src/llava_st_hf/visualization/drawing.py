@@ -145,9 +145,7 @@ def _read_image(medium, download_limits: DownloadLimits | None) -> PIL.Image.Ima
     return PIL.Image.fromarray(pil_to_array(PIL.Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())))
 
 
-def _glyph_notes(
-    groundings: Sequence[Grounding], tracks: Sequence[Track], names: Sequence[str] | None, heading: str | None
-) -> list[str]:
+def _glyph_notes(groundings: Sequence[Grounding], tracks: Sequence[Track], names: Sequence[str] | None, heading: str | None) -> list[str]:
     """A note about the characters of all texts to draw that no font has."""
     texts = [*(names or ()), *filter(None, [heading]), *(track.grounding.label(track.event) or "" for track in tracks)]
     texts += [grounding.query or "" for grounding in groundings]

@@ -58,9 +58,7 @@ class FramePainter:
         notes: what was not drawn, without repetitions.
     """
 
-    def __init__(
-        self, tracks: Sequence[Track], width: int, height: int, scale: float, bounds: tuple[float, float] | None, num_frames: int
-    ):
+    def __init__(self, tracks: Sequence[Track], width: int, height: int, scale: float, bounds: tuple[float, float] | None, num_frames: int):
         self.tracks, self.width, self.height, self.scale = tracks, width, height, scale
         self.line_width, self.font_size = line_width_for(width, height), font_size_for(width, height)
         self.has_text = min(width, height) >= SMALLEST_WITH_TEXT
@@ -141,9 +139,10 @@ class FramePainter:
             blocks, room = [], int(_CAPTION_HEIGHT * self.height)
             for index in active:
                 track = self.tracks[index]
-                block = paragraph(
-                    [(" ", track.colour), ("  " + track.title, None)], self.font_size, self.width, _CAPTION_LINES, BLACK, WHITE
-                )
+                stripe = max(2, self.font_size // 3)  # of the colour of the event, at the left
+                text = paragraph([(track.title, None)], self.font_size, self.width - stripe, _CAPTION_LINES, BLACK, WHITE)
+                block = np.empty((len(text), self.width, 3), np.uint8)
+                block[:, :stripe], block[:, stripe:] = track.colour, text
                 room -= len(block)
                 if room < 0 and blocks:
                     self._note("There is no room for the captions of all events that take place at the same time.")
@@ -188,10 +187,11 @@ class FramePainter:
         top = self._rails_top = (height - rows_height) // 2
         pixels[top : top + rows_height, left : right + 1] = _GREY
         gap = 1 if row_height > 3 else 0
+        shortest = max(2, self.width // 300)  # a span of one moment is visible
         for row, (low, high), track in placed:
             first, last = (left + round(position * (right - left)) for position in (low, high))
-            last = min(max(last, first + 1), right)
-            first = min(first, last - 1)
+            last = min(max(last, first + shortest), right)
+            first = min(first, last - shortest)
             pixels[top + row * row_height + gap : top + (row + 1) * row_height - gap, first : last + 1] = track.colour
         return pixels, left, right
 

@@ -206,5 +206,3 @@ def _run_lengths(counts: str) -> list[int] | None:
         if runs[-1] < 0:
             return None
     return runs
-
-

@@ -110,7 +110,7 @@ class VideoWriter:
         self.notes: list[str] = list(source.notes if source else ())
         self._stack = ExitStack()
         encoder, options = ENCODERS[path.suffix.lower()]
-        self._odd = ((width % 2, height % 2) if encoder in _NEEDS_EVEN_SIZE else (0, 0))
+        self._odd = (width % 2, height % 2) if encoder in _NEEDS_EVEN_SIZE else (0, 0)
         if any(self._odd):
             self.notes.append(
                 f"H.264 needs even sizes: the {width}x{height} pixels of the original are kept, and the last row or column is repeated."
