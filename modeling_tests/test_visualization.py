@@ -396,7 +396,7 @@ def test_draw_sheet_many_events_show_the_first_eight_and_a_note(tmp_path, notes)
     events = [moving_event(media, number, number + 5, f"event {number}") for number in range(10)]
     draw(tmp_path / "in.mp4", answer(media, *events), tmp_path / "out.jpg")
     assert any("first 8 events; the answer has 10" in note for note in notes)
-    assert PIL.Image.open(tmp_path / "out.jpg").height > 8 * 240
+    assert PIL.Image.open(tmp_path / "out.jpg").height > 8 * 180
 
 
 def test_draw_spans_positions_scores_and_empty_rows():
@@ -450,6 +450,18 @@ def test_draw_labelled_many_labels_are_in_the_image_and_do_not_overlap():
     boxes = [DrawnBox((50, 50, 90, 90), PALETTE[number % 8], f"object {number}") for number in range(60)]
     left_out = draw_labelled(pixels, boxes, 2, 11)
     assert left_out and set(left_out) < set(boxes)
+
+
+def test_draw_labelled_long_labels_keep_their_scores():
+    drawn = []
+    for label in ("a very long description of an object " * 4, "a very long description of an obj"):
+        drawn.append(np.zeros((150, 400, 3), np.uint8))
+        assert draw_labelled(drawn[-1], [DrawnBox((50, 60, 90, 90), ANSWER_COLOUR, label, "0.87")], 2, 12) == []
+        assert np.flatnonzero(drawn[-1].any(axis=(0, 2))).max() < 50 + 0.45 * 400
+    labels = [image[40:58] for image in drawn]
+    right = [np.flatnonzero(label.any(axis=(0, 2))).max() for label in labels]
+    scores = [label[:, end - 28 : end] for label, end in zip(labels, right, strict=True)]
+    assert (scores[0] == scores[1]).all() and is_colour(scores[0], (0, 0, 0)).sum() > 30
 
 
 def test_draw_image_objects_captions_and_phrases_have_one_colour_each(tmp_path):

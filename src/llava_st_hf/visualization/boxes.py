@@ -19,7 +19,7 @@ from .text import blend, line_height, shortened, text_mask, text_width
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom excluded
 # A label is at most this fraction of the width of the image.
-_LABEL_WIDTH = 0.6
+_LABEL_WIDTH = 0.45
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class DrawnBox:
     Args:
         xyxy: xmin, ymin, xmax, ymax in pixels of the image.
         colour: of its lines and its label.
-        label: printable text, or None.
+        label: printable text, or None. It is shortened to fit.
+        score: printable text after the label, which is not shortened, or None.
         interpolated: whether its sides are drawn thin; its corners keep their width.
         mask: of the object, boolean (height, width) of the image, or None.
     """
@@ -38,6 +39,7 @@ class DrawnBox:
     xyxy: tuple[float, float, float, float]
     colour: Colour
     label: str | None = None
+    score: str | None = None
     interpolated: bool = False
     mask: np.ndarray | None = None
 
@@ -169,6 +171,14 @@ def place(box: Rectangle, width: int, height: int, image: tuple[int, int], occup
     return None
 
 
+def _label_text(box: DrawnBox, size: int, width: float) -> str:
+    """Label and score of a box, together at most `width` pixels wide, if the score alone is not wider."""
+    if not box.label:
+        return box.score or ""
+    end = f" {box.score}" if box.score else ""
+    return (shortened(box.label, size, width - text_width(end, size)) + end).strip()
+
+
 def draw_labelled(
     pixels: np.ndarray, boxes: Sequence[DrawnBox], line_width: int, font_size: int, occupied: Sequence[Rectangle] = ()
 ) -> list[DrawnBox]:
@@ -190,9 +200,9 @@ def draw_labelled(
     rectangles = [draw_lines(pixels, box.xyxy, box.colour, line_width, box.interpolated) for box in boxes]
     taken, left_out = list(occupied), []
     for box, rectangle in zip(boxes, rectangles, strict=True):
-        if rectangle is None or not box.label:
+        if rectangle is None or not (box.label or box.score):
             continue
-        text = shortened(box.label, font_size, _LABEL_WIDTH * width - font_size)
+        text = _label_text(box, font_size, _LABEL_WIDTH * width - font_size)
         label = label_pixels(text, font_size, box.colour) if text else None
         found = None if label is None else place(rectangle, label.shape[1], label.shape[0], (width, height), taken)
         if found is None:

@@ -4,13 +4,15 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import PIL.Image
 from transformers.utils import logging
 
 from ..model.checks_llava_st import check_rate, is_finite_number
 from ..model.downloads_llava_st import DownloadLimits
-from ..model.image_processing_llava_st import load_image, pil_to_array
+from ..model.image_processing_llava_st import channels_first, checked_pixels, float_scale, load_image
 from ..model.media_files_llava_st import is_data_url, is_file_content, is_url
 from ..model.results_llava_st import Grounding
 from .boxes import import_supervision
@@ -125,10 +127,15 @@ def _checked_output(output: Path, kind: str, medium) -> Path:
     if output.is_dir():
         raise IsADirectoryError(f"output={os.fspath(output)!r} is a folder, not a file")
     source = getattr(medium, "name", None) if is_file_content(medium) else medium
-    is_path = isinstance(source, (str, os.PathLike)) and not is_url(source) and not is_data_url(source)
-    if is_path and output.exists() and os.path.exists(source) and os.path.samefile(source, output):
+    if isinstance(source, (str, os.PathLike)) and not is_url(source) and not is_data_url(source) and _is_same_file(source, output):
         raise ValueError(f"output={os.fspath(output)!r} is the medium itself, which would be replaced; give another path.")
     return output
+
+
+def _is_same_file(source: str | os.PathLike, output: Path) -> bool:
+    """Whether two paths are of the same existing file. `file://` URLs are paths."""
+    path = url2pathname(urlsplit(os.fspath(source)).path) if str(source)[:7].lower() == "file://" else source
+    return output.exists() and os.path.exists(path) and os.path.samefile(path, output)
 
 
 def _article(kind: str) -> str:
@@ -136,13 +143,11 @@ def _article(kind: str) -> str:
 
 
 def _read_image(medium, download_limits: DownloadLimits | None) -> PIL.Image.Image:
-    if isinstance(medium, PIL.Image.Image) or isinstance(medium, (str, os.PathLike)) or is_file_content(medium):
+    if isinstance(medium, (PIL.Image.Image, str, os.PathLike)) or is_file_content(medium):
         return load_image(medium, download_limits)
-    from ..model.image_processing_llava_st import channels_first, checked_pixels, float_scale
-
     pixels = channels_first(medium[None], None)  # (1, channels, height, width)
     pixels = checked_pixels(pixels, True, float_scale([pixels], None, 1 / 255)).round().byte()
-    return PIL.Image.fromarray(pil_to_array(PIL.Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())))
+    return PIL.Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def _glyph_notes(groundings: Sequence[Grounding], tracks: Sequence[Track], names: Sequence[str] | None, heading: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 
-# Packages of the extra `draw` whose files are OpenType fonts (SIL Open Font License): Chinese, Japanese and Korean; emoji and other scripts.
+# Packages of the extra `draw` that are OpenType fonts (SIL Open Font License): Chinese, Japanese and Korean; emoji and other scripts.
 FONT_PACKAGES = ("noto_cjk_sans_otc", "manimgx_fonts")
 # Of the ten families in the collection of Noto Sans CJK, that with the shapes of simplified Chinese. It has the glyphs of all others.
 _CJK_FAMILY = "Noto Sans CJK SC"
@@ -55,7 +55,8 @@ def printable(text: str) -> tuple[str, str]:
 
     Line breaks and other control characters become spaces, variation selectors are left out.
     """
-    drawn, missing = [], {}
+    drawn: list[str] = []
+    missing: dict[str, None] = {}
     for character in unicodedata.normalize("NFC", text):
         kind = unicodedata.category(character)
         if character.isspace() or kind == "Cc":

@@ -47,7 +47,7 @@ class VideoFrames:
             raise ValueError(f"fps={fps!r} can only be given for frames of unknown rate; this video has {known:g} frames per second.")
         self.rate = None if is_varying else known or fps
         self.mean_rate = known or fps
-        self.start = metadata.start_time if isinstance(reader, FramesReader) is False else media.start_time
+        self.start = media.start_time if isinstance(reader, FramesReader) else metadata.start_time
 
     def seconds(self, frame: int) -> float | None:
         """Seconds at which a frame is displayed, or the last one ends for `num_frames`; None if the rate is unknown."""
@@ -59,6 +59,27 @@ class VideoFrames:
             return float(self.times[frame])
         gap = self.times[-1] - self.times[-2] if len(self.times) > 1 else 1 / self.mean_rate if self.mean_rate else 0.1
         return float(self.times[-1] + gap)
+
+    def exact_seconds(self, frame: int) -> float:
+        """`seconds` of a video whose rate is known, see `known_rate`."""
+        seconds = self.seconds(frame)
+        assert seconds is not None
+        return seconds
+
+    def known_rate(self, what: str) -> float:
+        """Frames per second on average. Raises `ValueError` if they are unknown, but `what` is to be written, which needs them."""
+        if not self.mean_rate or self.bounds is None:
+            raise ValueError(f"The frame rate of the video is unknown, and {what} needs one: give fps, the frames per second.")
+        return self.mean_rate
+
+    def frame_at(self, seconds: float) -> int:
+        """Index of the frame that is displayed at a time; the first or last one outside the video."""
+        if self.rate:
+            number = int((seconds - self.start) * self.rate + 1e-6)
+        else:
+            assert self.times is not None
+            number = int(np.searchsorted(self.times, seconds + 1e-6, side="right")) - 1
+        return min(max(number, 0), self.num_frames - 1)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -94,13 +115,13 @@ def open_frames(
     Raises:
         OSError, ValueError: see `read_video` and `check_size`.
     """
-    media = groundings[0].media
-    is_truncated = any(grounding.media.notes for grounding in groundings)
+    described = [grounding.media for grounding in groundings if grounding.media is not None]
+    is_truncated = any(media.notes for media in described)
 
     def read(reader) -> Result:
-        frames = VideoFrames(reader, media, fps)
-        for grounding in groundings:
-            check_size(grounding.media, "video", frames.width, frames.height, frames.num_frames)
+        frames = VideoFrames(reader, described[0], fps)
+        for media in described:
+            check_size(media, "video", frames.width, frames.height, frames.num_frames)
         return use(frames)
 
     return read_video(medium, read, allow_truncated=is_truncated, download_limits=download_limits)

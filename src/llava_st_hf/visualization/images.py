@@ -35,7 +35,9 @@ def draw_boxes(
     """
     pixels = np.array(as_image(image))
     height, width = pixels.shape[:2]
-    drawn = [DrawnBox(tuple(box), colour, None if label is None else printable(label)[0]) for box, colour, label in boxes]
+    drawn = [
+        DrawnBox((box[0], box[1], box[2], box[3]), colour, None if label is None else printable(label)[0]) for box, colour, label in boxes
+    ]
     draw_labelled(pixels, drawn, line_width or line_width_for(width, height), font_size_for(width, height))
     return PIL.Image.fromarray(pixels)
 
@@ -59,7 +61,8 @@ def draw_image(
         ValueError: if the image is not the one that the answers are about.
     """
     for grounding in groundings:
-        check_size(grounding.media, "image", image.width, image.height)
+        if grounding.media is not None:
+            check_size(grounding.media, "image", image.width, image.height)
     factor = picture_scale(image.width, image.height) if scale is None else scale
     enlarged = resized(_opaque(image), factor)
     pixels, size = np.array(enlarged), (image.width, image.height)
@@ -68,12 +71,11 @@ def draw_image(
     font_size, notes = font_size_for(width, height), [] if tracks else [NO_EVENTS]
     boxes = []
     for track in tracks:
-        label = track.label(with_text=True) if has_text else None
         for box in track.event.boxes:
             if box.xmax < 0 or box.ymax < 0 or box.xmin > size[0] or box.ymin > size[1]:
                 notes.append(f"The box {list(box.xyxy)} is outside the image; it is not drawn.")
             else:
-                boxes.append(scaled(box, factor, track.colour, label, size))
+                boxes.append(scaled(box, track, factor, size, has_text, with_text=True))
     if boxes and not has_text:
         notes.append(f"Images of {width}x{height} pixels have no room for text: labels are left out. Draw with a larger scale.")
     for box in draw_labelled(pixels, boxes, line_width_for(width, height), font_size):
@@ -107,7 +109,7 @@ def caption_runs(grounding: Grounding, tracks: Sequence[Track]) -> tuple[list[Ru
     for track in tracks:
         caption = track.event.caption
         found = text.find(caption, position) if caption and track.event.boxes else -1
-        if found >= 0:
+        if caption and found >= 0:
             runs += [(text[position:found], None), (text[found : found + len(caption)], track.colour)]
             position = found + len(caption)
     runs.append((text[position:], None))

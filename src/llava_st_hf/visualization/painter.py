@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .boxes import DrawnBox, Rectangle, draw_labelled
+from .boxes import Rectangle, draw_labelled
 from .colours import BLACK, SMALLEST_WITH_TEXT, WHITE, Colour, font_size_for, line_width_for
 from .text import blend, paragraph, text_mask, text_width
 from .tracks import Track, scaled
@@ -14,7 +14,7 @@ from .tracks import Track, scaled
 # The frame behind the time bar is darkened by this many halvings.
 _DARKER = 2
 # A caption is drawn at the box if it needs at most this fraction of the width of the frame, else at the top.
-_LABEL_WIDTH = 0.5
+_LABEL_WIDTH = 0.35
 # The captions of the current events take at most this many lines each, and this fraction of the height of the frame.
 _CAPTION_LINES, _CAPTION_HEIGHT = 2, 0.3
 _GREY: Colour = (120, 120, 120)
@@ -53,15 +53,25 @@ class FramePainter:
         bounds: seconds at which the first frame is displayed and at which the last one ends; None if the times are unknown, then the time
             bar has frame indices.
         num_frames: of the video.
+        sizes: width of lines and size of the font in pixels; None for those that fit the frame, without text on frames that are too small.
 
     Attributes:
         notes: what was not drawn, without repetitions.
     """
 
-    def __init__(self, tracks: Sequence[Track], width: int, height: int, scale: float, bounds: tuple[float, float] | None, num_frames: int):
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        width: int,
+        height: int,
+        scale: float,
+        bounds: tuple[float, float] | None,
+        num_frames: int,
+        sizes: tuple[int, int] | None = None,
+    ):
         self.tracks, self.width, self.height, self.scale = tracks, width, height, scale
-        self.line_width, self.font_size = line_width_for(width, height), font_size_for(width, height)
-        self.has_text = min(width, height) >= SMALLEST_WITH_TEXT
+        self.line_width, self.font_size = sizes or (line_width_for(width, height), font_size_for(width, height))
+        self.has_text = sizes is not None or min(width, height) >= SMALLEST_WITH_TEXT
         self.bounds, self.num_frames = bounds, num_frames
         self._notes: dict[str, None] = {}
         if tracks and not self.has_text:
@@ -119,8 +129,8 @@ class FramePainter:
                 self._note(f"The box {list(box.xyxy)} of frame {frame} is outside the frame; it is not drawn.")
                 box = None
             if box is not None:
-                label = track.label(has_captions and self._has_caption_at_box[index]) if self.has_text else None
-                boxes.append(scaled(box, self.scale, track.colour, label, size))
+                with_text = has_captions and self._has_caption_at_box[index]
+                boxes.append(scaled(box, track, self.scale, size, self.has_text, with_text))
             if track.title and (box is None or not self._has_caption_at_box[index]):
                 captioned.append(index)
         caption = self._caption(tuple(captioned)) if captioned and self.has_text and has_captions else None
@@ -136,7 +146,8 @@ class FramePainter:
         if active not in self._captions:
             if len(self._captions) > 64:
                 self._captions.clear()
-            blocks, room = [], int(_CAPTION_HEIGHT * self.height)
+            blocks: list[np.ndarray] = []
+            room = int(_CAPTION_HEIGHT * self.height)
             for index in active:
                 track = self.tracks[index]
                 stripe = max(2, self.font_size // 3)  # of the colour of the event, at the left

@@ -19,11 +19,10 @@ from .tracks import Track
 from .videos import NO_EVENTS
 
 
-COLUMNS = 4
 # Frames of a sheet of one event, and of each event if there are several, and the events with frames of their own.
-_FRAMES_OF_ONE, _FRAMES_OF_EACH, _EVENTS = 8, 4, 8
-_CELL_WIDTH, _CELL_HEIGHT = 300, 400  # at most, in pixels
-_LINE_WIDTH = 3
+_FRAMES_OF_ONE, _FRAMES_OF_EACH, _EVENTS = 8, 6, 8
+# Of a sheet of one event, and of several: columns, width and height of a frame at most, width of lines and size of the font in pixels.
+_ONE, _SEVERAL = (4, (300, 400), (3, CAPTION_SIZE)), (6, (200, 280), (2, 11))
 # Frames before and after an event are this fraction of its duration away from it.
 _DISTANCE = 0.3
 
@@ -77,10 +76,10 @@ def draw_sheet(
         notes = [] if tracks else [NO_EVENTS]
         rows = _rows(frames, tracks, notes)
         wanted = sorted({moment.frame for _, row in rows for moment in row})
-        scale = min(_CELL_WIDTH / frames.width, _CELL_HEIGHT / frames.height)
+        columns, cell, sizes = _ONE if len(rows) == 1 else _SEVERAL
+        scale = min(cell[0] / frames.width, cell[1] / frames.height)
         width, height = (max(1, round(side * scale)) for side in (frames.width, frames.height))
-        painter = FramePainter(tracks, width, height, scale, frames.bounds, frames.num_frames)
-        painter.line_width, painter.font_size = _LINE_WIDTH, CAPTION_SIZE
+        painter = FramePainter(tracks, width, height, scale, frames.bounds, frames.num_frames, sizes)
         images = {}
         for number, pixels in zip(wanted, frames.pixels(wanted), strict=True):
             drawn = np.array(resized(PIL.Image.fromarray(pixels), scale).resize((width, height)))
@@ -89,15 +88,15 @@ def draw_sheet(
         lines = []
         for track, row in rows:
             cells = [_cell(images[moment.frame], moment, track, frames) for moment in row]
-            lines += [side_by_side(cells[start : start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
+            lines += [side_by_side(cells[start : start + columns]) for start in range(0, len(cells), columns)]
         whole = one_above_another(lines, gap=8)
-        bounds = frames.bounds
-        in_seconds = bounds is not None
-        marks = [frames.seconds(frame) if in_seconds else float(frame) for frame in wanted]
         parts = [whole]
         if tracks:
-            axis = bounds if in_seconds else (0.0, float(frames.num_frames - 1))
-            parts.append(draw_spans(tracks, axis, max(whole.width, 480), marks, "s" if in_seconds else "frame"))
+            if frames.bounds is not None:
+                axis, marks, unit = frames.bounds, [frames.exact_seconds(frame) for frame in wanted], "s"
+            else:
+                axis, marks, unit = (0.0, frames.num_frames - 1.0), [float(frame) for frame in wanted], "frame"
+            parts.append(draw_spans(tracks, axis, max(whole.width, 480), marks if len(rows) == 1 else (), unit))
         sheet = one_above_another(parts, gap=8)
         text = heading if heading is not None else groundings[0].query
         return (add_caption(sheet, text) if text else sheet), [*notes, *painter.notes]
@@ -122,10 +121,10 @@ def _rows(frames: VideoFrames, tracks: Sequence[Track], notes: list[str]) -> lis
 def _cell(image: PIL.Image.Image, moment: Moment, track: Track | None, frames: VideoFrames) -> PIL.Image.Image:
     """A frame below its time, on the colour of the event if it is within it."""
     seconds = frames.seconds(moment.frame)
-    time = f"frame {moment.frame}" if seconds is None else f"{clock_text(seconds)} · frame {moment.frame}"
     number = f"#{track.number} · " if track is not None and track.number is not None else ""
     colour: Colour = track.colour if track is not None and moment.place == "within" else RAIL
-    place = f" · {moment.place}" if moment.place in ("before", "after") else ""
+    place = moment.place if moment.place in ("before", "after") else None
+    time = " · ".join(filter(None, [None if seconds is None else clock_text(seconds), place or f"frame {moment.frame}"]))
     ink = readable_on(colour) if moment.place == "within" else INK
-    lines = paragraph([(f"{number}{time}{place}", None)], CAPTION_SIZE, image.width, None, colour, ink)
+    lines = paragraph([(f"{number}{time}", None)], CAPTION_SIZE, image.width, 1, colour, ink)
     return one_above_another([PIL.Image.fromarray(lines), image], gap=0)

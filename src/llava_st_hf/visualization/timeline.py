@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -41,7 +42,7 @@ def draw_spans(
     bounds: tuple[float, float],
     width: int = 960,
     marks: Sequence[float] = (),
-    unit: str | None = "s",
+    unit: str = "s",
 ) -> PIL.Image.Image:
     """
     Draws the spans of the events of one or several answers, with their captions and scores, above an axis in seconds or frames.
@@ -100,7 +101,7 @@ def _draw(
             _bar(axes, min(first, high - 2 * pixel), max(last, min(first, high - 2 * pixel) + 2 * pixel), middle, colour)
         for number, line in enumerate(lines):
             y = height - (top + (row_height - line_height(_FONT) * len(lines)) / 2 + (number + 0.5) * line_height(_FONT))
-            style = {"family": family, "fontsize": _FONT, "va": "center_baseline", "parse_math": False, "color": _fraction(INK)}
+            style: Any = {"family": family, "fontsize": _FONT, "va": "center_baseline", "parse_math": False, "color": _fraction(INK)}
             figure.text(2 / width, y / height, line, **style)
         top += row_height
     for mark in marks:

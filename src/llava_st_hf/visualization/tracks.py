@@ -58,9 +58,9 @@ class Track:
         return None if score is None else f"{score:.2f}"
 
     def label(self, with_text: bool) -> str | None:
-        """Text at a box: the caption or, without `with_text`, the number; with the name and score. None if there is none of them."""
+        """Text at a box before the score: the name, and the caption or, without `with_text`, the number. None if there is none of them."""
         text = self.text if with_text and self.text else None if self.number is None else f"#{self.number}"
-        return " ".join(filter(None, [f"{self.name}:" if self.name and text else self.name, text, self.score_text])) or None
+        return " ".join(filter(None, [f"{self.name}:" if self.name and text else self.name, text])) or None
 
     def box_at(self, frame: int) -> Box | None:
         """The box in a frame of the event, interpolated where the answer has none; None outside the event, and without boxes."""
@@ -103,14 +103,16 @@ def make_tracks(groundings: Sequence[Grounding], names: Sequence[str] | None, co
     """
     several = len(groundings) > 1
     if names is None:
-        names = [f"answer {number}" for number in range(1, len(groundings) + 1)] if several else [None]
+        shown: list[str | None] = [f"answer {number}" if several else None for number in range(1, len(groundings) + 1)]
     elif isinstance(names, str) or len(names) != len(groundings):
         raise ValueError(f"names must have one entry for each of {len(groundings)} answers; got {names!r:.200}.")
+    else:
+        shown = [printable(str(name))[0] for name in names]
     given = None if colours is None else [check_colour(colour, "colours") for colour in colours]
     if several and given is not None and len(given) != len(groundings):
         raise ValueError(f"colours must have one entry for each of {len(groundings)} answers; got {len(given)}.")
     tracks = []
-    for index, (grounding, name) in enumerate(zip(groundings, names, strict=True)):
+    for index, (grounding, name) in enumerate(zip(groundings, shown, strict=True)):
         for place, event in enumerate(grounding.events):
             key = index if several else place
             text = grounding.label(event)
@@ -120,7 +122,7 @@ def make_tracks(groundings: Sequence[Grounding], names: Sequence[str] | None, co
                     event=event,
                     colour=given[key % len(given)] if given else palette_colour(key),
                     number=place + 1 if len(grounding.events) > 1 else None,
-                    name=None if name is None else printable(str(name))[0],
+                    name=name,
                     text=(printable(text)[0].strip() or None) if text else None,
                     frames=grounding.frames(event) if grounding.is_video else range(0),
                     tubelet=event.tubelet,
@@ -148,16 +150,19 @@ def check_size(media: MediaInfo, kind: str, width: int, height: int, num_frames:
         raise ValueError(f"The answer is about another video: its clip ends at frame {media.last_frame} of {num_frames} frames.")
 
 
-def scaled(box: Box, scale: float, colour: Colour, label: str | None, size: tuple[int, int]) -> DrawnBox:
+def scaled(box: Box, track: Track, scale: float, size: tuple[int, int], has_label: bool, with_text: bool) -> DrawnBox:
     """
-    A box of an answer on an image that is `scale` times as large as the medium.
+    A box of an event on an image that is `scale` times as large as the medium.
 
     Args:
         size: width and height of the medium in pixels, that of the mask.
+        has_label: whether it is drawn with a label.
+        with_text: see `Track.label`.
     """
     corners = [side * scale for side in box.xyxy]
     mask = None if box.mask is None else scaled_mask(decode_mask(box.mask, *size), scale)
-    return DrawnBox((corners[0], corners[1], corners[2], corners[3]), colour, label, box.interpolated, mask)
+    label, score = (track.label(with_text), track.score_text) if has_label else (None, None)
+    return DrawnBox((corners[0], corners[1], corners[2], corners[3]), track.colour, label, score, box.interpolated, mask)
 
 
 def scaled_mask(mask: np.ndarray, scale: float) -> np.ndarray:

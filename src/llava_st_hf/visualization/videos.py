@@ -2,7 +2,9 @@
 """Annotated videos: a copy of a video with boxes, captions and a time bar, and animated pictures of the part with events."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -53,22 +55,19 @@ def draw_video(
     """
 
     def write(frames: VideoFrames) -> list[str]:
-        bounds = frames.bounds
-        if bounds is None or not frames.mean_rate:
-            raise ValueError("The frame rate of the video is unknown, and a video file needs one: give fps, the frames per second.")
+        mean_rate = frames.known_rate("a video file")
         width, height = round(frames.width * scale), round(frames.height * scale)
-        painter = FramePainter(tracks, width, height, scale, bounds, frames.num_frames)
+        painter = FramePainter(tracks, width, height, scale, frames.bounds, frames.num_frames)
         source = None
         if isinstance(frames.reader, VideoFileReader):
             index = frames.reader.index
             source = source_info(index.path, index.stream, float(index.times[0]))
-        with atomic_output(output) as path, VideoWriter(path, width, height, frames.rate, frames.mean_rate, source) as writer:
+        with atomic_output(output) as path, VideoWriter(path, width, height, frames.rate, mean_rate, source) as writer:
             for number, pixels in enumerate(frames.pixels(range(frames.num_frames))):
                 pixels = _scaled(pixels, scale)
-                seconds, end = frames.seconds(number), frames.seconds(number + 1)
-                assert seconds is not None and end is not None
+                seconds = frames.exact_seconds(number)
                 painter.paint(pixels, number, seconds)
-                writer.write(pixels, seconds, end - seconds)
+                writer.write(pixels, seconds, frames.exact_seconds(number + 1) - seconds)
         return [*([] if tracks else [NO_EVENTS]), *writer.notes, *painter.notes]
 
     return open_frames(medium, groundings, write, fps, download_limits)
@@ -102,29 +101,26 @@ def draw_animation(
     """
 
     def write(frames: VideoFrames) -> list[str]:
-        bounds = frames.bounds
-        if bounds is None or not frames.mean_rate:
-            raise ValueError("The frame rate of the video is unknown, and an animated picture needs one: give fps, the frames per second.")
+        mean_rate = frames.known_rate("an animated picture")
         first, last = _shown(frames, tracks)
-        length = frames.seconds(last + 1) - frames.seconds(first)
-        step = max(1 / frames.mean_rate, 1 / ANIMATION_RATE, length / ANIMATION_FRAMES)
-        chosen = sorted({min(max(_frame_at(frames, frames.seconds(first) + n * step), first), last) for n in range(int(length / step) + 1)})
+        start, end = frames.exact_seconds(first), frames.exact_seconds(last + 1)
+        step = max(1 / mean_rate, 1 / ANIMATION_RATE, (end - start) / ANIMATION_FRAMES)
+        chosen = sorted({min(frames.frame_at(start + number * step), last) for number in range(int((end - start) / step) + 1)})
         factor = _animation_scale(frames.width, frames.height) if scale is None else scale
         width, height = (max(1, round(side * factor)) for side in (frames.width, frames.height))
-        painter = FramePainter(tracks, width, height, factor, bounds, frames.num_frames)
-        images, durations = [], []
+        painter = FramePainter(tracks, width, height, factor, frames.bounds, frames.num_frames)
+        images = []
         for number, pixels in zip(chosen, frames.pixels(chosen), strict=True):
             drawn = np.array(resized(PIL.Image.fromarray(pixels), factor))
-            painter.paint(drawn, number, frames.seconds(number))
+            painter.paint(drawn, number, frames.exact_seconds(number))
             images.append(PIL.Image.fromarray(drawn))
-        ends = [frames.seconds(number) for number in chosen[1:]] + [frames.seconds(last + 1)]
-        for number, end in zip(chosen, ends, strict=True):
-            durations.append(max(round(1000 * (end - frames.seconds(number))), 20))
+        times = [*map(frames.exact_seconds, chosen), end]
+        durations = [max(round(1000 * (after - before)), 20) for before, after in pairwise(times)]  # milliseconds
         with atomic_output(output) as path:
             is_gif = output.suffix.lower() == ".gif"
             if is_gif:  # each frame has a palette of its own; the default method takes a hundred times as long
                 images = [image.quantize(255, method=PIL.Image.Quantize.FASTOCTREE) for image in images]
-            options = {} if is_gif else {"quality": 80, "method": 2}
+            options: dict[str, Any] = {} if is_gif else {"quality": 80, "method": 2}
             images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
         return [*([] if tracks else [NO_EVENTS]), *painter.notes]
 
@@ -137,16 +133,9 @@ def _shown(frames: VideoFrames, tracks: Sequence[Track]) -> tuple[int, int]:
     if not ranges:
         return frames.media.first_frame, min(frames.media.last_frame, frames.num_frames - 1)
     first, last = min(frames_of[0] for frames_of in ranges), max(frames_of[-1] for frames_of in ranges)
-    start, end = frames.seconds(first), frames.seconds(last + 1)
+    start, end = frames.exact_seconds(first), frames.exact_seconds(last + 1)
     margin = max(_MARGIN * (end - start), _SHORTEST_MARGIN)
-    return _frame_at(frames, start - margin), min(_frame_at(frames, end + margin), frames.num_frames - 1)
-
-
-def _frame_at(frames: VideoFrames, seconds: float) -> int:
-    """Index of the frame that is displayed at a time; the first or last one outside the video."""
-    if frames.rate:
-        return min(max(int((seconds - frames.start) * frames.rate + 1e-6), 0), frames.num_frames - 1)
-    return min(max(int(np.searchsorted(frames.times, seconds + 1e-6, side="right")) - 1, 0), frames.num_frames - 1)
+    return frames.frame_at(start - margin), frames.frame_at(end + margin)
 
 
 def _animation_scale(width: int, height: int) -> float:
