@@ -49,7 +49,7 @@ def main() -> None:
     answer = pipeline("video-grounding", model=args.model)(video, **question)
     print(f"question: {json.dumps(question)}")
     print(json.dumps(answer, indent=2, ensure_ascii=False))
-    (args.output / "answer.json").write_text(json.dumps(answer, indent=2, ensure_ascii=False), encoding="utf-8")
+    (args.output / "answer.json").write_text(json.dumps({"question": question, **answer}, indent=2, ensure_ascii=False), encoding="utf-8")
 
     answers, names, colours = [Grounding.from_dict(answer)], ["answer"], [ANSWER_COLOUR]
     if not args.video and not args.text:

@@ -2,6 +2,7 @@
 """Annotated videos, contact sheets, labelled images and timelines: what is drawn where, on the pixels of the files that are written."""
 
 import ast
+import re
 from functools import partial
 from pathlib import Path
 
@@ -534,3 +535,12 @@ def test_visualization_imports_drawing_libraries_only_when_it_draws():
             assert not {name.split(".")[0] for name in names} & {"supervision", "matplotlib", "cv2", "pycocotools"}, file.name
     assert draw is llava_st_hf.visualization.draw and callable(draw_video)
     assert moving_frames(1, 4, 4).shape == (1, 4, 4, 3)
+
+
+def test_visualization_page_examples_write_the_files_that_they_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "visualization.md").read_text(encoding="utf-8")
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
+    written = {"moves_right.mp4", "moves_right.jpg", "moves_right.webp", "described.png", "compared.png", "timeline.png"}
+    assert written <= {path.name for path in tmp_path.iterdir()} and all(name in page for name in written)
+    assert PIL.Image.open("described.png").width == 528

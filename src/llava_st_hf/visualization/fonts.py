@@ -32,7 +32,7 @@ def font_families() -> tuple[str, ...]:
             known = len(font_manager.fontManager.ttflist)
             font_manager.fontManager.addfont(file)
             added = [font.name for font in font_manager.fontManager.ttflist[known:]]
-            names += [_CJK_FAMILY] if _CJK_FAMILY in added else added[:1]
+            names += [_CJK_FAMILY] if _CJK_FAMILY in added else added[:1]  # matplotlib 3.10 reads the first family of a collection alone
     return tuple(names)
 
 
@@ -43,10 +43,10 @@ def _has_glyph(character: str) -> bool:
 
 @cache
 def _faces() -> tuple:
-    from matplotlib import font_manager, ft2font
+    from matplotlib import font_manager
 
     paths = [font_manager.findfont(font_manager.FontProperties(family=[name]), fallback_to_default=False) for name in font_families()]
-    return tuple(ft2font.FT2Font(str(path), face_index=path.face_index) for path in paths)
+    return tuple(font_manager.get_font(path) for path in paths)
 
 
 def printable(text: str) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def draw_sheet(
     With one answer, each event has frames; with several answers, each event of the first one that has any, with the boxes of all answers.
 
     Args:
-        heading: text above the frames; None for the question of the first answer, if it is known.
+        heading: text above the frames; None for the first question of the answers that is known.
         medium, groundings, tracks, fps, download_limits: see `draw_video`. Without `fps` and with an unknown rate, times are frame indices.
 
     Returns:
@@ -98,7 +98,8 @@ def draw_sheet(
                 axis, marks, unit = (0.0, frames.num_frames - 1.0), [float(frame) for frame in wanted], "frame"
             parts.append(draw_spans(tracks, axis, max(whole.width, 480), marks if len(rows) == 1 else (), unit))
         sheet = one_above_another(parts, gap=8)
-        text = heading if heading is not None else groundings[0].query
+        queries = (grounding.query for grounding in groundings if grounding.query)
+        text = next(queries, None) if heading is None else heading
         return (add_caption(sheet, text) if text else sheet), [*notes, *painter.notes]
 
     return open_frames(medium, groundings, draw, fps, download_limits)
