@@ -124,15 +124,22 @@ def sound_packets(path: Path) -> list[tuple[float, bytes]]:
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return []
-        return [(float(packet.pts * packet.time_base), bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+        start = (container.start_time or 0) / 1e6
+        return [(float(packet.pts * packet.time_base) - start, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
 
 
 @pytest.mark.parametrize(
-    ("sound", "suffix", "is_kept"),
-    [("aac", ".mp4", True), ("aac", ".mkv", True), ("aac", ".webm", False), ("libopus", ".webm", True)],
+    ("sound", "source", "suffix", "is_kept"),
+    [
+        ("aac", "in.mp4", ".mp4", True),
+        ("aac", "in.mp4", ".mkv", True),
+        ("aac", "in.mp4", ".webm", False),
+        ("libopus", "in.mkv", ".webm", True),
+        ("mp2", "in.ts", ".mp4", True),  # its clock starts at 1.4 s
+    ],
 )
-def test_draw_video_sound_is_copied_where_the_container_allows_it_else_noted(tmp_path, notes, sound, suffix, is_kept):
-    source = tmp_path / ("in.mp4" if sound == "aac" else "in.mkv")
+def test_draw_video_sound_is_copied_where_the_container_allows_it_else_noted(tmp_path, notes, sound, source, suffix, is_kept):
+    source = tmp_path / source
     write_one(source, sound=(sound, 2.0))
     draw(str(source), answer(contents(source)[2]), tmp_path / f"out{suffix}")
     before, after = sound_packets(source), sound_packets(tmp_path / f"out{suffix}")
@@ -470,8 +477,8 @@ def test_draw_image_objects_captions_and_phrases_have_one_colour_each(tmp_path):
     text = "A dog [<WIDTH-010><HEIGHT-010><WIDTH-030><HEIGHT-040>] and a cat [<WIDTH-060><HEIGHT-020><WIDTH-080><HEIGHT-070>]."
     events = Event("A dog", boxes=(Box(40, 30, 120, 120),), score=0.9), Event("a cat", boxes=(Box(240, 60, 320, 210),))
     dense = Grounding(text=text, events=events, media=MediaInfo("image", 400, 300))
-    runs, missing = caption_runs(dense, make_tracks([dense], None, None))
-    assert runs == [("A dog", PALETTE[0]), (" and ", None), ("a cat", PALETTE[1]), (".", None)] and missing == ""
+    runs = caption_runs(dense, make_tracks([dense], None, None))
+    assert runs == [("A dog", PALETTE[0]), (" and ", None), ("a cat", PALETTE[1]), (".", None)]
     draw(tmp_path / "in.png", dense, tmp_path / "out.png")
     drawn = np.array(PIL.Image.open(tmp_path / "out.png"))
     assert drawn.shape[1] == 400 and drawn.shape[0] > 300

@@ -153,6 +153,6 @@ def _read_image(medium, download_limits: DownloadLimits | None) -> PIL.Image.Ima
 def _glyph_notes(groundings: Sequence[Grounding], tracks: Sequence[Track], names: Sequence[str] | None, heading: str | None) -> list[str]:
     """A note about the characters of all texts to draw that no font has."""
     texts = [*(names or ()), *filter(None, [heading]), *(track.grounding.label(track.event) or "" for track in tracks)]
-    texts += [grounding.query or "" for grounding in groundings]
+    texts += [grounding.query or "" if grounding.is_video else grounding.text for grounding in groundings]
     missing = "".join(dict.fromkeys("".join(printable(str(text))[1] for text in texts)))
     return [missing_glyphs_note(missing)] if missing else []

@@ -11,7 +11,7 @@ from ..model.coordinates_llava_st import COORDINATE_TOKEN
 from ..model.results_llava_st import Grounding
 from .boxes import DrawnBox, draw_labelled
 from .colours import SMALLEST_WITH_TEXT, Colour, font_size_for, line_width_for
-from .fonts import missing_glyphs_note, printable
+from .fonts import printable
 from .layout import as_image, one_above_another, picture_scale, resized
 from .text import Run, paragraph
 from .tracks import Track, check_size, scaled
@@ -83,16 +83,14 @@ def draw_image(
     parts = [PIL.Image.fromarray(pixels)]
     for grounding in groundings if has_text else ():
         own = [track for track in tracks if track.grounding is grounding]
-        runs, missing = caption_runs(grounding, own)
-        if missing:
-            notes.append(missing_glyphs_note(missing))
+        runs = caption_runs(grounding, own)
         if any(text.strip() for text, _ in runs):
             name: list[Run] = [(f"{own[0].name}: ", None)] if own and own[0].name else []
             parts.append(PIL.Image.fromarray(paragraph([*name, *runs], font_size, width)))
     return one_above_another(parts, gap=0), notes
 
 
-def caption_runs(grounding: Grounding, tracks: Sequence[Track]) -> tuple[list[Run], str]:
+def caption_runs(grounding: Grounding, tracks: Sequence[Track]) -> list[Run]:
     """
     The text of an answer without coordinates, each phrase of an object on the colour of its box.
 
@@ -100,12 +98,12 @@ def caption_runs(grounding: Grounding, tracks: Sequence[Track]) -> tuple[list[Ru
         tracks: the objects of the answer.
 
     Returns:
-        `(runs, missing)`: printable texts with the colour behind them or None, and the characters without a glyph.
+        Printable texts with the colour behind them or None.
     """
     text = re.sub(r"\s+", " ", re.sub(r"[\[{(]?\s*[\]})]", " ", COORDINATE_TOKEN.sub("", grounding.text))).strip()
     text = re.sub(r" ([.,;:])", r"\1", text)
     runs: list[Run] = []
-    missing, position = "", 0
+    position = 0
     for track in tracks:
         caption = track.event.caption
         found = text.find(caption, position) if caption and track.event.boxes else -1
@@ -113,13 +111,7 @@ def caption_runs(grounding: Grounding, tracks: Sequence[Track]) -> tuple[list[Ru
             runs += [(text[position:found], None), (text[found : found + len(caption)], track.colour)]
             position = found + len(caption)
     runs.append((text[position:], None))
-    printed: list[Run] = []
-    for part, colour in runs:
-        shown, lost = printable(part)
-        missing += lost
-        if shown:
-            printed.append((shown, colour))
-    return printed, missing
+    return [(printable(part)[0], colour) for part, colour in runs if part]
 
 
 def _opaque(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from .colours import INK, WHITE, Colour, readable_on
-from .fonts import font_families, printable
+from .fonts import font_families
 
 
 Run = tuple[str, Colour | None]  # text, and the colour behind it or None
@@ -158,9 +158,3 @@ def paragraph(
             blend(pixels, mask, x, y, ink if colour is None else readable_on(colour))
             x += text_width(text, size)
     return pixels
-
-
-def printable_runs(runs: Sequence[Run]) -> tuple[list[Run], str]:
-    """The runs with printable texts, and the characters without a glyph."""
-    done = [(printable(text), colour) for text, colour in runs]
-    return [(text, colour) for (text, _), colour in done], "".join(missing for (_, missing), _ in done)
