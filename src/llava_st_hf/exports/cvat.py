@@ -61,9 +61,9 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     """Writes the file. Returns notes about what was left out or changed."""
     notes: list[str] = []
     kind = one_kind(answers, "cvat")
+    tracks_of = by_source(answers)
     if kind == "video":
         one_video(answers, "cvat")
-    tracks_of = by_source(answers)
     names = file_names(tracks_of)
     root = ElementTree.Element("annotations")
     _add(root, "version", "1.1")

@@ -101,8 +101,8 @@ def prediction(
     if media.kind == "video" and media.fps is None:
         video = tracks[0].grounding.source if tracks else "the video"
         notes.append(
-            f"The frame rate of {video} is unknown: frames are numbered by their index, and duration and times are at {_DEFAULT_FPS:g} frames "
-            "per second."
+            f"The frame rate of {video} is unknown: frames are numbered by their index, and duration and times are at {_DEFAULT_FPS:g} "
+            "frames per second."
         )
     for track in tracks:
         regions = _video_regions(track, controls, notes) if media.kind == "video" else _image_regions(track, controls, notes)

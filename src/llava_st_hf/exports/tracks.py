@@ -212,7 +212,7 @@ def file_names(sources: Iterable[str]) -> dict[str, str]:
         common < len(path) - 1 for path in parts.values()
     ):
         common += 1
-    return {source: "/".join(part.strip("/\\:") for part in path[common:]) for source, path in parts.items()}
+    return {source: "/".join(part.rstrip(":") for part in path[common:] if part) for source, path in parts.items()}
 
 
 def _parts(source: str) -> tuple[str, ...]:
