@@ -38,8 +38,8 @@ from .tracks import (
 )
 
 
-# That of Label Studio's <Video> without `frameRate`.
-_DEFAULT_FPS = 24.0
+#: That of Label Studio's <Video> without `frameRate`.
+DEFAULT_FPS = 24.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ class Controls:
         media: of `<Video>` or `<Image>`.
         boxes: of `<VideoRectangle>` or `<RectangleLabels>`.
         spans: of `<TimelineLabels>`.
+        media_kind: "video" or "image".
     """
 
     media: str
     boxes: str | None
     spans: str | None
+    media_kind: str = "video"
 
 
 VIDEO_CONTROLS = Controls("video", "box", "span")
-IMAGE_CONTROLS = Controls("image", "box", None)
+IMAGE_CONTROLS = Controls("image", "box", None, "image")
 
 
 def write(answers: list[Grounding], path: Path) -> list[str]:
@@ -72,10 +74,15 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     for source, tracks in tracks_of.items():
         media = media_of(answers, source)
         data = {kind: source if is_url(source) else f"/data/local-files/?d={quote(names[source])}"}
+        fps = media.fps or DEFAULT_FPS
         if kind == "video":
-            data["fps"] = media.fps or _DEFAULT_FPS
+            data["fps"] = fps
         controls = VIDEO_CONTROLS if kind == "video" else IMAGE_CONTROLS
-        tasks.append({"data": data, "predictions": [prediction(tracks, media, controls, {}, "llava-st", notes)]})
+        if kind == "video" and media.fps is None:
+            rate = f"{DEFAULT_FPS:g} frames per second"
+            notes.append(f"The frame rate of {source} is unknown: frames are numbered by their index, times and duration are at {rate}.")
+        regions = [region for track in tracks for region in track_regions(track, controls, track.label, fps, notes)]
+        tasks.append({"data": data, "predictions": [prediction(regions, tracks, "llava-st")]})
     everything = [track for tracks in tracks_of.values() for track in tracks]
     box_scores = any(box.score is not None for track in everything for box in track.event.boxes)
     report_missing(everything, {"scores of single boxes": box_scores, "masks": has_masks(everything)}, "label-studio", notes)
@@ -83,53 +90,48 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     return notes
 
 
-def prediction(
-    tracks: list[Track], media: MediaInfo, controls: Controls, labels: dict[int, str], model_version: str, notes: list[str]
-) -> dict:
+def track_regions(track: Track, controls: Controls, label: str, fps: float, notes: list[str]) -> list[dict]:
     """
-    A prediction of a Label Studio task.
+    The regions of an event: a track and a span in a video, rectangles in an image.
 
     Args:
-        tracks: the events of its answers.
-        media: of the image or video.
+        track: the event.
         controls: of the labeling configuration.
-        labels: by number of track, the label where it is not that of the track.
-        model_version: shown by Label Studio.
+        label: of the labeling configuration.
+        fps: frames per second by which Label Studio counts: `frameRate` of `<Video>`.
         notes: to which notes about what was left out or changed are added.
     """
-    result = []
-    if media.kind == "video" and media.fps is None:
-        video = tracks[0].grounding.source if tracks else "the video"
-        notes.append(
-            f"The frame rate of {video} is unknown: frames are numbered by their index, and duration and times are at {_DEFAULT_FPS:g} "
-            "frames per second."
-        )
-    for track in tracks:
-        regions = _video_regions(track, controls, notes) if media.kind == "video" else _image_regions(track, controls, notes)
-        for part, type, name, value, labels_key in regions:
-            region = {
-                "id": f"event{track.number}-{part}",
-                "type": type,
-                "from_name": name,
-                "to_name": controls.media,
-                "origin": "prediction",
-                "value": {**value, labels_key: [labels.get(track.number, track.label)]},
-                "meta": {"text": [track.label]},
-            }
-            if media.kind == "image":
-                region.update({"original_width": media.width, "original_height": media.height, "image_rotation": 0})
-            score = track.event.span_score if part == "span" else track.event.score
-            result.append({**region, **({} if score is None else {"score": score})})
-        if not regions:
-            notes.append(f"{track.name} has neither boxes nor a span that the labeling configuration can hold, and was left out.")
+    media = track.media
+    parts = _video_regions(track, controls, fps, notes) if media.kind == "video" else _image_regions(track, controls, notes)
+    if not parts:
+        notes.append(f"{track.name} has neither boxes nor a span that the labeling configuration can hold, and was left out.")
+    regions = []
+    for part, type, name, value, labels_key in parts:
+        region = {
+            "id": f"event{track.number}-{part}",
+            "type": type,
+            "from_name": name,
+            "to_name": controls.media,
+            "origin": "prediction",
+            "value": {**value, labels_key: [label]},
+            "meta": {"text": [track.label]},
+        }
+        if media.kind == "image":
+            region.update({"original_width": media.width, "original_height": media.height, "image_rotation": 0})
+        score = track.event.span_score if part == "span" else track.event.score
+        regions.append({**region, **({} if score is None else {"score": score})})
+    return regions
+
+
+def prediction(regions: list[dict], tracks: list[Track], model_version: str) -> dict:
+    """A prediction of a Label Studio task, with the mean score of its events."""
     scores = [track.event.score for track in tracks if track.event.score is not None]
     mean = {"score": sum(scores) / len(scores)} if scores else {}
-    return {"model_version": model_version, "result": result, **mean}
+    return {"model_version": model_version, "result": regions, **mean}
 
 
-def _video_regions(track: Track, controls: Controls, notes: list[str]) -> list[tuple]:
+def _video_regions(track: Track, controls: Controls, fps: float, notes: list[str]) -> list[tuple]:
     media, regions = track.media, []
-    fps = media.fps or _DEFAULT_FPS
 
     def number(frame: int, seconds: float | None) -> int:
         seconds = media.seconds_of_frame(frame) if seconds is None else seconds
@@ -138,7 +140,7 @@ def _video_regions(track: Track, controls: Controls, notes: list[str]) -> list[t
     last = last_frame(media)
     duration = media.duration
     if duration is None:
-        duration = ((media.seconds_of_frame(last) or 0.0) + 1 / fps) if media.fps else (last + 1) / fps
+        duration = ((media.seconds_of_frame(last) or 0.0) + 1 / media.fps) if media.fps else (last + 1) / fps
     count = max(round(duration * fps), number(last, None))
     # Two frames of a video of variable rate may have the same number: the first is kept.
     keyframes: dict[int, tuple[int, Box]] = {}
