@@ -345,7 +345,7 @@ def test_export_label_studio_counts_frames_from_1_by_time(tmp_path):
     media = ODD_MEDIA["variable"]
     export(answer(event_at((10, 19, 20), media=media, score=0.75, span_score=0.5), media=media), tmp_path / "a.json", "label-studio")
     (task,) = json.loads((tmp_path / "a.json").read_text())
-    assert task["data"] == {"video": "/data/local-files/?d=clip.mp4", "fps": 18.2}
+    assert task["data"] == {"video": "/data/local-files/?d=videos/clip.mp4", "fps": 18.2}
     tube, span = task["predictions"][0]["result"]
     value = tube["value"]
     times = [media.seconds_of_frame(frame) for frame in (10, 19, 20)]
@@ -499,7 +499,7 @@ def test_export_image_answers_are_read_back(tmp_path):
     texts = [box.find("attribute[@name='caption']").text for box in images[0]]
     results["cvat"] = list(zip(texts, [tuple(float(box.get(side)) for side in sides) for box in images[0]], scores, strict=True))
     task, empty = json.loads((tmp_path / "label-studio").read_text(encoding="utf-8"))
-    assert task["data"] == {"image": "/data/local-files/?d=a%20photo.png"} and empty["predictions"][0]["result"] == []
+    assert task["data"] == {"image": "/data/local-files/?d=images/a%20photo.png"} and empty["predictions"][0]["result"] == []
     results["label-studio"] = []
     for region, score in zip(task["predictions"][0]["result"], scores, strict=True):
         assert region["type"] == "rectanglelabels" and (region["original_width"], region["original_height"]) == (300, 200)

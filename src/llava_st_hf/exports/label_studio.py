@@ -8,13 +8,15 @@ videos, `rectanglelabels` of images.
 - Boxes are in percent of the width and height of the upright frame. Boxes of the answer are keyframes, `enabled` (interpolated until the
   next) except the last one, which ends the track. `framesCount` and `duration` (seconds) are those of the file.
 - The label is the caption, else the query; `label_config` returns a labeling configuration with all labels of the answers.
-- URLs are written as they are, files as `/data/local-files/?d=<path below the folder common to all sources>`, the form of Label Studio's
-  local storage (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is that folder).
+- URLs are written as they are, files as `/data/local-files/?d=<folder>/<path>`, the form of Label Studio's local storage: `<path>` is
+  below the folder common to all sources, `<folder>` the name of this folder, and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT the folder that
+  contains it (Label Studio's storages are folders within that one).
 
 Not in the file: scores of single boxes, masks.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -73,7 +75,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     tasks = []
     for source, tracks in tracks_of.items():
         media = media_of(answers, source)
-        data = {kind: source if is_url(source) else f"/data/local-files/?d={quote(names[source])}"}
+        data = {kind: source if is_url(source) else f"/data/local-files/?d={quote(_below_storage(source, names[source]))}"}
         fps = media.fps or DEFAULT_FPS
         if kind == "video":
             data["fps"] = fps
@@ -88,6 +90,12 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     report_missing(everything, {"scores of single boxes": box_scores, "masks": has_masks(everything)}, "label-studio", notes)
     write_file(path, json.dumps(tasks, ensure_ascii=False, allow_nan=False))
     return notes
+
+
+def _below_storage(source: str, name: str) -> str:
+    """`name`, the end of the path `source`, with the folder before it."""
+    folder = Path(os.path.abspath(source)).parents[name.count("/")]
+    return f"{folder.name}/{name}".lstrip("/")
 
 
 def track_regions(track: Track, controls: Controls, label: str, fps: float, notes: list[str]) -> list[dict]:

@@ -147,6 +147,8 @@ def questions(config: LabelingConfig, data: dict, text_key: str) -> list[tuple[s
         label = config.labels[0] if len(config.labels) == 1 else by_name.get(text.casefold())
         if label is None:
             names = ", ".join(label.value for label in config.labels)
-            raise ValueError(f"The text {text[:100]!r} of the field {text_key!r} is not a label; with several labels it must be one of {names}.")
+            raise ValueError(
+                f"The text {text[:100]!r} of the field {text_key!r} is not a label; with several labels it must be one of {names}."
+            )
         found.append((text, label))
     return found

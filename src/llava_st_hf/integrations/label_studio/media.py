@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -43,12 +43,14 @@ class TaskMedia:
     folder: Path | None = None
     server_url: str | None = None
     token: str | None = None
-    limits: DownloadLimits = DownloadLimits()
+    limits: DownloadLimits = field(default_factory=DownloadLimits)
 
     def __post_init__(self):
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"media={str(self.folder)!r} must be a folder.")
-        if self.server_url is not None and (urlsplit(self.server_url).scheme not in ("http", "https") or not urlsplit(self.server_url).netloc):
+        if self.server_url is not None and (
+            urlsplit(self.server_url).scheme not in ("http", "https") or not urlsplit(self.server_url).netloc
+        ):
             raise ValueError(f"label_studio_url={self.server_url!r} must be a URL like 'http://localhost:8080'.")
 
     @contextmanager

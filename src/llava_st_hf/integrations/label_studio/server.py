@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from transformers.utils import logging
 
 from ...exports.label_studio import prediction, track_regions
 from ...exports.tracks import read_tracks
@@ -29,6 +30,7 @@ from .config import LabelingConfig, questions, read_config
 from .media import TaskMedia
 
 
+logger = logging.get_logger(__name__)
 #: Tasks in one request, and bytes of its body.
 MAX_TASKS, MAX_BODY = 100, 10 * 2**20
 #: Host names of requests to a server on loopback, those of containers on the same machine included. Others may be DNS rebinding.
@@ -56,7 +58,7 @@ class Annotator:
     def __init__(self, grounder, media: TaskMedia, text_key: str = "text", **arguments):
         self.grounder, self.media, self.text_key = grounder, media, text_key
         self.arguments = {"scores": True, **arguments}
-        self.model_version = Path(str(grounder.model.name_or_path)).name or "llava-st"
+        self.model_version = "/".join(Path(str(grounder.model.name_or_path)).parts[-2:]) or "llava-st"  # of a Hub id with its owner
         self._lock = threading.Lock()  # the model answers one task at a time
 
     def predict(self, config: LabelingConfig, task: dict) -> dict:
@@ -82,7 +84,9 @@ class Annotator:
         for grounding, (_, label) in zip(groundings, asked, strict=True):
             for _ in grounding.events:
                 regions += track_regions(next(remaining), label.controls, label.value, fps, notes)
-        return {**prediction(regions, tracks, self.model_version), "notes": [*notes, *(n for g in groundings for n in g.notes)]}
+        for note in (*notes, *(note for grounding in groundings for note in grounding.notes)):
+            logger.warning("Task %s: %s", task.get("id"), note)
+        return prediction(regions, tracks, self.model_version)
 
 
 def create_app(annotator: Annotator, hosts: tuple[str, ...] = LOOPBACK_HOSTS) -> FastAPI:
@@ -178,8 +182,6 @@ def serve(
     import uvicorn
     from transformers import pipeline
 
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port={port} must be from 0 to 65535.")
     sources = TaskMedia(None if media is None else Path(media), label_studio_url, token, DownloadLimits())
     grounder = pipeline("video-grounding", model=model, device=device, dtype=dtype)
     is_loopback = host in ("localhost", "127.0.0.1", "::1")
