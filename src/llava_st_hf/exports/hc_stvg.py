@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..files import write_file
 from ..model.results_llava_st import Grounding
-from .tracks import Track, by_source, file_names, has_masks, has_scores, last_frame, one_kind, report_missing
+from .tracks import Track, by_source, file_names, has_masks, has_scores, one_kind, report_missing
 
 
 def write(answers: list[Grounding], path: Path) -> list[str]:
@@ -61,7 +61,7 @@ def _entry(track: Track, notes: list[str]) -> dict | None:
         "st_frame": first + 1,
         "ed_frame": last + 1,
         **{name: seconds for name, seconds in times.items() if seconds is not None},
-        "img_num": last_frame(media) + 1,
+        "img_num": media.last_frame_of_file + 1,
         "width": media.width,
         "height": media.height,
         "img_size": [media.height, media.width],

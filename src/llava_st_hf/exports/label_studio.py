@@ -31,7 +31,6 @@ from .tracks import (
     file_names,
     has_masks,
     is_url,
-    last_frame,
     media_of,
     one_kind,
     read_answers,
@@ -145,7 +144,7 @@ def _video_regions(track: Track, controls: Controls, fps: float, notes: list[str
         seconds = media.seconds_of_frame(frame) if seconds is None else seconds
         return 1 + (frame if seconds is None else max(round(seconds * fps), 0))
 
-    last = last_frame(media)
+    last = media.last_frame_of_file
     duration = media.duration
     if duration is None:
         duration = ((media.seconds_of_frame(last) or 0.0) + 1 / media.fps) if media.fps else (last + 1) / fps

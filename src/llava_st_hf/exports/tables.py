@@ -8,7 +8,8 @@
 - `source` is the path or URL as given. `event` counts the events of all answers from 1, `answer` the answers.
 - CSV is UTF-8 with a header, commas and quotes as in RFC 4180 (https://www.rfc-editor.org/rfc/rfc4180). Spreadsheets evaluate cells that
   begin with = + - @ or a control character, so texts that do are written with an apostrophe before them
-  (https://owasp.org/www-community/attacks/CSV_Injection), and noted. Parquet (https://parquet.apache.org) keeps all texts as they are.
+  (https://owasp.org/www-community/attacks/CSV_Injection), and noted. Control characters are written as U+FFFD. Parquet
+  (https://parquet.apache.org) keeps all texts as they are.
 """
 
 import csv
@@ -18,7 +19,7 @@ from typing import Any
 
 from ..files import write_file
 from ..model.results_llava_st import Box, Grounding
-from .tracks import Track, read_tracks
+from .tracks import Track, read_tracks, without_control_characters
 
 
 #: Columns and their types: "text", "integer", "number" or "boolean".
@@ -61,8 +62,10 @@ def write_csv(answers: list[Grounding], path: Path) -> list[str]:
         cells = []
         for name, kind in COLUMNS.items():
             value = row.get(name)
-            if kind == "text" and value and value.startswith(_FORMULA_STARTS):
-                value, escaped = f"'{value}", escaped + 1
+            if kind == "text" and value:
+                value = without_control_characters(value)
+                if value.startswith(_FORMULA_STARTS):
+                    value, escaped = f"'{value}", escaped + 1
             cells.append(value)
         table.writerow(cells)
     if escaped:
@@ -98,7 +101,7 @@ def _rows(answers: list[Grounding], notes: list[str]) -> list[dict[str, Any]]:
         }
         tracks = [next(numbered) for _ in answer.events]
         rows += [{**about, **_event(track), **box} for track in tracks for box in _boxes(track, notes) or [{}]] or [about]
-    return [{name: _encodable(value) for name, value in row.items()} for row in rows]
+    return rows
 
 
 def _event(track: Track) -> dict[str, Any]:
@@ -115,8 +118,3 @@ def _box(box: Box) -> dict[str, Any]:
     corners = dict(zip(("xmin_px", "ymin_px", "xmax_px", "ymax_px"), box.xyxy, strict=True))
     known = {"box_score": box.score, "interpolated": box.interpolated, "mask_rle": box.mask}
     return {"frame": box.frame, "time_s": box.time, **corners, **known}
-
-
-def _encodable(value):
-    """Texts with lone surrogates, which UTF-8 cannot encode, as U+FFFD."""
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value

@@ -15,15 +15,20 @@ from ..model.results_llava_st import Box, Event, Grounding
 
 #: Label of an event that has neither a caption nor a query.
 UNNAMED = "object"
-# Characters that XML 1.0 and UTF-8 files cannot contain.
-_FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML 1.0 cannot contain.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # Boxes are rounded to 0.01 pixels.
 _ROUNDING = 0.011
 
 
-def clean_text(text: str) -> str:
-    """`text` in one line, with characters that XML and UTF-8 do not allow (control characters, lone surrogates) as U+FFFD."""
-    return " ".join(_FORBIDDEN.sub("\ufffd", text).split())
+def without_control_characters(text: str) -> str:
+    """`text` with the control characters that XML does not allow as U+FFFD."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """`text` without control characters, and with single spaces in place of other white space."""
+    return " ".join(without_control_characters(text).split())
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Track:
     @cached_property
     def text(self) -> str | None:
         """Caption or query of the event in one line; None if it has neither."""
-        return clean_text(self.grounding.label(self.event) or "") or None
+        return one_line(self.grounding.label(self.event) or "") or None
 
     @property
     def label(self) -> str:
@@ -191,11 +196,6 @@ def one_video(answers: list[Grounding], format: str) -> MediaInfo:
         )
     assert answers[0].media is not None
     return answers[0].media
-
-
-def last_frame(media: MediaInfo) -> int:
-    """Index of the last frame of a video file; of its clip where the number of frames is unknown."""
-    return media.last_frame if media.total_num_frames is None else media.total_num_frames - 1
 
 
 def is_url(source: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from ..files import write_file
 from ..model.results_llava_st import Grounding
-from .tracks import Track, by_source, file_names, has_masks, has_scores, is_url, last_frame, media_of, one_kind, report_missing
+from .tracks import Track, by_source, file_names, has_masks, has_scores, is_url, media_of, one_kind, report_missing
 
 
 def write(answers: list[Grounding], path: Path) -> list[str]:
@@ -40,7 +40,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
             continue
         if name.suffix != ".mp4":
             notes.append(f"VidSTG's videos are <vid>.mp4; {source} is another kind of file: convert it.")
-        frames: list[list[dict]] = [[] for _ in range(last_frame(media) + 1)]
+        frames: list[list[dict]] = [[] for _ in range(media.last_frame_of_file + 1)]
         count = len(rows)
         for track in tracks:
             boxes = track.frame_boxes(notes)
@@ -85,7 +85,7 @@ def _row(track: Track, vid: str, first: int, last: int) -> dict:
     is_question = text.endswith("?")
     return {
         "vid": vid,
-        "frame_count": last_frame(media) + 1,
+        "frame_count": media.last_frame_of_file + 1,
         "fps": media.fps,
         "width": media.width,
         "height": media.height,
