@@ -11,14 +11,18 @@ from urllib.parse import parse_qs, urlsplit
 import av
 import PIL.Image
 import pytest
-from cvat_sdk import make_client
 from transformers import pipeline
 
 from llava_st_hf import DEMO_MODEL_PATH
-from llava_st_hf.integrations.cvat.agent import annotate, annotate_task, run
 from llava_st_hf.integrations.cvat.command import cvat
 from llava_st_hf.shapes.files import write_video
 from llava_st_hf.shapes.scenes import make_scene, scene_seed
+
+
+pytest.importorskip("cvat_sdk", reason="cvat-sdk needs Python 3.11")
+from cvat_sdk import make_client
+
+from llava_st_hf.integrations.cvat.agent import annotate, annotate_task, run
 
 
 TEXT = "the small blue circle moves right"

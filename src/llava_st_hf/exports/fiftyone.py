@@ -16,6 +16,7 @@ Not in the file: times in seconds (FiftyOne computes them from the frames), mask
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ..files import write_file
 from ..model.media_info_llava_st import MediaInfo
@@ -34,7 +35,12 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     samples = []
     for source, tracks in tracks_of.items():
         media = media_of(answers, source)
-        sample = {"filepath": source if is_url(source) else os.path.abspath(source), "tags": [], "metadata": None, "_media_type": kind}
+        sample: dict[str, Any] = {
+            "filepath": source if is_url(source) else os.path.abspath(source),
+            "tags": [],
+            "metadata": None,
+            "_media_type": kind,
+        }
         if kind == "video":
             samples.append({**sample, "events": _events(tracks, notes), "frames": _frames(tracks, media, notes)})
         else:

@@ -26,7 +26,8 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     if one_kind(answers, "vidstg") == "image":
         raise ValueError("The format 'vidstg' is for videos; the answers are about images.")
     notes: list[str] = []
-    rows, box_files = [], {}
+    rows: list[dict] = []
+    box_files: dict[str, dict] = {}
     tracks_of = by_source(answers)
     names = file_names(tracks_of)
     vids: dict[str, str] = {}

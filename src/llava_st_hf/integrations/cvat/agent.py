@@ -107,13 +107,16 @@ def _in_task_frames(grounding: Grounding, sampled: Sequence[int], size: int) -> 
     """An answer whose seconds are frames of the task, which has `size` frames, with each box at the nearest sampled frame."""
 
     def moved(event: Event) -> Event:
-        boxes = [(min(sampled, key=lambda frame: abs(frame - box.time)), box) for box in event.boxes if box.time is not None]
+        boxes = [(_nearest(sampled, box.time), box) for box in event.boxes if box.time is not None]
         return replace(event, boxes=tuple(replace(box, frame=frame, time=float(frame)) for frame, box in boxes))
 
     assert grounding.media is not None
-    size_and_kind = {"kind": "video", "width": grounding.media.width, "height": grounding.media.height}
-    media = MediaInfo(**size_and_kind, fps=1.0, last_frame=size - 1, total_num_frames=size)
+    media = MediaInfo("video", grounding.media.width, grounding.media.height, fps=1.0, last_frame=size - 1, total_num_frames=size)
     return replace(grounding, media=media, events=tuple(map(moved, grounding.events)))
+
+
+def _nearest(frames: Sequence[int], position: float) -> int:
+    return min(frames, key=lambda frame: abs(frame - position))
 
 
 def _track(label_id: int, boxes: dict[int, Box], track: Track, deleted: set[int]) -> models.LabeledTrackRequest:
