@@ -3,6 +3,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -584,6 +585,15 @@ def test_export_invalid_answers_are_errors_that_name_them(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             export(groundings, tmp_path / "a.json", "coco-video")
+
+
+def test_export_missing_library_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"The format 'parquet' needs pyarrow: pip install 'llava-st-hf\[export\]'\."):
+        export(several_events(), tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="to_supervision needs supervision"):
+        to_supervision(several_events())
 
 
 def test_export_missing_folder_is_an_error_that_names_the_file(tmp_path):

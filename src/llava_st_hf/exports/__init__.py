@@ -71,7 +71,11 @@ def export(groundings: Grounding | Mapping[str, Any] | Iterable, path: str | os.
     name = _guessed(path) if format is None else format
     if name not in FORMATS:
         raise ValueError(f"format={name!r} is not a format; it must be one of {', '.join(FORMATS)}.")
-    notes = FORMATS[name].write(read_answers(groundings), path)
+    answers = read_answers(groundings)
+    try:
+        notes = FORMATS[name].write(answers, path)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"The format {name!r} needs {error.name}: pip install 'llava-st-hf[export]'.") from error
     for note in notes:
         logger.warning("%s: %s", path, note)
     return notes

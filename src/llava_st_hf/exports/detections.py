@@ -27,6 +27,7 @@ def to_supervision(grounding) -> "dict[int, supervision.Detections] | supervisio
 
     Raises:
         ValueError: for an answer that is not valid or has no media.
+        ImportError: if supervision is not installed.
     """
     (answer,) = read_answers(grounding if not isinstance(grounding, list | tuple) else list(grounding))
     notes: list[str] = []
@@ -43,8 +44,11 @@ def to_supervision(grounding) -> "dict[int, supervision.Detections] | supervisio
 
 def _detections(found: list[tuple[Track, Box]], labels: dict[str, int], is_video: bool) -> "supervision.Detections":
     import numpy as np
-    import supervision  # an optional dependency
 
+    try:
+        import supervision
+    except ModuleNotFoundError as error:
+        raise ImportError("to_supervision needs supervision: pip install 'llava-st-hf[export]'.") from error
     data: dict[str, Any] = {
         "class_name": np.array([track.label for track, _ in found], dtype=str),
         "caption": np.array([track.text or "" for track, _ in found], dtype=str),

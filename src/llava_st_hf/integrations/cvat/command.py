@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def cvat(
     model: str | None = None,
     server: str = "http://localhost:8080",
-    task: Sequence[int] = (),
+    task: Sequence[int] | None = None,
     project: int | None = None,
     watch: float | None = None,
     device: str | None = None,
@@ -36,6 +36,7 @@ def cvat(
     """
     if not server.startswith(("http://", "https://")):
         raise ValueError(f"--server {server} must begin with http:// or https://.")
+    task = task or ()
     if not task and project is None:
         raise ValueError("Give --task, the number of a task, or --project.")
     for name, value in [*(("--task", id) for id in task), *([("--project", project)] if project is not None else [])]:
@@ -46,6 +47,9 @@ def cvat(
     token = os.environ.get("CVAT_ACCESS_TOKEN")
     if not token:
         raise ValueError("Set the environment variable CVAT_ACCESS_TOKEN to a personal access token of CVAT.")
-    from .agent import run
+    try:
+        from .agent import run
+    except ModuleNotFoundError as error:
+        raise ImportError(f"`llava-st cvat` needs {error.name}: pip install 'llava-st-hf[cvat]'.") from error
 
     return 0 if run(model, server, task, project, watch, token, device, dtype) else 1

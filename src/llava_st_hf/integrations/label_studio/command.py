@@ -34,7 +34,10 @@ def label_studio(
         raise ValueError(f"--label-studio-url {label_studio_url} must begin with http:// or https://.")
     if media is None and label_studio_url is None:
         raise ValueError("Give --media, the folder of Label Studio's local files, or --label-studio-url, for files uploaded to it.")
-    from .server import serve
+    try:
+        from .server import serve
+    except ModuleNotFoundError as error:
+        raise ImportError(f"`llava-st label-studio` needs {error.name}: pip install 'llava-st-hf[label-studio]'.") from error
 
     token = os.environ.get("LABEL_STUDIO_API_KEY")
     serve(model, host, port, media, label_studio_url, token, text_key, device, dtype)
