@@ -227,7 +227,7 @@ def test_export_unknown_rate_keeps_frames_or_is_an_error(tmp_path, format):
 
 @with_boxes
 def test_export_answer_without_events_is_an_empty_file_or_an_error(tmp_path, format):
-    if format in ("vidstg", "hc-stvg"):  # their readers know annotated videos only
+    if format in ("vidstg", "hc-stvg"):  # files of annotated videos only
         with pytest.raises(ValueError, match="nothing to write"):
             written(tmp_path, format, answer())
         return
@@ -281,16 +281,14 @@ def test_export_answer_without_source_is_an_error(tmp_path, format):
     assert not list(tmp_path.iterdir())
 
 
-def test_export_rotated_video_has_its_upright_size(tmp_path, grounder):
+def test_export_rotated_video_has_boxes_of_the_upright_frame(tmp_path, grounder):
     upright = write_sideways(tmp_path / "phone.mp4", write_video(tmp_path / "stored.mp4", moving_frames(8, 48, 96)))
     media = Grounding.from_dict(grounder({"video": str(upright), "task": "tvg", "text": "x"}, max_new_tokens=1)).media
-    found = answer(Event(CAPTION, 0.0, 0.04, (Box(0.0, 48.0, 24.0, 96.0, time=0.0, frame=0),)), media=media, source=str(upright))
-    export(found, tmp_path / "a.json", "coco-video")
-    assert [(v["width"], v["height"]) for v in json.loads((tmp_path / "a.json").read_text())["videos"]] == [(48, 96)]
-    export(found, tmp_path / "b.json", "label-studio")
-    (task,) = json.loads((tmp_path / "b.json").read_text())
-    (entry, *_) = task["predictions"][0]["result"][0]["value"]["sequence"]
-    assert (entry["x"], entry["y"], entry["width"], entry["height"]) == (0.0, 50.0, 50.0, 50.0)
+    assert (media.width, media.height) == (48, 96)
+    event = Event(CAPTION, 0.0, 0.0, (Box(0.0, 48.0, 24.0, 96.0, time=0.0, frame=0),))
+    for format in READERS:
+        (tube,), notes = written(tmp_path, format, answer(event, media=media, source=str(upright)))
+        assert tube.boxes == {0: pytest.approx((0.0, 48.0, 24.0, 96.0), abs=0.02)} and not notes, format
 
 
 # Details of single formats
@@ -345,6 +343,8 @@ def test_export_label_studio_counts_frames_from_1_by_time(tmp_path):
     export(answer(event_at((10, 19, 20), media=media, score=0.75, span_score=0.5), media=media), tmp_path / "a.json", "label-studio")
     (task,) = json.loads((tmp_path / "a.json").read_text())
     assert task["data"] == {"video": "/data/local-files/?d=videos/clip.mp4", "fps": 18.2}
+    export(answer(source="https://x.org/a.mp4?k=1"), tmp_path / "b.json", "label-studio")
+    assert json.loads((tmp_path / "b.json").read_text())[0]["data"]["video"] == "https://x.org/a.mp4?k=1"
     tube, span = task["predictions"][0]["result"]
     value = tube["value"]
     times = [media.seconds_of_frame(frame) for frame in (10, 19, 20)]

@@ -48,7 +48,7 @@ def running(app):
 
 @contextlib.contextmanager
 def file_server(content: bytes, token: str):
-    """A stand-in for Label Studio's file server: `/data/upload/…` with a legacy or exchanged token, and a redirect."""
+    """A file server in the place of Label Studio's: `/data/upload/…` with a legacy or exchanged token, and a redirect."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
