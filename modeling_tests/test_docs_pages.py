@@ -13,6 +13,7 @@ from trl import ModelConfig
 
 from llava_st_cli.arguments import parse
 from llava_st_cli.training import FOLDERS, find_file
+from llava_st_hf.exports import FORMATS
 from llava_st_hf.launch import sft
 from llava_st_hf.training import LlavaSTTrainingConfig
 
@@ -80,6 +81,14 @@ def test_docs_offline_example_gives_the_result_shown(page, tmp_path, monkeypatch
 def test_results_page_examples_give_the_values_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [run_example(example) for example in blocks(ROOT / "docs/results.md", "python")] == [7, 1]
+
+
+def test_exports_page_lists_all_formats_and_its_examples_give_the_values_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example, *snippets = blocks(ROOT / "docs/exports.md", "python")
+    assert run_example("\n\n".join([example, *snippets])) == 5
+    table = read(ROOT / "docs/exports.md").split("## Formats")[1].split("\n## ")[0]
+    assert {name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", row)} == set(FORMATS)
 
 
 def run_example(code: str) -> int:

@@ -21,17 +21,18 @@ ALLOWED = {
     "distributed": set(),
     "model": set(),
     "visualization": {"model"},
+    "exports": {"model", "files"},
     "checkpoints": {"model", "version", "locking"},
     "data": {"model", "version", "deprecation"},
     "shapes": {"model", "data"},
     "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
-    "integrations": {"model", "data", "evaluation"},
+    "integrations": {"model", "data", "evaluation", "exports"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints"},
     "trl": {"training"},
     "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
-    "__init__": {"model", "shapes", "version", "deprecation"},
+    "__init__": {"model", "exports", "shapes", "version", "deprecation"},
 }
 # Beside the standard library.
 MODEL_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "av", "decord", "huggingface_hub", "accelerate"}

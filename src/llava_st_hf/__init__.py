@@ -18,6 +18,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .deprecation import accept_moved_modules, renamed_attributes
+from .exports import export
 from .model.configuration_llava_st import LlavaSTConfig, LlavaSTOriginalConfig
 from .model.downloads_llava_st import DownloadLimits
 from .model.grounding_llava_st import MediaInfo, parse_answer
@@ -79,6 +80,7 @@ __all__ = [
     "Tubelet",
     "VideoGroundingPipeline",
     "draw",
+    "export",
     "load_image",
     "original_size",
     "parse_answer",
