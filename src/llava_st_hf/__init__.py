@@ -5,6 +5,8 @@ Importing the package registers its classes with transformers' Auto classes and 
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from transformers import (
     AutoConfig,
@@ -33,6 +35,13 @@ from .shapes.demo_model import DEMO_MODEL_NOTICE, DEMO_MODEL_PATH
 from .version import __version__ as __version__
 
 
+def make_refinement(refine, device) -> Callable[..., dict]:
+    """The function that `VideoGroundingPipeline` refines answers with; see `refinement.load` for the arguments."""
+    from .refinement import load, refine_answer  # loads models of transformers that most users do not need
+
+    return partial(refine_answer, refiner=load(refine, device=device))
+
+
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
 AutoConfig.register(LlavaSTOriginalConfig.model_type, LlavaSTOriginalConfig)
 AutoModel.register(LlavaSTConfig, LlavaSTModel)
@@ -52,6 +61,7 @@ register_original_checkpoint()
 accept_moved_modules()
 __getattr__ = renamed_attributes(sys.modules[__name__])
 VideoGroundingPipeline.model_notices[DEMO_MODEL_PATH] = DEMO_MODEL_NOTICE
+VideoGroundingPipeline.make_refinement = staticmethod(make_refinement)
 PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
     pipeline_class=VideoGroundingPipeline,
