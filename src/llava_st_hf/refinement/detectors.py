@@ -123,7 +123,7 @@ def max_tokens(config, tokenizer) -> int:
     if config.model_type in ("owlvit", "owlv2"):
         return config.text_config.max_position_embeddings
     if config.model_type in ("grounding-dino", "mm-grounding-dino"):
-        return config.max_text_len
+        return config.max_text_len - 1  # the processor adds a full stop
     return tokenizer.model_max_length
 
 

@@ -70,6 +70,7 @@ class Linking:
 
 def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(N, M) IoU of each of (N, 4) with each of (M, 4) boxes x1, y1, x2, y2; 0 for empty boxes."""
+    first, second = (np.asarray(boxes, dtype=np.float64) for boxes in (first, second))
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     overlap = np.clip(high - low, 0, None).prod(axis=2)  # (N, M)
