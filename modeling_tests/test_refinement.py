@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -161,8 +160,11 @@ def test_object_detector_boxes_are_in_pixels_of_the_frame(kind):
 def test_object_detector_of_a_batch_is_that_of_single_frames(kind):
     frames = noise(3)
     batched, single = (load(tiny_detector(kind), threshold=0.0, batch_size=size) for size in (3, 1))
-    for (_, one), (_, other) in zip(batched.detections(target(frames, range(3), {}), "red circle"),
-                                    single.detections(target(frames, range(3), {}), "red circle"), strict=True):
+    for (_, one), (_, other) in zip(
+        batched.detections(target(frames, range(3), {}), "red circle"),
+        single.detections(target(frames, range(3), {}), "red circle"),
+        strict=True,
+    ):
         order, other_order = (np.lexsort(found.boxes.round(2).T) for found in (one, other))
         assert np.allclose(one.boxes[order], other.boxes[other_order], atol=0.02)
         assert np.allclose(one.scores[order], other.scores[other_order], atol=1e-3)
@@ -391,14 +393,14 @@ def test_refine_answer_of_a_variable_rate_has_the_frames_of_its_times(tmp_path):
 
 def test_refine_answer_with_frames_in_memory_reads_them():
     frames = square_frames(30)
-    for given in (frames, list(frames), frames.astype(np.float32) / 255, torch.from_numpy(frames).permute(0, 3, 1, 2)):
-        refined = refine_answer(answer(0.5, 0.7), given, WhiteSquares())
+    for medium in (frames, list(frames), frames.astype(np.float32) / 255, torch.from_numpy(frames).permute(0, 3, 1, 2)):
+        refined = refine_answer(answer(0.5, 0.7), medium, WhiteSquares())
         assert [box.xyxy for box in refined.events[0].boxes] == [box.xyxy for box in boxes_at(5, 6, 7).values()]
 
 
 @pytest.mark.parametrize("frames", [square_frames(29), square_frames(30, height=50)])
 def test_refine_answer_of_another_video_names_the_difference(frames):
-    with pytest.raises(ValueError, match="Refinement needs the video that the answer is about.*; got"):
+    with pytest.raises(ValueError, match=r"Refinement needs the video that the answer is about.*; got"):
         refine_answer(answer(0.5, 0.7), frames, WhiteSquares())
 
 

@@ -73,15 +73,17 @@ def owl(config_class, model_class, image_processor_class, processor_class):
 def grounding_dino(config_class, model_class, **options):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "red", "circle", "the"]
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
-    sizes = {name: 2 for name in ("decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "encoder_n_points", "decoder_n_points")}
+    twice = ("decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "encoder_n_points", "decoder_n_points")
     config = config_class(
         text_config={"model_type": "bert", "vocab_size": len(words), "max_position_embeddings": 64, **SMALL},
         backbone_config=backbone(),
         **{"d_model": 32, "encoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 10, "max_text_len": 12},
-        **sizes,
+        **dict.fromkeys(twice, 2),
         **options,
     )
-    return model_class(config), GroundingDinoProcessor(GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), tokenizer)
+    return model_class(config), GroundingDinoProcessor(
+        GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), tokenizer
+    )
 
 
 def omdet_turbo():

@@ -81,9 +81,7 @@ def main() -> None:
     for name, default in vars(Linking()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, nargs="+", default=[default])
     args = parser.parse_args()
-    settings = [
-        Linking(agreement, motion, least) for agreement in args.agreement for motion in args.motion for least in args.min_agreement
-    ]
+    settings = [Linking(agreement, motion, least) for agreement in args.agreement for motion in args.motion for least in args.min_agreement]
 
     grounder = pipeline("video-grounding")
     truth, tubelets = Tubelets(), {way: Tubelets() for way in (*WAYS[:2], *settings)}

@@ -389,7 +389,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             return answers
         contexts = outputs["contexts"]
         return [
-            answer if context.medium is None else refine(answer, **context.source) for answer, context in zip(answers, contexts, strict=True)
+            answer if context.medium is None else refine(answer, **context.source)
+            for answer, context in zip(answers, contexts, strict=True)
         ]
 
     def _answer(

@@ -70,7 +70,7 @@ def check_same_number(media: MediaInfo, num_frames: int) -> None:
     """Raises a `ValueError` unless the number of frames is that of the answer's video."""
     if media.total_num_frames is not None and num_frames != media.total_num_frames:
         raise ValueError(
-            f"Refinement needs the video that the answer is about, with all of its {media.total_num_frames} frames; got one of {num_frames}."
+            f"Refinement needs the video that the answer is about, with all of its {media.total_num_frames} frames; got {num_frames}."
         )
 
 
@@ -106,8 +106,10 @@ def refine_image_object(event: Event, targets: Sequence[Target], refiner: Refine
         if found:
             boxes.append(replace(found[0], frame=None))
         else:
-            notes.append(f"{target.text or 'The object'} was not located in the image{', and' if answer is None else ': it'} has "
-                         f"{'no box' if answer is None else 'the box of the answer'}.")
+            notes.append(
+                f"{target.text or 'The object'} was not located in the image{', and' if answer is None else ': it'} has "
+                f"{'no box' if answer is None else 'the box of the answer'}."
+            )
             boxes += [] if answer is None else [replace(answer, score=None, bins=None)]
     return replace(event, boxes=tuple(boxes)), list(dict.fromkeys(notes))
 
@@ -143,7 +145,9 @@ def read_frames(reader, media: MediaInfo, indices: Sequence[int]) -> Iterator[np
         frames = chunk.permute(0, 2, 3, 1) if isinstance(reader, FramesReader) else chunk  # (chunk_frames, height, width, 3)
         if tuple(frames.shape[1:3]) != (media.height, media.width):
             size = f"{frames.shape[2]}x{frames.shape[1]}"
-            raise ValueError(f"Refinement needs the {media.kind} that the answer is about, of {media.width}x{media.height} pixels; got {size}.")
+            raise ValueError(
+                f"Refinement needs the {media.kind} that the answer is about, of {media.width}x{media.height} pixels; got {size}."
+            )
         if frames.dtype != torch.uint8:
             frames = frames.round().clamp(0, 255).to(torch.uint8)
         yield from frames.contiguous().numpy()

@@ -61,7 +61,9 @@ class VideoSegmenter:
         return bool(pairwise_iou(np.array([box.xyxy]), np.array([answer.xyxy]))[0, 0] >= self.linking.min_agreement)
 
     @torch.inference_mode()
-    def _follow(self, target: Target, frames: Sequence[int], prompts: dict[int, Box], pixels: Iterator[np.ndarray]) -> Iterator[tuple[int, Box]]:
+    def _follow(
+        self, target: Target, frames: Sequence[int], prompts: dict[int, Box], pixels: Iterator[np.ndarray]
+    ) -> Iterator[tuple[int, Box]]:
         """Yields `(frame, box)` where the object is visible, in the given order of frames, which begin at a prompt. A session's time is
         the order in which it is given frames, so that backwards is another video."""
         session = new_session(self.model, self.processor)

@@ -33,7 +33,9 @@ class Detections:
         boxes = np.asarray(self.boxes, dtype=np.float64).reshape(-1, 4)
         scores = np.asarray(self.scores, dtype=np.float64).reshape(-1)
         if len(boxes) != len(scores) or (self.masks is not None and len(self.masks) != len(scores)):
-            raise ValueError(f"Detections must have one score, and one mask if any, for each of {len(boxes)} boxes; got {len(scores)} scores.")
+            raise ValueError(
+                f"Detections must have one score, and one mask if any, for each of {len(boxes)} boxes; got {len(scores)} scores."
+            )
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "scores", scores)
 

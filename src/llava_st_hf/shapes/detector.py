@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Object detector for the Shapes dataset: segmentation by colour, and comparison with the four shapes. It has no ground truth of a scene and
-makes errors of its own: faded copies, occluded objects and objects that change their colour."""
+"""Object detector for the Shapes dataset: segmentation by colour, and comparison with the four shapes. It sees pixels only, and makes
+errors: faded copies of an object, occluded objects and objects that change their colour."""
 
 from collections.abc import Sequence
 

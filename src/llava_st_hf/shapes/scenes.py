@@ -450,7 +450,7 @@ def shape_mask(shape: str, box: tuple[float, float, float, float], size: tuple[i
     """
     x1, y1, x2, y2 = box
     x, y = (np.arange(length, dtype=np.float32) + 0.5 for length in size[::-1])
-    across, down = ((2 * (line - low) / (high - low) - 1 for line, low, high in ((x, x1, x2), (y, y1, y2))))
+    across, down = (2 * (line - low) / (high - low) - 1 for line, low, high in ((x, x1, x2), (y, y1, y2)))
     return _outside(shape, across[None], down[:, None], 1.0) < 0
 
 
