@@ -7,6 +7,7 @@ Importing the package registers its classes with transformers' Auto classes and 
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -35,7 +36,7 @@ from .shapes.demo_model import DEMO_MODEL_NOTICE, DEMO_MODEL_PATH
 from .version import __version__ as __version__
 
 
-def make_refinement(refine, device) -> Callable[..., dict]:
+def make_refinement(refine, device) -> Callable[..., Any]:
     """The function that `VideoGroundingPipeline` refines answers with; see `refinement.load` for the arguments."""
     from .refinement import load, refine_answer  # loads models of transformers that most users do not need
 

@@ -97,7 +97,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     model_notices: ClassVar[dict[str, str]] = {}
     #: Converts the argument `refine` and the device of the model to a function of an answer and its medium; set by `llava_st_hf`. None for
     #: the files of a checkpoint alone.
-    make_refinement: ClassVar[Callable[..., Callable[..., dict]] | None] = None
+    make_refinement: ClassVar[Callable[..., Callable[..., Any]] | None] = None
 
     _load_processor = True
     _load_image_processor = False
@@ -250,7 +250,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             refinement["refine"] = None if refine is None else self._refinement(refine)
         return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, refinement
 
-    def _refinement(self, refine) -> Callable[..., dict]:
+    def _refinement(self, refine) -> Callable[..., Any]:
         if self.make_refinement is None:
             raise ValueError(f"refine={refine!r:.100} needs the package llava-st-hf: install it, and import llava_st_hf.")
         loaded = self.__dict__.setdefault("_refinements", {})  # by name: a model is loaded once
@@ -382,7 +382,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     # Output
 
-    def postprocess(self, outputs, refine: Callable[..., dict] | None = None) -> list[dict]:
+    def postprocess(self, outputs, refine: Callable[..., Any] | None = None) -> list[dict]:
         names = ("answers", "cut_off", "contexts", "constrained", "coordinate_logits", "generation")
         answers = [self._answer(*row) for row in zip(*(outputs[name] for name in names), strict=True)]
         if refine is None:

@@ -36,7 +36,7 @@ class VideoSegmenter:
         ValueError: for an argument that is not valid.
     """
 
-    def __init__(self, model, processor, *, prompts: int = 1, min_agreement: float = 0.1):
+    def __init__(self, model, processor, *, prompts: int = 1, min_agreement: float = 0.3):
         if not is_integer(prompts) or prompts < 1:
             raise ValueError(f"prompts must be a whole number of at least 1, got {prompts!r}.")
         self.model, self.processor, self.prompts = model.eval(), processor, prompts
@@ -45,7 +45,7 @@ class VideoSegmenter:
     def locate(self, target: Target) -> dict[int, Box]:
         """See `Refiner.locate`. An answer without boxes is not refined, which adds a note."""
         start, prompts = choose_prompts(target.answer_boxes, self.prompts)
-        if not prompts:
+        if start is None:
             target.notes.append("No object was followed: the answer has no box to start from.")
             return {}
         place = list(target.frames).index(start)

@@ -61,7 +61,7 @@ class Linking:
 
     agreement: float = 1.0
     motion: float = 1.0
-    min_agreement: float = 0.1
+    min_agreement: float = 0.3
 
     def __post_init__(self):
         for name in ("agreement", "motion", "min_agreement"):
@@ -105,7 +105,9 @@ def choose_track(detections: Mapping[int, Detections], answer_boxes: Mapping[int
         `{frame: box}` of the frames in which a detection was chosen.
     """
     nothing = np.full((1, 4), np.nan)
-    candidates, totals, origins = [], [], []
+    candidates: list[tuple[int, Detections, np.ndarray]] = []
+    totals: list[np.ndarray] = []
+    origins: list[np.ndarray] = []
     for frame, found in detections.items():
         answer = answer_boxes.get(frame)
         own = nothing if answer is None else np.array([answer.xyxy])
@@ -135,9 +137,9 @@ def choose_track(detections: Mapping[int, Detections], answer_boxes: Mapping[int
 
 def as_box(found: Detections, place: int, frame: int) -> Box:
     """Detection `place` of a frame as a `Box`, rounded as the boxes of answers."""
-    sides = [round(float(side), 2) for side in found.boxes[place]]
+    x1, y1, x2, y2 = (round(float(side), 2) for side in found.boxes[place])
     mask = None if found.masks is None else found.masks[place]
-    return Box(*sides, frame=frame, score=round(float(found.scores[place]), 4), mask=mask)
+    return Box(x1, y1, x2, y2, frame=frame, score=round(float(found.scores[place]), 4), mask=mask)
 
 
 __all__ = ["Detections", "Linking", "choose_track", "pairwise_iou", "within_frame"]
