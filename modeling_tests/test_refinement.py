@@ -244,7 +244,7 @@ def test_video_segmenter_keeps_no_more_than_the_memory_of_the_model(monkeypatch)
     VideoSegmenter(model, processor).locate(target(noise(12), range(12), {0: Box(10, 10, 40, 40, frame=0)}))
     (session,) = sessions
     kept = session.output_dict_per_obj[0]
-    assert not session.processed_frames and list(kept["cond_frame_outputs"]) == [0] and len(kept["non_cond_frame_outputs"]) <= 4
+    assert not any(map(len, session.processed_frames.values())) and list(kept["cond_frame_outputs"]) == [0] and len(kept["non_cond_frame_outputs"]) <= 4
 
 
 def test_video_segmenter_loses_what_is_invisible_or_elsewhere(monkeypatch):
@@ -285,11 +285,13 @@ def test_read_reversed_yields_descending_frames():
     assert np.array_equal(list(read_reversed(target(frames, range(5), {}), [4, 3, 2, 1])), frames[4:0:-1])
 
 
-def test_text_segmenter_boxes_are_those_of_its_masks():
+def test_text_segmenter_boxes_are_those_of_its_masks_and_do_not_depend_on_deleted_features(monkeypatch):
     segmenter = load(tiny_sam3(), linking=Linking(min_agreement=0))
-    found = segmenter.locate(target(noise(3), range(3), {0: Box(10, 10, 40, 40, frame=0)}))
-    assert isinstance(segmenter, TextSegmenter) and set(found) == {0, 1, 2}
+    found = segmenter.locate(target(noise(7), range(7), {0: Box(10, 10, 40, 40, frame=0)}))
+    assert isinstance(segmenter, TextSegmenter) and set(found) == set(range(7))
     assert all(box.xyxy == mask_box(decode_mask(box.mask, 48, 96)) and 0 < box.score < 1 for box in found.values())
+    monkeypatch.setattr("llava_st_hf.refinement.segmenters.forget", lambda *_: None)
+    assert segmenter.locate(target(noise(7), range(7), {0: Box(10, 10, 40, 40, frame=0)})) == found
 
 
 # Loading
@@ -421,6 +423,22 @@ def test_refine_answer_of_an_image_refines_each_box(tmp_path):
     refined = refine_answer(given, path, WhiteSquares(missed=[0]))
     assert [len(event.boxes) for event in refined.events] == [2, 0] and refined.events[0].boxes[0].xyxy == (5, 5, 20, 20)
     assert refined.notes[0] == "Event 1: a square was not located in the image: it has the box of the answer."
+
+
+def test_refine_answer_turns_a_pil_image_upright(tmp_path):
+    image = Image.fromarray(np.rot90(square_frames(5)[4]))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be displayed rotated by 90 degrees clockwise
+    image.save(tmp_path / "image.jpg", exif=exif, quality=95)
+    given = Grounding("", (Event("a square"),), MediaInfo("image", *SIZE))
+    for medium in (tmp_path / "image.jpg", Image.open(tmp_path / "image.jpg")):
+        (box,) = refine_answer(given, medium, WhiteSquares()).events[0].boxes
+        assert np.abs(np.subtract(box.xyxy, (8, 16, 24, 32))).max() <= 1
+
+
+def test_refine_answer_without_events_reads_nothing():
+    empty = {"text": "No.", "events": [], "notes": [], "media": MediaInfo("video", *SIZE).to_dict()}
+    assert refine_answer(empty, "missing.mp4", WhiteSquares()) == empty
 
 
 def test_refine_answer_with_boxes_outside_the_target_raises(video):

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 
 from ..model.downloads_llava_st import DownloadLimits
+from ..model.image_files_llava_st import load_image
 from ..model.media_info_llava_st import MediaInfo
 from ..model.results_llava_st import Box, Event, Grounding, Tubelet
 from ..model.video_frames_llava_st import FramesReader
@@ -57,9 +59,11 @@ def refine_answer(
         check_same_number(media, reader.metadata.total_num_frames)
         return [refine_event(grounding, event, media, reader, refiner) for event in grounding.events]
 
-    is_video = media.kind == "video"
-    # An image is read as a video of one frame.
-    refined = read_video(medium if is_video else [medium], refine_events, video_backend, allow_truncated, download_limits)
+    if not grounding.events:
+        return answer
+    if media.kind == "image":  # read as a video of one frame
+        medium = [load_image(medium) if isinstance(medium, PIL.Image.Image) else medium]  # upright, as files are
+    refined = read_video(medium, refine_events, video_backend, allow_truncated, download_limits)
     several = len(grounding.events) > 1
     notes = [f"Event {number}: {note}" if several else note for number, (_, found) in enumerate(refined, start=1) for note in found]
     result = replace(grounding, events=tuple(event for event, _ in refined), notes=(*grounding.notes, *notes))

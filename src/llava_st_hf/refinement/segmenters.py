@@ -139,9 +139,9 @@ def session_frame(model, processor, pixels: np.ndarray) -> torch.Tensor:
 
 
 def forget(session, config, time: int) -> None:
-    """Deletes what later frames do not use, so that memory does not grow with the video: pixels of past frames, and features of frames
-    before those that the memory attention reads. Outputs of frames with prompts are kept."""
-    session.processed_frames.clear()
+    """Deletes what later frames do not use, so that memory does not grow with the video: pixels of the frame, and features of frames before
+    those that the memory attention reads. Outputs of frames with prompts are kept."""
+    session.processed_frames[time] = torch.empty(0)  # not deleted: SAM 3 counts the frames
     oldest = time - max(config.num_maskmem, config.max_object_pointers_in_encoder)
     for outputs in session.output_dict_per_obj.values():
         tracked = outputs["non_cond_frame_outputs"]
