@@ -244,7 +244,11 @@ def test_video_segmenter_keeps_no_more_than_the_memory_of_the_model(monkeypatch)
     VideoSegmenter(model, processor).locate(target(noise(12), range(12), {0: Box(10, 10, 40, 40, frame=0)}))
     (session,) = sessions
     kept = session.output_dict_per_obj[0]
-    assert not any(map(len, session.processed_frames.values())) and list(kept["cond_frame_outputs"]) == [0] and len(kept["non_cond_frame_outputs"]) <= 4
+    assert (
+        not any(map(len, session.processed_frames.values()))
+        and list(kept["cond_frame_outputs"]) == [0]
+        and len(kept["non_cond_frame_outputs"]) <= 4
+    )
 
 
 def test_video_segmenter_loses_what_is_invisible_or_elsewhere(monkeypatch):

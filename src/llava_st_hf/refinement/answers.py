@@ -60,7 +60,7 @@ def refine_answer(
         return [refine_event(grounding, event, media, reader, refiner) for event in grounding.events]
 
     if not grounding.events:
-        return answer
+        return answer if isinstance(answer, Grounding) else dict(answer)
     if media.kind == "image":  # read as a video of one frame
         medium = [load_image(medium) if isinstance(medium, PIL.Image.Image) else medium]  # upright, as files are
     refined = read_video(medium, refine_events, video_backend, allow_truncated, download_limits)
