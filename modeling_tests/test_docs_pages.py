@@ -71,7 +71,7 @@ def test_docs_python_examples_are_valid_syntax(page):
         ast.parse(code.replace("…", "..."))
 
 
-@pytest.mark.parametrize("page", ["usage.md", "generation.md"])
+@pytest.mark.parametrize("page", ["usage.md", "generation.md", "refinement.md"])
 def test_docs_offline_example_gives_the_result_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = [code for code in blocks(ROOT / "docs" / page, "python") if "write_video" in code]

@@ -5,6 +5,9 @@ Importing the package registers its classes with transformers' Auto classes and 
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -34,6 +37,13 @@ from .shapes.demo_model import DEMO_MODEL_NOTICE, DEMO_MODEL_PATH
 from .version import __version__ as __version__
 
 
+def make_refinement(refine, device) -> Callable[..., Any]:
+    """The function that `VideoGroundingPipeline` refines answers with; see `refinement.load` for the arguments."""
+    from .refinement import load, refine_answer  # loads models of transformers that most users do not need
+
+    return partial(refine_answer, refiner=load(refine, device=device))
+
+
 AutoConfig.register(LlavaSTConfig.model_type, LlavaSTConfig)
 AutoConfig.register(LlavaSTOriginalConfig.model_type, LlavaSTOriginalConfig)
 AutoModel.register(LlavaSTConfig, LlavaSTModel)
@@ -54,6 +64,7 @@ accept_moved_modules()
 # Functions that need the packages of an extra.
 __getattr__ = renamed_attributes(sys.modules[__name__], lazy={"draw": "visualization"})
 VideoGroundingPipeline.model_notices[DEMO_MODEL_PATH] = DEMO_MODEL_NOTICE
+VideoGroundingPipeline.make_refinement = staticmethod(make_refinement)
 PIPELINE_REGISTRY.register_pipeline(
     "video-grounding",
     pipeline_class=VideoGroundingPipeline,

@@ -2,7 +2,7 @@
 """`pipeline("video-grounding")`: spans and bounding boxes for a question about a video or image."""
 
 import os
-from collections.abc import Generator, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, ClassVar
 
@@ -95,6 +95,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     #: Real path of a checkpoint folder → message that is logged once when a pipeline with it is created.
     model_notices: ClassVar[dict[str, str]] = {}
+    #: Converts the argument `refine` and the device of the model to a function of an answer and its medium; set by `llava_st_hf`. None for
+    #: the files of a checkpoint alone.
+    make_refinement: ClassVar[Callable[..., Callable[..., Any]] | None] = None
 
     _load_processor = True
     _load_image_processor = False
@@ -149,6 +152,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
             scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is
                 `score_calibration` of the model's generation configuration; without one they are not calibrated.
+            refine: an object detector with text queries or a video segmentation model, which locates the object in every frame of the
+                span: a hub id or folder, `(model, processor)`, or a refiner; see `llava_st_hf.refinement.load`. The boxes of the result
+                are those of it, with its scores and masks; the file is read a second time.
             max_new_tokens and other arguments of `generate`. With `output_scores`, `output_logits`, `output_attentions`,
                 `output_hidden_states` or `output_coordinate_scores`, each result has "generation", the output of `generate` for this
                 question as a dictionary of tensors, which is not JSON-serializable.
@@ -237,12 +243,32 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs", "last_medium") if name in kwargs}
         if (grammar := kwargs.get("grammar")) not in (None, "auto", *TASKS):
             raise ValueError(f"grammar={grammar!r} must be 'auto', None or a task: {', '.join(TASKS)}.")
-        return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, {}
+        refinement = {}
+        if "refine" in kwargs:
+            refine = kwargs.pop("refine")
+            reading["keep_source"] = refine is not None
+            refinement["refine"] = None if refine is None else self._refinement(refine)
+        return {**question, **reading}, {**(generate_kwargs or {}), **kwargs}, refinement
+
+    def _refinement(self, refine) -> Callable[..., Any]:
+        if self.make_refinement is None:
+            raise ValueError(f"refine={refine!r:.100} needs the package llava-st-hf: install it, and import llava_st_hf.")
+        loaded = self.__dict__.setdefault("_refinements", {})  # by name: a model is loaded once
+        if not isinstance(refine, (str, os.PathLike)):
+            return self.make_refinement(refine, self.device)
+        name = os.fspath(refine)
+        if name not in loaded:
+            loaded[name] = self.make_refinement(name, self.device)
+        return loaded[name]
 
     # Input
 
     def preprocess(self, inputs, **question) -> PreparedQuestion:
-        return inputs if isinstance(inputs, PreparedQuestion) else prepare_question(self.processor, inputs, **question)
+        if not isinstance(inputs, PreparedQuestion):
+            return prepare_question(self.processor, inputs, **question)
+        if question.get("keep_source") and inputs["context"].source is None:
+            raise ValueError("refine reads the image or video again: prepare the question with keep_source=True.")
+        return inputs
 
     # Model
 
@@ -356,9 +382,16 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
 
     # Output
 
-    def postprocess(self, outputs) -> list[dict]:
+    def postprocess(self, outputs, refine: Callable[..., Any] | None = None) -> list[dict]:
         names = ("answers", "cut_off", "contexts", "constrained", "coordinate_logits", "generation")
-        return [self._answer(*row) for row in zip(*(outputs[name] for name in names), strict=True)]
+        answers = [self._answer(*row) for row in zip(*(outputs[name] for name in names), strict=True)]
+        if refine is None:
+            return answers
+        contexts = outputs["contexts"]
+        return [
+            answer if context.medium is None else refine(answer, **context.source)
+            for answer, context in zip(answers, contexts, strict=True)
+        ]
 
     def _answer(
         self, ids: torch.Tensor, cut_off: bool, context: QuestionContext, constrained: bool, coordinate_logits, generation: dict

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions of `pipeline("video-grounding")`: checked, and converted to model inputs by the processor."""
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from .checks_llava_st import check_rate
 from .downloads_llava_st import DownloadLimits
 from .inline_coordinates_llava_st import INLINE_COORDINATE
 from .media_info_llava_st import MediaInfo, OutsideMediaError
+from .media_items_llava_st import as_own_item, prepare_image
 from .media_kind_llava_st import media_kind
 from .messages_llava_st import box_text, read_box, read_span, read_time, span_text, time_text
 from .tasks_llava_st import TASKS, task_content
@@ -36,12 +38,15 @@ class QuestionContext:
         prompt_positions: "span", "start" and "box" of the prompt, as fractions; see `parse_answer`.
         task: key of `TASKS`; None for a question in free text and for a chat.
         query: the argument `text`; None without it and for a chat.
+        source: with `keep_source`, the image or video that the answer refers to and how it is read: "medium", and those of
+            "video_backend", "allow_truncated" and "download_limits" that are set.
     """
 
     medium: MediaInfo | None
     prompt_positions: dict = field(default_factory=dict)
     task: str | None = None
     query: str | None = None
+    source: dict | None = None
 
 
 class PreparedQuestion(dict):
@@ -61,6 +66,7 @@ def prepare_question(
     processor_kwargs: dict | None = None,
     last_medium: LastMedium | None = None,
     history: Sequence[dict] = (),
+    keep_source: bool = False,
     **question,
 ) -> PreparedQuestion:
     """
@@ -73,6 +79,7 @@ def prepare_question(
         processor_kwargs: further arguments of the processor.
         last_medium: image or video of the question before this one, which is not read again if this question is about the same.
         history: messages of a chat about the image or video, which the question continues. The first one contains it.
+        keep_source: keep the image or video in the context, to read it again.
 
     Raises:
         ValueError, OSError: naming what is wrong with media or question.
@@ -84,6 +91,7 @@ def prepare_question(
         _check_times_can_be_converted(messages, question)
     if history:
         messages = [*history, {**messages[0], "content": messages[0]["content"][1:]}]
+    source = media_source(messages, processor_kwargs) if keep_source else None
     key = None if last_medium is None else last_medium.key(messages, processor_kwargs)
     known = None if last_medium is None else last_medium.find(key)
     try:
@@ -102,12 +110,35 @@ def prepare_question(
         raise ValueError(f"{name} {error.reason}") from error
     media = model_inputs.media_info[0]
     medium = media[-1] if media else None
-    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"), question.get("text"))
+    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"), question.get("text"), source)
     if last_medium is not None and known is None:
         known = last_medium.keep(key, messages, processor, model_inputs)
     if known is None:
         return PreparedQuestion(model_inputs=dict(model_inputs), context=context)
     return PreparedQuestion(model_inputs={**model_inputs, **known.pixels}, context=context, medium=known.id)
+
+
+def media_source(messages: list[dict], processor_kwargs: dict) -> dict:
+    """
+    The last image or video of a chat, and the arguments with which its file is read.
+
+    Raises:
+        ValueError: if the chat does not contain it, or if it can be read only once.
+    """
+    contents = (message.get("content") for message in messages)
+    items = [item for content in contents if isinstance(content, (list, tuple)) for item in content if isinstance(item, dict)]
+    last = next((item for item in reversed(items) if item.get("type") in ("image", "video", "image_url", "video_url")), None)
+    if last is None:
+        return {"medium": None}  # a question without media has no boxes
+    item = as_own_item(last)
+    item = prepare_image(item) if item["type"] == "image" else item
+    medium = next((item[name] for name in ("image", "video", "url", "path") if name in item), None)
+    if medium is None:
+        raise ValueError(f"refine reads the {item['type']} again: give it in the message, as {{'type': '{item['type']}', 'path': …}}.")
+    if isinstance(medium, io.IOBase) and not medium.seekable():
+        raise ValueError(f"refine reads the {item['type']} again, which is not possible for a stream: give its path or its bytes.")
+    given = {**processor_kwargs, **processor_kwargs.get("videos_kwargs", {})}
+    return {"medium": medium, **{name: given[name] for name in READING_KEYS[1:] if name in given}}
 
 
 def reading_arguments(processor_kwargs: dict | None = None, **reading) -> dict:

@@ -2,6 +2,7 @@
 """Sessions of `pipeline("video-grounding")`: an image or video is read and encoded once, for any number of questions and follow-up
 questions."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,7 +119,7 @@ class GroundingSession:
         read = self._medium.keep(None, [], pipeline.processor, model_inputs)
         kind, options = item["type"], {name: value for name, value in item.items() if name != "type"}
         frames = kind == "video" and all(map(is_frames, flatten_videos(item[kind])))
-        self.media_info = read.media
+        self.media_info, self._medium_given = read.media, item[kind]
         self._inputs = {**options, kind: _READ_FRAMES if frames else _READ_FILE}
         self._states: _SessionStates | None = self._encode(dict(model_inputs), read.id, forward.get("vision_chunk_size"))
         read.pixels = {}
@@ -255,7 +256,9 @@ class GroundingSession:
         # Not the counts of media: the pixels have been freed.
         if prompt_prefix(sample, prepared["medium"], media_ids).key != self._states.prefix.key:
             raise ValueError("The chat template writes other tokens before the image or video of this prompt than when it was opened.")
-        prepared["prefix"] = self._states.prefix
+        prepared["prefix"], context = self._states.prefix, prepared["context"]
+        if context.source is not None:
+            prepared["context"] = replace(context, source={**context.source, "medium": self._medium_given})
         return prepared
 
     def _answer(self, prepared: list[PreparedQuestion], forward: dict, after: dict) -> tuple[list[dict], torch.Tensor]:

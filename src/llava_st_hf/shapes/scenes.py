@@ -439,4 +439,19 @@ def _outside(shape: str, x: np.ndarray, y: np.ndarray, half: float) -> np.ndarra
     return np.minimum(np.maximum(abs(x) - half, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - half))
 
 
-__all__ = ["COLOURS", "KINDS", "SHAPES", "SIZES", "Event", "Painter", "Scene", "State", "Thing", "make_scene", "scene_seed"]
+def shape_mask(shape: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """
+    Returns (height, width) booleans, true inside a shape that fills a box.
+
+    Args:
+        shape: one of `SHAPES`.
+        box: x1, y1, x2, y2 in pixels. A shape fills a square, which is stretched to the box.
+        size: (height, width) of the image in pixels.
+    """
+    x1, y1, x2, y2 = box
+    x, y = (np.arange(length, dtype=np.float32) + 0.5 for length in size[::-1])
+    across, down = (2 * (line - low) / (high - low) - 1 for line, low, high in ((x, x1, x2), (y, y1, y2)))
+    return _outside(shape, across[None], down[:, None], 1.0) < 0
+
+
+__all__ = ["COLOURS", "KINDS", "SHAPES", "SIZES", "Event", "Painter", "Scene", "State", "Thing", "make_scene", "scene_seed", "shape_mask"]
