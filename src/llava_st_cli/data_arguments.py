@@ -27,7 +27,8 @@ def _check_data(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of frames that the model samples of each clip, num_frames of its video processor. Default: that of a new processor.",
+            help="Number of frames that the model samples of each clip, num_frames of its video processor. Default: that of a new "
+            "processor.",
         ),
     ] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode all frames of each video.")] = False,
@@ -154,9 +155,7 @@ def _score(
     ],
     answer_format: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Parse the answers again in this format: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds."
-        ),
+        typer.Option(metavar="NAME", help="Parse the answers again in this format: llava_st, qwen2_5_vl, qwen3_vl, molmo2 or seconds."),
     ] = None,
     references: Annotated[
         str | None,
@@ -178,9 +177,7 @@ def _score(
 
 
 def _report(
-    folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="Output folder of `llava-st eval`, or a folder of such folders.")
-    ],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Output folder of `llava-st eval`, or a folder of such folders.")],
 ) -> Namespace:
     """Write report.md and report.html with scores, charts, best and worst samples."""
     return Namespace(command="report", **locals())

@@ -55,9 +55,9 @@ def _run(args: Namespace) -> int:
         from .doctor import run_doctor
 
         return run_doctor(args)
-    from llava_st_hf.cli import COMMANDS
+    from llava_st_hf.cli import run
 
-    return COMMANDS[args.command](args) or 0
+    return run(args)
 
 
 def _fail(error: Exception, debug: bool) -> int:

@@ -7,9 +7,10 @@ import os
 
 
 # Suffixes of video files, for folders. Single files are recognized by their content.
-VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rmvb .ts .vob .webm .wmv".split()
-)
+VIDEO_SUFFIXES = {
+    ".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
+    ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+}  # fmt: skip
 
 
 def expand_media(given: list[str]) -> tuple[list[str], bool]:

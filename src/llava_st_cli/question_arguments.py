@@ -77,9 +77,7 @@ def _ground(
     model: Model = None,
     text: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", help="The question; with --task, the expression or sentence that the prompt template is filled with."
-        ),
+        typer.Option(metavar="TEXT", help="The question; with --task, the expression or sentence that the prompt template is filled with."),
     ] = None,
     task: Annotated[
         str | None,
