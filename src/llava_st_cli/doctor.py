@@ -256,7 +256,7 @@ def _need(name: str, need: dict[str, int], dtype, place: str, free: int, too_lar
     parts = {"weights": "weights", "activations": "activations", "kv_cache": "KV cache"}
     amounts = ", ".join(f"{label} {need[part] / _GIB:.1f}" for part, label in parts.items())
     detail = (
-        f"{need['parameters'] / 1e9:.2f}e9 parameters in {str(dtype).removeprefix('torch.')}; computed need for a video of 100 frames: "
+        f"{need['parameters'] / 1e6:,.1f} million parameters in {str(dtype).removeprefix('torch.')}; computed need for a video of 100 frames: "
         f"{need['total'] / _GIB:.1f} GiB ({amounts}); "
     )
     if need["total"] <= free:

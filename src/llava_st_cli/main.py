@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of the `llava-st` command."""
 
+import io
 import os
+import select
 import sys
 import traceback
 from argparse import Namespace
+from typing import TextIO
 
 from .arguments import parse
 from .checks import check
@@ -72,13 +75,22 @@ def _fail(error: Exception, debug: bool) -> int:
 
 def _broken_pipe(error: BrokenPipeError, debug: bool) -> int:
     """Ends quietly if the reader of stdout, such as `head`, has ended; any other broken pipe is an error."""
+    if not _has_no_reader(sys.stdout):
+        return _fail(error, debug)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it ends
+    return 1
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    if sys.platform == "win32":
+        return False
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return _fail(error, debug)
+        pipe = select.poll()
+        pipe.register(stream.fileno(), 0)  # errors are reported without being asked for
+        return any(event & select.POLLERR for _, event in pipe.poll(0))
+    except io.UnsupportedOperation:  # no file
+        return False
 
 
 if __name__ == "__main__":
