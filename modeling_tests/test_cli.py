@@ -176,7 +176,15 @@ COMMANDS = sorted(command.name for command in app.registered_commands)
 
 def test_help_and_usage_errors_do_not_import_torch():
     helps = [["--help"], *([command, "-h"] for command in COMMANDS), ["--version"]]
-    wrong = [["ground"], [], ["nonsense"], ["eval", "--what"], ["ground", "a", "--span", 1], ["merge-lora", "a"], ["train", "--bf16", "true"]]
+    wrong = [
+        ["ground"],
+        [],
+        ["nonsense"],
+        ["eval", "--what"],
+        ["ground", "a", "--span", 1],
+        ["merge-lora", "a"],
+        ["train", "--bf16", "true"],
+    ]
     runs = run_all([*helps, *wrong])
     for run in runs[: len(helps)]:
         assert run["status"] == 0 and run["out"] and not run["err"]
@@ -207,6 +215,10 @@ INVALID = [
     ([*GROUND, "--export", "coco"], "--export coco is not a format; it must be one of coco-video, "),
     ([*GROUND, "--export", "cvat"], "--export cvat needs --export-to"),
     ([*GROUND, "--export-to", "a.json"], "--export-to a.json: its suffix does not decide the format."),
+    ([*GROUND, __file__, "--export-to", "a.srt"], "--export-to a.srt: subtitles are those of one video, but there are 2 inputs."),
+    ([*GROUND, "--task", "tvg", "--window", 0], "--window must be a positive number of seconds, got 0."),
+    ([*GROUND, "--task", "tvg", "--window", 2, "--overlap", 2], "--overlap 2 needs --window with a larger number of seconds."),
+    ([*GROUND, "--all"], "--all is for --task tvg and --task stvg, got no task."),
     ([*GROUND, "--jsonl", "."], "--jsonl . is a folder; give the path of a file."),
     (["chat", "nowhere.mp4"], "No such file or folder: nowhere.mp4"),
     (["chat", __file__, "--clip", 0, 1, "--start", 1], "--clip cannot be combined with --start or --end"),

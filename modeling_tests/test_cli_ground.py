@@ -86,7 +86,9 @@ def test_media_arguments_are_expanded_to_inputs(videos, given, expected, several
     assert expand_media(given) == (expected, several)
 
 
-@pytest.mark.parametrize(("names", "message"), [(["a.MP4", "b.png"], r"both videos \(a.MP4\) and images \(b.png\)"), (["a.txt"], "neither")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(["a.MP4", "b.png"], r"both videos \(a.MP4\) and images \(b.png\)"), (["a.txt"], "neither")]
+)
 def test_folder_that_is_no_clear_input_raises(tmp_path, names, message):
     for name in names:
         (tmp_path / name).touch()
@@ -127,7 +129,9 @@ def test_ground_jsonl_resumes_and_never_answers_twice(videos, model, monkeypatch
     (videos.parent / "answers.jsonl").write_text(first + second[:50])
     prepared = []
     prepare = ground.prepare_question
-    monkeypatch.setattr(ground, "prepare_question", lambda processor, source, **k: prepared.append(source) or prepare(processor, source, **k))
+    monkeypatch.setattr(
+        ground, "prepare_question", lambda processor, source, **k: prepared.append(source) or prepare(processor, source, **k)
+    )
     assert main([*question, "--jsonl", "answers.jsonl", "--json"]) == 0
     captured = capsys.readouterr()
     assert prepared == ["videos/c.mp4"] and (videos.parent / "answers.jsonl").read_text() == written
@@ -167,6 +171,24 @@ def test_ground_out_of_memory_answers_a_batch_one_by_one():
         ground._generate(grounder, questions[1:], args)
 
 
+def test_ground_windows_all_and_refine_are_answered_from_the_files(videos, model, monkeypatch, capsys):
+    calls = []
+
+    def grounder(source, **options):
+        if source.endswith("b.mp4"):
+            raise ValueError(f"{source}: window=1.0 is too long.")
+        calls.append((source, options))
+        return {"text": "", "events": [], "notes": [], "media": None}
+
+    monkeypatch.setattr(ground, "load_pipeline", lambda args, processor: grounder)
+    question = ["ground", "videos", "--task", "tvg", "--text", "a dog", "--model", model, "--batch-size", "4"]
+    assert main([*question, "--window", "1", "--overlap", "0.5", "--all", "--refine", "detector"]) == 1
+    failures = [record["error"] for record in lines(capsys) if "error" in record]
+    assert failures == ["videos/b.mp4: --window=1.0 is too long."]
+    asked = {"text": "a dog", "task": "tvg", "window": 1.0, "overlap": 0.5, "all": True, "refine": "detector", "batch_size": 4}
+    assert calls == [("videos/a.mp4", asked), ("videos/c.mp4", asked)]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without a GPU")
 def test_ground_device_that_does_not_exist_raises_before_loading(videos, model, capsys):
     assert main(["ground", "videos/a.mp4", "--text", "x", "--model", model, "--device", "cuda:1"]) == 1
@@ -188,7 +210,15 @@ def test_table_on_a_terminal_shows_events_and_no_control_sequences(monkeypatch, 
     print_to_terminal(monkeypatch)
     media = {"kind": "video", "width": 10, "height": 10, "fps": 10.0, "first_frame": 0, "last_frame": 99}
     event = {"start": 1.26, "end": None, "caption": "a \x1b[31mdog\x1b[0m [bold]runs[/bold]", "boxes": []}
-    record = {"source": "\x1b]0;x\x07.mp4", "text": "", "events": [event], "notes": ["\x9bnote"], "media": media, "task": "tvg", "query": "q"}
+    record = {
+        "source": "\x1b]0;x\x07.mp4",
+        "text": "",
+        "events": [event],
+        "notes": ["\x9bnote"],
+        "media": media,
+        "task": "tvg",
+        "query": "q",
+    }
     print_table(record)
     shown = capsys.readouterr().out
     assert not any(character < " " and character != "\n" for character in shown) and "\x9b" not in shown

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of arguments that need no import of torch, made before anything is loaded."""
 
+import math
 import os
 import re
 from argparse import Namespace
@@ -15,6 +16,7 @@ _DEVICE = re.compile(r"(cpu|mps|auto)|(cuda|xpu)(:\d+)?")
 DRAW_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Suffixes that decide the format of an export.
 _EXPORT_SUFFIXES = (".csv", ".parquet", ".srt", ".vtt", ".xml")
+_SUBTITLES = ("srt", "webvtt")
 
 
 def check(args: Namespace) -> None:
@@ -63,6 +65,7 @@ def _check_question(args: Namespace) -> None:
         if args.task is None and getattr(args, name) is not None:
             raise ValueError(f"--{name} needs --task. In --text, write times as <t1.8s> and pixels as <w320px>.")
     _check_clip(args)
+    _check_windows(args)
     args.inputs, args.several = expand_media(args.media)
     if args.jsonl is not None:
         _check_writable("--jsonl", args.jsonl)
@@ -73,6 +76,18 @@ def _check_question(args: Namespace) -> None:
 def _check_clip(args: Namespace) -> None:
     if args.clip is not None and (args.start is not None or args.end is not None):
         raise ValueError("--clip cannot be combined with --start or --end: a clip is given in frames or in seconds.")
+
+
+def _check_windows(args: Namespace) -> None:
+    for name in ("window", "overlap"):
+        value = getattr(args, name)
+        if value is not None and not (0 < value < math.inf or (name == "overlap" and value == 0)):
+            raise ValueError(f"--{name} must be a positive number of seconds, got {value:g}.")
+    if args.overlap is not None and (args.window is None or args.overlap >= args.window):
+        raise ValueError(f"--overlap {args.overlap:g} needs --window with a larger number of seconds.")
+    if (args.window is not None or args.all) and args.task not in ("tvg", "stvg"):
+        option = "--all" if args.window is None else "--window"
+        raise ValueError(f"{option} is for --task tvg and --task stvg, got {'no task' if args.task is None else f'--task {args.task}'}.")
 
 
 def _check_export(args: Namespace) -> None:
@@ -86,6 +101,9 @@ def _check_export(args: Namespace) -> None:
         raise ValueError(
             f"--export-to {args.export_to}: its suffix does not decide the format. Give --export with one of {', '.join(EXPORT_FORMATS)}."
         )
+    is_subtitles = args.export in _SUBTITLES or (args.export is None and args.export_to.lower().endswith((".srt", ".vtt")))
+    if is_subtitles and len(args.inputs) > 1:
+        raise ValueError(f"--export-to {args.export_to}: subtitles are those of one video, but there are {len(args.inputs)} inputs.")
     _check_writable("--export-to", args.export_to, args.overwrite)
 
 

@@ -210,7 +210,7 @@ def _attention() -> Iterator[tuple[str, str, str]]:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, 8, 16, generator=generator) for _ in range(3))
     expected = ((query @ key.mT) / 4).softmax(-1) @ value
-    found = scaled_dot_product_attention(*(tensor.to(device) for tensor in (query, key, value))).cpu()
+    found = scaled_dot_product_attention(query.to(device), key.to(device), value.to(device)).cpu()
     difference = float((found - expected).abs().max())
     yield "eager", "ok", "always available"
     yield "sdpa", "ok" if difference < 1e-2 else "error", f"the default; differs from eager by {difference:.0e} on {device}"
@@ -256,8 +256,8 @@ def _need(name: str, need: dict[str, int], dtype, place: str, free: int, too_lar
     parts = {"weights": "weights", "activations": "activations", "kv_cache": "KV cache"}
     amounts = ", ".join(f"{label} {need[part] / _GIB:.1f}" for part, label in parts.items())
     detail = (
-        f"{need['parameters'] / 1e6:,.1f} million parameters in {str(dtype).removeprefix('torch.')}; computed need for a video of 100 frames: "
-        f"{need['total'] / _GIB:.1f} GiB ({amounts}); "
+        f"{need['parameters'] / 1e6:,.1f} million parameters in {str(dtype).removeprefix('torch.')}; computed need for a video of 100 "
+        f"frames: {need['total'] / _GIB:.1f} GiB ({amounts}); "
     )
     if need["total"] <= free:
         return name, "ok", f"{detail}fits into {free / _GIB:.1f} GiB of free {place} memory"

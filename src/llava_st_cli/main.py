@@ -15,6 +15,8 @@ from .renamed import rename
 from .terminal import error_line
 
 
+# Errors whose messages are for users. An ImportError is that of an optional library.
+_EXPECTED = (ValueError, OSError, ImportError, MemoryError)
 INTERRUPTED = 130  # as shells report a process that Ctrl-C has ended
 
 
@@ -67,7 +69,7 @@ def _fail(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     message = str(error)
-    if not isinstance(error, (ValueError, OSError)):
+    if not isinstance(error, _EXPECTED):
         message = f"{type(error).__name__}: {message}" + ("" if debug else " (LLAVA_ST_DEBUG=1 prints the traceback.)")
     print(error_line(message), file=sys.stderr)
     return 1

@@ -108,7 +108,30 @@ def _ground(
     max_new_tokens: MaxNewTokens = None,
     scores: Scores = False,
     grammar: Grammar = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Number of inputs per batch.")] = 1,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Ask about windows of this length and merge the answers, so that long videos are sampled as densely as short ones. For "
+            "tvg and stvg.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Overlap of neighbouring windows. Default: half a window.")
+    ] = None,
+    all: Annotated[
+        bool,
+        typer.Option("--all", help="Return every event that the text describes, or none if it does not occur. For tvg and stvg."),
+    ] = False,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Folder or Hugging Face Hub id of an object detector with text queries, or of a video segmentation model, which gives a "
+            "box on every frame of the answer.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Number of inputs, or of windows, per batch.")] = 1,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,

@@ -133,7 +133,7 @@ def _check_data(args: Namespace) -> None:
         allow_truncated=args.allow_truncated,
     )
     for line in [*report.problems, *report.summary()]:
-        print(one_line(line))
+        print(one_line(str(line)))
     if report.problems:
         raise ValueError(f"{args.mixture} has {len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}.")
 

@@ -4,7 +4,6 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from importlib import import_module
 
 import torch
 from tqdm.auto import tqdm
@@ -24,6 +23,8 @@ from .records import AnswerFile, print_json, print_table
 _QUESTION = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps")
 _READING = ("num_frames", "video_backend", "allow_truncated")
 _GENERATION = ("max_new_tokens", "scores", "grammar")
+# Options with which the pipeline reads the file itself: in windows, or again for a detector.
+_OF_FILES = ("window", "overlap", "all", "refine")
 
 
 def run_ground(args: Namespace) -> int:
@@ -61,9 +62,9 @@ class _Output:
         self.failures: list[str] = []
         self.drawings = iter(args.drawings or ())
         if args.drawings:
-            _import_for("--draw", "llava_st_hf.visualization", "draw")
-        if args.export_to is not None:
-            _import_for("--export-to", "llava_st_hf.exports", "export")
+            from ..visualization.boxes import import_supervision
+
+            import_supervision()  # an ImportError with the command that installs it, before the model is loaded
 
     def save(self, record: dict) -> None:
         """Appends a new record to the file of --jsonl."""
@@ -88,10 +89,10 @@ class _Output:
             self._draw(answer, drawing)
 
     def _draw(self, answer: Grounding, path: str) -> None:
-        import llava_st_hf
+        from ..visualization import draw
 
         try:
-            llava_st_hf.draw(answer.source, answer, path)
+            draw(answer.source, answer, path, fps=self.args.fps)
         except (ValueError, OSError) as error:
             if not self.args.several:
                 raise
@@ -100,7 +101,7 @@ class _Output:
     def export(self) -> None:
         """Writes the answers to the file of --export-to."""
         if self.args.export_to is not None and self.answers:
-            from llava_st_hf.exports import export
+            from ..exports import export
 
             export(self.answers, self.args.export_to, format=self.args.export)
 
@@ -111,14 +112,6 @@ class _Output:
         return 1 if self.failures else 0
 
 
-def _import_for(option: str, module: str, extra: str) -> None:
-    """Imports what an option needs, before the model is loaded."""
-    try:
-        import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{option} needs {error.name}: pip install 'llava-st-hf[{extra}]'.") from error
-
-
 def _given(args: Namespace, names: tuple[str, ...]) -> dict:
     values = {name: getattr(args, name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value is not False}
@@ -126,7 +119,7 @@ def _given(args: Namespace, names: tuple[str, ...]) -> dict:
 
 def _settings(args: Namespace) -> dict:
     """The options that decide an answer."""
-    return _given(args, ("model", "dtype", *_QUESTION, *_READING, *_GENERATION))
+    return _given(args, ("model", "dtype", *_QUESTION, *_READING, *_GENERATION, *_OF_FILES))
 
 
 def _answers(inputs: list[str], args: Namespace) -> Iterator[dict]:
@@ -139,6 +132,9 @@ def _answers(inputs: list[str], args: Namespace) -> Iterator[dict]:
         ValueError, OSError: naming what is wrong with media or question, if there is one input only.
     """
     processor = load_processor(args)
+    if _given(args, _OF_FILES):
+        yield from _answers_from_files(inputs, args, processor)
+        return
     grounder: VideoGroundingPipeline | None = None
     for first in range(0, len(inputs), args.batch_size):
         sources = inputs[first : first + args.batch_size]
@@ -162,6 +158,30 @@ def _prepare(processor: LlavaSTProcessor, source: str, args: Namespace) -> dict:
         return {"error": str(error)}
 
 
+def _answers_from_files(inputs: list[str], args: Namespace, processor: LlavaSTProcessor) -> Iterator[dict]:
+    """Records of questions that the pipeline prepares itself. Inputs are checked here until one is good and the weights are loaded."""
+    grounder: VideoGroundingPipeline | None = None
+    options = {**_given(args, _QUESTION + _READING + _GENERATION + _OF_FILES), "batch_size": args.batch_size}
+    for source in inputs:
+        record = {} if grounder is not None else _prepare(processor, source, args)
+        if "error" not in record:
+            grounder = load_pipeline(args, processor) if grounder is None else grounder
+            record = _answer_from_file(grounder, source, args, options)
+        yield {"source": source, **record}
+
+
+def _answer_from_file(grounder: VideoGroundingPipeline, source: str, args: Namespace, options: dict) -> dict:
+    try:
+        with with_option_names(_QUESTION + _READING + _OF_FILES):
+            return grounder(source, **options)
+    except (ValueError, OSError) as error:
+        if not args.several:
+            raise
+        return {"error": str(error)}
+    except torch.OutOfMemoryError as error:
+        return _out_of_memory(error, args)
+
+
 def _generate(grounder: VideoGroundingPipeline, questions: list[PreparedQuestion], args: Namespace) -> list[dict]:
     """
     Answers of a batch. If the memory does not suffice, its questions are answered one by one.
@@ -172,12 +192,22 @@ def _generate(grounder: VideoGroundingPipeline, questions: list[PreparedQuestion
     try:
         return grounder(questions, batch_size=len(questions), **_given(args, _GENERATION))
     except torch.OutOfMemoryError as error:
-        reason = (
-            f"Out of memory: {error}. Try --dtype bfloat16 or a smaller --num-frames; `llava-st doctor MODEL` estimates what is needed."
-        )
-    # Not in the handler: its exception refers to the tensors of the batch.
+        failure = error
+    # Not in the handler, whose traceback refers to the tensors of the batch.
+    failure = failure.with_traceback(None)
     if len(questions) > 1:
         return [answer for question in questions for answer in _generate(grounder, [question], args)]
+    return [_out_of_memory(failure, args)]
+
+
+def _out_of_memory(error: Exception, args: Namespace) -> dict:
+    """
+    Record of an input that the memory does not suffice for.
+
+    Raises:
+        MemoryError: if it is the only input.
+    """
+    reason = f"Out of memory: {error}. Try --dtype bfloat16 or a smaller --num-frames. `llava-st doctor MODEL` computes what is needed."
     if not args.several:
         raise MemoryError(reason)
-    return [{"error": reason}]
+    return {"error": reason}
