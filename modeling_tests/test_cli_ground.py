@@ -23,6 +23,7 @@ from llava_st_hf.commands import ground
 from llava_st_hf.commands.chat import Chat
 from llava_st_hf.commands.records import print_table
 from llava_st_hf.model.questions_llava_st import PreparedQuestion
+from llava_st_hf.model.results_llava_st import Grounding
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.version import __version__
 from modeling_tests.media import moving_frames, write_video
@@ -123,6 +124,7 @@ def test_ground_jsonl_resumes_and_never_answers_twice(videos, model, monkeypatch
     written = (videos.parent / "answers.jsonl").read_text()
     records = [json.loads(line) for line in written.splitlines()]
     assert [record["source"] for record in records] == ["videos/a.mp4", "videos/c.mp4"]
+    assert [Grounding.from_dict(record).source for record in records] == ["videos/a.mp4", "videos/c.mp4"]
     assert records[0].pop("settings") == {"model": model, "task": "tvg", "text": "a dog runs", "max_new_tokens": 3}
     # A process that was killed while it wrote the second line.
     first, second = written.splitlines(keepends=True)
