@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import llava_st_hf
 import llava_st_hf.cli
 from llava_st_cli.arguments import parse
 from llava_st_cli.main import main
@@ -171,6 +172,46 @@ def test_ground_out_of_memory_answers_a_batch_one_by_one():
     args.several = False
     with pytest.raises(MemoryError, match="Out of memory"):
         ground._generate(grounder, questions[1:], args)
+
+
+def test_ground_draws_each_answer_and_exports_all(videos, model, monkeypatch, capsys):
+    drawn, exported = {}, []
+
+    def draw(medium, answer, output, fps):
+        drawn[medium] = output
+        if medium == "videos/c.mp4":
+            raise ValueError("no room")
+        assert answer.source == medium and fps is None
+
+    monkeypatch.setattr(llava_st_hf, "draw", draw, raising=False)
+    monkeypatch.setattr(llava_st_hf, "export", lambda answers, path, format: exported.append((answers, path, format)), raising=False)
+    monkeypatch.setattr(ground, "find_spec", lambda name: name)
+    question = [
+        "ground",
+        "videos",
+        "--task",
+        "tvg",
+        "--text",
+        "a dog runs",
+        "--model",
+        model,
+        "--max-new-tokens",
+        "3",
+        "--jsonl",
+        "a.jsonl",
+    ]
+    output = ["--draw", "{name}-drawn.png", "--export", "csv", "--export-to", "answers.txt"]
+    for _ in range(2):  # the second time with answers of the file
+        assert main([*question, *output]) == 1
+        assert drawn == {"videos/a.mp4": "a-drawn.png", "videos/c.mp4": "c-drawn.png"}
+        ((answers, path, format),) = exported
+        assert ([answer.source for answer in answers], path, format) == (["videos/a.mp4", "videos/c.mp4"], "answers.txt", "csv")
+        failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llava-st: videos/")]
+        assert len(failures) == 2 and failures[1] == "llava-st: videos/c.mp4: --draw c-drawn.png: no room"
+        exported.clear()
+    monkeypatch.setattr(ground, "find_spec", lambda name: None)
+    assert main([*question, *output]) == 1
+    assert "--draw needs supervision: pip install 'llava-st-hf[draw]'." in capsys.readouterr().err
 
 
 def test_ground_windows_all_and_refine_are_answered_from_the_files(videos, model, monkeypatch, capsys):

@@ -151,7 +151,11 @@ def _lines(chat: Chat, reads_terminal: bool) -> Iterator[str]:
         import readline  # noqa: F401  # makes `input` a line editor with history; not on Windows
     while True:
         try:
-            line = input(f"{chat.values.get('task', '')}> ").strip()
+            prompt = f"{chat.values.get('task', '')}> "
+            if not sys.stdout.isatty():  # `input` would write the prompt between the answers
+                print(prompt, end="", file=sys.stderr, flush=True)
+                prompt = ""
+            line = input(prompt).strip()
         except EOFError:
             print(file=sys.stderr)
             return

@@ -4,6 +4,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from tqdm.auto import tqdm
@@ -61,10 +62,8 @@ class _Output:
         self.answers: list[Grounding] = []
         self.failures: list[str] = []
         self.drawings = iter(args.drawings or ())
-        if args.drawings:
-            from ..visualization.boxes import import_supervision
-
-            import_supervision()  # an ImportError with the command that installs it, before the model is loaded
+        if args.drawings and find_spec("supervision") is None:
+            raise ImportError("--draw needs supervision: pip install 'llava-st-hf[draw]'.")
 
     def save(self, record: dict) -> None:
         """Appends a new record to the file of --jsonl."""
@@ -89,10 +88,10 @@ class _Output:
             self._draw(answer, drawing)
 
     def _draw(self, answer: Grounding, path: str) -> None:
-        from ..visualization import draw
+        import llava_st_hf
 
         try:
-            draw(answer.source, answer, path, fps=self.args.fps)
+            llava_st_hf.draw(answer.source, answer, path, fps=self.args.fps)  # type: ignore[operator]  # defined on first use
         except (ValueError, OSError) as error:
             if not self.args.several:
                 raise
@@ -101,9 +100,9 @@ class _Output:
     def export(self) -> None:
         """Writes the answers to the file of --export-to."""
         if self.args.export_to is not None and self.answers:
-            from ..exports import export
+            import llava_st_hf
 
-            export(self.answers, self.args.export_to, format=self.args.export)
+            llava_st_hf.export(self.answers, self.args.export_to, format=self.args.export)  # type: ignore[operator]
 
     def status(self) -> int:
         """Reports failures on stderr, and returns the exit status."""

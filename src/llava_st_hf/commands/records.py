@@ -22,6 +22,7 @@ from ..model.results_llava_st import Event, Grounding
 
 # The beginning of every line of a file.
 _BEGINNING = '{"source": '
+_LONGEST_NAME = 200  # characters of a name in a table
 
 
 class AnswerFile:
@@ -75,7 +76,7 @@ class AnswerFile:
 
 
 def print_json(record: dict, indent: int | None) -> None:
-    """Prints a record on stdout. Values that `generate` returned as tensors are left out."""
+    """Prints a record on stdout."""
     print(to_json(record, indent), flush=True)
 
 
@@ -83,6 +84,7 @@ def print_table(record: dict) -> None:
     """Prints a record on a terminal: a line for each event, or for each box of an image."""
     console = Console(highlight=False, markup=False, emoji=False)
     source = one_line(record["source"])
+    source = source if len(source) <= _LONGEST_NAME else f"{source[:_LONGEST_NAME]}…"  # a data: URL
     if "error" in record:
         console.print(Text(f"{source}: not answered", style="bold red"), soft_wrap=True)
         return
