@@ -268,7 +268,7 @@ def test_old_options_set_the_new_ones_with_a_warning():
 
 
 def test_old_names_are_not_in_the_help(capsys):
-    for argv in ([], *([command] for command in COMMANDS)):
+    for argv in ([], ["ground"], ["eval"], ["score"]):
         with pytest.raises(SystemExit, match="0"):
             parse([*argv, "--help"])
     text = capsys.readouterr().out
