@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from llava_st_cli.arguments import build_parser
+from llava_st_cli.arguments import app, parse
+from llava_st_cli.renamed import rename
 from llava_st_hf import LlavaSTProcessor
 from llava_st_hf.cli import main
+from llava_st_hf.version import __version__
 from modeling_tests.factories import tiny_config
 from modeling_tests.media import write_cut, write_video
 from modeling_tests.processors import model_for, tiny_processor
@@ -33,41 +35,39 @@ def clip(tmp_path) -> str:
     return str(tmp_path / "clip.mp4")
 
 
-def test_ground_prints_one_json_answer(clip, tmp_path, capsys):
-    processor = tiny_processor()
-    model_for(processor).save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder, processor = tmp_path_factory.mktemp("tiny"), tiny_processor()
+    model_for(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_ground_prints_one_json_answer(clip, model, capsys):
     question = ["--task", "svg", "--text", "a dog runs", "--span", "0.2", "0.8", "--max-new-tokens", "4"]
-    assert main(["ground", clip, "--model", str(tmp_path / "model"), *question]) == 0
-    assert json.loads(capsys.readouterr().out).keys() == {"text", "events", "notes", "media", "task", "query"}
+    assert main(["ground", clip, "--model", model, *question]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.keys() == {"source", "text", "events", "notes", "media", "task", "query"}
+    assert (answer["source"], answer["task"], answer["query"]) == (clip, "svg", "a dog runs")
 
 
-def test_ground_missing_video_prints_one_line_on_stderr_and_returns_1(tmp_path, capsys):
-    processor = tiny_processor()
-    model_for(processor).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    assert main(["ground", "nowhere.mp4", "--model", str(tmp_path), "--text", "hm"]) == 1
+def test_ground_missing_video_prints_one_line_on_stderr_and_returns_1(model, capsys):
+    assert main(["ground", "nowhere.mp4", "--model", model, "--text", "hm"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1].startswith("llava-st: ") and "nowhere.mp4" in captured.err
 
 
-def test_ground_start_and_end_in_seconds_select_a_clip(clip, tmp_path, capsys):
-    processor = tiny_processor()
-    model_for(processor).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    question = ["ground", clip, "--model", str(tmp_path), "--text", "When?", "--max-new-tokens", "2"]
+def test_ground_start_and_end_in_seconds_select_a_clip(clip, model, capsys):
+    question = ["ground", clip, "--model", model, "--text", "When?", "--max-new-tokens", "2"]
     assert main([*question, "--start", "0.2", "--end", "0.8"]) == 0
     capsys.readouterr()
     assert main([*question, "--start", "0.2", "--end", "9"]) == 1
     assert "lies beyond the end" in capsys.readouterr().err
 
 
-def test_ground_video_backend_and_allow_truncated_are_applied(clip, tmp_path, capsys):
-    processor = tiny_processor()
-    model_for(processor).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    asked = ["--model", str(tmp_path), "--text", "When?", "--max-new-tokens", "2"]
+def test_ground_video_backend_and_allow_truncated_are_applied(clip, model, tmp_path, capsys):
+    asked = ["--model", model, "--text", "When?", "--max-new-tokens", "2"]
     assert main(["ground", clip, *asked, "--video-backend", "decord"]) == 0
     capsys.readouterr()
     assert main(["ground", clip, *asked, "--video-backend", "opencv"]) == 1
@@ -79,14 +79,11 @@ def test_ground_video_backend_and_allow_truncated_are_applied(clip, tmp_path, ca
     assert "cut short" in json.loads(capsys.readouterr().out)["notes"][0]
 
 
-def test_ground_folder_of_frames_uses_the_given_frame_rate(clip, tmp_path, capsys):
-    processor = tiny_processor()
-    model_for(processor).save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
+def test_ground_folder_of_frames_uses_the_given_frame_rate(clip, model, tmp_path, capsys):
     (tmp_path / "frames").mkdir()
     for number in range(4):
         Image.new("RGB", (64, 48), (number * 60, 0, 0)).save(tmp_path / "frames" / f"{number}.png")
-    question = ["--model", str(tmp_path / "model"), "--task", "tr", "--span", "0", "1.5", "--max-new-tokens", "2"]
+    question = ["--model", model, "--task", "tr", "--span", "0", "1.5", "--max-new-tokens", "2"]
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "2"]) == 0
     assert main(["ground", str(tmp_path / "frames"), *question, "--fps", "4"]) == 1
     assert "is outside the clip, which lasts from 0 to 1 seconds" in capsys.readouterr().err
@@ -155,59 +152,94 @@ def test_ground_mismatched_model_and_processor_raise_before_weights_are_loaded(c
 # Without torch
 
 
-def modules_of(*argv) -> tuple[int, set[str]]:
-    """Exit status of a command in a new process, and the modules that it imported."""
+def run_all(lines: list[list]) -> list[dict]:
+    """Runs command lines in one new process: status, stdout and stderr of each, and the modules that are imported after the last one."""
     code = (
-        "import sys\nfrom llava_st_cli.main import main\nstatus = 0\n"
-        "try:\n    status = main(sys.argv[1:])\nexcept SystemExit as stop:\n    status = stop.code\n"
-        "print('modules:', status, *sys.modules)"
+        "import contextlib, io, json, sys\nfrom llava_st_cli.main import main\nruns = []\n"
+        "for argv in json.loads(sys.argv[1]):\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try:\n            status = main(argv)\n"
+        "        except SystemExit as stop:\n            status = stop.code\n"
+        "    runs.append({'status': status, 'out': out.getvalue(), 'err': err.getvalue()})\n"
+        "print(json.dumps([*runs, {'modules': list(sys.modules)}]))"
     )
-    run = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=True)
-    _, status, *modules = run.stdout.splitlines()[-1].split()
-    return int(status), set(modules)
+    argv = json.dumps([list(map(str, line)) for line in lines])
+    run = subprocess.run([sys.executable, "-c", code, argv], capture_output=True, text=True, check=True)
+    *runs, last = json.loads(run.stdout)
+    assert not set(last["modules"]) & {"torch", "transformers", "numpy", "llava_st_hf", "rich"}
+    return runs
 
 
-COMMANDS = ["ground", "predict", "convert", "merge-lora", "create-stage1", "check-data", "eval", "score", "report"]
+COMMANDS = sorted(command.name for command in app.registered_commands)
 
 
-@pytest.mark.parametrize("argv, status", [(["--help"], 0), *(([command, "--help"], 0) for command in COMMANDS), (["ground"], 2)])
-def test_help_and_usage_errors_do_not_import_torch(argv, status):
-    found, modules = modules_of(*argv)
-    assert found == status and not modules & {"torch", "transformers", "numpy", "llava_st_hf"}
+def test_help_and_usage_errors_do_not_import_torch():
+    helps = [["--help"], *([command, "-h"] for command in COMMANDS), ["--version"]]
+    wrong = [
+        ["ground"],
+        [],
+        ["nonsense"],
+        ["eval", "--what"],
+        ["ground", "a", "--span", 1],
+        ["merge-lora", "a"],
+        ["train", "--bf16", "true"],
+    ]
+    runs = run_all([*helps, *wrong])
+    for run in runs[: len(helps)]:
+        assert run["status"] == 0 and run["out"] and not run["err"]
+    for run in runs[len(helps) :]:
+        (line,) = run["err"].splitlines()
+        assert run["status"] == 2 and not run["out"] and line.startswith("llava-st: ") and line.endswith("--help`.")
+    assert runs[len(helps) - 1]["out"] == f"llava-st {__version__}\n"
+    assert "train --help" in runs[-1]["err"] and "Give the recipe first" in runs[-1]["err"]
 
 
 EVAL = ["eval", "--benchmark", "jsonl", "--annotations", __file__, "--data-folder", ".", "--model", "m", "--output", "o"]
+GROUND = ["ground", __file__, "--text", "x"]
+INVALID = [
+    (["ground", __file__], "The question is missing: give --text, or --task."),
+    (["ground", __file__, "--text", " "], "--text must not be blank, got ' '."),
+    ([*GROUND, "--span", 0, 1], "--span needs --task."),
+    ([*GROUND, "--clip", 0, 1, "--end", 1], "--clip cannot be combined with --start or --end"),
+    (["ground", "nowhere.mp4", "--text", "x"], "No such file or folder: nowhere.mp4"),
+    (["ground", "nowhere*.mp4", "--text", "x"], "No file matches the pattern nowhere*.mp4."),
+    ([*GROUND, "--max-new-tokens", 0], "--max-new-tokens must be at least 1, got 0."),
+    ([*GROUND, "--batch-size", 0], "--batch-size must be at least 1, got 0."),
+    ([*GROUND, "--device", "gpu"], "--device gpu is not a device; it must be cpu, cuda, "),
+    ([*GROUND, "--draw", "out.avi"], "--draw out.avi must end in one of .mp4, "),
+    ([*GROUND, "--draw", "nowhere/out.mp4"], "the folder nowhere does not exist"),
+    ([*GROUND, __file__, "--draw", "out.mp4"], "--draw out.mp4 is one file for several inputs. Write {name} into it"),
+    ([*GROUND, f"{Path(__file__).parent}/../modeling_tests/test_cli.py", "--draw", "{name}.mp4"], "gives one file, test_cli.mp4, for both"),
+    ([*GROUND, "--draw", Path(__file__).parents[1] / "docs/images/demo.png"], "demo.png exists. Give another path, or --overwrite."),
+    ([*GROUND, "--export", "coco"], "--export coco is not a format; it must be one of coco-video, "),
+    ([*GROUND, "--export", "cvat"], "--export cvat needs --export-to"),
+    ([*GROUND, "--export-to", "a.json"], "--export-to a.json: its suffix does not decide the format."),
+    ([*GROUND, __file__, "--export-to", "a.srt"], "--export-to a.srt: subtitles are those of one video, but there are 2 inputs."),
+    ([*GROUND, "--task", "tvg", "--window", 0], "--window must be a positive number of seconds, got 0."),
+    ([*GROUND, "--task", "tvg", "--window", 2, "--overlap", 2], "--overlap 2 needs --window with a larger number of seconds."),
+    ([*GROUND, "--all"], "--all is for --task tvg and --task stvg, got no task."),
+    ([*GROUND, "--jsonl", "."], "--jsonl . is a folder; give the path of a file."),
+    (["chat", "nowhere.mp4"], "No such file or folder: nowhere.mp4"),
+    (["chat", __file__, "--clip", 0, 1, "--start", 1], "--clip cannot be combined with --start or --end"),
+    (["check-data", "nowhere.yaml"], "The mixture nowhere.yaml is not a file."),
+    (["check-data", __file__, "--num-frames", 0], "--num-frames must be at least 1, got 0."),
+    ([*EVAL, "--limit", 0], "--limit must be at least 1, got 0."),
+    ([*EVAL, "--batch-size", -1], "--batch-size must be at least 1, got -1."),
+    ([*EVAL, "--workers", -1], "--workers must be at least 0, got -1."),
+    ([*EVAL, "--annotations", "nowhere.json"], "--annotations nowhere.json is not a file."),
+    ([*EVAL, "--data-folder", "nowhere"], "--data-folder nowhere is not a folder."),
+    ([*EVAL, "--output", __file__], "is a file; give a folder."),
+    (["score", "p", "--references", __file__], "--references needs --answer-format"),
+    (["score", "p", "--references", "nowhere", "--answer-format", "qwen3_vl"], "--references nowhere is not a file."),
+    (["convert", "m", __file__], "is a file; give a folder."),
+]
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["ground", __file__], "The question is missing: give --text, or --task."),
-        (["ground", __file__, "--text", " "], "--text must not be blank, got ' '."),
-        (["ground", __file__, "--text", "x", "--span", 0, 1], "--span needs --task."),
-        (["ground", __file__, "--text", "x", "--clip", 0, 1, "--end", 1], "--clip cannot be combined with --start or --end"),
-        (["ground", "nowhere.mp4", "--text", "x"], "No such file or folder: nowhere.mp4"),
-        (["ground", __file__, "--text", "x", "--max-new-tokens", 0], "--max-new-tokens must be at least 1, got 0."),
-        (["check-data", "nowhere.yaml"], "The mixture nowhere.yaml is not a file."),
-        (["check-data", __file__, "--num-frames", 0], "--num-frames must be at least 1, got 0."),
-        ([*EVAL, "--limit", 0], "--limit must be at least 1, got 0."),
-        ([*EVAL, "--batch-size", -1], "--batch-size must be at least 1, got -1."),
-        ([*EVAL, "--workers", -1], "--workers must be at least 0, got -1."),
-        ([*EVAL, "--annotations", "nowhere.json"], "--annotations nowhere.json is not a file."),
-        ([*EVAL, "--data-folder", "nowhere"], "--data-folder nowhere is not a folder."),
-        ([*EVAL, "--output", __file__], "is a file; give a folder."),
-        (["score", "p", "--references", __file__], "--references needs --answer-format"),
-        (["score", "p", "--references", "nowhere", "--answer-format", "qwen3_vl"], "--references nowhere is not a file."),
-        (["convert", "m", __file__], "is a file; give a folder."),
-    ],
-)
-def test_invalid_arguments_raise_without_importing_torch(argv, message):
-    code = (
-        "import sys\nfrom llava_st_cli.main import main\nstatus = main(sys.argv[1:])\nassert 'torch' not in sys.modules; sys.exit(status)"
-    )
-    run = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True)
-    (line,) = run.stderr.splitlines()
-    assert run.returncode == 1 and run.stdout == "" and line.startswith("llava-st: ") and message in line
+def test_invalid_arguments_raise_without_importing_torch():
+    for run, (argv, message) in zip(run_all([argv for argv, _ in INVALID]), INVALID, strict=True):
+        (line,) = run["err"].splitlines()
+        assert run["status"] == 1 and not run["out"] and line.startswith("llava-st: ") and message in line, argv
 
 
 # Names of version 0.1
@@ -224,33 +256,44 @@ def test_old_command_runs_the_new_one_with_a_warning(tmp_path, capsys, old, new)
 def test_old_options_set_the_new_ones_with_a_warning():
     common = ["eval", "--benchmark", "b", "--annotations", "a", "--model", "m", "--output", "o"]
     with pytest.warns(FutureWarning, match="--media is now --data-folder"):
-        assert build_parser().parse_args([*common, "--media", "f"]).data_folder == "f"
+        assert parse(rename([*common, "--media", "f"])).data_folder == "f"
     with pytest.warns(FutureWarning) as warned:
-        args = build_parser().parse_args(["score", "p", "--reader", "seconds", "--rows=r", "--protocol", "released"])
+        args = parse(rename(["score", "p", "--reader", "seconds", "--rows=r", "--protocol", "released"]))
     assert (args.answer_format, args.references, args.protocol) == ("seconds", "r", "original")
     assert [str(warning.message).split(";")[0] for warning in warned] == [
         "--reader is now --answer-format", "--rows is now --references", "--protocol released is now --protocol original",
     ]  # fmt: skip
+    with pytest.warns(FutureWarning, match="--protocol released is now --protocol original"):
+        assert parse(rename(["score", "p", "--protocol=released"])).protocol == "original"
 
 
-def test_old_names_are_not_in_the_help():
-    parser = build_parser()
-    (commands,) = parser._subparsers._group_actions
-    text = "".join(command.format_help() for command in [parser, *commands.choices.values()])
+def test_old_names_are_not_in_the_help(capsys):
+    for argv in ([], ["ground"], ["eval"], ["score"]):
+        with pytest.raises(SystemExit, match="0"):
+            parse([*argv, "--help"])
+    text = capsys.readouterr().out
     for old in ("validate", "start-stage1", "--media ", "--reader", "--rows", "released"):
         assert old not in text
-    assert "--data-folder FOLDER" in text and "--answer-format NAME" in text and "predict" in text
+    assert "--data-folder FOLDER" in text and "--answer-format NAME" in text and "Other name: predict" in text
 
 
 def test_new_options_give_no_warning(recwarn):
-    build_parser().parse_args(["score", "p", "--answer-format", "seconds", "--references", "r", "--protocol", "original"])
+    argv = ["score", "p", "--answer-format", "seconds", "--references", "r", "--protocol", "original"]
+    assert rename(argv) == argv and rename(["ground", "validate", "--rows"]) == ["ground", "validate", "--rows"]
     assert not recwarn.list
 
 
-def test_missing_required_option_is_named_as_in_the_help(capsys):
-    with pytest.raises(SystemExit):
-        build_parser().parse_args(["eval", "--benchmark", "b", "--annotations", "a", "--model", "m", "--output", "o"])
-    assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: --data-folder")
+def test_predict_is_the_command_ground():
+    argv = ["a.mp4", "--task", "tr", "--span", "0", "1.5", "--clip", "2", "9", "--box", "1", "2", "3", "4", "--start", "-0.5"]
+    args = parse(["predict", *argv])
+    assert args == parse(["ground", *argv]) and args.command == "ground"
+    assert (args.span, args.clip, args.box, args.start) == ((0.0, 1.5), (2, 9), (1.0, 2.0, 3.0, 4.0), -0.5)
+
+
+def test_merge_lora_base_is_optional():
+    with_base, without = parse(["merge-lora", "b", "a", "o", "--processor", "p"]), parse(["merge-lora", "a", "o"])
+    assert (with_base.base, with_base.adapter, with_base.output, with_base.processor) == ("b", "a", "o", "p")
+    assert (without.base, without.adapter, without.output, without.processor) == (None, "a", "o", None)
 
 
 def test_commands_given_an_adapter_instead_of_a_model_raise(clip, tmp_path, capsys):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from trl import ModelConfig
+from typer.main import get_command
 
-from llava_st_cli.arguments import parse
+from llava_st_cli.arguments import app, parse
 from llava_st_cli.training import FOLDERS, find_file
 from llava_st_hf.exports import FORMATS
 from llava_st_hf.launch import sft
@@ -136,6 +137,17 @@ def test_docs_command_lines_are_accepted_by_the_parser(command):
         assert find_file(args.recipe, FOLDERS["recipes"], "recipe")
         options = {name.removeprefix("--").split("=")[0] for name in args.overrides if name.startswith("--")}
         assert options <= {field.name for config in RECIPE_FIELDS for field in fields(config)}
+
+
+def test_command_line_page_lists_every_command_with_its_options():
+    page = read(ROOT / "docs/command_line.md")
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", CODE.sub("", page), re.MULTILINE | re.DOTALL))
+    commands = {name: command for name, command in get_command(app).commands.items() if not command.hidden}
+    assert set(re.findall(r"^\| \[`([\w-]+)`\]", page, re.MULTILINE)) == set(commands) == set(sections)
+    for name, command in commands.items():
+        listed = re.findall(r"`(--[\w-]+)`", sections[name].partition("\nOptions: ")[2])
+        # The first name of each option: `--num_processes` is also written `--num-processes`.
+        assert sorted(listed) == sorted(option.opts[0] for option in command.params if option.param_type_name == "option"), name
 
 
 def test_training_page_options_are_fields_of_the_recipe():

@@ -32,7 +32,9 @@ ALLOWED = {
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints"},
     "trl": {"training"},
-    "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
+    "commands": {"model", "shapes", "files"},
+    "cli": {"commands", "model", "checkpoints", "data", "evaluation", "version"},
+    "__main__": {"cli"},
     "__init__": {"model", "exports", "refinement", "shapes", "version", "deprecation"},
 }
 # Beside the standard library.

@@ -100,7 +100,7 @@ def test_train_with_a_wrong_argument_fails_before_it_starts(folder, capsys, monk
 def test_other_commands_refuse_arguments_that_are_not_theirs(capsys):
     with pytest.raises(SystemExit, match="2"):
         llava_st(["recipes", "--learning_rate", "1"])
-    assert "unrecognized arguments: --learning_rate" in capsys.readouterr().err
+    assert "No such option: --learning_rate" in capsys.readouterr().err
 
 
 def test_recipes_lists_and_copies_without_overwriting(folder, capsys):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`llava-st train` and `llava-st recipes`: the training program, recipes and accelerate configurations of the installed package."""
 
-import argparse
 import os
 import shutil
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,7 @@ LAUNCH = Path(find_spec("llava_st_hf").origin).parent / "launch"  # type: ignore
 FOLDERS = {"recipes": LAUNCH / "recipes", "accelerate configurations": LAUNCH / "accelerate"}
 
 
-def run_train(args: argparse.Namespace) -> None:
+def run_train(args: Namespace) -> None:
     """Replaces this process by the training program of a recipe, on one or several processes."""
     command, environment = training_command(args)
     sys.stdout.flush()
@@ -22,7 +22,7 @@ def run_train(args: argparse.Namespace) -> None:
     os.execve(command[0], command, environment)
 
 
-def training_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+def training_command(args: Namespace) -> tuple[list[str], dict[str, str]]:
     """
     Returns command line and environment of a training.
 
@@ -53,7 +53,7 @@ def training_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str
     return [*launch, *program], dict(os.environ)
 
 
-def _cpu_processes(args: argparse.Namespace, program: list[str]) -> tuple[list[str], dict[str, str]]:
+def _cpu_processes(args: Namespace, program: list[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the command of several processes on CPUs, which accelerate starts through MPI only."""
     machines = args.num_machines or 1
     each, rest = divmod(args.num_processes, machines)
@@ -116,7 +116,7 @@ def find_file(name: str, folder: Path, kind: str) -> Path:
     raise ValueError(f"{name} is neither a file nor a {kind} of this package: {', '.join(known)}.")
 
 
-def run_recipes(args: argparse.Namespace) -> None:
+def run_recipes(args: Namespace) -> None:
     """Lists recipes and accelerate configurations, or copies them to a folder."""
     files = {path.stem: path for folder in FOLDERS.values() for path in sorted(folder.glob("*.yaml"))}
     unknown = [name for name in args.names if name.removesuffix(".yaml") not in files]

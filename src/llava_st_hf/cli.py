@@ -1,55 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of `llava-st`, for arguments that `llava_st_cli` has parsed."""
 
-import argparse
 import json
 import os
-import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 
 from llava_st_cli.main import main as main
+from llava_st_cli.terminal import one_line
 
+from .commands.models import refuse_adapter
 from .version import __version__
 
 
-# Arguments of `ground` that go to the pipeline.
-_QUESTION = ("text", "task", "clip", "start", "end", "span", "time", "box", "fps", "video_backend", "allow_truncated")
-_ARGUMENT = re.compile(rf"\b(?=(?:{'|'.join(_QUESTION)})=)")
+def run(args: Namespace) -> int:
+    """Runs a command and returns the exit status. Progress of downloads and of loading is shown on a terminal only."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+    return COMMANDS[args.command](args) or 0
 
 
-def _ground(args: argparse.Namespace) -> None:
-    if args.model is not None:
-        _refuse_adapter(args.model)
-    from transformers import pipeline
+def _ground(args: Namespace) -> int:
+    from .commands.ground import run_ground
 
-    from .model.compatibility_llava_st import check_model_matches_processor
-    from .model.configuration_llava_st import LlavaSTConfig
-    from .model.pipeline_llava_st import prepare_question
-    from .model.processing_llava_st import LlavaSTProcessor
-    from .model.tasks_llava_st import check_task_arguments
-    from .shapes.demo_model import DEMO_MODEL_PATH
-
-    if args.task is not None:
-        given = {name for name in ("text", "span", "time", "box") if getattr(args, name) is not None}
-        check_task_arguments(args.task, given, prefix="--")
-    model = args.model or DEMO_MODEL_PATH
-    # The processor takes seconds to load and decodes the media, so errors in the question are found before the weights are read.
-    processor = LlavaSTProcessor.from_pretrained(model)
-    check_model_matches_processor(LlavaSTConfig.from_pretrained(model), processor)
-    arguments = {name: getattr(args, name) for name in _QUESTION if getattr(args, name) is not None}
-    try:
-        question = prepare_question(processor, args.media, **arguments)
-    except ValueError as error:
-        raise ValueError(_ARGUMENT.sub("--", str(error))) from error
-    grounder = pipeline("video-grounding", model=model, processor=processor)
-    options = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
-    print(json.dumps(grounder(question, **options), indent=2, ensure_ascii=False))
+    return run_ground(args)
 
 
-def _convert(args: argparse.Namespace) -> None:
+def _chat(args: Namespace) -> int:
+    from .commands.chat import run_chat
+
+    return run_chat(args)
+
+
+def _convert(args: Namespace) -> None:
     _refuse_adapter_folder(args.output)
-    _refuse_adapter(args.model)
+    refuse_adapter(args.model)
     from .checkpoints.atomic import save_model_and_processor
     from .model.model_card_llava_st import model_card
     from .model.modeling_llava_st import LlavaSTForConditionalGeneration
@@ -63,10 +51,10 @@ def _convert(args: argparse.Namespace) -> None:
     save_model_and_processor(model, processor, args.output, card)
 
 
-def _merge_lora(args: argparse.Namespace) -> None:
+def _merge_lora(args: Namespace) -> None:
     _refuse_adapter_folder(args.output)
     if args.base is not None:
-        _refuse_adapter(args.base)
+        refuse_adapter(args.base)
     from .checkpoints.adapters import base_of, merge_adapter
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
@@ -82,7 +70,7 @@ def _merge_lora(args: argparse.Namespace) -> None:
     save_model_and_processor(model, processor, args.output, card)
 
 
-def _push(args: argparse.Namespace) -> None:
+def _push(args: Namespace) -> None:
     from .checkpoints.publishing import publish_folder
 
     print(
@@ -104,13 +92,13 @@ def _title(folder: str) -> str:
     return os.path.basename(os.path.abspath(folder))
 
 
-def _start_stage1(args: argparse.Namespace) -> None:
+def _start_stage1(args: Namespace) -> None:
     _refuse_adapter_folder(args.output)
     sources = [args.checkpoint] if args.vision_encoder is None else [args.checkpoint, args.vision_encoder]
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(args.output):
             raise ValueError(f"The output {args.output} is the checkpoint itself, which would be overwritten.")
-        _refuse_adapter(source)
+        refuse_adapter(source)
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.stage1_init import create_stage1_model, stage1_config
     from .checkpoints.stage1_parts import create_stage1_model_from_parts, parts_config, parts_settings
@@ -129,7 +117,7 @@ def _start_stage1(args: argparse.Namespace) -> None:
     save_model_and_processor(model, processor, args.output)
 
 
-def _check_data(args: argparse.Namespace) -> None:
+def _check_data(args: Namespace) -> None:
     try:
         from .data.validate import examine_mixture
     except ModuleNotFoundError as error:
@@ -145,7 +133,7 @@ def _check_data(args: argparse.Namespace) -> None:
         allow_truncated=args.allow_truncated,
     )
     for line in [*report.problems, *report.summary()]:
-        print(line)
+        print(one_line(str(line)))
     if report.problems:
         raise ValueError(f"{args.mixture} has {len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}.")
 
@@ -153,11 +141,6 @@ def _check_data(args: argparse.Namespace) -> None:
 def _refuse_adapter_folder(output: str) -> None:
     if os.path.isfile(os.path.join(output, "adapter_config.json")):
         raise ValueError(f"The output {output} is the folder of an adapter, which would be overwritten. Choose another folder.")
-
-
-def _refuse_adapter(model: str) -> None:
-    if os.path.isfile(os.path.join(model, "adapter_config.json")):
-        raise ValueError(f"{model} is an adapter, not a full model. Merge it into its base model with `llava-st merge-lora` first.")
 
 
 def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], object] | None = None, known: dict | None = None) -> dict:
@@ -197,10 +180,10 @@ def _overrides(path: str | None, model: str, read_config: Callable[[str, dict], 
     return overrides
 
 
-def _evaluation(name: str) -> Callable[[argparse.Namespace], None]:
+def _evaluation(name: str) -> Callable[[Namespace], None]:
     """Returns a function that imports and runs `name` of `evaluation.commands`, which needs the packages of the extra `eval`."""
 
-    def run(args: argparse.Namespace) -> None:
+    def run(args: Namespace) -> None:
         try:
             from .evaluation import commands
         except ModuleNotFoundError as error:
@@ -210,9 +193,10 @@ def _evaluation(name: str) -> Callable[[argparse.Namespace], None]:
     return run
 
 
-#: Command → function that runs it.
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+#: Command → function that runs it, and returns the exit status if that is not 0.
+COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "ground": _ground,
+    "chat": _chat,
     "convert": _convert,
     "merge-lora": _merge_lora,
     "push": _push,

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,15 @@ def run_eval(args: argparse.Namespace) -> None:
     processor = LlavaSTProcessor.from_pretrained(args.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(args.model, dtype=settings.dtype).eval().to(state.device)
     predictions = run_benchmark(
-        questions, model, processor, args.output, settings, read_own_answer, num_workers=args.workers, show_overlap=True
+        questions,
+        model,
+        processor,
+        args.output,
+        settings,
+        read_own_answer,
+        num_workers=args.workers,
+        show_overlap=True,
+        show_progress=sys.stderr.isatty(),
     )
     if state.is_main_process:
         protocols = PROTOCOLS if all(map(follows_original_program, predictions)) else ("default",)

@@ -227,6 +227,7 @@ def run_benchmark(
     read_answer: Callable[[str, Question, MediaInfo, LlavaSTProcessor], tuple],
     num_workers: int = 2,
     show_overlap: bool = False,
+    show_progress: bool = True,
 ) -> list[Prediction]:
     """
     Answers the questions of a benchmark, or those that an interrupted run has left.
@@ -239,6 +240,7 @@ def run_benchmark(
         read_answer: returns `(GroundingResult, notes)` of an answer.
         num_workers: number of processes that decode the next batches during generation; 0 decodes in this process.
         show_overlap: show the mean IoU of answers and ground truth so far in the progress bar.
+        show_progress: show a progress bar on stderr.
 
     Returns:
         All predictions in the order of the questions, in every process.
@@ -262,9 +264,8 @@ def run_benchmark(
         # Consecutive batches, so that at most one image or clip is read by two processes, where their shares meet.
         first, last = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
         torch.manual_seed(settings.seed)
-        with tqdm(
-            total=len(questions), initial=len(done), disable=not state.is_main_process, desc=settings.benchmark, unit="question"
-        ) as bar:
+        hidden = not (show_progress and state.is_main_process)
+        with tqdm(total=len(questions), initial=len(done), disable=hidden, desc=settings.benchmark, unit="question") as bar:
             part = folder / f"part-{state.process_index:03d}.jsonl"
             total, count = 0.0, 0
             divided = _in_several(batches)

@@ -378,13 +378,14 @@ class Grounding:
         Converts an answer of the pipeline, of a session, of `post_process_grounding` or of `to_dict`.
 
         Args:
-            answer: `{"text", "events", "notes", "media"}` and, if known, "task", "query" and "source". The key "generation" is ignored.
+            answer: `{"text", "events", "notes", "media"}` and, if known, "task", "query" and "source". The keys "generation" and
+                "settings", which the lines of `llava-st ground --jsonl` have, are ignored.
             task, query, source: in place of those of `answer`.
 
         Raises:
             ValueError: naming the key that is missing, unknown or not valid.
         """
-        names = ("text", "events", "notes", "media", "task", "query", "source", "generation")
+        names = ("text", "events", "notes", "media", "task", "query", "source", "generation", "settings")
         check_keys(answer, ("text", "events"), names)
         media, events = answer.get("media"), []
         if media is not None and not isinstance(media, MediaInfo):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands `llava-st ground` and `llava-st chat`."""
