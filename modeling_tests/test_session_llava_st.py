@@ -115,6 +115,26 @@ def test_session_follow_up_with_the_answer_written_otherwise_answers_as_the_chat
     assert session.follow_up(text="b", max_new_tokens=6) == {**wanted, "query": "b"}
 
 
+def test_session_streams_the_answers_of_ask_and_follow_up(grounder, video):
+    session, streamed = grounder.open(video, max_new_tokens=12), grounder.open(video, max_new_tokens=12)
+    first, second = session.ask(text="From <t1.25s> on?"), session.follow_up(text="Where is it?")
+    parts = list(streamed.stream(text="From <t1.25s> on?"))
+    assert parts[-1] == {"type": "answer", "answer": first}
+    assert "".join(part["text"] for part in parts if part["type"] == "text").strip() == first["text"]
+    assert list(streamed.stream(follow_up=True, text="Where is it?"))[-1]["answer"] == second
+
+
+def test_session_stream_closed_early_leaves_the_session_usable(grounder, video):
+    session = grounder.open(video, max_new_tokens=12)
+    wanted = session.ask(text="it falls", task="tvg")
+    stream = session.stream(follow_up=True, text="Where is it?")
+    next(stream)
+    stream.close()
+    with pytest.raises(ValueError, match="follow_up continues the chat of one question, but there is none"):
+        session.stream(follow_up=True, text="And then?")
+    assert session.ask(text="it falls", task="tvg") == wanted
+
+
 def test_session_ask_after_a_follow_up_begins_anew(grounder, video):
     session = grounder.open(video, max_new_tokens=6)
     first = session.ask(text="What?")

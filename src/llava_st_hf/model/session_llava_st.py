@@ -2,6 +2,7 @@
 """Sessions of `pipeline("video-grounding")`: an image or video is read and encoded once, for any number of questions and follow-up
 questions."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ from .shared_media_llava_st import (
     join_prompts,
     prompt_prefix,
 )
+from .streaming_llava_st import stream_answer
 from .video_frames_llava_st import flatten_videos, is_frames
 
 
@@ -170,16 +172,35 @@ class GroundingSession:
             ValueError: naming what is wrong with the question; if the session is closed; or if the last call of `ask` had several
             questions, or there was none.
         """
-        before, forward, after = self._parameters(self._checked(kwargs))
-        if not self._messages:
-            raise ValueError("follow_up continues the chat of one question, but there is none. Call `ask` with a single question first.")
-        if split_questions(self._inputs, before) is not None:
-            raise ValueError("follow_up takes one question: text, task, span, time and box must not be lists of several values.")
-        prepared = self._prepare(self._inputs, before, history=self._messages)
-        prepared["prefix"] = self._states.continue_from(prepared["model_inputs"], self._tokens)
+        prepared, messages, forward, after = self._single(kwargs, "follow_up")
         (answer,), ids = self._answer([prepared], forward, after)
-        (message,) = question_messages(self._inputs, self._question(before))[0]
-        return self._remember([*self._messages, {**message, "content": message["content"][1:]}], prepared, answer, ids)
+        return self._remember(messages, prepared, answer, ids)
+
+    def stream(self, follow_up: bool = False, **kwargs) -> Iterator[dict]:
+        """
+        Answers one question, and returns the parts of the answer as soon as they are generated.
+
+        Args:
+            follow_up: whether the question continues the chat of the last question and answer, as in `follow_up`.
+            kwargs: as of `ask`, for one question.
+
+        Returns:
+            An iterator as of `VideoGroundingPipeline.stream`. Closing it early stops the generation; a follow-up question then continues
+            no chat until the next question has been answered.
+
+        Raises:
+            ValueError: as `ask` and `follow_up` do, at once.
+        """
+        prepared, messages, forward, after = self._single(kwargs, "follow_up" if follow_up else "stream")
+        self._messages = []  # the cache of a chat whose generation stops early is incomplete
+
+        def generate(streamer) -> dict:
+            (answer,), ids = self._answer([prepared], {**forward, "streamer": streamer}, after)
+            return self._remember(messages, prepared, answer, ids)
+
+        processor, context = self._pipeline.processor, prepared["context"]
+        bins = (processor.num_temporal_bins, processor.num_spatial_bins)
+        return stream_answer(generate, processor.tokenizer, context.medium, bins, context.prompt_positions.get("start"))
 
     def close(self) -> None:
         """Frees the keys and values. Questions after that are an error."""
@@ -235,6 +256,20 @@ class GroundingSession:
     def _reading(self) -> dict:
         before, _, _ = self._parameters({})
         return {name: before[name] for name in (*READING_KEYS, "processor_kwargs") if name in before}
+
+    def _single(self, kwargs: dict, method: str) -> tuple[PreparedQuestion, list[dict], dict, dict]:
+        """One question with the messages of its chat, and the arguments of generation and postprocessing."""
+        before, forward, after = self._parameters(self._checked(kwargs))
+        if method == "follow_up" and not self._messages:
+            raise ValueError("follow_up continues the chat of one question, but there is none. Call `ask` with a single question first.")
+        if split_questions(self._inputs, before) is not None:
+            raise ValueError(f"{method} takes one question: text, task, span, time and box must not be lists of several values.")
+        (message,) = question_messages(self._inputs, self._question(before))[0]
+        if method != "follow_up":
+            return self._prepare(self._inputs, before), [message], forward, after
+        prepared = self._prepare(self._inputs, before, history=self._messages)
+        prepared["prefix"] = self._states.continue_from(prepared["model_inputs"], self._tokens)
+        return prepared, [*self._messages, {**message, "content": message["content"][1:]}], forward, after
 
     def _question(self, before: dict) -> dict:
         return {name: before[name] for name in LISTED_KEYS if name in before}
