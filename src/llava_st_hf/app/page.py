@@ -13,26 +13,31 @@ _MONOSPACE = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 #: Loads the components; the path is relative to the page, so that it also works behind a proxy that adds a prefix.
 HEAD = '<script type="module" src="llava-st/static/page.js"></script>'
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto; padding: 12px !important; }
+.gradio-container { max-width: 1280px !important; margin: 0 auto; padding: 0 !important; }
+.gradio-container main { padding: 16px !important; }
+.html-container { padding: 0 !important; }
 #title h1 { margin: 0 0 2px; font-size: 24px; }
 #title p { margin: 0; }
-@media (max-width: 600px) { .gradio-container { padding: 8px !important; } #columns { flex-direction: column; } }
+@media (max-width: 600px) { .gradio-container main { padding: 10px !important; } #columns { flex-direction: column; } }
 """
+# Properties are set after the module has defined the element: before that they would hide its setters.
 _PLAYER = """
 const player = element.querySelector("llava-player");
-const update = () => { player.data = props.value; };
+const update = () => customElements.whenDefined("llava-player").then(() => { player.data = props.value; });
 watch("value", update);
 player.addEventListener("llava-open", (event) => trigger("choose", event.detail));
-customElements.whenDefined("llava-player").then(update);
+update();
 """
 _ANSWERS = """
 const answers = element.querySelector("llava-answers");
-const update = () => { answers.data = props.value; };
+const update = () => customElements.whenDefined("llava-answers").then(() => { answers.data = props.value; });
 watch("value", update);
-customElements.whenDefined("llava-answers").then(update);
+update();
 """
 _QUESTION = "document.querySelector('llava-player').question"
-_SET_TASK = "(task) => { document.querySelector('llava-player').task = task; }"
+_SET_TASK = """(task) => {
+  customElements.whenDefined("llava-player").then(() => { document.querySelector("llava-player").task = task; });
+}"""
 _MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}  # one question at a time
 
 
@@ -71,9 +76,9 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
                 task = gr.Radio(_task_choices("video"), value=first, label="Task", elem_id="task")
                 text = gr.Textbox(**_text_field(first), lines=2, max_lines=4, max_length=limits.text_characters, elem_id="text")
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
-                    follow_up = gr.Button("Follow up", elem_id="follow-up", min_width=90)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=90)
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=70)
+                    follow_up = gr.Button("Follow up", elem_id="follow-up", min_width=70)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=70)
                 answers = gr.HTML(
                     value=answering.answers(None), html_template="<llava-answers></llava-answers>", js_on_load=_ANSWERS, apply_default_css=False
                 )

@@ -64,7 +64,10 @@ class Answers extends HTMLElement {
     }
     const links = this.#data.formats
       .filter(({ kinds }) => kinds.includes(answer.kind))
-      .map(({ path, label }) => html("li", {}, html("a", { href: `${answer.url}/${path}`, download: true }, label)));
+      .map(({ path, label, title }) => {
+        const click = (event) => this.#download(event, label);
+        return html("li", {}, html("a", { href: `${answer.url}/${path}`, title, download: true, click }, label));
+      });
     return html(
       "li",
       { class: `answer ${place >= 0 ? `shown answer-${LETTERS[place]}` : ""}`, "data-number": answer.number },
@@ -84,6 +87,26 @@ class Answers extends HTMLElement {
         : html("p", { class: "text" }, answer.text || (answer.number ? "The model gave no answer." : "")),
       answer.notes.length ? html("ul", { class: "notes" }, ...answer.notes.map((note) => html("li", {}, note))) : null,
     ].filter(Boolean);
+  }
+
+  /** Fetches a file before it is saved, because the server writes it now, which takes time and may fail with a reason. */
+  async #download(event, label) {
+    event.preventDefault();
+    this.problem.textContent = "";
+    this.progress.textContent = `Preparing: ${label}…`;
+    this.progress.classList.add("busy");
+    try {
+      const response = await fetch(event.target.href);
+      if (!response.ok) throw new Error(await response.text());
+      const name = decodeURIComponent(response.headers.get("Content-Disposition").split("''")[1]);
+      const url = URL.createObjectURL(await response.blob());
+      html("a", { href: url, download: name }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    } catch (error) {
+      this.problem.textContent = error instanceof TypeError ? "The download was interrupted. Try again." : error.message;
+    }
+    this.progress.textContent = "";
+    this.progress.classList.remove("busy");
   }
 
   #select(numbers) {

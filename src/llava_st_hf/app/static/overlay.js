@@ -72,6 +72,11 @@ export class Overlay {
       })
     );
     this.shapes.replaceChildren(...shown);
+    const { width } = this.element.getBoundingClientRect();
+    for (const text of this.shapes.querySelectorAll("text")) {
+      const most = Math.max(width - text.getComputedTextLength() - 4, 2);
+      text.setAttribute("x", Math.min(Number(text.getAttribute("x")), most));
+    }
   }
 
   #answerBox(letter, event, number, [x1, y1, x2, y2], interpolated, sx, sy) {

@@ -23,8 +23,8 @@ class Player extends HTMLElement {
     const root = shadowRoot(this);
     const size = () => (this.#medium ? [this.#medium.width, this.#medium.height] : [1, 1]);
     this.chooser = new Chooser({
-      onExample: (name) => this.#emit("llava-open", { example: name }),
-      onUploaded: () => this.#emit("llava-open", { example: null }),
+      onExample: (name) => this.#open(name),
+      onUploaded: () => this.#open(null),
     });
     this.overlay = new Overlay({
       size,
@@ -101,6 +101,10 @@ class Player extends HTMLElement {
   seek(seconds) {
     this.#stopAt = null;
     this.#seek(seconds);
+  }
+
+  #open(example) {
+    this.#emit("llava-open", { visit: this.#data.visit, example });
   }
 
   // Media
