@@ -89,11 +89,13 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
 
         def choose(task: str, event: gr.EventData):
             visit, example = event._data.get("visit"), event._data.get("example")
-            for data in answering.open(visit, example):
+            for number, data in enumerate(answering.open(visit, example)):
+                if number:  # the visitor may have chosen another task meanwhile
+                    yield data, gr.skip(), gr.skip(), gr.skip()
+                    continue
                 kind = (data["medium"] or {"kind": "video"})["kind"]
-                choices = _task_choices(kind)
-                task = task if task in tasks_for(kind) else choices[0][1]
-                yield data, answering.answers(None), gr.Radio(choices=choices, value=task), gr.Textbox(**_text_field(task))
+                task = task if task in tasks_for(kind) else tasks_for(kind)[0]
+                yield data, answering.answers(None), gr.Radio(choices=_task_choices(kind), value=task), gr.Textbox(**_text_field(task))
 
         def question(drawn: dict, task: str, text: str):
             yield from answering.ask(drawn, task, text, follow_up=False)
