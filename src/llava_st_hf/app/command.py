@@ -128,13 +128,10 @@ def _load(model: str | None, device: str | None, dtype: str | None):
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise OSError(f"host={host!r}, port={port}: the address cannot be used: {error}. Choose another port or host.") from error
-    return listener
 
 
 def _import_gradio():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..exports import FORMATS, export
 from ..model.results_llava_st import Grounding
+from ..visualization import draw
 from .visits import Medium
 
 
@@ -56,19 +57,26 @@ def write_download(grounding: Grounding, medium: Medium, name: str, folder: Path
     else:
         raise ValueError(f"{name!r:.50} is not a download.")
     target = Path(tempfile.mkdtemp(prefix="download-", dir=folder))
-    path = target / f"{stem}-{name}{suffix}"
-    if name in _PICTURES:
-        from ..visualization import draw
+    try:
+        path = target / f"{stem}-{name}{suffix}"
+        _write(grounding, medium, name, path)
+        if len(list(target.rglob("*"))) == 1:
+            return path, path.name
+        archive = Path(shutil.make_archive(str(target), "zip", target))
+    except BaseException:
+        shutil.rmtree(target)
+        raise
+    shutil.rmtree(target)
+    return archive, f"{stem}-{name}.zip"
 
+
+def _write(grounding: Grounding, medium: Medium, name: str, path: Path) -> None:
+    if name in _PICTURES:
         draw(str(medium.path), grounding, str(path))
     elif name == _ANSWER:
         path.write_text(grounding.to_json(indent=2), encoding="utf-8")
     else:
         export(replace(grounding, source=medium.name), path, name)
-    if len(list(target.rglob("*"))) > 1:
-        path = Path(shutil.make_archive(str(target), "zip", target))
-        return path, f"{stem}-{name}.zip"
-    return path, path.name
 
 
 __all__ = ["listed_downloads", "write_download"]

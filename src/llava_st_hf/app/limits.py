@@ -84,9 +84,8 @@ class Limits:
             raise OSError(str(error).replace(path, name).replace(os.path.basename(path), name)) from error
 
     def _read(self, path: str, name: str) -> MediaInfo:
+        self._check_header(path, name)
         if media_kind(path) == "image":
-            with PIL.Image.open(path) as image:  # the header alone: a small file may have very many pixels
-                self._check_pixels(*image.size, name)
             check_image_file(path)
             height, width = original_size(path)
             return MediaInfo("image", width=width, height=height)
@@ -105,6 +104,16 @@ class Limits:
                 f"{name} has {metadata.total_num_frames} frames, more than the {self.video_frames} that are allowed. Reduce its frame rate."
             )
         return info
+
+    def _check_header(self, path: str, name: str) -> None:
+        """Checks the size of an image before anything is decoded: a small file may have very many pixels."""
+        try:
+            with PIL.Image.open(path) as image:
+                self._check_pixels(*image.size, name)
+        except PIL.Image.DecompressionBombError as error:
+            raise ValueError(f"{name} has more than the {self.pixels / 1e6:.1f} megapixels that are allowed. Scale it down.") from error
+        except PIL.UnidentifiedImageError:
+            pass  # a video, or a damaged file, which the readers report
 
     def _check_pixels(self, width: int, height: int, name: str) -> None:
         if width * height > self.pixels:

@@ -12,7 +12,7 @@ from ..model.image_files_llava_st import load_image
 from ..model.video_index_llava_st import open_container
 from ..model.video_reading_llava_st import read_video
 from ..shapes.files import write_image, write_video
-from ..shapes.questions import happening
+from ..shapes.questions import happening, name_of
 from ..shapes.scenes import make_scene, scene_seed
 from .limits import Limits
 from .visits import Medium
@@ -117,7 +117,7 @@ def write_examples(folder: Path, limits: Limits) -> dict[str, tuple[Medium, str]
         scene = make_scene(scene_seed("test", number), is_video=kind == "video")
         path = folder / f"{kind}-{number}{'.mp4' if kind == 'video' else '.jpg'}"
         (write_video if kind == "video" else write_image)(scene, path)
-        title = f"Image {number}" if kind == "image" else f"“{happening(scene, scene.events[0])}”"
+        title = name_of(scene, 0) if kind == "image" else f"“{happening(scene, scene.events[0])}”"
         _write_poster(path)
         medium = Medium(path, path, path.name, limits.read_medium(str(path), path.name), example=path.stem)
         found[path.stem] = (medium, title)

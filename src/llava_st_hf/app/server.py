@@ -122,9 +122,10 @@ def make_server(visits: Visits, examples: dict[str, tuple[Medium, str]]) -> Fast
 
 
 def _remove(path: Path) -> None:
-    """Deletes a download and the folder that it was written to."""
+    """Deletes a download, and the folder of its own that it is in unless it is an archive."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(path.with_suffix("") if path.suffix == ".zip" else path.parent, ignore_errors=True)
+    if path.parent.name.startswith("download-"):
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 class _TooLargeError(ValueError):
