@@ -65,7 +65,10 @@ def visit(site, chromium, foreign):
         own = (site[1], "data:", f"blob:{site[1]}")
         page.on("request", lambda request: request.url.startswith(own) or foreign.append(request.url))
         page.on("pageerror", lambda error: foreign.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and "Content Security Policy" in message.text and foreign.append(message.text))
+        page.on(
+            "console",
+            lambda message: message.type == "error" and "Content Security Policy" in message.text and foreign.append(message.text),
+        )
         page.goto(site[1])
         page.wait_for_function("customElements.get('llava-player') && document.querySelector('llava-player')?.question?.visit")
         return page
@@ -120,7 +123,9 @@ def ask(page, button="Ask"):
     for _ in range(10):  # a press before the end of the last question has arrived has no effect
         page.get_by_role("button", name=button, exact=True).click()
         with contextlib.suppress(AssertionError):
-            expect(page.locator("llava-answers .pending, llava-answers .problem:not(:empty)").or_(cards.nth(count))).to_have_count(1, timeout=1500)
+            expect(page.locator("llava-answers .pending, llava-answers .problem:not(:empty)").or_(cards.nth(count))).to_have_count(
+                1, timeout=1500
+            )
             break
     expect(cards).to_have_count(count + 1, timeout=TIMEOUT)
     return cards.first
@@ -280,13 +285,18 @@ def test_page_number_outside_the_frame_is_refused(page):
         page.get_by_label(label, exact=True).fill(str(value))
     page.get_by_label("Bottom", exact=True).press("Tab")
     assert question(page)["box"] is None
-    assert page.get_by_label("Right", exact=True).evaluate("input => input.validationMessage") == f"Enter a number between 0 and {FIRST_VIDEO.width}."
+    assert (
+        page.get_by_label("Right", exact=True).evaluate("input => input.validationMessage")
+        == f"Enter a number between 0 and {FIRST_VIDEO.width}."
+    )
 
 
 def test_page_question_without_its_box_names_what_is_missing(page):
     choose_task(page, "elc")
     page.get_by_role("button", name="Ask", exact=True).click()
-    expect(page.locator("llava-answers").get_by_role("alert")).to_have_text("Draw a box on the picture. Mark the start on the time line.", timeout=TIMEOUT)
+    expect(page.locator("llava-answers").get_by_role("alert")).to_have_text(
+        "Draw a box on the picture. Mark the start on the time line.", timeout=TIMEOUT
+    )
 
 
 def test_page_on_a_phone_fits_and_takes_touches(visit):
@@ -309,7 +319,9 @@ def test_page_on_a_phone_fits_and_takes_touches(visit):
     touch("touchEnd", 0, 0)
     wanted = [VIDEO.width * 0.25, VIDEO.height * 0.25, VIDEO.width * 0.75, VIDEO.height * 0.5]
     assert question(page)["box"] == pytest.approx(wanted, abs=1)
-    assert page.evaluate("[...document.querySelector('llava-player').shadowRoot.querySelectorAll('button')].every(b => !b.offsetHeight || b.offsetHeight >= 34)")
+    assert page.evaluate(
+        "[...document.querySelector('llava-player').shadowRoot.querySelectorAll('button')].every(b => !b.offsetHeight || b.offsetHeight >= 34)"
+    )
 
 
 def test_page_boxes_between_frames_are_those_of_the_package(page):
@@ -338,7 +350,10 @@ def slow_stream(session, follow_up=False, **question):
         time.sleep(0.15)
         yield {"type": "box", **boxes[number]}
     event = {"start": 0.0, "end": 0.9, "caption": MARKUP, "boxes": boxes}
-    yield {"type": "answer", "answer": {"text": MARKUP, "events": [event], "notes": [MARKUP], "media": media, "task": "tvg", "query": MARKUP}}
+    yield {
+        "type": "answer",
+        "answer": {"text": MARKUP, "events": [event], "notes": [MARKUP], "media": media, "task": "tvg", "query": MARKUP},
+    }
 
 
 def test_page_streams_stops_and_shows_markup_as_text(page, monkeypatch):

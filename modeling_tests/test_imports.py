@@ -27,6 +27,7 @@ ALLOWED = {
     "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "integrations": {"model", "data", "evaluation"},
+    "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints"},
     "trl": {"training"},

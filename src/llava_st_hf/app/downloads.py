@@ -26,7 +26,8 @@ def listed_downloads() -> list[dict]:
     """`{"path", "label", "title", "kinds"}` of each download: last part of its URL, texts for visitors, and the kinds of media it is for."""
     pictures = [{"path": name, "label": label, "title": label, "kinds": list(kinds)} for name, (label, kinds, _) in _PICTURES.items()]
     formats = [
-        {"path": name, "label": f"{name} ({format.suffix})", "title": format.description, "kinds": _BOTH} for name, format in FORMATS.items()
+        {"path": name, "label": f"{name} ({format.suffix})", "title": format.description, "kinds": _BOTH}
+        for name, format in FORMATS.items()
     ]
     return [*pictures, {"path": _ANSWER, "label": "Answer (.json)", "title": "The answer of the pipeline", "kinds": _BOTH}, *formats]
 

@@ -28,7 +28,7 @@ class Limits:
         text_characters: length of a question.
         answer_seconds: time in which an answer must be complete.
         idle_seconds: time without a request after which the files of a visitor are deleted.
-        visits: visitors with files at one time; another one has to wait.
+        visits: visitors with uploaded files at one time; another one has to wait.
         open_media: encoded images and videos that are kept at one time, one for each visitor. That of the visitor who asked least recently
             is dropped first, and encoded again at the next question.
         waiting: visitors whose question waits for the model; another one gets an error.
@@ -44,7 +44,7 @@ class Limits:
     text_characters: int = 1000
     answer_seconds: float = 300.0
     idle_seconds: float = 1800.0
-    visits: int = 200
+    visits: int = 50
     open_media: int = 4
     waiting: int = 32
 
@@ -124,7 +124,7 @@ class Limits:
 
 
 def duration_text(seconds: float) -> str:
-    """ "45 seconds", "10 minutes". """
+    """ "45 seconds", "10 minutes"."""
     if seconds < 120:
         return f"{math.ceil(seconds)} second{'' if math.ceil(seconds) == 1 else 's'}"
     return f"{seconds / 60:.0f} minutes" if seconds % 60 == 0 else f"{seconds / 60:.1f} minutes"

@@ -14,11 +14,12 @@ _MONOSPACE = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 HEAD = '<script type="module" src="llava-st/static/page.js"></script>'
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; padding: 0 !important; }
-.gradio-container main { padding: 16px !important; }
+.gradio-container .fillable { padding: 16px !important; }
+.gradio-container main { padding: 0 !important; }
 .html-container { padding: 0 !important; }
 #title h1 { margin: 0 0 2px; font-size: 24px; }
 #title p { margin: 0; }
-@media (max-width: 600px) { .gradio-container main { padding: 10px !important; } #columns { flex-direction: column; } }
+@media (max-width: 600px) { .gradio-container .fillable { padding: 10px !important; } #columns { flex-direction: column; } }
 """
 # Properties are set after the module has defined the element: before that they would hide its setters.
 _PLAYER = """
@@ -80,7 +81,10 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
                     follow_up = gr.Button("Follow up", elem_id="follow-up", min_width=70)
                     stop = gr.Button("Stop", elem_id="stop", min_width=70)
                 answers = gr.HTML(
-                    value=answering.answers(None), html_template="<llava-answers></llava-answers>", js_on_load=_ANSWERS, apply_default_css=False
+                    value=answering.answers(None),
+                    html_template="<llava-answers></llava-answers>",
+                    js_on_load=_ANSWERS,
+                    apply_default_css=False,
                 )
         drawn = gr.JSON(visible=False)
 

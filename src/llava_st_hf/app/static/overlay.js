@@ -81,14 +81,17 @@ export class Overlay {
 
   #answerBox(letter, event, number, [x1, y1, x2, y2], interpolated, sx, sy) {
     const text = event.label ? (event.label.length > 40 ? `${event.label.slice(0, 39)}…` : event.label) : `Event ${number + 1}`;
-    const top = y1 * sy;
-    const frame = { x: x1 * sx, y: top, width: Math.max((x2 - x1) * sx, 1), height: Math.max((y2 - y1) * sy, 1) };
+    const [top, bottom] = [y1 * sy, y2 * sy];
+    // Two labels of nearly the same box do not cover each other: the second is below it.
+    const above = top > 18 ? top - 5 : top + 15;
+    const below = bottom < this.element.clientHeight - 18 ? bottom + 16 : bottom - 6;
+    const frame = { x: x1 * sx, y: top, width: Math.max((x2 - x1) * sx, 1), height: Math.max(bottom - top, 1) };
     return svg(
       "g",
       { class: `answer answer-${letter}`, "data-box": [x1, y1, x2, y2].join(" "), "data-interpolated": String(Boolean(interpolated)) },
       svg("rect", { ...frame, class: "halo" }),
       svg("rect", { ...frame, class: "line" }),
-      svg("text", { x: Math.max(x1 * sx, 2), y: top > 18 ? top - 5 : top + 15 }, text)
+      svg("text", { x: Math.max(x1 * sx, 2), y: letter === "B" ? below : above }, text)
     );
   }
 
