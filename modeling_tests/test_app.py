@@ -10,7 +10,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
-from transformers import pipeline
 
 from llava_st_hf import Grounding
 from llava_st_hf.app import command, server
@@ -249,7 +248,7 @@ def test_routes_files_of_a_visit_are_not_those_of_another_client(site, clip):
         assert client.get(url.replace(visit.token, other.token) + name).status_code == 404
         assert client.get(url.replace(medium["id"], other.medium.id) + name).status_code == 404
     assert len(medium["id"]) >= 32 and len(visit.token) >= 32
-    for path in (f"/llava-st/static/../command.py", "/llava-st/static/%2e%2e%2fcommand.py", f"/llava-st/examples/{clip}"):
+    for path in ("/llava-st/static/../command.py", "/llava-st/static/%2e%2e%2fcommand.py", f"/llava-st/examples/{clip}"):
         assert client.get(path).status_code == 404
 
 
@@ -277,6 +276,7 @@ def test_routes_send_headers_and_close_the_file_routes_of_gradio():
     for path in ("/upload", "/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://a", "/monitoring"):
         response = client.get(path)
         assert response.status_code == 404 and "default-src 'self'" in response.headers["content-security-policy"]
+    assert client.post("/gradio_api/queue/join", content=b"x" * (2**20 + 1)).status_code == 413
     response = client.get("/gradio_api/queue/data")
     assert response.status_code == 200 and response.headers["x-content-type-options"] == "nosniff"
 

@@ -332,7 +332,10 @@ def test_page_boxes_between_frames_are_those_of_the_package(page):
         sent = {"start": start, "end": end, "boxes": [{"time": box.time, "box": list(box.xyxy)} for box in event.boxes]}
         times = [0.4, 0.5, 1.0, 1.0005, 1.1, 1.25, 1.5, 2.2, 3.0, 3.5, 4.0, 4.1]
         found = page.evaluate(
-            "async ([event, times]) => { const { boxAt } = await import('./llava-st/static/geometry.js'); return times.map(t => boxAt(event, t)); }",
+            """async ([event, times]) => {
+                const { boxAt } = await import("./llava-st/static/geometry.js");
+                return times.map((time) => boxAt(event, time));
+            }""",
             [sent, times],
         )
         wanted = [Event.box_at(event, time) for time in times]

@@ -17,6 +17,7 @@ from .visits import Medium, Visit, Visits
 
 
 logger = logging.get_logger(__name__)
+_INTERNAL = "This failed because of an error in the server. Its log has the reason."
 _SECONDS_PER_UPDATE = 0.1  # of a streamed answer, so that long answers do not flood the connection
 
 
@@ -109,6 +110,10 @@ class Answering:
         except (ValueError, OSError) as error:
             yield self.player(visit, problem=_for_visitors(error, medium))
             return
+        except Exception:
+            logger.exception("%s could not be encoded.", medium.path)
+            yield self.player(visit, problem=_INTERNAL)
+            return
         yield self.player(visit)
 
     def _encode(self, visit: Visit, medium: Medium) -> None:
@@ -159,7 +164,7 @@ class Answering:
             put({"problem": _for_visitors(error, medium)})
         except Exception:
             logger.exception("The answer to %r failed.", question)
-            put({"problem": "The answer failed because of an error in the server. Its log has the reason."})
+            put({"problem": _INTERNAL})
         finally:
             put(None)
 
@@ -178,15 +183,14 @@ class Answering:
         try:
             for part in parts:
                 now = time.monotonic()
-                if part["type"] == "answer":
+                if part["type"] == "answer" and visit.medium is medium:
                     visit.answers.append(Grounding.from_dict(part["answer"], source=medium.name))
                     visit.questions.append({**question, "task": task})
-                elif visit.stopped.is_set():
+                elif visit.stopped.is_set() or visit.medium is not medium:
                     raise ValueError("The answer was stopped.")
                 elif now - start > self.limits.answer_seconds:
-                    raise ValueError(
-                        f"The answer took longer than {self.limits.answer_seconds:g} seconds and was stopped. Ask about a shorter span or video."
-                    )
+                    limit = f"{self.limits.answer_seconds:g} seconds"
+                    raise ValueError(f"The answer took longer than {limit} and was stopped. Ask about a shorter span or video.")
                 else:
                     draft.add(part)
                     if now - shown_at >= _SECONDS_PER_UPDATE:

@@ -23,7 +23,7 @@ _BOTH = ["image", "video"]
 
 
 def listed_downloads() -> list[dict]:
-    """`{"path", "label", "title", "kinds"}` of each download: last part of its URL, texts for visitors, and the kinds of media it is for."""
+    """`{"path", "label", "title", "kinds"}` of each download: last part of its URL, texts for visitors, kinds of media."""
     pictures = [{"path": name, "label": label, "title": label, "kinds": list(kinds)} for name, (label, kinds, _) in _PICTURES.items()]
     formats = [
         {"path": name, "label": f"{name} ({format.suffix})", "title": format.description, "kinds": _BOTH}

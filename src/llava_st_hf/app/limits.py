@@ -96,12 +96,12 @@ class Limits:
             raise ValueError(f"{name} has no frame rate, so its answers would have no times. Convert it to MP4.")
         if info.duration - info.start_time > self.video_seconds:
             raise ValueError(
-                f"{name} lasts {duration_text(info.duration - info.start_time)}, longer than the {duration_text(self.video_seconds)} that are "
-                "allowed. Cut out the part that the question is about."
+                f"{name} lasts {duration_text(info.duration - info.start_time)}, longer than the {duration_text(self.video_seconds)} "
+                "that are allowed. Cut out the part that the question is about."
             )
         if metadata.total_num_frames > self.video_frames:
             raise ValueError(
-                f"{name} has {metadata.total_num_frames} frames, more than the {self.video_frames} that are allowed. Reduce its frame rate."
+                f"{name} has {metadata.total_num_frames} frames, more than the {self.video_frames} allowed. Reduce its frame rate."
             )
         return info
 
@@ -118,8 +118,8 @@ class Limits:
     def _check_pixels(self, width: int, height: int, name: str) -> None:
         if width * height > self.pixels:
             raise ValueError(
-                f"{name} has {width}×{height} pixels ({width * height / 1e6:.1f} megapixels), more than the {self.pixels / 1e6:.1f} megapixels "
-                "that are allowed. Scale it down."
+                f"{name} has {width}×{height} pixels ({width * height / 1e6:.1f} megapixels), more than the "
+                f"{self.pixels / 1e6:.1f} megapixels that are allowed. Scale it down."
             )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page as Gradio blocks: task, text and buttons of a question are Gradio's components, player and answers are our own."""
 
+from typing import Any
+
 import gradio as gr
 
 from .answering import Answering
@@ -39,7 +41,7 @@ _QUESTION = "document.querySelector('llava-player').question"
 _SET_TASK = """(task) => {
   customElements.whenDefined("llava-player").then(() => { document.querySelector("llava-player").task = task; });
 }"""
-_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}  # one question at a time
+_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one question at a time
 
 
 def theme() -> gr.themes.Base:
@@ -89,7 +91,7 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
         drawn = gr.JSON(visible=False)
 
         def begin(request: gr.Request):
-            return answering.player(answering.visits.begin(request.session_hash))
+            return answering.player(answering.visits.begin(str(request.session_hash)))
 
         def choose(task: str, event: gr.EventData):
             visit, example = event._data.get("visit"), event._data.get("example")
@@ -110,8 +112,12 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
         def end(request: gr.Request):
             answering.visits.end_page(request.session_hash)
 
-        private = {"api_visibility": "private", "show_progress": "hidden"}
-        with_drawn = {"inputs": [drawn, task, text], "outputs": answers, "js": f"(_, task, text) => [{_QUESTION}, task, text]"}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        with_drawn: dict[str, Any] = {
+            "inputs": [drawn, task, text],
+            "outputs": answers,
+            "js": f"(_, task, text) => [{_QUESTION}, task, text]",
+        }
         page.load(begin, outputs=player, queue=False, **private)
         page.load(None, inputs=task, js=_SET_TASK)
         page.unload(end)

@@ -24,6 +24,8 @@ STATIC = Path(__file__).parent / "static"
 _STATIC_TYPES = {".js": "text/javascript", ".css": "text/css"}
 # Routes of Gradio that take or return files, or tell about other visitors. The page needs none of them.
 _CLOSED = re.compile(r"/(?:gradio_api/)?(?:upload|upload_progress|file=|file/|proxy=|stream/|deep_link|monitoring|runs|component_server)")
+_UPLOAD = re.compile(r"/llava-st/visits/[^/]+/upload")
+_MOST_BYTES = 2**20  # of the body of any request but an upload
 # The page loads nothing from other hosts: a browser refuses what a library may add. Gradio evaluates its components' code.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -41,6 +43,8 @@ def add_headers(app: Callable) -> Callable:
             return await app(scope, receive, send)
         if _CLOSED.match(scope["path"]):
             return await PlainTextResponse("Not found.", 404, headers=_HEADERS)(scope, receive, send)
+        if not _UPLOAD.fullmatch(scope["path"]) and _is_large(dict(scope["headers"])):
+            return await PlainTextResponse("The request is too large.", 413, headers=_HEADERS)(scope, receive, send)
 
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
@@ -50,6 +54,12 @@ def add_headers(app: Callable) -> Callable:
         await app(scope, receive, send_with_headers)
 
     return with_headers
+
+
+def _is_large(headers: dict[bytes, bytes]) -> bool:
+    """Whether the body of a request has more than `_MOST_BYTES`, or does not state its size."""
+    size = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" in headers or not size.isdigit() or int(size) > _MOST_BYTES
 
 
 def make_server(visits: Visits, examples: dict[str, tuple[Medium, str]]) -> FastAPI:
@@ -109,12 +119,12 @@ def make_server(visits: Visits, examples: dict[str, tuple[Medium, str]]) -> Fast
         found = _medium(visits, token, medium)
         if found is None or not 1 <= number <= len(found[0].answers):
             return _missing()
-        visit = found[0]
+        visit, shown = found
         try:
             with visit.use(), drawing:
-                path, name = write_download(visit.answers[number - 1], visit.medium, download, visit.folder)
+                path, name = write_download(visit.answers[number - 1], shown, download, visit.folder)
         except (ValueError, ImportError) as error:
-            return PlainTextResponse(str(error).replace(str(found[1].path), found[1].name), 422)
+            return PlainTextResponse(str(error).replace(str(shown.path), shown.name), 422)
         headers = {"Cache-Control": "private, no-store", "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
         return FileResponse(path, headers=headers, background=BackgroundTask(_remove, path))
 

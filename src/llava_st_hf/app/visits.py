@@ -126,6 +126,7 @@ class Visits:
         Args:
             page: Gradio's hash of the page, with which `end` is called when it is closed.
         """
+        self.end_page(page)
         visit = Visit(self.folder)
         with self._lock:
             self._visits[visit.token] = visit
@@ -197,8 +198,7 @@ class Visits:
         visit.ended = True
         visit.stopped.set()  # an answer that is generated ends at its next token
         shutil.rmtree(visit.folder, ignore_errors=True)
-        with self.model:
-            visit.close_session()
+        visit.close_session()
 
     def _sweep_regularly(self) -> None:
         while not self._closing.wait(min(self.limits.idle_seconds / 4, 30.0)):
