@@ -21,6 +21,7 @@ CSS = """
 .html-container { padding: 0 !important; }
 #title h1 { margin: 0 0 2px; font-size: 24px; }
 #title p { margin: 0; }
+#follow-up { white-space: nowrap; padding-inline: 6px; }
 @media (max-width: 600px) { .gradio-container .fillable { padding: 10px !important; } #columns { flex-direction: column; } }
 """
 # Properties are set after the module has defined the element: before that they would hide its setters.
@@ -79,9 +80,9 @@ def make_page(answering: Answering, title: str, notice: str | None) -> gr.Blocks
                 task = gr.Radio(_task_choices("video"), value=first, label="Task", elem_id="task")
                 text = gr.Textbox(**_text_field(first), lines=2, max_lines=4, max_length=limits.text_characters, elem_id="text")
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=70)
-                    follow_up = gr.Button("Follow up", elem_id="follow-up", min_width=70)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=70)
+                    ask = gr.Button("Ask", variant="primary", size="md", elem_id="ask", min_width=70)
+                    follow_up = gr.Button("Follow up", size="md", elem_id="follow-up", min_width=70)
+                    stop = gr.Button("Stop", size="md", elem_id="stop", min_width=70)
                 answers = gr.HTML(
                     value=answering.answers(None),
                     html_template="<llava-answers></llava-answers>",
