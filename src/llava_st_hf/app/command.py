@@ -54,7 +54,8 @@ def run(
         address, port = listener.getsockname()[:2]
         if not ipaddress.ip_address(address).is_loopback:
             logger.warning(
-                "The page is available to all who can reach port %d of this computer, without a password. Put a proxy with a login before it.",
+                "The page is available to all who can reach port %d of this computer, without a password. "
+                "Put a proxy with a login before it.",
                 port,
             )
         print(f"http://{'127.0.0.1' if address == '0.0.0.0' else f'[{address}]' if ':' in address else address}:{port}", flush=True)
