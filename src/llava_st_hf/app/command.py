@@ -35,7 +35,7 @@ def run(
         model: checkpoint folder or Hub id; None for the demo model.
         host: address to listen on. Any other than that of this computer makes the page available to others, with a warning.
         port: TCP port, 0 for any free one.
-        device, dtype: of the model, as of `transformers.pipeline`.
+        device, dtype: of the model, as of `transformers.pipeline`; "auto" distributes the model over all GPUs.
         limits: what visitors may upload and ask; None for the default limits.
 
     Raises:
@@ -123,7 +123,8 @@ class Application:
 
 
 def _load(model: str | None, device: str | None, dtype: str | None):
-    options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    place = "device_map" if device == "auto" else "device"
+    options = {name: value for name, value in ((place, device), ("dtype", dtype)) if value is not None}
     return pipeline("video-grounding", model=model or DEMO_MODEL_PATH, **options)
 
 
