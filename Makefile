@@ -9,13 +9,20 @@ LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original
 	processing_llava_st processing_reference_llava_st image_processing_llava_st video_processing_llava_st pipeline_llava_st \
 	training_collator training_trainer training_trl training_grpo locking)
 
-.PHONY: demo test test-lowest lint format mutation clean
+.PHONY: demo test test-app test-lowest lint format mutation clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(TEXT),--text "$(TEXT)")
 
 test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The web page in Chromium.
+test-app: .venv/browser build/chromium/chromium
+	$(BIN)/python -m pytest -m browser modeling_tests/test_app_page.py $(ARGS)
+
+build/chromium/chromium: modeling_tests/browser.py | .venv/browser
+	$(BIN)/python -m modeling_tests.browser build/chromium
 
 # The lowest version of every dependency that pyproject.toml allows, in an environment of its own.
 test-lowest: .venv-lowest/test
