@@ -150,10 +150,11 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
             window (`float`): length in seconds of windows that the clip is divided into, for tasks "tvg" and "stvg". The question is asked
                 for each window, so that long videos are sampled as densely as short ones, and the answers are merged. `notes` state the
-                windows, and what was merged and left out. Implies `scores`.
+                windows, and what was merged and left out. With `window` and `all`, `scores` is True by default, and without them only
+                the presence ranks events.
             overlap (`float`): of neighbouring windows in seconds; by default half a window.
             all (`bool`): return every event that the question describes, or none if it does not occur, instead of the most probable one;
-                for tasks "tvg" and "stvg", with or without `window`. Implies `scores`.
+                for tasks "tvg" and "stvg", with or without `window`.
             scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is
                 `score_calibration` of the model's generation configuration; without one they are not calibrated.
             max_new_tokens and other arguments of `generate`. With `output_scores`, `output_logits`, `output_attentions`,
@@ -166,9 +167,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             "query" (the argument `text`) where they were given. Seconds are relative to the start of the file, also for a clip; boxes are
             in pixels of the original image or frame, after EXIF or container rotation. Events of an image have a caption and boxes without
             times. `notes` lists what was ignored in the answer and why. `media` is the size, frame rate and clip of the image or video
-            (`MediaInfo.to_dict`). `Grounding.from_dict` converts the dictionary to objects. With `window` or `all`, "presence" of the answer
-            and of each event is the probability that what is described occurs, and is this event; the events are merged from several
-            answers, whose texts are the lines of "text", with coordinates relative to their windows.
+            (`MediaInfo.to_dict`). `Grounding.from_dict` converts the dictionary to objects. With `window` or `all`, "presence" of the
+            answer and of each event is the probability that what is described occurs, and is this event. The events are merged from
+            several answers, whose texts are the lines of "text", with coordinates relative to their windows.
 
         Raises:
             ValueError, OSError: naming what is wrong with media or question. Generated text never raises an exception.
@@ -268,7 +269,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
         reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs", "last_medium") if name in kwargs}
         if given := [name for name in WINDOW_KEYS if kwargs.get(name) is not None]:
-            raise ValueError(f"{', '.join(given)} can only be given to a call of the pipeline: not to its constructor, `stream` or a session.")
+            raise ValueError(
+                f"{', '.join(given)} can only be given to a call of the pipeline: not to its constructor, `stream` or a session."
+            )
         kwargs = {name: value for name, value in kwargs.items() if name not in WINDOW_KEYS}
         if (grammar := kwargs.get("grammar")) not in (None, "auto", *TASKS):
             raise ValueError(f"grammar={grammar!r} must be 'auto', None or a task: {', '.join(TASKS)}.")

@@ -2,8 +2,8 @@
 """Presence: the probability that the event in a span is the one that a question describes.
 
 The model answers every question with a span, also where the event does not occur. Whether it does is decided from the same weights, by two
-values: the likelihood of the description as the answer to the question of task "tr" about the span, relative to its likelihood without a
-video; and the score of the span. A calibration weights both.
+values: the agreement, which is the mean probability of the tokens of the description as the answer to the question of task "tr" about the
+span; and the score of the span. A calibration weights both.
 """
 
 import math
@@ -17,17 +17,14 @@ from .checks_llava_st import is_finite_number
 from .shared_media_llava_st import KeptPrefix, PromptPrefix, join_prompts, prompts_for_generate
 
 
-# Largest contribution of one token to the evidence: one improbable synonym must not outweigh the rest of a description.
-TOKEN_LIMIT = 3.0
-
-
 @dataclass(frozen=True)
 class PresenceCalibration:
     """
-    Weights of the presence, `sigmoid(text · evidence + span · logit(span_score) + offset)`, and the threshold.
+    Weights of the presence, `sigmoid(text · logit(agreement) + span · logit(span_score) + offset)`, and the threshold. By default the
+    presence is the agreement, which is not calibrated.
 
     Args:
-        text: weight of the evidence of the description; above 0.
+        text: weight of the agreement; above 0.
         span: weight of the score of the span; at least 0.
         offset: constant.
         threshold: presence below which an event counts as absent, between 0 and 1.
@@ -38,11 +35,16 @@ class PresenceCalibration:
     offset: float = 0.0
     threshold: float = 0.5
 
-    def presence(self, evidence: float, span_score: float | None) -> float:
-        """The presence for `text_evidence` and the expected temporal IoU of the span; without a score, 0.5 counts as the score."""
-        score = min(max(0.5 if span_score is None else span_score, 1e-4), 1 - 1e-4)
-        value = self.text * evidence + self.span * math.log(score / (1 - score)) + self.offset
-        return round(1 / (1 + math.exp(-min(max(value, -30.0), 30.0))), 4)
+    def presence(self, agreement: float, span_score: float | None) -> float:
+        """The presence for the agreement and the expected temporal IoU of the span; without a score, 0.5 counts as the score."""
+        values = (self.text, agreement), (self.span, 0.5 if span_score is None else span_score)
+        logit = self.offset + sum(weight * _logit(value) for weight, value in values)
+        return round(1 / (1 + math.exp(-logit)), 4)
+
+
+def _logit(probability: float) -> float:
+    probability = min(max(probability, 1e-4), 1 - 1e-4)
+    return math.log(probability / (1 - probability))
 
 
 def check_presence_calibration(calibration) -> PresenceCalibration:
@@ -50,8 +52,7 @@ def check_presence_calibration(calibration) -> PresenceCalibration:
     Checks `presence_calibration` of a generation configuration.
 
     Args:
-        calibration: a dictionary with any of the arguments of [`PresenceCalibration`]; None for the default: the probability, at equal odds
-            beforehand, that the description was written for the video instead of without one.
+        calibration: a dictionary with any of the arguments of [`PresenceCalibration`]; None for the default.
 
     Raises:
         ValueError: naming the value.
@@ -93,23 +94,12 @@ def as_answer(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def text_evidence(log_likelihoods: torch.Tensor, without_video: torch.Tensor) -> float:
-    """
-    Sum over the tokens of a description of the log ratio of their probabilities with and without the video, each of at most `TOKEN_LIMIT`.
-
-    Args:
-        log_likelihoods: (num_tokens,) of the tokens after the question about the span.
-        without_video: (num_tokens,) of the same tokens where all frames are grey.
-    """
-    return float((log_likelihoods - without_video).clamp(-TOKEN_LIMIT, TOKEN_LIMIT).sum())
-
-
 @torch.no_grad()
-def text_log_likelihoods(
+def token_probabilities(
     model, samples: Sequence[dict[str, torch.Tensor]], prefixes: Sequence[PromptPrefix], answers: Sequence[torch.Tensor], kept: KeptPrefix
 ) -> list[torch.Tensor]:
     """
-    Computes the log probabilities of given answers to several prompts, in one pass of the decoder.
+    Computes the probabilities of the tokens of given answers to several prompts, in one pass of the decoder.
 
     Args:
         model: [`LlavaSTForConditionalGeneration`].
@@ -137,9 +127,9 @@ def text_log_likelihoods(
     output = model(
         **new, attention_mask=mask, position_ids=positions[:, length:], logits_to_keep=longest + 1, use_cache=True, **{CACHE_NAME: cache}
     )
-    log_probabilities = output.logits[:, :-1].float().log_softmax(-1)  # (batch, longest, vocab): of the last `longest` tokens
-    chosen = log_probabilities.gather(2, new["input_ids"][:, -longest:, None])[..., 0].cpu()  # (batch, longest)
+    probabilities = output.logits[:, :-1].float().softmax(-1)  # (batch, longest, vocab): of the last `longest` tokens
+    chosen = probabilities.gather(2, new["input_ids"][:, -longest:, None])[..., 0].cpu()  # (batch, longest)
     return [row[longest - len(answer) :] for row, answer in zip(chosen, answers, strict=True)]
 
 
-__all__ = ["PresenceCalibration", "as_answer", "check_presence_calibration", "set_presence_calibration", "text_evidence"]
+__all__ = ["PresenceCalibration", "as_answer", "check_presence_calibration", "set_presence_calibration", "token_probabilities"]

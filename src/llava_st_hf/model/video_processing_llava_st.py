@@ -241,9 +241,7 @@ class LlavaSTVideoProcessor(LlavaSTPushToHubMixin, BaseVideoProcessor):
         if not is_frames(video):
             return read_video_file(video, read, options["video_backend"], bool(options["allow_truncated"]), options["download_limits"])
         do_rescale = None if self.do_rescale else False
-        return read(
-            FramesReader(video, metadata, self.do_convert_rgb, None, do_rescale, self.rescale_factor, options["download_limits"])
-        )
+        return read(FramesReader(video, metadata, self.do_convert_rgb, None, do_rescale, self.rescale_factor, options["download_limits"]))
 
     def clip_indices(self, metadata: VideoMetadata, frames: tuple[int, int], num_frames: int | None = None) -> list[int]:
         """Indices of the frames that a call with the clip `frames` (first and last, both included) samples, ascending."""

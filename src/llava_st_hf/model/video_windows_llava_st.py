@@ -2,6 +2,7 @@
 """Windows of a video: their frames, and a reader with which the frames of all windows are decoded in one pass through the file."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,8 +20,7 @@ class OnePassReader:
     """
     Reader of several clips of a file in ascending order. A frame that the next clip needs, too, is decoded once.
 
-    Only frames from the first frame of the current clip on are in memory: those of the current clip are passed on in chunks, and those
-    that later clips need are kept as they were decoded.
+    The frames of a clip are passed on in chunks. Decoded frames that later clips need, up to the last frame of the current one, are kept.
 
     Args:
         reader: of the file.
@@ -30,7 +30,8 @@ class OnePassReader:
     def __init__(self, reader, requests: Sequence[Sequence[int]]):
         self.metadata = reader.metadata
         self._requests = [sorted(set(request)) for request in requests]
-        self._frames = _single_frames(reader, sorted({frame for request in requests for frame in request}))
+        self._uses = Counter(frame for request in self._requests for frame in request)
+        self._frames = _single_frames(reader, sorted(self._uses))
         self._kept: dict[int, torch.Tensor] = {}
 
     def chunks(self, indices: list[int]) -> Iterator[torch.Tensor]:
@@ -43,15 +44,15 @@ class OnePassReader:
         if not self._requests or list(indices) != self._requests[0]:
             raise ValueError(f"The frames of the clips must be read in the order of the requests, got {list(indices)[:5]}, ….")
         self._requests.pop(0)
-        later = min((request[0] for request in self._requests), default=math.inf)
-        self._kept = {index: frame for index, frame in self._kept.items() if index >= indices[0]}
         chunk: list[torch.Tensor] = []
         for wanted in indices:
             while wanted not in self._kept:
                 index, frame = next(self._frames)
-                if index == wanted or index >= later:
-                    self._kept[index] = frame
-            frame = self._kept[wanted] if wanted >= later else self._kept.pop(wanted)
+                self._kept[index] = frame
+            frame = self._kept[wanted]
+            self._uses[wanted] -= 1
+            if not self._uses[wanted]:
+                del self._kept[wanted]
             chunk.append(frame)
             if (len(chunk) + 1) * frame.nbytes > CHUNK_BYTES:
                 yield torch.stack(chunk)  # (chunk_frames, height, width, 3)
@@ -92,7 +93,9 @@ def window_frames(metadata, first: int, last: int, window: float, overlap: float
         return [(first, last)]
     count = math.ceil((end - begin - overlap - SECONDS_SLACK) / (window - overlap))
     if count > MAX_WINDOWS:
-        raise ValueError(f"window={window:g} with overlap={overlap:g} gives {count} windows for {end - begin:.3f} s; at most {MAX_WINDOWS}.")
+        raise ValueError(
+            f"window={window:g} with overlap={overlap:g} gives {count} windows for {end - begin:.3f} s; at most {MAX_WINDOWS}."
+        )
     starts = [begin + number * (end - begin - window) / (count - 1) for number in range(count)]
     return [part_frames(metadata, start, start + window, first, last) for start in starts]
 

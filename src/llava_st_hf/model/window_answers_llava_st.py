@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .media_items_llava_st import prepare_video
 from .presence_llava_st import check_presence_calibration
-from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, medium_item, question_messages
+from .questions_llava_st import QUESTION_KEYS, READING_KEYS, PreparedQuestion, is_chat, medium_item, question_messages
 from .video_frames_llava_st import flatten_videos
 from .video_sampling_llava_st import check_num_frames
 from .window_run_llava_st import WindowOptions, WindowRun
@@ -46,8 +46,7 @@ class WindowedQuestions:
         self.calibration = check_presence_calibration(getattr(pipeline.model.generation_config, "presence_calibration", None))
         if before.get("processor_kwargs"):
             raise ValueError(f"processor_kwargs={before['processor_kwargs']!r:.200} do not go with window and all. Leave them out.")
-        if not forward.setdefault("scores", True):
-            raise ValueError("scores=False does not go with window and all: answers are ranked by their scores. Leave it out.")
+        forward.setdefault("scores", True)
         if not pipeline._can_share(pipeline._prepare_generate_kwargs(forward)):
             raise ValueError(
                 "window and all need the default cache, which cache_implementation, use_cache=False, a cache of your own, an assistant "
@@ -58,8 +57,9 @@ class WindowedQuestions:
         arguments = {name: before[name] for name in QUESTION_KEYS if name in before}
         self.questions = []
         for inputs in questions:
-            if isinstance(inputs, PreparedQuestion):
-                raise ValueError("A prepared question has one window. Give the video and the question to use window and all.")
+            if isinstance(inputs, PreparedQuestion) or is_chat(getattr(inputs, "messages", inputs)):
+                kind = "prepared question" if isinstance(inputs, PreparedQuestion) else "chat"
+                raise ValueError(f"A {kind} is about one window. Give the video, task and text to use window and all.")
             item, question = medium_item(inputs, arguments)
             if item["type"] != "video":
                 raise ValueError("window and all divide a video, but the input is an image. Leave them out.")
@@ -72,20 +72,30 @@ class WindowedQuestions:
             self.item = item
             self.questions.append(question)
         _, self.item_options = prepare_video(self.item)
+        videos = flatten_videos(self.item["video"])
+        if len(videos) != 1:
+            raise ValueError(f"An input has one video; got {len(videos)}. Give several as a list of inputs.")
+        (self.video,) = videos
         self.num_frames = self.reading.pop("num_frames", None)
         if self.num_frames is not None:
             check_num_frames(self.num_frames)
 
     def answers(self) -> list[dict]:
         """The answer to each question."""
-        (video,) = flatten_videos(self.item["video"])
-        read_opened = self.pipeline.processor.video_processor.read_opened
-        return read_opened(video, self._read, self.item_options["video_metadata"], **self.reading)
+        run = self.run()
+        return [run.answer(number) for number in range(len(self.questions))]
 
-    def _read(self, reader) -> list[dict]:
-        """The answers for an open video. All state is local: this is called again if the index of the file turns out to be wrong."""
+    def run(self) -> WindowRun:
+        """Asks all questions about all windows."""
+        read_opened = self.pipeline.processor.video_processor.read_opened
+        return read_opened(self.video, self._run, self.item_options["video_metadata"], **self.reading)
+
+    def _run(self, reader) -> WindowRun:
+        # All state is in the object: this is called again if the index of the file turns out to be wrong.
         clip = self.item_options["clips"]
-        return WindowRun(self.pipeline, self.questions, self.options, self.calibration, self.parameters, self.num_frames, reader, clip).answers()
+        run = WindowRun(self.pipeline, self.questions, self.options, self.calibration, self.parameters, self.num_frames, reader, clip)
+        run.ask()
+        return run
 
 
 __all__ = ["WINDOW_KEYS", "WINDOW_TASKS", "WindowOptions", "WindowedQuestions"]

@@ -10,7 +10,7 @@ import torch
 from .cached_media_llava_st import LastMedium
 from .checks_llava_st import is_finite_number, is_integer
 from .media_info_llava_st import MediaInfo
-from .presence_llava_st import PresenceCalibration, as_answer, text_evidence, text_log_likelihoods
+from .presence_llava_st import PresenceCalibration, as_answer, token_probabilities
 from .questions_llava_st import QUESTIONS_PER_BATCH, PreparedQuestion, prepare_question
 from .shared_media_llava_st import PIXELS, KeptPrefix, PromptPrefix, encode_prefixes, prompt_prefix
 from .video_frames_llava_st import FramesReader, OpenedVideo
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # not executed: the pipeline imports this file
 OVERLAP = 0.5
 # Shortest part of a window outside an event that is asked about, as a fraction of the window, with `all`.
 SHORTEST_PART = 0.3
+# Longest one, as a fraction of the window or part that it is in: a part that is hardly shorter gives the same answer again.
+LONGEST_PART = 0.9
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,13 @@ class WindowRun:
         self.found: list[list[tuple[WindowEvent, str]]] = [[] for _ in questions]  # events with the text of their answer
         self.notes: list[list[str]] = [[] for _ in questions]
         self.num_looks = [0] * len(questions)
-        self.blank: dict = {}  # states of a video of grey frames
 
-    def answers(self) -> list[dict]:
-        """Asks about all windows, and with `all` about the parts of windows outside the events found, and returns one answer for each question."""
+    def ask(self) -> None:
+        """Asks all questions about all windows; with `all` then about the parts of windows outside the events that were found."""
         looks = [Look(frames, number) for frames in self.windows for number in range(len(self.questions))]
         while looks:
             parts = self._ask(looks)
             looks = sorted(parts, key=lambda look: (look.frames, look.question)) if self.options.all else []
-        return [self._answer(number) for number in range(len(self.questions))]
 
     # Asking
 
@@ -174,48 +174,33 @@ class WindowRun:
                         rows.append((row, event))
                         described.append(prepare(look, task="tr", span=(event["start"], event["end"])))
             texts = [as_answer(self.questions[looks[row].question]["text"]) for row, _ in rows]
-            evidence = self._evidence(described, texts, kept)
+            agreements = self._agreements(described, texts, kept)
         found: list[list[tuple[WindowEvent, str]]] = [[] for _ in looks]
-        for (row, event), value in zip(rows, evidence, strict=True):
-            presence = self.calibration.presence(value, event.get("span_score"))
-            found[row].append((_window_event(event, window_seconds(contexts[row].medium), presence), answers[row]["text"]))
+        for (row, event), agreement in zip(rows, agreements, strict=True):
+            presence = self.calibration.presence(agreement, event.get("span_score"))
+            found[row].append((_window_event(event, window_seconds(contexts[row].medium), presence, agreement), answers[row]["text"]))
         return found
 
     def _encode(self, batch: dict) -> _Kept:
         """Encodes each different window of a batch once, and frees its pixels."""
         model, prefixes = self.pipeline.model, batch["prefixes"]
-        inputs = {
-            name: tensor.to(model.device, model.dtype if name in PIXELS else None) for name, tensor in batch["model_inputs"].items()
-        }
+        inputs = {name: tensor.to(model.device, model.dtype if name in PIXELS else None) for name, tensor in batch["model_inputs"].items()}
         first = {prefix.key: row for row, prefix in reversed(list(enumerate(prefixes)))}
         kept, vision_chunk_size = _Kept(), self.forward_params.get("vision_chunk_size")
         kept.states = encode_prefixes(model, inputs, prefixes, sorted(first.values()), vision_chunk_size)
         batch["model_inputs"] = {name: tensor for name, tensor in batch["model_inputs"].items() if name not in PIXELS}
         return kept
 
-    def _evidence(self, described: list[PreparedQuestion], texts: list[str], kept: _Kept) -> list[float]:
-        """Evidence that each text is the answer to a prepared question about the span of an event."""
+    def _agreements(self, described: list[PreparedQuestion], texts: list[str], kept: _Kept) -> list[float]:
+        """Mean probability of the tokens of each text as the answer to a question about the span of an event."""
         if not described:
             return []
         model, tokenizer = self.pipeline.model, self.pipeline.processor.tokenizer
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         answers = [torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], end]) for text in texts]
-        samples = [question["model_inputs"] for question in described]
-        media_ids = model.config.all_media_token_ids
-        prefixes = [prompt_prefix(question["model_inputs"], question["medium"], media_ids) for question in described]
-        grey = [prompt_prefix(sample, "without video", media_ids) for sample in samples]
-        if new := {prefix.key: row for row, prefix in enumerate(grey) if prefix.key not in self.blank}:
-            (row,) = new.values()
-            pixels = {name: torch.zeros_like(samples[row][name], device=model.device, dtype=model.dtype) for name in PIXELS if name in samples[row]}
-            text = {name: tensor.reshape(1, -1).to(model.device) for name, tensor in samples[row].items() if name not in PIXELS}
-            mask = torch.ones_like(text["input_ids"])
-            self.blank |= encode_prefixes(model, {**text, **pixels, "attention_mask": mask}, [grey[row]], [0])
-        without_pixels = [{name: tensor for name, tensor in sample.items() if name not in PIXELS} for sample in samples]
-        with_video = text_log_likelihoods(model, without_pixels, prefixes, answers, kept)
-        blank = _Kept()
-        blank.states = self.blank
-        without_video = text_log_likelihoods(model, without_pixels, grey, answers, blank)
-        return [text_evidence(*pair) for pair in zip(with_video, without_video, strict=True)]
+        samples = [{name: tensor for name, tensor in one["model_inputs"].items() if name not in PIXELS} for one in described]
+        prefixes = [prompt_prefix(one["model_inputs"], one["medium"], model.config.all_media_token_ids) for one in described]
+        return [float(values.mean()) for values in token_probabilities(model, samples, prefixes, answers, kept)]
 
     def _take_notes(self, look: Look, medium: MediaInfo, answer: dict) -> None:
         """Adds the notes about an answer that are not about the file."""
@@ -231,10 +216,13 @@ class WindowRun:
         present = sorted((event.start, event.end) for event in events if event.presence >= self.calibration.threshold)
         if not present:
             return []
-        shortest = SHORTEST_PART * (self.options.window or self._seconds_of_clip)
-        edges = [begin, *(time for span in present for time in span), end]
-        pairs = [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if stop - start >= shortest]
-        return [Look(part_frames(self.metadata, *pair, *look.frames), look.question) for pair in pairs]
+        shortest, longest = SHORTEST_PART * (self.options.window or self._seconds_of_clip), LONGEST_PART * (end - begin)
+        parts, last = [], begin
+        for start, stop in [*present, (end, end)]:
+            if shortest <= start - last <= longest:
+                parts.append(Look(part_frames(self.metadata, last, start, *look.frames), look.question))
+            last = max(last, stop)
+        return parts
 
     @property
     def _seconds_of_clip(self) -> float:
@@ -242,7 +230,7 @@ class WindowRun:
 
     # Answering
 
-    def _answer(self, number: int) -> dict:
+    def answer(self, number: int) -> dict:
         """The answer to a question, from the events of all windows."""
         media, threshold, found = self.metadata.media(*self.clip), self.calibration.threshold, self.found[number]
         texts = {id(event): text for event, text in found}
@@ -257,7 +245,9 @@ class WindowRun:
             ranked = sorted(merged or events, key=lambda event: (-_rank(event), event.order))
             merged = ranked[:1]
             if len(ranked) > 1:
-                notes.append(f"Of {len(ranked)} events, the one with the highest score is returned. all=True returns every one that is present.")
+                notes.append(
+                    f"Of {len(ranked)} events, the one with the highest score is returned. all=True returns every one that is present."
+                )
             if merged and not present:
                 notes.append(f"Its presence, {presence:g}, is below the threshold of {threshold:g}: what is described may not occur.")
         elif not merged:
@@ -279,17 +269,21 @@ class WindowRun:
         length = "" if self.options.window is None else f" of {min(self.options.window, self._seconds_of_clip):g} s"
         rest = f" and {looks - len(self.windows)} parts of windows" if looks > len(self.windows) else ""
         windows = f"{len(self.windows)} window{'s' * (len(self.windows) > 1)}{length}{rest}"
-        return f"The question was asked for {windows}: {num_present} of {num_events} events have a presence of at least {self.calibration.threshold:g}."
+        threshold = self.calibration.threshold
+        return f"The question was asked for {windows}: {num_present} of {num_events} events have a presence of at least {threshold:g}."
 
 
-def _window_event(event: dict, window: tuple[float, float], presence: float) -> WindowEvent:
+def _window_event(event: dict, window: tuple[float, float], presence: float, agreement: float) -> WindowEvent:
     """An event of an answer about a window. Boxes without a time are left out, and bins, which are those of the window."""
-    boxes = [(box["time"], {name: value for name, value in box.items() if name != "bins"}) for box in event["boxes"] if box["time"] is not None]
+    boxes = [
+        (box["time"], {name: value for name, value in box.items() if name != "bins"}) for box in event["boxes"] if box["time"] is not None
+    ]
     return WindowEvent(
         start=event["start"],
         end=event["end"],
         windows=(window,),
         presence=presence,
+        agreement=agreement,
         span_score=event.get("span_score"),
         score=event.get("score"),
         caption=event["caption"],
@@ -307,16 +301,12 @@ def _is_part(event: WindowEvent, merged: list[WindowEvent]) -> bool:
 
 
 def _event_dict(event: WindowEvent) -> dict:
-    return {
-        "start": event.start,
-        "end": event.end,
-        "caption": event.caption,
-        "boxes": [entry for _, entry in event.boxes],
-        "bins": None,
-        "span_score": event.span_score,
-        "score": event.score,
-        "presence": event.presence,
-    }
+    """The event of an answer. It has no bins, which are those of its windows."""
+    boxes = [entry for _, entry in event.boxes]
+    values = {"start": event.start, "end": event.end, "caption": event.caption, "boxes": boxes}
+    if event.span_score is not None or event.score is not None:
+        values |= {"bins": None, "span_score": event.span_score, "score": event.score}
+    return {**values, "presence": event.presence}
 
 
 __all__ = ["OVERLAP", "WindowOptions", "WindowRun"]

@@ -26,6 +26,7 @@ class WindowEvent:
         start, end: seconds from the start of the container.
         windows: start and end of each window in which it was found, in seconds, ascending. One before events are merged.
         presence: probability that the event is one that the question describes.
+        agreement: mean probability of the tokens of the description, of which the presence is computed; None for a merged event.
         span_score: expected temporal IoU of the span; None if it is unknown.
         score: expected vIoU of the event; None if it is unknown.
         caption: description in the answer; None if there is none.
@@ -36,6 +37,7 @@ class WindowEvent:
     end: float
     windows: tuple[tuple[float, float], ...]
     presence: float
+    agreement: float | None = None
     span_score: float | None = None
     score: float | None = None
     caption: str | None = None
