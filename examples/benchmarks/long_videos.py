@@ -26,7 +26,7 @@ from llava_st_hf.shapes.long_videos import long_video, unique_instances
 
 
 # Seconds → number of videos, and of questions about each.
-LENGTHS = {10: (10, 4), 30: (6, 6), 60: (4, 8), 120: (3, 10), 300: (2, 12), 600: (1, 20)}
+LENGTHS = {10: (10, 4), 30: (5, 6), 60: (3, 8), 120: (2, 10), 300: (1, 12), 600: (1, 12)}
 
 
 def peak_memory(call) -> tuple[object, float, float]:

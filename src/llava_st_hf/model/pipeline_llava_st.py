@@ -152,7 +152,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
                 for each window, so that long videos are sampled as densely as short ones, and the answers are merged. `notes` state the
                 windows, and what was merged and left out. With `window` and `all`, `scores` is True by default, and without them only
                 the presence ranks events.
-            overlap (`float`): of neighbouring windows in seconds; by default half a window.
+            overlap (`float`): of neighbouring windows in seconds; by default a quarter of a window.
             all (`bool`): return every event that the question describes, or none if it does not occur, instead of the most probable one;
                 for tasks "tvg" and "stvg", with or without `window`.
             scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # not executed: the pipeline imports this file
     from .pipeline_llava_st import VideoGroundingPipeline
 
 # Overlap of neighbouring windows as a fraction of a window, unless it is given.
-OVERLAP = 0.5
+OVERLAP = 0.25
 # Shortest part of a window outside an event that is asked about, as a fraction of the window, with `all`.
 SHORTEST_PART = 0.3
 # Longest one, as a fraction of the window or part that it is in: a part that is hardly shorter gives the same answer again.
