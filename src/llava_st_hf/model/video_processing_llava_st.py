@@ -233,7 +233,7 @@ class LlavaSTVideoProcessor(LlavaSTPushToHubMixin, BaseVideoProcessor):
             video_backend, allow_truncated, download_limits: as of a call.
         """
         given = {"video_backend": video_backend, "allow_truncated": allow_truncated, "download_limits": download_limits}
-        options = {name: getattr(self, name, None) if value is None else value for name, value in given.items()}
+        options: dict[str, Any] = {name: getattr(self, name, None) if value is None else value for name, value in given.items()}
         check_backend(options["video_backend"])
         check_allow_truncated(options["allow_truncated"])
         checked_limits(options["download_limits"])

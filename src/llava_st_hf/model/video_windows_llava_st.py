@@ -109,7 +109,9 @@ def part_frames(metadata, start: float, end: float, first: int, last: int) -> tu
 
 def window_seconds(media: MediaInfo) -> tuple[float, float]:
     """Seconds at which the first and the last frame of a window are displayed: the range of the times of an answer about it."""
-    return media.time(0.0), media.time(1.0)
+    start, end = media.time(0.0), media.time(1.0)
+    assert start is not None and end is not None  # windows are those of a video with times
+    return start, end
 
 
 __all__ = ["MAX_WINDOWS", "OnePassReader", "part_frames", "window_frames", "window_seconds"]
