@@ -267,7 +267,8 @@ class WindowRun:
     def _summary(self, number: int, num_events: int, num_present: int) -> str:
         looks = self.num_looks[number]
         length = "" if self.options.window is None else f" of {min(self.options.window, self._seconds_of_clip):g} s"
-        rest = f" and {looks - len(self.windows)} parts of windows" if looks > len(self.windows) else ""
+        num_parts = looks - len(self.windows)
+        rest = f" and {num_parts} part{'s' * (num_parts > 1)} of windows" if num_parts else ""
         windows = f"{len(self.windows)} window{'s' * (len(self.windows) > 1)}{length}{rest}"
         threshold = self.calibration.threshold
         return f"The question was asked for {windows}: {num_present} of {num_events} events have a presence of at least {threshold:g}."
