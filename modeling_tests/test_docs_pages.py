@@ -92,6 +92,12 @@ def test_exports_page_lists_all_formats_and_its_examples_give_the_values_shown(t
     assert {name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", row)} == set(FORMATS)
 
 
+def test_long_videos_page_example_gives_the_values_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in blocks(ROOT / "docs/long_videos.md", "python") if "long_video(" in code]
+    assert run_example(example) == 6
+
+
 def run_example(code: str) -> int:
     """
     Runs an example and compares each value that it shows, a comment of one or several lines after an expression, with that of the

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from llava_st_hf.checkpoints.adapters import base_of, merge_adapter
+from llava_st_hf.model.presence_llava_st import set_presence_calibration
 from llava_st_hf.model.scores_llava_st import set_calibration
 from llava_st_hf.training import TRAINABLE_MODULES, prepare_model_for_training
 from llava_st_hf.training.trainable import part_of
@@ -166,13 +167,17 @@ def test_prepare_model_for_training_coordinate_embeddings_of_a_stage_1_model_is_
         prepare_model_for_training(tiny_model(tiny_config(use_coordinate_tokens=False)), ["coordinate_embeddings"])
 
 
-def test_calibration_of_scores_is_removed_from_trained_and_merged_models(tmp_path):
-    """It was fitted to the weights before training."""
+def test_calibrations_are_removed_from_trained_and_merged_models(tmp_path):
+    """They were fitted to the weights before training."""
+    names = ("score_calibration", "presence_calibration")
     base = tiny_model()
     set_calibration(base.generation_config, {"span": (1.5, 0.25)})
+    set_presence_calibration(base.generation_config, {"threshold": 0.75})
     base.save_pretrained(tmp_path / "base")
     adapted = prepare_model_for_training(base, ["lora"], lora_r=2, lora_alpha=4, lora_dropout=0.0)
-    assert not hasattr(adapted.generation_config, "score_calibration")
+    assert not any(hasattr(adapted.generation_config, name) for name in names)
     adapted.save_pretrained(tmp_path / "adapter")
-    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "base").generation_config.score_calibration == {"span": [1.5, 0.25]}
-    assert not hasattr(merge_adapter(tmp_path / "adapter", tmp_path / "base").generation_config, "score_calibration")
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").generation_config
+    assert saved.score_calibration == {"span": [1.5, 0.25]} and saved.presence_calibration["threshold"] == 0.75
+    merged = merge_adapter(tmp_path / "adapter", tmp_path / "base").generation_config
+    assert not any(hasattr(merged, name) for name in names)

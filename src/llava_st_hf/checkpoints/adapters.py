@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.presence_llava_st import set_presence_calibration
 from ..model.scores_llava_st import set_calibration
 from .conversion import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, merge_lora
 
@@ -36,6 +37,7 @@ def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = N
     merge = merge_lora if os.path.isfile(os.path.join(adapter, OTHER_WEIGHTS)) else _merge_peft
     model = merge(base, adapter, **kwargs)
     set_calibration(model.generation_config, None)  # that of the base
+    set_presence_calibration(model.generation_config, None)
     return model
 
 

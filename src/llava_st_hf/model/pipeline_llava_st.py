@@ -33,6 +33,7 @@ from .session_llava_st import GroundingSession
 from .shared_media_llava_st import KeptPrefix, can_share, join_prompts, prompt_prefix, prompts_for_generate, repeat_pixels
 from .streaming_llava_st import stream_answer
 from .tasks_llava_st import TASKS
+from .window_answers_llava_st import WINDOW_KEYS, WindowedQuestions, WindowOptions
 
 
 logger = logging.get_logger(__name__)
@@ -150,6 +151,13 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
                 without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
             compile (`bool`): compile vision encoder and decoder; the first call takes up to minutes longer.
+            window (`float`): length in seconds of windows that the clip is divided into, for tasks "tvg" and "stvg". The question is asked
+                for each window, so that long videos are sampled as densely as short ones, and the answers are merged. `notes` state the
+                windows, and what was merged and left out. With `window` and `all`, `scores` is True by default, and without them only
+                the presence ranks events.
+            overlap (`float`): of neighbouring windows in seconds; by default a quarter of a window.
+            all (`bool`): return every event that the question describes, or none if it does not occur, instead of the most probable one;
+                for tasks "tvg" and "stvg", with or without `window`.
             scores (`bool`): return refined times and boxes, with bins and scores; see `parse_answer`. The calibration of the scores is
                 `score_calibration` of the model's generation configuration; without one they are not calibrated.
             refine: an object detector with text queries or a video segmentation model, which locates the object in every frame of the
@@ -165,7 +173,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             "query" (the argument `text`) where they were given. Seconds are relative to the start of the file, also for a clip; boxes are
             in pixels of the original image or frame, after EXIF or container rotation. Events of an image have a caption and boxes without
             times. `notes` lists what was ignored in the answer and why. `media` is the size, frame rate and clip of the image or video
-            (`MediaInfo.to_dict`). `Grounding.from_dict` converts the dictionary to objects.
+            (`MediaInfo.to_dict`). `Grounding.from_dict` converts the dictionary to objects. With `window` or `all`, "presence" of the
+            answer and of each event is the probability that what is described occurs, and is this event. The events are merged from
+            several answers, whose texts are the lines of "text", with coordinates relative to their windows.
 
         Raises:
             ValueError, OSError: naming what is wrong with media or question. Generated text never raises an exception.
@@ -176,6 +186,9 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             raise ValueError(f'A tuple of {len(inputs)} is not an input. Give frames as {{"video": frames}}, several inputs as a list.')
         if _is_of_datasets(inputs):
             inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
+        windows = {name: value for name in WINDOW_KEYS if (value := kwargs.pop(name, None)) is not None and value is not False}
+        if windows:
+            return self._in_windows(inputs, windows, kwargs)
         questions = split_questions(inputs, {name: kwargs[name] for name in QUESTION_KEYS if name in kwargs})
         if questions is None:
             return super().__call__(inputs, **kwargs)
@@ -185,6 +198,26 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         if kwargs.get("batch_size") is None and self._batch_size is None:
             kwargs["batch_size"] = min(len(questions), QUESTIONS_PER_BATCH)
         return super().__call__(questions, last_medium=LastMedium(always=True), **kwargs)
+
+    def _in_windows(self, inputs, windows: dict, kwargs: dict):
+        """The answers of a call with `window` or `all`: one for one question, a list for a list, an iterator for a generator or dataset."""
+        size = kwargs.pop("batch_size", None)
+        size = size if size is not None else self._batch_size if self._batch_size is not None else QUESTIONS_PER_BATCH
+        if kwargs.pop("num_workers", None):
+            raise ValueError("num_workers does not go with window and all: a video is read while its windows are answered. Leave it out.")
+        if outputs := [name for name in _GENERATE_OUTPUTS if self._setting(kwargs, name)]:
+            raise ValueError(f"{', '.join(outputs)} do not go with window and all: an answer is merged from several outputs of `generate`.")
+        options = WindowOptions(**windows, batch_size=size)
+        questions = split_questions(inputs, {name: kwargs[name] for name in QUESTION_KEYS if name in kwargs})
+        if questions is not None:
+            kwargs = {name: value for name, value in kwargs.items() if not questions or name not in questions[0]}
+            return WindowedQuestions(self, questions, kwargs, options).answers() if questions else []
+        if isinstance(inputs, list) and not is_chat(inputs):
+            asked = [WindowedQuestions(self, [one], kwargs, options) for one in inputs]  # all are checked before the first is answered
+            return [answer for one in asked for answer in one.answers()]
+        if isinstance(inputs, (Generator, Dataset)):
+            return (answer for one in inputs for answer in WindowedQuestions(self, [one], kwargs, options).answers())
+        return WindowedQuestions(self, [inputs], kwargs, options).answers()[0]
 
     def open(self, inputs, **kwargs) -> GroundingSession:
         """
@@ -241,6 +274,11 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
     def _sanitize_parameters(self, generate_kwargs=None, **kwargs):
         question = {name: kwargs.pop(name) for name in QUESTION_KEYS if name in kwargs}
         reading = {name: kwargs.pop(name) for name in (*READING_KEYS, "processor_kwargs", "last_medium") if name in kwargs}
+        if given := [name for name in WINDOW_KEYS if kwargs.get(name) is not None]:
+            raise ValueError(
+                f"{', '.join(given)} can only be given to a call of the pipeline: not to its constructor, `stream` or a session."
+            )
+        kwargs = {name: value for name, value in kwargs.items() if name not in WINDOW_KEYS}
         if (grammar := kwargs.get("grammar")) not in (None, "auto", *TASKS):
             raise ValueError(f"grammar={grammar!r} must be 'auto', None or a task: {', '.join(TASKS)}.")
         refinement = {}

@@ -208,6 +208,7 @@ class Event:
         span_score: expected temporal IoU of the span; None without scores and in images.
         bins: generated bins of start and end; None without scores and in images.
         has_scores: whether the answer was generated with scores, even if this event has none.
+        presence: probability that the event is one that the question describes; None unless it was asked with `window` or `all`.
     """
 
     caption: str | None = None
@@ -218,11 +219,12 @@ class Event:
     span_score: float | None = None
     bins: tuple[int | None, ...] | None = None
     has_scores: bool = False
+    presence: float | None = None
 
     def __post_init__(self):
         _set(self, {"caption": optional(self.caption, "caption", checked_text), "bins": _bins(self.bins, (2,))})
         _set(self, {name: optional(getattr(self, name), name, checked_number, _SECONDS) for name in _ENDS})
-        _set(self, {name: _score(getattr(self, name), name) for name in ("score", "span_score")})
+        _set(self, {name: _score(getattr(self, name), name) for name in ("score", "span_score", "presence")})
         _set(self, {"boxes": _instances(self.boxes, "boxes", Box)})
         if not isinstance(self.has_scores, bool):
             raise ValueError(f"has_scores must be True or False, got {shown(self.has_scores)}.")
@@ -264,12 +266,12 @@ class Event:
         Raises:
             ValueError: naming the key that is missing, unknown or not valid.
         """
-        check_keys(event, ("boxes",), ("caption", *_ENDS, "boxes", "score", "span_score", "bins"))
+        check_keys(event, ("boxes",), ("caption", *_ENDS, "boxes", "score", "span_score", "bins", "presence"))
         boxes = []
         for number, entry in enumerate(checked_list(event["boxes"], "boxes")):
             with Within(f"boxes[{number}]"):
                 boxes.append(_read_box(entry))
-        values = {name: event.get(name) for name in ("caption", *_ENDS, "score", "span_score")}
+        values = {name: event.get(name) for name in ("caption", *_ENDS, "score", "span_score", "presence")}
         return cls(**values, boxes=tuple(boxes), bins=_read_bins(event.get("bins"), _ENDS), has_scores="score" in event)
 
 
@@ -286,6 +288,7 @@ class Grounding:
         task: key of `TASKS`; None for a question in free text.
         query: text of the question; None if it is unknown or the task has none.
         source: path or URL of the image or video; None if it is unknown.
+        presence: probability that what the question describes occurs in the video; None unless it was asked with `window` or `all`.
 
     Raises:
         ValueError: naming the value that is not valid: also a time in an image, and a frame after the end of the video.
@@ -298,6 +301,7 @@ class Grounding:
     task: str | None = None
     query: str | None = None
     source: str | None = None
+    presence: float | None = None
 
     def __post_init__(self):
         _set(self, {"text": checked_text(self.text, "text"), "events": _instances(self.events, "events", Event)})
@@ -307,6 +311,7 @@ class Grounding:
         source = os.fspath(self.source) if isinstance(self.source, os.PathLike) else self.source
         for name, value in (("task", self.task), ("query", self.query), ("source", source)):
             _set(self, {name: optional(value, name, checked_text)})
+        _set(self, {"presence": _score(self.presence, "presence")})
         for number, event in enumerate(self.events):
             with Within(f"events[{number}]"):
                 self._check_event(event)
@@ -378,14 +383,14 @@ class Grounding:
         Converts an answer of the pipeline, of a session, of `post_process_grounding` or of `to_dict`.
 
         Args:
-            answer: `{"text", "events", "notes", "media"}` and, if known, "task", "query" and "source". The keys "generation" and
-                "settings", which the lines of `llava-st ground --jsonl` have, are ignored.
+            answer: `{"text", "events", "notes", "media"}` and, if known, "task", "query", "source" and "presence". The keys
+                "generation" and "settings", which the lines of `llava-st ground --jsonl` have, are ignored.
             task, query, source: in place of those of `answer`.
 
         Raises:
             ValueError: naming the key that is missing, unknown or not valid.
         """
-        names = ("text", "events", "notes", "media", "task", "query", "source", "generation", "settings")
+        names = ("text", "events", "notes", "media", "task", "query", "source", "presence", "generation", "settings")
         check_keys(answer, ("text", "events"), names)
         media, events = answer.get("media"), []
         if media is not None and not isinstance(media, MediaInfo):
@@ -396,11 +401,12 @@ class Grounding:
                 events.append(Event.from_dict(event))
         given: dict[str, Any] = {"task": task, "query": query, "source": source}
         texts = {name: answer.get(name) if value is None else value for name, value in given.items()}
-        return cls(text=answer["text"], events=tuple(events), media=media, notes=answer.get("notes", ()), **texts)
+        known = {"notes": answer.get("notes", ()), "presence": answer.get("presence"), **texts}
+        return cls(text=answer["text"], events=tuple(events), media=media, **known)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that the pipeline returns, JSON-serializable."""
-        known = {name: value for name in ("task", "query", "source") if (value := getattr(self, name)) is not None}
+        known = {name: value for name in ("task", "query", "source", "presence") if (value := getattr(self, name)) is not None}
         # Without media, times show that the question was about a video.
         is_video = self.is_video or (self.media is None and any(e.start is not None or e.end is not None or e.tubelet for e in self.events))
         events = [_event_dict(event, is_video) for event in self.events]
@@ -497,7 +503,9 @@ def _event_dict(event: Event, is_video: bool) -> dict[str, Any]:
     if event.has_scores and is_video:
         values["bins"] = None if event.bins is None else dict(zip(_ENDS, event.bins, strict=True))
         values["span_score"] = event.span_score
-    return {**values, "score": event.score} if event.has_scores else values
+    if event.has_scores:
+        values["score"] = event.score
+    return values if event.presence is None else {**values, "presence": event.presence}
 
 
 __all__ = ["Box", "Event", "Grounding", "Span", "Tubelet"]

@@ -26,6 +26,18 @@ from .video_metadata_llava_st import LlavaSTVideoMetadata
 _DECODER_ADVICE = ": give the path or the bytes of the file (a Video column of datasets has them with decode=False)"
 
 
+class OpenedVideo:
+    """
+    A video that is open already, of which several clips are read. Not a dataclass: transformers converts those in messages.
+
+    Args:
+        reader: [`FramesReader`], or a reader of a file with the same interface.
+    """
+
+    def __init__(self, reader):
+        self.reader = reader
+
+
 class FramesReader:
     """
     Reader of frames in memory or in image files, with the interface of `VideoFileReader`.
@@ -119,8 +131,10 @@ def flatten_videos(videos: VideoInput) -> list:
     axes is a batch. A single image is a video of one frame.
 
     Returns:
-        A list whose entries are files, arrays of 4 axes, or lists of frames; see `is_frames`.
+        A list whose entries are files, arrays of 4 axes, lists of frames (see `is_frames`), or each an [`OpenedVideo`].
     """
+    if isinstance(videos, OpenedVideo):
+        return [videos]
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
     if isinstance(videos, PIL.Image.Image):

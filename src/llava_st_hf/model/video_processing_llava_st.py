@@ -7,6 +7,7 @@ next one is being decoded, so that peak memory is little more than the output.
 
 import math
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from transformers.video_processing_utils import BaseVideoProcessor, validate_kwa
 from transformers.video_utils import VideoInput, VideoMetadata
 
 from .checks_llava_st import check_rate
-from .downloads_llava_st import checked_limits
+from .downloads_llava_st import DownloadLimits, checked_limits
 from .image_processing_llava_st import (
     INTERPOLATION_MODES,
     check_preprocess_options,
@@ -33,8 +34,8 @@ from .image_processing_llava_st import (
     resize_pixels,
 )
 from .model_card_llava_st import LlavaSTPushToHubMixin
-from .video_decoding_llava_st import check_backend, read_video_file
-from .video_frames_llava_st import FramesReader, check_metadata, flatten_metadata, flatten_videos, is_frames
+from .video_decoding_llava_st import Result, check_backend, read_video_file
+from .video_frames_llava_st import FramesReader, OpenedVideo, check_metadata, flatten_metadata, flatten_videos, is_frames
 from .video_metadata_llava_st import LlavaSTVideoMetadata
 from .video_reading_llava_st import check_allow_truncated, read_video_metadata
 from .video_sampling_llava_st import MAX_SAMPLED_FRAMES, SECONDS_SLACK, check_num_frames, resolve_clip, sample_frame_indices
@@ -194,7 +195,9 @@ class LlavaSTVideoProcessor(LlavaSTPushToHubMixin, BaseVideoProcessor):
         for video, metadata, clip, rate in zip(videos, all_metadata, clips, sampling, strict=True):
             options = kwargs if rate is None else {**kwargs, "num_frames": None, "fps": None, **rate}
             read = partial(self._read, clip=clip, **options)
-            if not is_frames(video):
+            if isinstance(video, OpenedVideo):
+                pixels, of_video = read(video.reader)
+            elif not is_frames(video):
                 file_options = [kwargs["video_backend"], bool(kwargs["allow_truncated"]), kwargs["download_limits"]]
                 pixels, of_video = read_video_file(video, read, *file_options)
             else:
@@ -209,6 +212,44 @@ class LlavaSTVideoProcessor(LlavaSTPushToHubMixin, BaseVideoProcessor):
         if kwargs["return_metadata"]:
             features["video_metadata"] = video_metadata
         return features
+
+    def read_opened(
+        self,
+        video,
+        read: Callable[..., Result],
+        metadata: VideoMetadata | dict | None = None,
+        video_backend: str | None = None,
+        allow_truncated: bool | None = None,
+        download_limits: DownloadLimits | None = None,
+    ) -> Result:
+        """
+        Opens a video for several clips of it, and returns the result of `read` for its reader. `read` may be called twice, see
+        `read_video_file`. An [`OpenedVideo`] with the reader can be processed like a file.
+
+        Args:
+            video: an entry of `flatten_videos`.
+            read: function of the reader.
+            metadata: `video_metadata` of frames.
+            video_backend, allow_truncated, download_limits: as of a call.
+        """
+        given = {"video_backend": video_backend, "allow_truncated": allow_truncated, "download_limits": download_limits}
+        options: dict[str, Any] = {name: getattr(self, name, None) if value is None else value for name, value in given.items()}
+        check_backend(options["video_backend"])
+        check_allow_truncated(options["allow_truncated"])
+        checked_limits(options["download_limits"])
+        check_metadata(metadata)
+        if not is_frames(video):
+            return read_video_file(video, read, options["video_backend"], bool(options["allow_truncated"]), options["download_limits"])
+        do_rescale = None if self.do_rescale else False
+        return read(FramesReader(video, metadata, self.do_convert_rgb, None, do_rescale, self.rescale_factor, options["download_limits"]))
+
+    def clip_indices(self, metadata: VideoMetadata, frames: tuple[int, int], num_frames: int | None = None) -> list[int]:
+        """Indices of the frames that a call with the clip `frames` (first and last, both included) samples, ascending."""
+        if not self.do_sample_frames:
+            return list(range(frames[0], frames[1] + 1))
+        fps = None if num_frames is not None else getattr(self, "fps", None)
+        number = num_frames if num_frames is not None or fps is not None else self.num_frames
+        return self.sample_frames(metadata, number, fps, {"frames": list(frames)}).tolist()
 
     def _read(self, reader, clip: dict | None, **kwargs) -> tuple[torch.Tensor, LlavaSTVideoMetadata]:
         """Reads the sampled frames of one video, `(num_frames, channels, height, width)`, and its metadata with `frames_indices`."""

@@ -14,8 +14,8 @@ from .scenes import Event, Scene
 _TUBELET_TASKS = ("stvg", "svg", "elc")
 _ATTRIBUTES = ("size", "colour", "shape")
 _SIDES = ("left", "top", "right", "bottom")  # of a box, in its order
-# Synonyms for questions; answers use the first.
-_VERBS = {
+#: Kind of event → synonyms for questions; answers use the first.
+VERBS = {
     "moves left": ("moves left", "moves to the left", "goes left"),
     "moves right": ("moves right", "moves to the right", "goes right"),
     "moves up": ("moves up", "moves upwards", "goes up"),
@@ -104,7 +104,7 @@ def _goal(scene: Scene, event: Event) -> str:
 def sentence(scene: Scene, event: Event, rng: np.random.Generator, verb: str | None = None) -> str:
     """Description of an event in questions, with random synonyms; `verb` replaces the random verb."""
     goal = {"turns": f" {event.colour}", "hits": f" {reference(scene, event.other, rng)}" if event.other is not None else ""}
-    return f"{reference(scene, event.thing, rng)} {verb or rng.choice(_VERBS[event.kind])}{goal.get(event.kind, '')}"
+    return f"{reference(scene, event.thing, rng)} {verb or rng.choice(VERBS[event.kind])}{goal.get(event.kind, '')}"
 
 
 def _sentence_case(text: str) -> str:
@@ -206,7 +206,7 @@ def video_rows(scene: Scene, path: str, rng: np.random.Generator, num_frames: in
             )
         )
         if others is not None:
-            for verb in _VERBS[event.kind]:
+            for verb in VERBS[event.kind]:
                 for task, moment in zip(("start", "middle", "end"), (span[0], sum(span) / 2, span[1]), strict=True):
                     words = sentence(scene, event, rng, verb)
                     rows.append(_chat(task, "video", path, rng, {"text": words}, f"It is {time_text(moment)}."))
@@ -251,7 +251,7 @@ def _doings(scene: Scene, path: str, rng: np.random.Generator) -> list[dict]:
             rows.append(_chat("deeds", "video", path, rng, {"text": text}, f"It {', then '.join(done) or 'does nothing'}."))
     for event in scene.events:
         if sum(other.kind == event.kind for other in scene.events) == 1:
-            for verb in _VERBS[event.kind]:
+            for verb in VERBS[event.kind]:
                 text = f"{verb}{_goal(scene, event)}"
                 rows.append(_chat("doer", "video", path, rng, {"text": text}, f"The {name_of(scene, event.thing)}."))
     return rows

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..model.backbones_llava_st import freeze_unused_parameters
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
+from ..model.presence_llava_st import set_presence_calibration
 from ..model.renamed_arguments_llava_st import warn_renamed
 from ..model.scores_llava_st import set_calibration
 
@@ -83,6 +84,7 @@ def prepare_model_for_training(
     parts = check_trainable_modules(parts, "trainable_modules")
     _check_fit(model, parts)
     set_calibration(model.generation_config, None)
+    set_presence_calibration(model.generation_config, None)
     wanted = set(parts)
     if "coordinate_embeddings" in wanted and {"input_embeddings", "output_embeddings"} <= wanted:
         wanted.remove("coordinate_embeddings")  # they are part of these matrices
