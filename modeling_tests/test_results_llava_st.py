@@ -368,6 +368,15 @@ def test_boxes_per_frame_contains_every_box_of_the_answer_within_the_span(medium
     assert {b.frame for b in event.boxes} == {frame for frame, b in found.items() if not b.interpolated}
 
 
+def test_frames_contain_a_box_at_the_start_whose_time_is_rounded_to_the_next_frame():
+    medium = MediaInfo("video", 100, 100, fps=25.0, last_frame=20)
+    text = "{<TEMP-047><TEMP-099>} <TEMP-047>:[<WIDTH-000><HEIGHT-000><WIDTH-050><HEIGHT-050>]"
+    grounding = Grounding.from_dict(parse_answer(text, medium, 100, 100))
+    [event] = grounding.events
+    assert (event.boxes[0].frame, event.start, medium.frame_of_seconds(event.start)) == (9, 0.38, 10)  # 9.49 and 9.5 frames
+    assert grounding.frames(event) == range(9, 21) and grounding.box_at_frame(event, 9) is event.boxes[0]
+
+
 # Conversions of MediaInfo
 
 
