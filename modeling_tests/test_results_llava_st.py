@@ -81,6 +81,12 @@ def test_grounding_of_a_question_without_media_keeps_the_text():
     assert Grounding.from_dict(answer).to_dict() == answer
 
 
+def test_grounding_of_an_image_with_a_scored_caption_alone_keeps_the_absent_score():
+    answer = parse_answer("a dog", IMAGE, 100, 100, span=(0.1, 0.2), coordinates=[])
+    assert answer["events"] == [{"caption": "a dog", "boxes": [], "score": None}]
+    assert Grounding.from_dict(answer).to_dict() == answer
+
+
 def test_grounding_keeps_fields_that_no_answer_of_the_model_has():
     masked = box(1, time=1.0, frame=25, score=0.5, mask="abc", interpolated=True)
     event = Event("a dog", 1.0, 2.0, (masked, box(2, time=1.5)), score=0.25, span_score=0.5, bins=(1, None))
@@ -347,6 +353,11 @@ def test_boxes_per_frame_at_varying_rate_interpolates_by_time():
     assert {frame: (b.xmin, b.time) for frame, b in found.items()} == {
         18: (10, 1.8), 19: (10, 1.9), 20: (10, 2.0), 21: (20.0, 3.0), 22: (30, 4.0)
     }  # fmt: skip
+
+
+def test_boxes_per_frame_of_two_times_in_one_frame_has_the_first():
+    event = Event(start=1.0, end=1.04, boxes=(box(10, time=1.0, frame=25), box(20, time=1.01, frame=25)))
+    assert Grounding("", (event,), VIDEO).boxes_per_frame(event)[25].xmin == 10
 
 
 def test_boxes_per_frame_at_unknown_rate_interpolates_by_frame():
