@@ -170,7 +170,7 @@ def test_parse_answer_image_answers_give_boxes_without_times(text, events):
         (
             f"{moment(30)}{moment(31)}{moment(30)}",
             [event(3.0, 3.1, None, [30, 31, 30])],
-            ["Event 1 has several boxes at one time (3.0 s); only the first of them is part of its tubelet."],
+            ["Event 1 has several boxes at one time; only the first of them is part of its tubelet."],
         ),
         ("{<temp-025><temp-086>}", [], [NOWHERE]),
         ("{<TEMP-25><TEMP-86>}", [], [NOWHERE]),
@@ -273,9 +273,9 @@ def test_parse_answer_coordinates_without_media_give_a_note():
     assert read("Hello.", None) == {"text": "Hello.", "events": [], "notes": []}
 
 
-def test_parse_answer_without_frame_rate_names_the_frame_of_several_boxes():
+def test_parse_answer_several_boxes_in_one_frame_without_rate_have_a_note():
     answer = read(moment(10) + moment(10), MediaInfo("video", 990, 495, None, 100, 199))
-    assert answer["notes"][-1] == "Event 1 has several boxes at one time (frame 110); only the first of them is part of its tubelet."
+    assert answer["notes"][-1] == "Event 1 has several boxes at one time; only the first of them is part of its tubelet."
     assert not any("several boxes" in note for note in read(f"{BOX} {BOX} {span(1, 2)}")["notes"])  # without times
 
 

@@ -368,7 +368,7 @@ def test_pipeline_dataset_column_is_a_list_of_inputs(grounder, video, picture):
     table = Dataset.from_dict({"path": paths, "chat": chats})
     for inputs in (table["path"], table.to_iterable_dataset()["path"]):
         assert list(grounder(inputs, text="What?", max_new_tokens=3)) == expected
-    assert list(grounder(table["chat"], max_new_tokens=3)) == expected
+    assert [{**answer, "query": "What?"} for answer in grounder(table["chat"], max_new_tokens=3)] == expected
 
 
 def test_pipeline_undecoded_videos_of_a_dataset_are_read(grounder, video):

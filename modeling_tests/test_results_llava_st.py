@@ -81,6 +81,12 @@ def test_grounding_of_a_question_without_media_keeps_the_text():
     assert Grounding.from_dict(answer).to_dict() == answer
 
 
+def test_grounding_of_an_image_with_a_scored_caption_alone_keeps_the_absent_score():
+    answer = parse_answer("a dog", IMAGE, 100, 100, span=(0.1, 0.2), coordinates=[])
+    assert answer["events"] == [{"caption": "a dog", "boxes": [], "score": None}]
+    assert Grounding.from_dict(answer).to_dict() == answer
+
+
 def test_grounding_keeps_fields_that_no_answer_of_the_model_has():
     masked = box(1, time=1.0, frame=25, score=0.5, mask="abc", interpolated=True)
     event = Event("a dog", 1.0, 2.0, (masked, box(2, time=1.5)), score=0.25, span_score=0.5, bins=(1, None))
@@ -349,6 +355,11 @@ def test_boxes_per_frame_at_varying_rate_interpolates_by_time():
     }  # fmt: skip
 
 
+def test_boxes_per_frame_of_two_times_in_one_frame_has_the_first():
+    event = Event(start=1.0, end=1.04, boxes=(box(10, time=1.0, frame=25), box(20, time=1.01, frame=25)))
+    assert Grounding("", (event,), VIDEO).boxes_per_frame(event)[25].xmin == 10
+
+
 def test_boxes_per_frame_at_unknown_rate_interpolates_by_frame():
     event = Event(boxes=(box(40, frame=14), box(10, frame=11), box(70, frame=14)))
     found = Grounding("", (event,), NO_RATE).boxes_per_frame(event)
@@ -366,6 +377,15 @@ def test_boxes_per_frame_contains_every_box_of_the_answer_within_the_span(medium
     found = grounding.boxes_per_frame(event)
     assert list(found) == list(grounding.frames(event))
     assert {b.frame for b in event.boxes} == {frame for frame, b in found.items() if not b.interpolated}
+
+
+def test_frames_contain_a_box_at_the_start_whose_time_is_rounded_to_the_next_frame():
+    medium = MediaInfo("video", 100, 100, fps=25.0, last_frame=20)
+    text = "{<TEMP-047><TEMP-099>} <TEMP-047>:[<WIDTH-000><HEIGHT-000><WIDTH-050><HEIGHT-050>]"
+    grounding = Grounding.from_dict(parse_answer(text, medium, 100, 100))
+    [event] = grounding.events
+    assert (event.boxes[0].frame, event.start, medium.frame_of_seconds(event.start)) == (9, 0.38, 10)  # 9.49 and 9.5 frames
+    assert grounding.frames(event) == range(9, 21) and grounding.box_at_frame(event, 9) is event.boxes[0]
 
 
 # Conversions of MediaInfo

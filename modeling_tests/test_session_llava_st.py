@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from llava_st_hf import Grounding
 from llava_st_hf.model.tasks_llava_st import task_content
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.processors import PICTURE, film, user
@@ -85,6 +86,7 @@ def test_session_follow_up_answers_as_a_chat(grounder, video, options):
     with counted(grounder) as counts:
         second = session.follow_up(text="Where is it at <t2.5s>?", **options)
         third = session.follow_up(task="svg", span=(1.5, 2), text="it", **options)
+    assert [Grounding.from_dict(answer).to_dict() for answer in (first, second, third)] == [first, second, third]
     assert counts["read"] == counts["frames"] == 0
     chat = [user(film(video), "From <t1.25s> on?"), reply(first), user("Where is it at <t2.5s>?")]
     assert {**grounder(chat, **options), "query": "Where is it at <t2.5s>?"} == second

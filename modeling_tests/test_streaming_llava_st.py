@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
+from llava_st_hf import Event, Grounding
 from llava_st_hf.model import grounding_llava_st
 from llava_st_hf.model.grounding_llava_st import AnswerReader, event_in_units
 from llava_st_hf.model.media_info_llava_st import MediaInfo
@@ -71,6 +72,7 @@ def test_stream_parts_are_those_of_the_answer_and_the_last_item_is_the_result_of
     assert "".join(part["text"] for part in without_type(parts, "text")).strip() == ANSWER
     first, second = result["events"]
     assert without_type(parts, "event") == [{"event": first}, {"event": second}]
+    assert tuple(Event.from_dict(part["event"]) for part in without_type(parts, "event")) == Grounding.from_dict(result).events
     assert without_type(parts, "span") == [{"start": event["start"], "end": event["end"]} for event in (first, second)]
     assert without_type(parts, "box") == first["boxes"] and len(first["boxes"]) == 2
     order = [part["type"] for part in parts if part["type"] != "text"]
@@ -169,7 +171,8 @@ def test_part_reader_yields_the_boxes_and_events_of_the_whole_text(forms, is_vid
     parts = [part for piece in pieces for part in reader.read(piece)]
     assert without_type(parts, "box") == [box for event in events for box in event_in_units(event, media, is_video)["boxes"]]
     found = [part["event"] for part in without_type(parts, "event")]
-    assert [event["caption"] for event in found] == [event.caption() for event in events[: len(found)]]
+    converted = [Event.from_dict(event) for event in found]  # also with ends in reverse order
+    assert [event.caption for event in converted] == [event.caption() for event in events[: len(found)]]
 
 
 @pytest.mark.parametrize("piece", ["<WIDTH-001>", "<WIDTH-001>, ", "<TEMP-001>", "<TEMP-001>:[", "<TEMP-001> to ", "abc "])

@@ -26,7 +26,9 @@ from functools import partial
 from ..deprecation import renamed_argument
 from ..model.checks_llava_st import is_finite_number
 from ..model.coordinates_llava_st import DEFAULT_NUM_BINS, bin_to_position, position_to_bin
-from ..model.grounding_llava_st import MediaInfo, parse_answer
+from ..model.grounding_llava_st import parse_answer
+from ..model.media_info_llava_st import MediaInfo
+from ..model.results_llava_st import Grounding
 from .ground_truth import boxes_at_nearest_frames
 from .rows import GROUNDING_FIELDS, OWN_PARSER, Box, GroundingResult, Span
 
@@ -106,30 +108,40 @@ def read_llava_st(text: str, context: ParseContext) -> tuple[GroundingResult, li
     whole: dict = {}
     if _fields(context) == ("caption",):  # text alone is a complete answer if the prompt contains the time or box
         whole = {"span": (0.0, 1.0)} if media.kind == "video" else {"box": (0.0, 0.0, 1.0, 1.0)}
-    answer = parse_answer(text, clip, num_bins, context.num_spatial_bins, **whole)
-    events, notes = answer["events"], answer["notes"]
+    answer = Grounding.from_dict(parse_answer(text, clip, num_bins, context.num_spatial_bins, **whole))
+    return _result_of(answer, context, lambda ticks: bin_to_position(position_to_bin(ticks / _TICKS, num_bins), num_bins))
 
-    def position(ticks: float) -> float:
-        return bin_to_position(position_to_bin(ticks / _TICKS, num_bins), num_bins)
 
+def _result_of(answer: Grounding, context: ParseContext, position: Callable[[float], float]) -> tuple[GroundingResult, list[str]]:
+    """
+    The parts of an answer that its task asks for, and notes.
+
+    Args:
+        answer: boxes in pixels of the image or video of `context`, times in any unit.
+        context: its question.
+        position: converts a time of `answer` to a fraction of the clip.
+    """
+    notes, events = list(answer.notes), answer.events
     span, tubelet = None, {}
     starts_at = context.prompt_values.span[0] if context.task == "elc" and context.prompt_values.span else None
     for event in events:
-        start, end = event.get("start"), event.get("end")
-        if end is not None and starts_at is not None and position(end) < starts_at:
+        if event.end is not None and starts_at is not None and position(event.end) < starts_at:
             notes.append("The end of the answer is before the start given in the prompt, and was ignored.")
-        elif end is not None and (start is not None or starts_at is not None):
-            span = (position(start) if starts_at is None else starts_at, position(end))
+        elif event.end is not None and starts_at is not None:
+            span = (starts_at, position(event.end))
             break
-    boxes = [(moment.get("frame"), tuple(moment["box"].values())) for event in events for moment in event["boxes"]]
-    if media.kind == "video":
-        tubelet = _tubelet([(position(ticks), box) for ticks, box in boxes if ticks is not None], context)
-        if any(ticks is None for ticks, _ in boxes):
+        elif event.end is not None and event.start is not None:
+            span = (position(event.start), position(event.end))
+            break
+    boxes = [box for event in events for box in event.boxes]
+    if answer.is_video:
+        tubelet = _tubelet([(position(box.time), box.xyxy) for box in boxes if box.time is not None], context)
+        if any(box.time is None for box in boxes):
             notes.append("A box without a time was ignored.")
-    caption = next((event["caption"] for event in events if event["caption"]), None)
-    box = boxes[0][1] if boxes and media.kind == "image" else None
-    objects = tuple((event["caption"] or "", tuple(moment["box"].values())) for event in events for moment in event["boxes"])
-    return _kept(GroundingResult(span=span, box=box, tubelet=tubelet or None, caption=caption, objects=objects or None), context, notes)
+    caption = next((event.caption for event in events if event.caption), None)
+    first = boxes[0].xyxy if boxes and not answer.is_video else None
+    objects = tuple((event.caption or "", box.xyxy) for event in events for box in event.boxes)
+    return _kept(GroundingResult(span=span, box=first, tubelet=tubelet or None, caption=caption, objects=objects or None), context, notes)
 
 
 def read_json(text: str, context: ParseContext, scale: tuple[int, int] | None) -> tuple[GroundingResult, list[str]]:

@@ -7,8 +7,8 @@ from io import BytesIO
 import numpy as np
 import PIL.Image
 
-from ..model.grounding_llava_st import MediaInfo
 from ..model.image_processing_llava_st import load_image
+from ..model.media_info_llava_st import MediaInfo
 from ..model.video_decoding_llava_st import read_video_file
 from ..visualization import (
     ANSWER_COLOUR,
@@ -75,7 +75,7 @@ def _strip(prediction: Prediction, path: str, media: MediaInfo) -> PIL.Image.Ima
     tracks: list[tuple[Span | None, Colour, str]] = [(span, TRUTH_COLOUR, "ground truth" if truth.span is not None else "prompt")]
     if truth.span is not None:  # else the task does not ask for a span
         tracks.append((answered.span, ANSWER_COLOUR, "answer"))
-    marks = [position for frame in frames if (position := _position(frame, media)) is not None]
+    marks = [media.frame_position(frame) for frame in frames]
     return one_above_another([strip, draw_timeline(strip.width, tracks, marks)])
 
 
@@ -118,14 +118,6 @@ def read_frames(path: str, frames: Sequence[int], allow_truncated: bool = False)
     return read_video_file(path, read, allow_truncated=allow_truncated)
 
 
-def _position(frame: int, media: MediaInfo) -> float | None:
-    """Converts a frame to a fraction of the clip; None if the clip skips frames unevenly."""
-    if media.frames is not None or media.last_frame <= media.first_frame:
-        return None
-    return (frame - media.first_frame) / (media.last_frame - media.first_frame)
-
-
 def _frame_text(frame: int, media: MediaInfo) -> str:
-    position = _position(frame, media)
-    seconds = None if position is None else media.time(position)
+    seconds = media.seconds_of_frame(frame)
     return f"frame {frame}" + ("" if seconds is None else f", {seconds:.2f} s")

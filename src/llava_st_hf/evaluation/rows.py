@@ -5,11 +5,13 @@ Times are fractions of the clip that the model saw, boxes are in pixels of the u
 file. A *tubelet* maps frames to boxes; in JSON its keys are strings. The fields named `truth` hold the ground truth.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..data.samples import GroundingSample
-from ..model.grounding_llava_st import MediaInfo
+from ..model.media_info_llava_st import MediaInfo
+from ..model.results_llava_st import Box as ResultBox
+from ..model.results_llava_st import Event, Grounding
 
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -53,6 +55,18 @@ class GroundingResult:
         if self.tubelet is not None:
             values["tubelet"] = {str(frame): list(box) for frame, box in self.tubelet.items()}
         return values
+
+    def events(self, media: MediaInfo) -> tuple[Event, ...]:
+        """The same in seconds and pixels: an event for each of `objects`, else one event with all other fields; none without fields."""
+        if self.objects is not None:
+            return tuple(Event(phrase or None, boxes=(ResultBox(*box),)) for phrase, box in self.objects)
+        if self == GroundingResult():
+            return ()
+        start, end = (None, None) if self.span is None else map(media.time, self.span)
+        boxes = [] if self.box is None else [ResultBox(*self.box)]
+        for frame, box in (self.tubelet or {}).items():
+            boxes.append(ResultBox(*box, time=media.seconds_of_frame(frame), frame=frame))
+        return (Event(self.caption, start, end, tuple(boxes)),)
 
     @classmethod
     def from_dict(cls, values: dict) -> "GroundingResult":
@@ -154,4 +168,35 @@ class Prediction:
         return cls(**{**values, **groundings})
 
     def medium(self) -> MediaInfo | None:
-        return None if self.media is None else MediaInfo(**self.media)
+        """The image or clip that the model saw; None where it could not be opened, and for answers from lmms-eval."""
+        return None if self.media is None else MediaInfo.from_dict(self.media)
+
+    def grounding(self) -> Grounding:
+        """
+        The answer in seconds and pixels of the original, for pictures and exports: the content that was scored, with the span and box that
+        the prompt contained.
+
+        Its events have no scores. `query` is the prompt; `notes` end with the reason why there is no answer, where there is none.
+
+        Raises:
+            ValueError: if `media` is missing or not valid.
+        """
+        media = self.medium()
+        if media is None and self.prediction != GroundingResult():
+            raise ValueError(f"media of the prediction {self.id!r} is missing, without which times and boxes have no units.")
+        events = () if media is None else self.prediction.events(media)
+        if media is not None and len(events) == 1 and self.prediction.objects is None:
+            events = (self._with_prompt_values(events[0], media),)
+        notes = [*self.notes, *([] if self.skipped is None else [self.skipped])]
+        return Grounding(self.answer or "", events, media, tuple(notes), self.task, self.prompt, self.path)
+
+    def _with_prompt_values(self, event: Event, media: MediaInfo) -> Event:
+        """An event with span and box of the prompt where the answer has none. Of the span of "elc", the prompt contains the start alone."""
+        given = self.given
+        if event.start is None and given.span is not None:
+            start, end = map(media.time, given.span)
+            event = replace(event, start=start, end=None if self.task == "elc" else end)
+        if not event.boxes and given.box is not None:
+            frame = None if given.span is None else media.frame(given.span[0])
+            event = replace(event, boxes=(ResultBox(*given.box, time=event.start, frame=frame),))
+        return event

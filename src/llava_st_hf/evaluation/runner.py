@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 
 from ..files import write_file
 from ..locking import locked_folder
-from ..model.batch_feature_llava_st import join_samples
 from ..model.cached_media_llava_st import CachedMediaProcessor
 from ..model.checks_llava_st import is_finite_number, is_integer
 from ..model.compatibility_llava_st import check_model_matches_processor
@@ -35,7 +34,15 @@ from ..model.grounding_llava_st import MediaInfo
 from ..model.media_files_llava_st import MEDIA_ERRORS
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
-from ..model.shared_media_llava_st import KeptPrefix, can_share, encode_prefixes, prompt_prefix, prompts_for_generate, repeat_pixels
+from ..model.shared_media_llava_st import (
+    KeptPrefix,
+    can_share,
+    encode_prefixes,
+    join_prompts,
+    prompt_prefix,
+    prompts_for_generate,
+    repeat_pixels,
+)
 from ..model.tasks_llava_st import TASKS
 from ..model.video_decoding_llava_st import check_backend
 from ..version import __version__
@@ -418,19 +425,15 @@ def _generate(
 
 def _inputs(batch: list[_EncodedQuestion], divided: set[tuple], kept: KeptPrefix, model, processor) -> dict:
     """Inputs of `generate`. `kept` holds the prefix of an image or clip of the batch before, and after that one of this batch."""
-    texts = join_samples([encoded.text for encoded in batch], processor.tokenizer.pad_token_id, "left")
-    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in texts.items()}
+    samples = [{**encoded.text, **encoded.pixels} for encoded in batch]
     media_ids = model.config.all_media_token_ids
-    prefixes = [prompt_prefix({**encoded.text, **encoded.pixels}, encoded.group, media_ids) for encoded in batch]
-    distinct = {prefix.key: row for row, prefix in reversed(list(enumerate(prefixes)))}  # the first row of each
-    rows = sorted(distinct.values())
-    for name in ("pixel_values", "pixel_values_videos"):
-        pixels = [batch[row].pixels[name] for row in rows if name in batch[row].pixels]
-        if pixels:
-            inputs[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+    prefixes = [prompt_prefix(sample, encoded.group, media_ids) for sample, encoded in zip(samples, batch, strict=True)]
+    joined = join_prompts(samples, prefixes, processor.tokenizer.pad_token_id)
+    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in joined.items()}
     if not can_share(model, lambda name: getattr(model.generation_config, name, None)):
         return repeat_pixels(inputs, prefixes)
-    for row in rows:
+    distinct = {prefix.key: row for row, prefix in reversed(list(enumerate(prefixes)))}  # the first row of each
+    for row in sorted(distinct.values()):
         if _media_key(batch[row].question) in divided and prefixes[row].key not in kept.states:
             kept.states |= encode_prefixes(model, inputs, prefixes, [row])
     shared = prompts_for_generate(model, inputs, prefixes, kept if kept.states else None)

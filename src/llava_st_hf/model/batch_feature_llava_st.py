@@ -152,7 +152,7 @@ def _join(tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Concatenates along the first dimension and casts, in one copy; a single tensor of the type `dtype` is not copied."""
     if len(tensors) == 1:
         return tensors[0].to(dtype)
-    joined = torch.empty((sum(map(len, tensors)), *tensors[0].shape[1:]), dtype=dtype)
+    joined = torch.empty((sum(map(len, tensors)), *tensors[0].shape[1:]), dtype=dtype, device=tensors[0].device)
     for part, values in zip(joined.split([len(values) for values in tensors]), tensors, strict=True):
         part.copy_(values)
     return joined

@@ -43,24 +43,15 @@ class CapturedStep:
 
 
 class DelayedFlag:
-    """
-    Reads a boolean tensor of a GPU on the host a few calls later, so that the GPU never waits for the host.
+    """Reads a boolean tensor of a GPU on the host a few calls later, so that the GPU never waits for the host."""
 
-    Args:
-        device (`torch.device`):
-            Device of the flag; on a CPU it is read at once.
-    """
-
-    def __init__(self, device: torch.device):
-        self.is_cuda, self.calls = device.type == "cuda", 0
-        if self.is_cuda:
-            self.copies = [torch.zeros((), dtype=torch.bool, pin_memory=True) for _ in range(_PASSES_AHEAD)]
-            self.events = [torch.cuda.Event() for _ in range(_PASSES_AHEAD)]
+    def __init__(self):
+        self.calls = 0
+        self.copies = [torch.zeros((), dtype=torch.bool, pin_memory=True) for _ in range(_PASSES_AHEAD)]
+        self.events = [torch.cuda.Event() for _ in range(_PASSES_AHEAD)]
 
     def read(self, flag: torch.Tensor) -> bool:
         """Returns the value that `flag` had `_PASSES_AHEAD` calls ago, False in the first calls."""
-        if not self.is_cuda:
-            return bool(flag)
         place = self.calls % _PASSES_AHEAD
         value = False
         if self.calls >= _PASSES_AHEAD:

@@ -39,7 +39,7 @@ class DecodeSettings:
 
     Args:
         speculative (`bool`, *optional*, defaults to `False`):
-            Whether to draft tokens.
+            Whether to draft tokens. None: where that does not change answers, as `generate` decides before it starts the loop.
         draft_templates (`list[list[int]]`, *optional*):
             For each prompt the tokens of an answer in its usual form, with any bins, or an empty list.
         coordinate_tolerance (`int`, *optional*, defaults to 0):
@@ -51,7 +51,7 @@ class DecodeSettings:
             Whether to compile the decoder's pass, and on a GPU to record it as a CUDA graph.
     """
 
-    speculative: bool = False
+    speculative: bool | None = False
     draft_templates: list[list[int]] | None = None
     coordinate_tolerance: int = 0
     output_coordinate_scores: bool = False
@@ -165,7 +165,6 @@ class _Decoding:
         self.num_passes = 0
         self.returns_cache = returns_cache
         self._reads_tokens = streamer is not None or (len(self.criteria) > 0 and len(input_ids) == 1)
-        self.all_finished = DelayedFlag(self.device)
 
     # ------------------------------------------------------------ Prompt
 
@@ -227,8 +226,10 @@ class _Decoding:
     def _passes(self) -> None:
         """Runs passes until all answers are finished."""
         captured = CapturedStep(self._step) if self.settings.compile and self._can_capture() else None
+        # A pass that is not recorded waits for the host in any case: the flag is then read without delay.
+        all_finished = None if captured is None else DelayedFlag()
         with compiled_calls(self.model.model.language_model) if self.settings.compile else nullcontext():
-            while not self._stop():
+            while not self._stop(all_finished):
                 before = int(self.answers.lengths[0]) if self._reads_tokens else 0
                 if captured is not None:
                     captured(len(self.columns))
@@ -262,12 +263,14 @@ class _Decoding:
         if self.streamer is not None and after > before:
             self.streamer.put(answers.token_ids[0, before:after].cpu())
 
-    def _stop(self) -> bool:
+    def _stop(self, all_finished: DelayedFlag | None) -> bool:
+        """Whether no further pass is needed. `all_finished` reads the answers' flags with delay; None to read them at once."""
         if len(self.criteria) and len(self.input_ids) > 1:  # a limit of time
             ids = self.input_ids.to(self.device)
             if bool(self.criteria(ids, None).all()):
                 return True
-        return self.all_finished.read(self.answers.finished.all())
+        finished = self.answers.finished.all()
+        return bool(finished) if all_finished is None else all_finished.read(finished)
 
     def _step(self, end: int) -> None:
         """

@@ -2,6 +2,7 @@
 """`generate` for LLaVA-ST: exact coordinate values belong to prompt tokens only, and features replace marker tokens too."""
 
 import inspect
+from dataclasses import replace
 
 import torch
 from transformers import GenerationMixin
@@ -70,19 +71,23 @@ class LlavaSTGenerationMixin(GenerationMixin):
             raise ValueError(f"coordinate_tolerance is a number of bins, at least 0; got {coordinate_tolerance}.")
         if coordinate_tolerance and not speculative:
             raise ValueError(f"coordinate_tolerance={coordinate_tolerance} is for drafts. Set speculative=True.")
-        if grammar is not None:
-            prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
-            if prompts is not None and len(prompts) != len(grammar.start):
-                raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
-            of_call = GrammarOfCall(grammar)
-            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), of_call]
-            own = {"speculative": speculative, "draft_templates": draft_templates, "coordinate_tolerance": coordinate_tolerance}
-            own |= {"output_coordinate_scores": output_coordinate_scores, "compile": compile}
-            outputs = self.generate(*args, **own, **kwargs)
-            of_call.check(outputs.sequences if isinstance(outputs, ModelOutput) else outputs)
-            return outputs
+        settings = DecodeSettings(speculative, draft_templates, coordinate_tolerance, output_coordinate_scores, compile)
+        if grammar is None:
+            return self._generate_with(settings, *args, **kwargs)
+        prompts = next((value for value in (*args[:1], *(kwargs.get(name) for name in _PROMPTS)) if value is not None), None)
+        if prompts is not None and len(prompts) != len(grammar.start):
+            raise ValueError(f"The grammar is for {len(grammar.start)} prompts, but there are {len(prompts)}.")
+        of_call = GrammarOfCall(grammar)
+        kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), of_call]
+        outputs = self._generate_with(settings, *args, **kwargs)
+        of_call.check(outputs.sequences if isinstance(outputs, ModelOutput) else outputs)
+        return outputs
+
+    def _generate_with(self, settings: DecodeSettings, *args, **kwargs):
+        """Calls `generate` of transformers, with the decode loop for the settings that need it."""
+        speculative, needs_loop = settings.speculative, settings.output_coordinate_scores or settings.compile
         is_default = speculative is None
-        if not (is_default or speculative or output_coordinate_scores or compile):
+        if not (is_default or speculative or needs_loop):
             return super().generate(*args, **kwargs)
         kwargs |= dict(zip(list(inspect.signature(GenerationMixin.generate).parameters)[1:], args, strict=False))
         custom_generate = kwargs.pop("custom_generate", None)
@@ -97,19 +102,19 @@ class LlavaSTGenerationMixin(GenerationMixin):
         if is_default:
             is_exact = mode == GenerationMode.GREEDY_SEARCH and self.dtype == torch.float32
             speculative = is_exact and self.config.use_coordinate_tokens and not others
-        if (speculative or output_coordinate_scores) and not self.config.use_coordinate_tokens:
+        if (speculative or settings.output_coordinate_scores) and not self.config.use_coordinate_tokens:
             raise ValueError("speculative=True and output_coordinate_scores=True need a model with coordinate tokens. Leave them out.")
-        if not (speculative or output_coordinate_scores or compile):
+        if not (speculative or needs_loop):
             return super().generate(custom_generate=custom_generate, **kwargs)
         if others:
-            name = "output_coordinate_scores" if output_coordinate_scores else "speculative" if speculative else "compile"
+            name = "output_coordinate_scores" if settings.output_coordinate_scores else "speculative" if speculative else "compile"
             raise ValueError(f"{name}=True does not go with {others[0]}. Use greedy decoding or sampling without it.")
-        if compile:
+        if settings.compile:
             compile_encoder_layers(self.model.vision_tower)
         # Nor does `generate` pass these two.
         own = self._extract_generation_mode_kwargs(None, {}, kwargs.pop("synced_gpus", None), None, kwargs.get("streamer"))
         loop = DecodeLoop(
-            DecodeSettings(bool(speculative), draft_templates, coordinate_tolerance, output_coordinate_scores, compile),
+            replace(settings, speculative=bool(speculative)),
             only_where_supported=is_default,
             cache_is_given=kwargs.get(CACHE_NAME) is not None,
             synced_gpus=own["synced_gpus"],

@@ -341,21 +341,15 @@ def parse_answer(
         if is_video or event.moments or event.caption():  # a time alone is not an event of an image
             found = event_in_units(event, media, is_video) if coordinates is None else _with_scores(event, media, calibration)
             result["events"].append(found)
-            if is_video and (moment := _repeated_moment(found["boxes"])) is not None:
-                notes.append(f"Event {number + 1} has several boxes at one time ({moment}); only the first of them is part of its tubelet.")
+            if is_video and _has_several_at_one_time(found["boxes"]):
+                notes.append(f"Event {number + 1} has several boxes at one time; only the first of them is part of its tubelet.")
     return result
 
 
-def _repeated_moment(boxes: list[dict]) -> str | None:
-    """The first time that two boxes of an event share; the frame where times are unknown; None if there is none."""
-    seen: set[str] = set()
-    for box in boxes:
-        if box["frame"] is not None:
-            moment = f"frame {box['frame']}" if box["time"] is None else f"{box['time']} s"
-            if moment in seen:
-                return moment
-            seen.add(moment)
-    return None
+def _has_several_at_one_time(boxes: list[dict]) -> bool:
+    """Whether two boxes of an event have the same time, or the same frame where times are unknown."""
+    moments = [box["frame"] if box["time"] is None else box["time"] for box in boxes if box["frame"] is not None]
+    return len(set(moments)) < len(moments)
 
 
 def _with_scores(event: Event, media: MediaInfo, calibration: dict) -> dict:

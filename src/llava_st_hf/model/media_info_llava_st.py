@@ -134,6 +134,16 @@ class MediaInfo:
             return round(_at(self.frames, position))
         return self.first_frame + round(position * (self.last_frame - self.first_frame))
 
+    def frame_position(self, frame: int) -> float:
+        """Fraction of the clip at a frame of it: the inverse of `frame`. 0 for a clip of one frame."""
+        frames = self._clip_frames()
+        after = bisect_left(frames, frame)
+        if not frames[0] <= frame <= frames[-1]:
+            raise ValueError(f"frame must be a frame of the clip, from {frames[0]} to {frames[-1]}, got {frame}.")
+        if frames[after] != frame:
+            return (after - (frames[after] - frame) / (frames[after] - frames[after - 1])) / (len(frames) - 1)
+        return after / (len(frames) - 1) if len(frames) > 1 else 0.0
+
     def _clip_frames(self) -> Sequence[int]:
         """Indices in the file of the frames that `frame_times` belong to."""
         return range(self.first_frame, self.last_frame + 1) if self.frames is None else self.frames

@@ -158,7 +158,7 @@ def _pair(
     if media is None:
         raise ValueError(f"The prompt of the solution {solution!r:.100} has no image or video, which spans and boxes refer to.")
     if isinstance(media, dict):
-        media = MediaInfo(**{name: value for name, value in media.items() if value is not None})  # Arrow adds absent keys
+        media = MediaInfo.from_dict(media)
     expected_parts = [name for name in GROUNDING_FIELDS.get(task or "", ()) if name in _PARTS]
     if task not in GROUNDING_FIELDS:  # a conversation of one's own
         task = "stvg" if media.kind == "video" else "rec"
