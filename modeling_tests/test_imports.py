@@ -28,7 +28,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "integrations": {"model", "data", "evaluation"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
-    "examples": {"model", "checkpoints"},
+    "examples": {"model", "checkpoints", "shapes"},
     "trl": {"training"},
     "cli": {"model", "checkpoints", "data", "shapes", "evaluation", "version"},
     "__init__": {"model", "shapes", "version", "deprecation"},
