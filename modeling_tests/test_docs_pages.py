@@ -2,6 +2,7 @@
 """Consistency of README and docs with the repository: links, tables, examples, command lines, recipe options and the list of modules."""
 
 import ast
+import importlib.util
 import re
 import shlex
 from dataclasses import fields
