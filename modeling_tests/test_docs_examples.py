@@ -36,6 +36,7 @@ NOT_RUN = {
 }
 # Pages whose examples are run by their own test.
 ELSEWHERE = {
+    "api.md": "docstrings",
     "shapes.md": "test_docs_pages",
     "training.md": "test_training_trl, test_training_grpo",
     "data.md": "test_data_docs",
