@@ -8,6 +8,7 @@ they name. A result is a comment behind an expression or a `print`; it is compar
 import ast
 import contextlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from llava_st_hf import DEMO_MODEL_PATH, VideoGroundingPipeline
+from llava_st_hf.evaluation.rows import GroundingResult, Prediction
 from llava_st_hf.examples.sample_media import write_sample_media
 
 
@@ -38,9 +40,6 @@ NOT_RUN = {
 ELSEWHERE = {
     "api.md": "docstrings",
     "shapes.md": "test_docs_pages",
-    "training.md": "test_training_trl, test_training_grpo",
-    "data.md": "test_data_docs",
-    "evaluation.md": "test_evaluation_scoring",
 }
 # What a page takes from pages that it continues.
 SETUP = {
@@ -63,6 +62,7 @@ def runnable(page: Path) -> list[str]:
 
 def with_demo_model(code: str) -> str:
     code = code.replace(PUBLISHED, repr(DEMO_MODEL_PATH)).replace('dtype="bfloat16", device_map="auto"', 'dtype="float32"')
+    code = code.replace('output_dir="runs/mine"', 'output_dir="runs/mine", use_cpu=True, bf16=False')
     # Compilation takes minutes; test_compilation_llava_st tests it.
     return code.replace('dtype="bfloat16"', 'dtype="float32"').replace(", compile=True", "")
 
@@ -104,8 +104,22 @@ def folder(tmp_path, monkeypatch):
     video, image = write_sample_media(tmp_path)
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(video, tmp_path / name)
-    for name in ("b.jpg",):
-        shutil.copy(image, tmp_path / name)
+    shutil.copy(image, tmp_path / "b.jpg")
+    sample = {"video": "clip.mp4", "task": "tvg", "text": "the small blue circle moves right", "span": [1.36, 2.51]}
+    for data in ("my_data", "folder"):
+        (tmp_path / data).mkdir()
+        shutil.copy(video, tmp_path / data)
+        shutil.copy(video, tmp_path / data / "sample.mp4")
+    for path in ("my_data/rows.jsonl", "tvg.jsonl"):
+        (tmp_path / path).write_text(json.dumps(sample) + "\n")
+    source = "json_path: {}, data_folder: {}, format: jsonl"
+    (tmp_path / "my_data/mixture.yaml").write_text(f"datasets: [{{{source.format('rows.jsonl', '.')}}}]")
+    (tmp_path / "mixture.yaml").write_text(f"datasets: [{{{source.format('my_data/rows.jsonl', 'my_data')}}}]")
+    (tmp_path / "runs/stvg").mkdir(parents=True)
+    (tmp_path / "runs/llava-st").symlink_to(DEMO_MODEL_PATH)
+    event = GroundingResult(span=(0.3, 0.6), tubelet={13: (32.0, 58.0, 53.0, 78.0)})
+    line = Prediction("1", "st_align_stvg", "stvg", "", truth=event, prediction=event).to_dict()
+    (tmp_path / "runs/stvg/predictions.jsonl").write_text(json.dumps(line) + "\n")
     return tmp_path
 
 
