@@ -9,7 +9,7 @@ LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original
 	processing_llava_st processing_reference_llava_st image_processing_llava_st video_processing_llava_st pipeline_llava_st \
 	training_collator training_trainer training_trl training_grpo locking)
 
-.PHONY: demo test test-app test-lowest lint format mutation clean
+.PHONY: demo test test-app test-lowest lint format api mutation clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(TEXT),--text "$(TEXT)")
@@ -36,6 +36,10 @@ lint: .venv/lint
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The API reference from the docstrings.
+api: .venv/lint
+	$(BIN)/python docs/make_api.py
 
 # Mutation tests of the modules listed under [tool.mutmut] in pyproject.toml; MUTANTS selects some, for example "*loss_llava_st*".
 mutation: .venv/mutation

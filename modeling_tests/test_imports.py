@@ -31,7 +31,7 @@ ALLOWED = {
     "integrations": {"model", "data", "evaluation", "exports"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
-    "examples": {"model", "checkpoints"},
+    "examples": {"model", "checkpoints", "shapes"},
     "trl": {"training"},
     "commands": {"model", "shapes", "files"},
     "cli": {"commands", "model", "checkpoints", "data", "evaluation", "version"},
