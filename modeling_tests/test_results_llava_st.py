@@ -416,6 +416,15 @@ def test_media_info_frame_of_seconds_inverts_seconds_of_frame(medium):
         assert abs(medium.seconds_of_frame(frame) - medium.time(position)) <= 1e-3, index
 
 
+@pytest.mark.parametrize("medium", [*TIMED, NO_RATE])
+def test_media_info_frame_position_is_the_inverse_of_frame(medium):
+    frames = range(medium.first_frame, medium.last_frame + 1)
+    assert [medium.frame(medium.frame_position(frame)) for frame in frames] == list(frames)
+    for frame in (medium.first_frame - 1, medium.last_frame + 1):
+        with pytest.raises(ValueError, match="frame must be a frame of the clip"):
+            medium.frame_position(frame)
+
+
 def test_media_info_frames_and_seconds_at_varying_rate_and_in_other_frames():
     assert [VARYING.seconds_of_frame(frame) for frame in (18, 20, 21, 22)] == [1.8, 2.0, 3.0, 4.0]
     assert VARYING.seconds_of_frame(16) == round(1.8 - 2 / 2.8, 4) and VARYING.seconds_of_frame(29) == round(4 + 7 / 2.8, 4)
