@@ -378,6 +378,7 @@ def test_draw_animation_shows_the_event_with_a_margin(tmp_path, suffix):
         (range(20, 31), 0, 99, [("before", 17), *(("within", frame) for frame in (20, 22, 24, 26, 28, 30)), ("after", 33)]),
         (range(0, 50), 0, 49, [("within", frame) for frame in (0, 7, 14, 21, 28, 35, 42, 49)]),
         (range(5, 6), 4, 6, [("before", 4), ("within", 5), ("after", 6)]),
+        (range(12, 32), 10, 31, [("before", 10), *(("within", frame) for frame in (12, 15, 18, 22, 25, 28, 31))]),
     ],
 )
 def test_moments_are_mostly_within_the_event_and_in_the_clip(frames, first, last, expected):
