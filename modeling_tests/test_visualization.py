@@ -212,6 +212,9 @@ def test_draw_video_interpolated_boxes_have_thin_sides():
         )
     lines = [is_colour(drawn[:400], ANSWER_COLOUR, 0).sum() for drawn in pixels]
     assert 0 < lines[1] < 0.75 * lines[0]
+    # 5 pixels above the lower end of the left side, at 20 and 40 pixels, is the corner of full width.
+    corners = [is_colour(drawn[75, left - 5 : left + 6], ANSWER_COLOUR, 0).sum() for drawn, left in zip(pixels, (20, 40), strict=True)]
+    assert corners[0] == corners[1]
 
 
 def test_draw_video_variable_rate_boxes_follow_the_times_of_frames(tmp_path):
@@ -302,22 +305,20 @@ def test_draw_video_small_frames_have_boxes_without_text_unless_enlarged(tmp_pat
 
 def test_draw_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
     media = grey_video(tmp_path / "in.mp4")
-    (tmp_path / "out.mp4").write_bytes(b"old")
-    written = []
+    (tmp_path / "out.webm").write_bytes(b"old")
 
-    def fail(self, pixels, seconds, duration):
-        written.append(seconds)
-        if len(written) == 4:
-            raise KeyboardInterrupt
+    def fail(source, target):
+        assert len(contents(source)[0]) == 12 and Path(source).parent == Path(target).parent
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer.VideoWriter, "write", fail)
+    monkeypatch.setattr(writer.os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path / "in.mp4", answer(media), tmp_path / "out.mp4")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
-    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+        draw(tmp_path / "in.mp4", answer(media), tmp_path / "out.webm")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.webm"]
+    assert (tmp_path / "out.webm").read_bytes() == b"old"
     monkeypatch.undo()
-    draw(tmp_path / "in.mp4", answer(media), tmp_path / "out.mp4")
-    assert len(contents(tmp_path / "out.mp4")[0]) == 12
+    draw(tmp_path / "in.mp4", answer(media), tmp_path / "out.webm")
+    assert len(contents(tmp_path / "out.webm")[0]) == 12
 
 
 @pytest.mark.parametrize(
@@ -377,6 +378,7 @@ def test_draw_animation_shows_the_event_with_a_margin(tmp_path, suffix):
         (range(20, 31), 0, 99, [("before", 17), *(("within", frame) for frame in (20, 22, 24, 26, 28, 30)), ("after", 33)]),
         (range(0, 50), 0, 49, [("within", frame) for frame in (0, 7, 14, 21, 28, 35, 42, 49)]),
         (range(5, 6), 4, 6, [("before", 4), ("within", 5), ("after", 6)]),
+        (range(12, 32), 10, 31, [("before", 10), *(("within", frame) for frame in (12, 15, 18, 22, 25, 28, 31))]),
     ],
 )
 def test_moments_are_mostly_within_the_event_and_in_the_clip(frames, first, last, expected):
@@ -441,6 +443,8 @@ def test_draw_lines_are_visible_on_any_background_and_size(background, size):
     across = pixels[3 * size[1] // 8, : 3 * size[0] // 8]  # over the left side
     changed = np.flatnonzero((across != background).any(axis=1))
     assert width >= size[1] / 300 and len(changed) >= max(2, size[1] / 540)
+    before = pixels.copy()
+    assert draw_lines(pixels, (size[0] + 5, 0, size[0] + 9, 9), ANSWER_COLOUR, width) is None and (pixels == before).all()
 
 
 def test_draw_labelled_many_labels_are_in_the_image_and_do_not_overlap():
