@@ -274,13 +274,25 @@ def test_table_on_a_terminal_shows_events_and_no_control_sequences(monkeypatch, 
 def test_ground_on_a_terminal_prints_a_table_and_with_json_the_dictionary(videos, model, monkeypatch, capsys):
     print_to_terminal(monkeypatch)
     Image.new("RGB", (64, 48)).save("image.png")
-    question = ["ground", "image.png", "--task", "rec", "--text", "dog", "--model", model, "--grammar", "auto"]
+    box = {"xmin": 1.0, "ymin": 2.25, "xmax": 30.04, "ymax": 48.0}
+    event = {"caption": "dog", "boxes": [{"box": box, "score": 0.756}, {"box": box, "score": 0.5}], "score": 0.756}
+    answer = {
+        "text": "",
+        "events": [event],
+        "notes": [],
+        "media": {"kind": "image", "width": 64, "height": 48},
+        "task": "rec",
+        "query": "dog",
+    }
+    monkeypatch.setattr(ground, "load_pipeline", lambda args, processor: lambda questions, **options: [answer])
+    question = ["ground", "image.png", "--task", "rec", "--text", "dog", "--model", model]
     assert main(question) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "image.png · rec · dog" and shown[1].split() == ["x1", "y1", "x2", "y2", "caption"]
+    heading, *table = capsys.readouterr().out.splitlines()
+    assert heading == "image.png · rec · dog"
+    edges, names = ["1.0", "2.2", "30.0", "48.0"], ["x1", "y1", "x2", "y2", "score", "caption"]
+    assert [line.split() for line in table] == [names, [*edges, "0.76", "dog"], [*edges, "0.50", "dog"], []]
     assert main([*question, "--json"]) == 0
-    box = json.loads(capsys.readouterr().out)["events"][0]["boxes"][0]["box"]
-    assert shown[2].split()[:4] == [f"{box[side]:.1f}" for side in ("xmin", "ymin", "xmax", "ymax")]
+    assert json.loads(capsys.readouterr().out) == {"source": "image.png", **answer}
 
 
 # Chat
