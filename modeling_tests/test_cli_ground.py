@@ -25,6 +25,7 @@ from llava_st_hf.commands.chat import Chat
 from llava_st_hf.commands.records import print_table
 from llava_st_hf.model.questions_llava_st import PreparedQuestion
 from llava_st_hf.model.results_llava_st import Grounding
+from llava_st_hf.model.session_llava_st import GroundingSession
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.version import __version__
 from modeling_tests.media import moving_frames, write_video
@@ -306,6 +307,14 @@ def chat(monkeypatch, *argv, questions: str) -> int:
 def test_chat_from_a_pipe_prints_a_line_for_each_question(videos, model, monkeypatch, capsys):
     from transformers import pipeline
 
+    follow_ups = []
+    stream = GroundingSession.stream
+
+    def recorded(session, follow_up=False, **question):
+        follow_ups.append(follow_up)
+        return stream(session, follow_up, **question)
+
+    monkeypatch.setattr(GroundingSession, "stream", recorded)
     argv = ["videos/a.mp4", "--model", model, "--max-new-tokens", "3"]
     questions = "What is it?\n\nAnd then?\n/task tvg\na dog\n/span 0.1 0.4\nA dog\n/reset\nAnd then?\n/span x\n/nonsense\n/quit\nnot read\n"
     assert chat(monkeypatch, *argv, questions=questions) == 1
@@ -322,6 +331,7 @@ def test_chat_from_a_pipe_prints_a_line_for_each_question(videos, model, monkeyp
             {"query": "/span x", "error": "/span takes 2 numbers, or none to remove it; got x."},
         ]
     assert answers == [{"source": "videos/a.mp4", **answer} for answer in expected]
+    assert follow_ups == [False, True, False, False, False]
     assert [line for line in captured.err.splitlines() if line.startswith("llava-st: ")] == [
         f"llava-st: {expected[3]['error']}", f"llava-st: {expected[5]['error']}", "llava-st: /nonsense is not a command. /help lists them.",
     ]  # fmt: skip
