@@ -25,6 +25,7 @@ from llava_st_hf.commands.chat import Chat
 from llava_st_hf.commands.records import print_table
 from llava_st_hf.model.questions_llava_st import PreparedQuestion
 from llava_st_hf.model.results_llava_st import Grounding
+from llava_st_hf.model.session_llava_st import GroundingSession
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.version import __version__
 from modeling_tests.media import moving_frames, write_video
@@ -274,13 +275,25 @@ def test_table_on_a_terminal_shows_events_and_no_control_sequences(monkeypatch, 
 def test_ground_on_a_terminal_prints_a_table_and_with_json_the_dictionary(videos, model, monkeypatch, capsys):
     print_to_terminal(monkeypatch)
     Image.new("RGB", (64, 48)).save("image.png")
-    question = ["ground", "image.png", "--task", "rec", "--text", "dog", "--model", model, "--grammar", "auto"]
+    box = {"xmin": 1.0, "ymin": 2.25, "xmax": 30.04, "ymax": 48.0}
+    event = {"caption": "dog", "boxes": [{"box": box, "score": 0.756}, {"box": box, "score": 0.5}], "score": 0.756}
+    answer = {
+        "text": "",
+        "events": [event],
+        "notes": [],
+        "media": {"kind": "image", "width": 64, "height": 48},
+        "task": "rec",
+        "query": "dog",
+    }
+    monkeypatch.setattr(ground, "load_pipeline", lambda args, processor: lambda questions, **options: [answer])
+    question = ["ground", "image.png", "--task", "rec", "--text", "dog", "--model", model]
     assert main(question) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "image.png · rec · dog" and shown[1].split() == ["x1", "y1", "x2", "y2", "caption"]
+    heading, *table = capsys.readouterr().out.splitlines()
+    assert heading == "image.png · rec · dog"
+    edges, names = ["1.0", "2.2", "30.0", "48.0"], ["x1", "y1", "x2", "y2", "score", "caption"]
+    assert [line.split() for line in table] == [names, [*edges, "0.76", "dog"], [*edges, "0.50", "dog"], []]
     assert main([*question, "--json"]) == 0
-    box = json.loads(capsys.readouterr().out)["events"][0]["boxes"][0]["box"]
-    assert shown[2].split()[:4] == [f"{box[side]:.1f}" for side in ("xmin", "ymin", "xmax", "ymax")]
+    assert json.loads(capsys.readouterr().out) == {"source": "image.png", **answer}
 
 
 # Chat
@@ -294,6 +307,14 @@ def chat(monkeypatch, *argv, questions: str) -> int:
 def test_chat_from_a_pipe_prints_a_line_for_each_question(videos, model, monkeypatch, capsys):
     from transformers import pipeline
 
+    follow_ups = []
+    stream = GroundingSession.stream
+
+    def recorded(session, follow_up=False, **question):
+        follow_ups.append(follow_up)
+        return stream(session, follow_up, **question)
+
+    monkeypatch.setattr(GroundingSession, "stream", recorded)
     argv = ["videos/a.mp4", "--model", model, "--max-new-tokens", "3"]
     questions = "What is it?\n\nAnd then?\n/task tvg\na dog\n/span 0.1 0.4\nA dog\n/reset\nAnd then?\n/span x\n/nonsense\n/quit\nnot read\n"
     assert chat(monkeypatch, *argv, questions=questions) == 1
@@ -310,6 +331,7 @@ def test_chat_from_a_pipe_prints_a_line_for_each_question(videos, model, monkeyp
             {"query": "/span x", "error": "/span takes 2 numbers, or none to remove it; got x."},
         ]
     assert answers == [{"source": "videos/a.mp4", **answer} for answer in expected]
+    assert follow_ups == [False, True, False, False, False]
     assert [line for line in captured.err.splitlines() if line.startswith("llava-st: ")] == [
         f"llava-st: {expected[3]['error']}", f"llava-st: {expected[5]['error']}", "llava-st: /nonsense is not a command. /help lists them.",
     ]  # fmt: skip

@@ -15,10 +15,10 @@ ConfigOverrides = Annotated[
 
 
 def add_commands(app: typer.Typer) -> None:
-    app.command("convert")(_convert)
-    app.command("merge-lora")(_merge_lora)
-    app.command("push")(_push)
-    app.command("create-stage1")(_create_stage1)
+    app.command("convert", short_help="Convert a checkpoint of the original layout.")(_convert)
+    app.command("merge-lora", short_help="Merge a LoRA adapter into its base model.")(_merge_lora)
+    app.command("push", short_help="Upload a model or adapter to the Hugging Face Hub.")(_push)
+    app.command("create-stage1", short_help="Create the model that stage 1 starts from.")(_create_stage1)
 
 
 def _convert(

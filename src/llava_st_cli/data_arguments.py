@@ -10,14 +10,14 @@ from .question_arguments import AllowTruncated, VideoBackend
 
 
 def add_commands(app: typer.Typer) -> None:
-    app.command("check-data")(_check_data)
+    app.command("check-data", short_help="List all problems of a training mixture.")(_check_data)
     # Arguments that are not those of the command replace values of the recipe.
     app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_train)
-    app.command("recipes")(_recipes)
+    app.command("recipes", short_help="List or copy the recipes of train.")(_recipes)
     app.command("eval")(_eval)
-    app.command("score")(_score)
-    app.command("report")(_report)
-    app.command("doctor")(_doctor)
+    app.command("score", short_help="Compute the metrics of saved predictions.")(_score)
+    app.command("report", short_help="Write a report with scores, charts and samples.")(_report)
+    app.command("doctor", short_help="Report what is installed, what works, and memory.")(_doctor)
 
 
 def _check_data(

@@ -69,7 +69,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on a terminal, to
 def add_commands(app: typer.Typer) -> None:
     app.command("ground")(_ground)
     app.command("predict", hidden=True)(_ground)
-    app.command("chat")(_chat)
+    app.command("chat", short_help="Ask several questions about one video or image.")(_chat)
 
 
 def _ground(

@@ -116,17 +116,17 @@ def _table(grounding: Grounding) -> Table:
         table.add_column("caption")
     for event in grounding.events:
         captions = [Text(one_line(event.caption or ""))] * has_captions
-        for cells in _rows(event, grounding.is_video):
-            scores = [_number(event.score, 2)] * has_scores
+        for cells, score in _rows(event, grounding.is_video):
+            scores = [_number(score, 2)] * has_scores
             table.add_row(*cells, *scores, *captions)
     return table
 
 
-def _rows(event: Event, is_video: bool) -> list[list[str]]:
-    """Cells of the lines of an event: span and number of boxes of a video, the boxes of an image."""
+def _rows(event: Event, is_video: bool) -> list[tuple[list[str], float | None]]:
+    """Cells and score of the lines of an event: span and number of boxes of a video, each box of an image."""
     if is_video:
-        return [[*(f"{_number(seconds, 3)} s" for seconds in (event.start, event.end)), str(len(event.boxes))]]
-    return [[_number(edge, 1) for edge in box.xyxy] for box in event.boxes] or [[""] * 4]
+        return [([*(f"{_number(seconds, 3)} s" for seconds in (event.start, event.end)), str(len(event.boxes))], event.score)]
+    return [([_number(edge, 1) for edge in box.xyxy], box.score) for box in event.boxes] or [([""] * 4, event.score)]
 
 
 def _number(value: float | None, digits: int) -> str:
