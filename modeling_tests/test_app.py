@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web page without a browser: limits, questions, visits, routes, downloads and the command."""
 
+import os
+import signal
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,6 +341,22 @@ def test_command_port_in_use_raises_before_the_model_is_loaded(monkeypatch):
         command.run(port=taken.getsockname()[1])
     with pytest.raises(ValueError, match="port=70000"):
         command.run(port=70000)
+
+
+def test_command_deletes_its_files_at_sigterm(monkeypatch, grounder):
+    import uvicorn
+
+    folders = []
+
+    def run(self, sockets):
+        folders.extend(Path(os.environ["GRADIO_TEMP_DIR"]).parent.iterdir())
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(command, "_load", lambda *args: grounder)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    with pytest.raises(SystemExit, match="143"):
+        command.run(port=0)
+    assert folders and not any(folder.parent.exists() for folder in folders)
 
 
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])

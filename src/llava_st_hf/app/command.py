@@ -4,9 +4,12 @@
 import ipaddress
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import pipeline
@@ -50,7 +53,7 @@ def run(
 
     # Before the model is loaded, which takes up to minutes.
     listener = _listen(host, port)
-    with listener, Application(model, device, dtype, limits) as application:
+    with _exit_on_sigterm(), listener, Application(model, device, dtype, limits) as application:
         address, port = listener.getsockname()[:2]
         if not ipaddress.ip_address(address).is_loopback:
             logger.warning(
@@ -120,6 +123,16 @@ class Application:
     def __exit__(self, *exception) -> None:
         self.visits.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Ends the process by an exception at SIGTERM, also when uvicorn raises that signal again, so that files of visitors are deleted."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _load(model: str | None, device: str | None, dtype: str | None):
