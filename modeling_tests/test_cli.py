@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -288,6 +290,27 @@ def test_predict_is_the_command_ground():
     args = parse(["predict", *argv])
     assert args == parse(["ground", *argv]) and args.command == "ground"
     assert (args.span, args.clip, args.box, args.start) == ((0.0, 1.5), (2, 9), (1.0, 2.0, 3.0, 4.0), -0.5)
+
+
+def test_server_commands_pass_their_options(monkeypatch):
+    calls = []
+    for module, name in (("app", "run"), ("integrations.label_studio", "label_studio"), ("integrations.cvat", "cvat")):
+        target = f"llava_st_hf.{module}.command.{name}"
+        monkeypatch.setattr(target, create_autospec(resolve_name(target), side_effect=lambda *args, **kwargs: calls.append((args, kwargs))))
+    on_cpu = {"device": "cpu", "dtype": "auto"}
+    assert main(["app", "--port", "0", "--device", "cpu"]) == 0
+    assert calls.pop() == ((None, "127.0.0.1", 0), on_cpu)
+    assert main(["label-studio", "--model", "m", "--media", ".", "--device", "cpu"]) == 0
+    options = {"host": "127.0.0.1", "port": 9090, "media": ".", "label_studio_url": None, "text_key": "text"}
+    assert calls.pop() == (("m",), {**options, **on_cpu})
+    assert main(["cvat", "--task", "1", "--task", "2", "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    assert calls.pop() == ((None, "http://localhost:8080", [1, 2], None, None), {**on_cpu, "dtype": "bfloat16"})
+
+
+def test_server_commands_refuse_an_adapter_and_several_devices(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is an adapter, not a full model" in refusal(capsys, "app", "--model", tmp_path)
+    assert "a server runs on one device" in refusal(capsys, "cvat", "--task", 1, "--device", "auto")
 
 
 def test_merge_lora_base_is_optional():

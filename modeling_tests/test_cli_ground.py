@@ -18,11 +18,13 @@ import llava_st_hf.cli
 from llava_st_cli.arguments import parse
 from llava_st_cli.main import main
 from llava_st_cli.media_inputs import expand_media
+from llava_st_cli.question_arguments import EXPORT_FORMATS
 from llava_st_cli.question_arguments import TASKS as TASK_NAMES
 from llava_st_cli.terminal import printable, to_json
 from llava_st_hf.commands import ground
 from llava_st_hf.commands.chat import Chat
 from llava_st_hf.commands.records import print_table
+from llava_st_hf.exports import FORMATS
 from llava_st_hf.model.questions_llava_st import PreparedQuestion
 from llava_st_hf.model.results_llava_st import Grounding
 from llava_st_hf.model.session_llava_st import GroundingSession
@@ -101,6 +103,10 @@ def test_folder_that_is_no_clear_input_raises(tmp_path, names, message):
 
 def test_task_names_of_the_help_are_those_of_the_tasks():
     assert TASK_NAMES.keys() == TASKS.keys()
+
+
+def test_export_formats_of_the_help_are_those_of_exports():
+    assert set(EXPORT_FORMATS) == set(FORMATS)
 
 
 # Records

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from llava_st_cli.main import main as main
 from llava_st_cli.terminal import one_line
 
-from .commands.models import refuse_adapter
+from .commands.models import placement, refuse_adapter
 from .version import __version__
 
 
@@ -85,6 +85,35 @@ def _push(args: Namespace) -> None:
             revision=args.revision,
         )
     )
+
+
+def _app(args: Namespace) -> None:
+    from .app.command import run
+
+    run(args.model, args.host, args.port, **_placement(args))
+
+
+def _label_studio(args: Namespace) -> None:
+    from .integrations.label_studio.command import label_studio
+
+    names = ("host", "port", "media", "label_studio_url", "text_key")
+    label_studio(args.model, **{name: getattr(args, name) for name in names}, **_placement(args))
+
+
+def _cvat(args: Namespace) -> int:
+    from .integrations.cvat.command import cvat
+
+    return cvat(args.model, args.server, args.task, args.project, args.watch, **_placement(args))
+
+
+def _placement(args: Namespace) -> dict:
+    """Device and dtype of a server, after checks of model and device."""
+    if args.device == "auto":
+        raise ValueError("--device auto is for `llava-st ground` and `llava-st chat`; a server runs on one device, such as cuda:0.")
+    if args.model is not None:
+        refuse_adapter(args.model)
+    placement(args.device)
+    return {"device": args.device, "dtype": args.dtype or "auto"}
 
 
 def _title(folder: str) -> str:
@@ -205,6 +234,9 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "eval": _evaluation("run_eval"),
     "score": _evaluation("run_score"),
     "report": _evaluation("run_report"),
+    "app": _app,
+    "label-studio": _label_studio,
+    "cvat": _cvat,
 }
 
 
