@@ -154,7 +154,7 @@ def test_pipeline_window_with_boxes_has_frames_and_pixels_of_the_file(grounder, 
 
 @pytest.fixture(scope="module")
 def options():
-    return {**TVG, "window": 4.0, "overlap": 1.0, "grammar": "tvg", "num_frames": 6}
+    return {**TVG, "window": 4.0, "overlap": 1.0, "grammar": "tvg", "num_frames": 6, "max_new_tokens": 12}
 
 
 def test_pipeline_window_answers_lists_and_generators_as_single_inputs(grounder, video, options):
