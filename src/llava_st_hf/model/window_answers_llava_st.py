@@ -52,6 +52,8 @@ class WindowedQuestions:
                 "window and all need the default cache, which cache_implementation, use_cache=False, a cache of your own, an assistant "
                 "model or a decoder with sliding windows exclude."
             )
+        # Boxes are refined in merged answers, about the whole video.
+        self.refine = after.pop("refine", None)
         self.parameters = forward, after
         self.reading = {name: before[name] for name in READING_KEYS if before.get(name) is not None}
         arguments = {name: before[name] for name in QUESTION_KEYS if name in before}
@@ -83,7 +85,8 @@ class WindowedQuestions:
     def answers(self) -> list[dict]:
         """The answer to each question."""
         run = self.run()
-        return [run.answer(number) for number in range(len(self.questions))]
+        answers = [run.answer(number) for number in range(len(self.questions))]
+        return answers if self.refine is None else [self.refine(answer, medium=self.item["video"], **self.reading) for answer in answers]
 
     def run(self) -> WindowRun:
         """Asks all questions about all windows."""
