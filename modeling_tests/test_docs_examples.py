@@ -34,6 +34,13 @@ NOT_RUN = {
     ): "other weights: test_stage1_parts",
     ("publishing.md", "from transformers import pipeline"): "a repository of the Hub: test_publishing",
     ("publishing.md", "from llava_st_hf.checkpoints.publishing import publish_folder"): "a repository of the Hub: test_publishing",
+    (
+        "refinement.md",
+        'grounder = pipeline("video-grounding", model="appletea2333/LLaVA-ST-Qwen2-7B", dtype="bfloat16", device_map="auto")',
+    ): "weights of a detector: test_refinement_pipeline",
+    ("refinement.md", "from llava_st_hf.refinement import Linking, load"): "weights of a detector: test_refinement",
+    ("refinement.md", "from llava_st_hf.refinement import refine_answer"): "weights of a detector: test_refinement",
+    ("web_app.md", "from llava_st_hf.app.command import run"): "a server that runs until it is stopped: test_app",
     ("untrusted_input.md", "from llava_st_hf import DownloadLimits"): "another host: test_downloads_llava_st",
 }
 # Pages whose examples are run by their own test.
@@ -102,7 +109,7 @@ def run(code: str, scope: dict, compares: bool) -> int:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     video, image = write_sample_media(tmp_path)
-    for name in ("a.mp4", "b.mp4"):
+    for name in ("a.mp4", "b.mp4", "match.mp4"):
         shutil.copy(video, tmp_path / name)
     shutil.copy(image, tmp_path / "b.jpg")
     sample = {"video": "clip.mp4", "task": "tvg", "text": "the small blue circle moves right", "span": [1.36, 2.51]}
