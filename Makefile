@@ -1,8 +1,8 @@
 # Two commands suffice on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOWEST := .venv-lowest/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 # What depends most on the libraries: model, generation, processing, pipeline and trainer.
 LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original_checkpoint_llava_st loss_llava_st generation_llava_st \
 	decode_loop_llava_st grammar_logits_llava_st shared_media_llava_st session_llava_st streaming_llava_st \
@@ -46,14 +46,22 @@ mutation: .venv/mutation
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(MUTANTS)
 	$(BIN)/python -m modeling_tests.mutation_report
 
-# One marker file per extra, remade when the project's dependencies change.
+# One marker file per extra, remade when the project's dependencies change. uv takes a quarter of the time of pip, which the demo uses
+# because it needs no configuration of its own where packages come through a proxy.
+.venv/demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) --editable ".[demo]"
+	touch $@
+
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable ".[$*]"
+	test -x $(BIN)/uv || $(BIN)/python $(PIP) uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[$*]"
 	touch $@
 
 .venv-lowest/%: pyproject.toml
-	test -x $(LOWEST)/uv || ($(PYTHON) -m venv .venv-lowest && $(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv)
+	test -x $(LOWEST)/python || $(PYTHON) -m venv .venv-lowest
+	test -x $(LOWEST)/uv || $(LOWEST)/python $(PIP) uv
 	$(LOWEST)/uv pip install --quiet --upgrade --python $(LOWEST)/python --resolution lowest-direct --editable ".[$*]"
 	touch $@
 
