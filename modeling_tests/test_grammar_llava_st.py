@@ -64,6 +64,11 @@ def follows(processor, text: str, asked: Asked) -> bool:
     return following(processor, [text], [asked])[0]
 
 
+def notes_on_form(asked: Asked, notes: list[str]) -> list[str]:
+    """Notes that a grammar excludes. An answer in free text may describe several objects at one time in one event."""
+    return [note for note in notes if asked.task is not None or "has several boxes at one time" not in note]
+
+
 # Random answers
 
 
@@ -79,7 +84,7 @@ def test_grammar_random_answers_parse_without_notes(processor, symbols, seed):
         assert len(ids) <= limit
         text = processor.decode_answer(torch.tensor(ids))
         answer = asked.parse(text)
-        assert answer["notes"] == [], (asked, text)
+        assert notes_on_form(asked, answer["notes"]) == [], (asked, text)
         found = [match[0] for match in COORDINATE_TOKEN.finditer(text)]
         assert found == [name for name in tokenizer.convert_ids_to_tokens(ids) if COORDINATE_TOKEN.fullmatch(name)]
         if asked.task is not None:
@@ -118,7 +123,7 @@ def test_grammar_every_limit_gives_complete_answers(processor, symbols, rule):
     limits = list(range(minimum, 61))
     lengths = []
     for ids, limit in zip(walk(constraint_of(processor, [asked] * len(limits)), limits, 0, symbols, spread=0.5), limits, strict=True):
-        assert asked.parse(processor.decode_answer(torch.tensor(ids)))["notes"] == []
+        assert notes_on_form(asked, asked.parse(processor.decode_answer(torch.tensor(ids)))["notes"]) == []
         assert len(ids) <= limit
         lengths.append(len(ids))
     assert lengths[0] == minimum and max(lengths) == 60
@@ -265,7 +270,7 @@ BOX = "[<WIDTH-010><HEIGHT-020><WIDTH-030><HEIGHT-040>]"
 )
 def test_answer_to_a_question_in_free_text_is_accepted(processor, text, kind):
     asked = Asked(None, kind, {})
-    assert follows(processor, text, asked) and asked.parse(text)["notes"] == []
+    assert follows(processor, text, asked) and notes_on_form(asked, asked.parse(text)["notes"]) == []
 
 
 @pytest.mark.parametrize(
@@ -346,7 +351,7 @@ def test_answer_of_training_data_is_accepted_and_has_the_form_of_the_draft(proce
     text = _answer_of_data(task)
     given = {"svg": {"span": (0.2, 0.4)}, "tr": {"span": (0.2, 0.4)}, "elc": {"start": 0.2}, "reg": {"box": (0, 0, 1, 1)}}
     asked = Asked(task, TASKS[task].medium, given.get(task, {}))
-    assert follows(processor, text, asked) and asked.parse(text)["notes"] == []
+    assert follows(processor, text, asked) and notes_on_form(asked, asked.parse(text)["notes"]) == []
     draft = processor.tokenizer.decode(processor.draft_template(task))
     if task in ("reg", "tr"):
         assert draft == ""

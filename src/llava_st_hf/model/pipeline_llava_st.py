@@ -145,8 +145,8 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             allow_truncated (`bool`): read truncated video files up to their end instead of raising an error; `notes` then states it.
             download_limits (`DownloadLimits`): maximum size and time of downloads, and the hosts that are allowed.
             grammar (`str`): form that answers are constrained to, so that each is complete and well-formed: "auto" (that of the question's
-                task, or any form with spans and boxes for a question in free text) or a task; by default none. `notes` then has at most
-                facts about the file.
+                task, or any form with spans and boxes for a question in free text) or a task; by default none. `notes` then has facts
+                about the file only and, for free text, that several objects have a box at one time.
             batch_size (`int`): number of questions per batch: by default 1, and up to 8 for lists of values.
             speculative (`bool`): generate several tokens per pass of the decoder. By default only where no answer changes: in float32,
                 without sampling, and where the other arguments allow it (see `LlavaSTForConditionalGeneration.generate`).
