@@ -117,7 +117,7 @@ def _ground(
         ),
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Overlap of neighbouring windows. Default: half a window.")
+        float | None, typer.Option(metavar="SECONDS", help="Overlap of neighbouring windows. Default: a quarter of the window.")
     ] = None,
     all: Annotated[
         bool,
