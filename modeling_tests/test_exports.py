@@ -603,10 +603,34 @@ def test_export_missing_folder_is_an_error_that_names_the_file(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_export_scores_and_masks_without_a_place_are_noted(tmp_path, format):
-    event = Event(CAPTION, 0.4, 0.8, (box_at(10, 10.0, score=0.5, mask="0"), box_at(20, 20.0)), score=0.5)
+    event = Event(CAPTION, 0.4, 0.8, (box_at(10, 10.0, score=0.5, mask="0"), box_at(20, 20.0)), score=0.5, presence=0.25)
     without_scores, without_masks = {"vidstg", "hc-stvg", "webvtt", "srt"}, {"cvat", "label-studio", "fiftyone", "vidstg", "hc-stvg"}
     if format == "coco-video":
         return
+    written = tmp_path / "a"
     notes = " ".join(export(answer(event), tmp_path / "a", format))
     assert ("scores" in notes) == (format in without_scores | {"label-studio"})
     assert ("masks" in notes) == (format in without_masks)
+    assert ("presence" in notes) == (format not in {"csv", "parquet", "fiftyone"})
+    if format in {"csv", "parquet", "fiftyone"}:
+        assert b"presence" in written.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["coco-video", "hc-stvg", "label-studio"])
+def test_export_urls_that_differ_in_their_query_only_are_an_error(tmp_path, format):
+    event = Event(CAPTION, 0.4, 0.8, (box_at(10, 10.0), box_at(20, 20.0)))
+    answers = [replace(answer(event), source=f"http://host/clip.mp4?v={number}") for number in (1, 2)]
+    with pytest.raises(ValueError, match="have the same name in the file"):
+        export(answers, tmp_path / "a", format)
+
+
+def test_export_data_url_as_source_is_an_error(tmp_path):
+    event = Event(CAPTION, 0.4, 0.8, (box_at(10, 10.0), box_at(20, 20.0)))
+    with pytest.raises(ValueError, match=r"groundings\[0\] has a data: URL as its source"):
+        export(replace(answer(event), source="data:video/mp4;base64,AAAA"), tmp_path / "a", "fiftyone")
+
+
+def test_group_of_a_url_that_ends_with_two_dots_stays_in_the_folder_of_boxes():
+    from llava_st_hf.exports.vidstg import _group
+
+    assert _group("http://host/a/../clip.mp4") == "videos"

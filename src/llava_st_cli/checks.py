@@ -121,7 +121,8 @@ def _check_draw(args: Namespace) -> None:
     for path, drawing in zip(args.inputs, args.drawings, strict=True):
         if (other := of_path.setdefault(drawing, path)) != path:
             raise ValueError(f"--draw {args.draw} gives one file, {drawing}, for both {other} and {path}.")
-        _check_writable("--draw", drawing, args.overwrite)
+        # The pictures of a call that is resumed exist already: those of its answers are kept.
+        _check_writable("--draw", drawing, args.overwrite or (args.jsonl is not None and os.path.isfile(args.jsonl)))
 
 
 def _name(source: str) -> str:

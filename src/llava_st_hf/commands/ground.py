@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`llava-st ground`: one question about one or several images and videos."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -40,15 +41,18 @@ def run_ground(args: Namespace) -> int:
     records = _answers(inputs, args) if inputs else iter(())
     with tqdm(total=len(args.inputs), disable=None if args.several else True, unit="input", leave=False) as bar:
         for source in args.inputs:
-            record = output.answered.get(source)
-            if record is None:
-                record = next(records)
+            is_new = source not in output.answered
+            record = next(records) if is_new else output.answered[source]
+            if is_new:
                 output.save(record)
             bar.clear()
-            output.show(record)
+            output.show(record, is_new)
             bar.update()
-    output.export()
-    return output.status()
+    try:
+        output.export()
+    finally:  # an export that fails does not hide the inputs that failed
+        status = output.status()
+    return status
 
 
 class _Output:
@@ -70,8 +74,11 @@ class _Output:
         if self.file is not None:
             self.file.append(record)
 
-    def show(self, record: dict) -> None:
-        """Prints a record and draws it. With --jsonl, nothing is printed to a pipe unless --json is given."""
+    def show(self, record: dict, is_new: bool) -> None:
+        """
+        Prints a record and draws it, unless it is known from an earlier call that has drawn it. With --jsonl, nothing is printed to a pipe
+        unless --json is given.
+        """
         is_terminal = sys.stdout.isatty()
         if self.args.json or (not is_terminal and self.file is None):
             print_json(record, indent=None if self.args.several else 2)
@@ -84,7 +91,7 @@ class _Output:
             return
         answer = Grounding.from_dict(record)
         self.answers.append(answer)
-        if drawing is not None:
+        if drawing is not None and (is_new or self.args.overwrite or not os.path.exists(drawing)):
             self._draw(answer, drawing)
 
     def _draw(self, answer: Grounding, path: str) -> None:

@@ -107,17 +107,18 @@ def print_events(console: Console, grounding: Grounding, with_text: bool = True)
 
 def _table(grounding: Grounding) -> Table:
     has_scores = any(event.score is not None for event in grounding.events)
+    has_presence = any(event.presence is not None for event in grounding.events)
     has_captions = any(event.caption for event in grounding.events)
     table = Table(box=None, pad_edge=False, show_edge=False)
     headings = ["start", "end", "boxes"] if grounding.is_video else ["x1", "y1", "x2", "y2"]
-    for heading in [*headings, *["score"] * has_scores]:
+    for heading in [*headings, *["score"] * has_scores, *["presence"] * has_presence]:
         table.add_column(heading, justify="right", no_wrap=True)
     if has_captions:
         table.add_column("caption")
     for event in grounding.events:
         captions = [Text(one_line(event.caption or ""))] * has_captions
         for cells, score in _rows(event, grounding.is_video):
-            scores = [_number(score, 2)] * has_scores
+            scores = [_number(score, 2)] * has_scores + [_number(event.presence, 2)] * has_presence
             table.add_row(*cells, *scores, *captions)
     return table
 

@@ -7,8 +7,8 @@
   `[x, y, width, height]` in pixels, `frame_index` counts from 0. `file_name` is `<video without suffix>/<frame, six digits>.jpg`, as
   written by `ffmpeg -i clip.mp4 -vsync 0 -start_number 0 clip/%06d.jpg`.
 - Masks are in `segmentation` as run-length encoding, with their area; `pycocotools` is needed for it. Otherwise `area` is that of the box.
-- Added keys: `start` and `end` (seconds from the start of the container), `caption` and `score` of tracks; `score` of annotations; `fps` of
-  videos; `time` of images.
+- Added keys: `start` and `end` (seconds from the start of the container), `caption`, `score` and `presence` of tracks; `score` of
+  annotations; `fps` of videos; `time` of images.
 - Images of image answers have no `video_id`, their annotations neither `video_id` nor `track_id`.
 
 Not in the file: events of images without boxes; expected temporal IoU of spans; the frame times of clips of variable rate where no event
@@ -82,7 +82,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
 
 def _event(track: Track) -> dict:
     event = track.event
-    values = {"caption": track.text, "start": event.start, "end": event.end, "score": event.score}
+    values = {"caption": track.text, "start": event.start, "end": event.end, "score": event.score, "presence": event.presence}
     return {name: value for name, value in values.items() if value is not None}
 
 

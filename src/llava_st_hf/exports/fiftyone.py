@@ -66,9 +66,9 @@ def _events(tracks: list[Track], notes: list[str]) -> dict:
             continue
         score = track.event.score if track.event.span_score is None else track.event.span_score
         support = [track.frames[0] + 1, track.frames[-1] + 1]
-        detections.append(
-            {"_cls": "TemporalDetection", "label": track.label, "support": support, "confidence": score, "index": track.number}
-        )
+        presence = {} if track.event.presence is None else {"presence": track.event.presence}
+        known = {"support": support, "confidence": score, "index": track.number, **presence}
+        detections.append({"_cls": "TemporalDetection", "label": track.label, **known})
     return {"_cls": "TemporalDetections", "detections": detections}
 
 

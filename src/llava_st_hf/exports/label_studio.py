@@ -30,6 +30,7 @@ from .tracks import (
     by_source,
     file_names,
     has_masks,
+    has_presence,
     is_url,
     media_of,
     one_kind,
@@ -86,7 +87,12 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
         tasks.append({"data": data, "predictions": [prediction(regions, tracks, "llava-st")]})
     everything = [track for tracks in tracks_of.values() for track in tracks]
     box_scores = any(box.score is not None for track in everything for box in track.event.boxes)
-    report_missing(everything, {"scores of single boxes": box_scores, "masks": has_masks(everything)}, "label-studio", notes)
+    report_missing(
+        everything,
+        {"scores of single boxes": box_scores, "masks": has_masks(everything), "presence": has_presence(everything)},
+        "label-studio",
+        notes,
+    )
     write_file(path, json.dumps(tasks, ensure_ascii=False, allow_nan=False))
     return notes
 

@@ -32,12 +32,14 @@ COLUMNS = {
     "fps": "number",
     "task": "text",
     "query": "text",
+    "answer_presence": "number",
     "event": "integer",
     "caption": "text",
     "start_s": "number",
     "end_s": "number",
     "event_score": "number",
     "span_score": "number",
+    "event_presence": "number",
     "frame": "integer",
     "time_s": "number",
     "xmin_px": "number",
@@ -97,7 +99,7 @@ def _rows(answers: list[Grounding], notes: list[str]) -> list[dict[str, Any]]:
         assert media is not None  # `read_answers` checked it
         about = {
             **{"answer": number, "source": answer.source, "kind": media.kind, "width_px": media.width, "height_px": media.height},
-            **{"fps": media.fps, "task": answer.task, "query": answer.query},
+            **{"fps": media.fps, "task": answer.task, "query": answer.query, "answer_presence": answer.presence},
         }
         tracks = [next(numbered) for _ in answer.events]
         rows += [{**about, **_event(track), **box} for track in tracks for box in _boxes(track, notes) or [{}]] or [about]
@@ -107,7 +109,8 @@ def _rows(answers: list[Grounding], notes: list[str]) -> list[dict[str, Any]]:
 def _event(track: Track) -> dict[str, Any]:
     event = track.event
     times = {"start_s": event.start, "end_s": event.end}
-    return {"event": track.number, "caption": event.caption, **times, "event_score": event.score, "span_score": event.span_score}
+    scores = {"event_score": event.score, "span_score": event.span_score, "event_presence": event.presence}
+    return {"event": track.number, "caption": event.caption, **times, **scores}
 
 
 def _boxes(track: Track, notes: list[str]) -> list[dict[str, Any]]:

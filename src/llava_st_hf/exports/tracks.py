@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..model.media_files_llava_st import is_data_url
 from ..model.media_info_llava_st import MediaInfo
 from ..model.results_llava_st import Box, Event, Grounding
 
@@ -148,6 +149,10 @@ def by_source(answers: list[Grounding]) -> dict[str, list[Track]]:
                 f"groundings[{index}] has no source, but the format names the image or video: "
                 "use Grounding.from_dict(answer, source='clip.mp4')."
             )
+        if is_data_url(answer.source):
+            raise ValueError(
+                f"groundings[{index}] has a data: URL as its source, but the format names the video: give a source with a name."
+            )
         first, own = media.setdefault(answer.source, answer.media), answer.media
         if (first.kind, first.width, first.height) != (own.kind, own.width, own.height):
             raise ValueError(
@@ -205,6 +210,9 @@ def is_url(source: str) -> bool:
 def file_names(sources: Iterable[str]) -> dict[str, str]:
     """
     A relative name with "/" for each source: its path below the folder that is common to all; for one source, the name of the file.
+
+    Raises:
+        ValueError: for two sources with one name, such as URLs that differ in their query only.
     """
     parts = {source: _parts(source) for source in sources}
     common = 0
@@ -212,7 +220,12 @@ def file_names(sources: Iterable[str]) -> dict[str, str]:
         common < len(path) - 1 for path in parts.values()
     ):
         common += 1
-    return {source: "/".join(part.rstrip(":") for part in path[common:] if part) for source, path in parts.items()}
+    names = {source: "/".join(part.rstrip(":") for part in path[common:] if part) for source, path in parts.items()}
+    of_name: dict[str, str] = {}
+    for source, name in names.items():
+        if (other := of_name.setdefault(name, source)) != source:
+            raise ValueError(f"{other} and {source} have the same name in the file, {name}: give sources with different names.")
+    return names
 
 
 def _parts(source: str) -> tuple[str, ...]:
@@ -233,6 +246,10 @@ def report_missing(tracks: list[Track], missing: Mapping[str, bool], format: str
 
 def has_masks(tracks: Iterable[Track]) -> bool:
     return any(box.mask for track in tracks for box in track.event.boxes)
+
+
+def has_presence(tracks: Iterable[Track]) -> bool:
+    return any(track.event.presence is not None for track in tracks)
 
 
 def has_scores(tracks: Iterable[Track]) -> bool:

@@ -248,6 +248,7 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
             - `{"type": "answer", "answer"}`: the last item, the result of a call.
 
             With `scores=True`, values are refined and scored when the answer ends: spans, boxes and events before that are at the bins.
+            With `refine`, only the answer has the boxes of the detector.
 
             Generation runs in a thread. It stops at the next token when the iterator is closed, as at the end of a loop that is left by
             `break`, if no other variable refers to the iterator.
