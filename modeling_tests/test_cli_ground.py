@@ -127,8 +127,11 @@ def test_ground_several_inputs_prints_a_record_for_each_in_order(videos, model, 
 
 def test_ground_jsonl_resumes_and_never_answers_twice(videos, model, monkeypatch, capsys):
     question = ["ground", "videos/[ac].mp4", "--task", "tvg", "--text", "a dog runs", "--model", model, "--max-new-tokens", "3"]
+    question += ["--draw", "{name}.png"]
     assert main([*question, "--jsonl", "answers.jsonl"]) == 0
     assert capsys.readouterr().out == ""
+    pictures = [videos.parent / "a.png", videos.parent / "c.png"]
+    drawn = [picture.stat().st_mtime_ns for picture in pictures]
     written = (videos.parent / "answers.jsonl").read_text()
     records = [json.loads(line) for line in written.splitlines()]
     assert [record["source"] for record in records] == ["videos/a.mp4", "videos/c.mp4"]
@@ -148,6 +151,7 @@ def test_ground_jsonl_resumes_and_never_answers_twice(videos, model, monkeypatch
     assert [json.loads(line) for line in captured.out.splitlines()] == [
         {name: value for name, value in json.loads(line).items() if name != "settings"} for line in written.splitlines()
     ]
+    assert [picture.stat().st_mtime_ns > before for picture, before in zip(pictures, drawn, strict=True)] == [False, True]
     assert "the incomplete last line of an interrupted call is removed" in captured.err and "1 of 2 inputs already" in captured.err
     # Another question is answered, and appended.
     assert main([*question, "--scores", "--jsonl", "answers.jsonl"]) == 0
