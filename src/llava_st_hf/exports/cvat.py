@@ -23,8 +23,6 @@ from .tracks import (
     Track,
     by_source,
     file_names,
-    has_masks,
-    has_presence,
     media_of,
     one_kind,
     one_video,
@@ -96,7 +94,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
                 if not boxes:
                     notes.append(f"{track.name} of {names[source]} has no boxes and was left out.")
     everything = [track for tracks in tracks_of.values() for track in tracks]
-    report_missing(everything, {"masks": has_masks(everything), "presence": has_presence(everything)}, "cvat", notes)
+    report_missing(everything, ("masks", "presence"), "cvat", notes)
     ElementTree.indent(root)
     write_file(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
     return notes

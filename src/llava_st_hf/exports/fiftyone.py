@@ -21,7 +21,7 @@ from typing import Any
 from ..files import write_file
 from ..model.media_info_llava_st import MediaInfo
 from ..model.results_llava_st import Box, Grounding
-from .tracks import Track, by_source, has_masks, is_url, media_of, one_kind, report_missing
+from .tracks import Track, by_source, is_url, media_of, one_kind, report_missing
 
 
 _FIELD = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.{})"
@@ -52,7 +52,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     fields = {"boxes": _FIELD.format("Detections")} if kind == "image" else {"events": _FIELD.format("TemporalDetections")}
     frame_fields = {"frame_fields": {"boxes": _FIELD.format("Detections")}} if kind == "video" else {}
     everything = [track for tracks in tracks_of.values() for track in tracks]
-    report_missing(everything, {"masks": has_masks(everything)}, "fiftyone", notes)
+    report_missing(everything, ("masks",), "fiftyone", notes)
     content = {"name": path.stem, "media_type": kind, "sample_fields": fields, **frame_fields, "info": {}, "samples": samples}
     write_file(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
     return notes

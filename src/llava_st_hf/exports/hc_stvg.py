@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..files import write_file
 from ..model.results_llava_st import Grounding
-from .tracks import Track, by_source, file_names, has_masks, has_presence, has_scores, one_kind, report_missing
+from .tracks import Track, by_source, file_names, one_kind, report_missing
 
 
 def write(answers: list[Grounding], path: Path) -> list[str]:
@@ -36,12 +36,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     if not videos:
         raise ValueError(f"There is nothing to write to {path}: {' '.join(notes) or 'the answers have no events.'}")
     everything = [track for tracks in tracks_of.values() for track in tracks]
-    report_missing(
-        everything,
-        {"scores": has_scores(everything), "masks": has_masks(everything), "presence": has_presence(everything)},
-        "hc-stvg",
-        notes,
-    )
+    report_missing(everything, ("scores", "masks", "presence"), "hc-stvg", notes)
     write_file(path, json.dumps(videos, ensure_ascii=False, allow_nan=False))
     return notes
 

@@ -29,8 +29,6 @@ from .tracks import (
     Track,
     by_source,
     file_names,
-    has_masks,
-    has_presence,
     is_url,
     media_of,
     one_kind,
@@ -86,13 +84,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
         regions = [region for track in tracks for region in track_regions(track, controls, track.label, fps, notes)]
         tasks.append({"data": data, "predictions": [prediction(regions, tracks, "llava-st")]})
     everything = [track for tracks in tracks_of.values() for track in tracks]
-    box_scores = any(box.score is not None for track in everything for box in track.event.boxes)
-    report_missing(
-        everything,
-        {"scores of single boxes": box_scores, "masks": has_masks(everything), "presence": has_presence(everything)},
-        "label-studio",
-        notes,
-    )
+    report_missing(everything, ("scores of single boxes", "masks", "presence"), "label-studio", notes)
     write_file(path, json.dumps(tasks, ensure_ascii=False, allow_nan=False))
     return notes
 

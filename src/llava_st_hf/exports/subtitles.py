@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..files import write_file
 from ..model.results_llava_st import Grounding
-from .tracks import Track, has_boxes, has_presence, has_scores, one_video, read_tracks, report_missing
+from .tracks import Track, one_video, read_tracks, report_missing
 
 
 _SRT_REPLACEMENTS = {"<": "‹", ">": "›", "{\\": "{ \\"}
@@ -60,7 +60,7 @@ def _cues(answers: list[Grounding], format: str, text_of: Callable[[str], str]) 
         cues.append((track, start, end, text_of(track.label)))
     if tracks and not cues:
         raise ValueError(f"There are no spans for subtitles: {' '.join(notes)}")
-    report_missing(tracks, {"boxes": has_boxes(tracks), "scores": has_scores(tracks), "presence": has_presence(tracks)}, format, notes)
+    report_missing(tracks, ("boxes", "scores", "presence"), format, notes)
     return notes, sorted(cues, key=lambda cue: (cue[1], cue[2]))
 
 

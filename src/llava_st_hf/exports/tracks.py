@@ -237,13 +237,6 @@ def _parts(source: str) -> tuple[str, ...]:
     return (drive, *[part for part in rest.split(os.sep) if part])
 
 
-def report_missing(tracks: list[Track], missing: Mapping[str, bool], format: str, notes: list[str]) -> None:
-    """Adds a note for each kind of value that the answers have and the format cannot hold. `missing` has names as keys."""
-    for name, is_present in missing.items():
-        if tracks and is_present:
-            notes.append(f"The format {format} has no place for {name}: left out.")
-
-
 def has_masks(tracks: Iterable[Track]) -> bool:
     return any(box.mask for track in tracks for box in track.event.boxes)
 
@@ -260,9 +253,21 @@ def has_scores(tracks: Iterable[Track]) -> bool:
     )
 
 
+def has_box_scores(tracks: Iterable[Track]) -> bool:
+    return any(box.score is not None for track in tracks for box in track.event.boxes)
+
+
 def has_boxes(tracks: Iterable[Track]) -> bool:
     return any(track.event.boxes for track in tracks)
 
 
 def has_spans(tracks: Iterable[Track]) -> bool:
     return any(track.event.span is not None for track in tracks)
+
+
+_HAS = {"scores": has_scores, "masks": has_masks, "scores of single boxes": has_box_scores, "presence": has_presence, "boxes": has_boxes}
+
+
+def report_missing(tracks: list[Track], kinds: Iterable[str], format: str, notes: list[str]) -> None:
+    """Adds a note for each kind of value, a key of `_HAS`, that the answers have and the format cannot hold."""
+    notes += [f"The format {format} has no place for {kind}: left out." for kind in kinds if _HAS[kind](tracks)]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from ..files import write_file
 from ..model.results_llava_st import Grounding
-from .tracks import Track, by_source, file_names, has_masks, has_presence, has_scores, is_url, media_of, one_kind, report_missing
+from .tracks import Track, by_source, file_names, is_url, media_of, one_kind, report_missing
 
 
 def write(answers: list[Grounding], path: Path) -> list[str]:
@@ -65,12 +65,7 @@ def write(answers: list[Grounding], path: Path) -> list[str]:
     if not rows:
         raise ValueError(f"There is nothing to write to {path}: {' '.join(notes) or 'the answers have no events.'}")
     everything = [track for tracks in tracks_of.values() for track in tracks]
-    report_missing(
-        everything,
-        {"scores": has_scores(everything), "masks": has_masks(everything), "presence": has_presence(everything)},
-        "vidstg",
-        notes,
-    )
+    report_missing(everything, ("scores", "masks", "presence"), "vidstg", notes)
     for file, content in box_files.items():
         target = path.parent / "boxes" / file
         target.parent.mkdir(parents=True, exist_ok=True)
