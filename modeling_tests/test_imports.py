@@ -22,7 +22,7 @@ ALLOWED = {
     "model": set(),
     "visualization": {"model"},
     "exports": {"model", "files"},
-    "checkpoints": {"model", "version", "locking"},
+    "checkpoints": {"model", "shapes", "version", "locking"},
     "data": {"model", "version", "deprecation"},
     "shapes": {"model", "data", "refinement"},
     "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
