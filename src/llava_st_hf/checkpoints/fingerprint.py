@@ -207,33 +207,60 @@ def compute_fingerprint(model: PreTrainedModel, processor, weights: str) -> Fing
     """See `write_fingerprint`; `weights` is the digest of the weights."""
     check_model_matches_processor(model.config, processor)
     video, messages = _video(), _messages(processor)
-    inputs = processor.apply_chat_template(
-        _with_video(messages, video), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    ).to(model.device)
-    with float32_arithmetic(model), torch.no_grad():
-        outputs = model.generate(
-            **inputs,
-            **_GREEDY,
-            max_new_tokens=_NUM_TOKENS,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        features = model.get_video_features(inputs["pixel_values_videos"]).pooler_output[0].float()  # (tokens, hidden)
-    logits = torch.stack(outputs.logits, dim=1)[0].float()  # (steps, vocabulary)
+    with float32_arithmetic(model):
+        token_ids, logits, features, num_frames = _answer(model, processor, messages, video)
     best = logits.topk(2).values  # (steps, 2)
-    fast, _ = processor._num_stream_tokens(inputs["pixel_values_videos"].shape[1])
-    places = _places(fast, *features.shape)
+    fast, _ = processor._num_stream_tokens(num_frames)
     return Fingerprint(
         video=video,
         messages=messages,
-        token_ids=outputs.sequences[0, inputs["input_ids"].shape[1] :].tolist(),
+        token_ids=token_ids,
         margins=[round(margin, 4) for margin in (best[:, 0] - best[:, 1]).tolist()],
         logit_std=round(logits.std(dim=-1).mean().item(), 6),
-        features=[(position, channel, float(f"{features[position, channel].item():.7g}")) for position, channel in places],
+        features=[(p, channel, float(f"{features[p, channel].item():.7g}")) for p, channel in _places(fast, *features.shape)],
         feature_shape=tuple(features.shape),
         feature_std=features.std().item(),
         weights=weights,
     )
+
+
+def check_checkpoint(model: PreTrainedModel, processor, fingerprint: Fingerprint, arithmetic: str | None = None) -> tuple[int, float]:
+    """
+    Compares what a loaded model computes with a fingerprint.
+
+    Args:
+        arithmetic: key of `TOLERANCES`; by default the dtype of the model.
+
+    Returns:
+        The number of equal tokens, and the largest difference of features in their standard deviations.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    arithmetic = str(model.dtype) if arithmetic is None else arithmetic
+    token_ids, _, features, _ = _answer(model, processor, fingerprint.messages, fingerprint.video)
+    difference = fingerprint.check_features(features, arithmetic)
+    return fingerprint.check_tokens(token_ids, arithmetic), difference
+
+
+@torch.no_grad()
+def _answer(model, processor, messages: list[dict], video: bytes) -> tuple[list[int], torch.Tensor, torch.Tensor, int]:
+    """Returns first tokens by greedy decoding, (steps, vocabulary) logits, (tokens, hidden) features and the number of frames."""
+    inputs = processor.apply_chat_template(
+        _with_video(messages, video), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    ).to(model.device)
+    pixels = inputs.pop("pixel_values_videos")  # (1, frames, 3, height, width)
+    encoded = model.get_video_features(pixels)
+    outputs = model.generate(
+        **inputs,
+        **_GREEDY,
+        mm_encoder_outputs={"video": encoded},
+        max_new_tokens=_NUM_TOKENS,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    token_ids = outputs.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    return token_ids, torch.cat(outputs.logits).float(), encoded.pooler_output[0].float(), pixels.shape[1]
 
 
 # Settings of the checkpoint that would change a greedy answer are not used.
