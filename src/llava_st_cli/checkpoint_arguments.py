@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the commands about checkpoints: `convert`, `merge-lora`, `push` and `create-stage1`."""
+"""Arguments of the commands about checkpoints: `convert`, `merge-lora`, `fingerprint`, `push` and `create-stage1`."""
 
 from argparse import Namespace
 from typing import Annotated, Literal
 
 import typer
+
+from .question_arguments import Device, Dtype
 
 
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Path of the folder that is written.")]
@@ -12,11 +14,16 @@ ConfigOverrides = Annotated[
     str | None,
     typer.Option(metavar="JSON", help="Path of a JSON file with configuration values that are missing in the checkpoint's config.json."),
 ]
+NoFingerprint = Annotated[
+    bool,
+    typer.Option("--no-fingerprint", help="Do not write fingerprint.json, for which the model runs once: minutes for 7B on a CPU."),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
     app.command("convert", short_help="Convert a checkpoint of the original layout.")(_convert)
     app.command("merge-lora", short_help="Merge a LoRA adapter into its base model.")(_merge_lora)
+    app.command("fingerprint", short_help="Write or check a checkpoint's answer to a fixed question.")(_fingerprint)
     app.command("push", short_help="Upload a model or adapter to the Hugging Face Hub.")(_push)
     app.command("create-stage1", short_help="Create the model that stage 1 starts from.")(_create_stage1)
 
@@ -25,8 +32,9 @@ def _convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hugging Face Hub id of the checkpoint.")],
     output: Output,
     config_overrides: ConfigOverrides = None,
+    no_fingerprint: NoFingerprint = False,
 ) -> Namespace:
-    """Save a checkpoint of the original layout in this package's layout."""
+    """Save a checkpoint of the original layout, or of this package's, in this package's layout, with a padded vocabulary."""
     return Namespace(command="convert", **locals())
 
 
@@ -44,13 +52,27 @@ def _merge_lora(
         typer.Option(metavar="MODEL", help="Folder or Hugging Face Hub id of the processor. Default: that of the base model."),
     ] = None,
     config_overrides: ConfigOverrides = None,
+    no_fingerprint: NoFingerprint = False,
 ) -> Namespace:
     """Merge a LoRA adapter, of this package or of the original code, into its base model."""
     if len(folders) not in (2, 3):
         raise typer.BadParameter(f"Expected [BASE] ADAPTER OUTPUT, got {len(folders)} argument{'' if len(folders) == 1 else 's'}.")
     *base, adapter, output = folders
-    options = {"processor": processor, "config_overrides": config_overrides}
+    options = {"processor": processor, "config_overrides": config_overrides, "no_fingerprint": no_fingerprint}
     return Namespace(command="merge-lora", base=base[0] if base else None, adapter=adapter, output=output, **options)
+
+
+def _fingerprint(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a checkpoint in this package's layout.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the folder's fingerprint.json with what the model computes; write nothing.")
+    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> Namespace:
+    """Write fingerprint.json to a checkpoint's folder: a small video, a question, and what the model computes for them in float32. Servers
+    compare it with what they compute."""
+    return Namespace(command="fingerprint", **locals())
 
 
 def _push(

@@ -51,6 +51,11 @@ def check(args: Namespace) -> None:
         if args.answer_format is None:
             raise ValueError("--references needs --answer-format, the format of the answers.")
         _check_file("--references", args.references)
+    if args.command == "fingerprint":
+        if not os.path.isdir(args.folder):
+            raise FileNotFoundError(f"{args.folder} is not a folder.")
+        if args.dtype is not None and not args.check:
+            raise ValueError("--dtype is for --check: a fingerprint is computed in float32.")
     output = getattr(args, "output", None)
     if output is not None and os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"The output {output} is a file; give a folder.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from llava_st_cli.main import main as main
 from llava_st_cli.terminal import one_line
 
-from .commands.models import placement, refuse_adapter
+from .commands.models import default_device, placement, refuse_adapter
 from .version import __version__
 
 
@@ -39,6 +39,7 @@ def _convert(args: Namespace) -> None:
     _refuse_adapter_folder(args.output)
     refuse_adapter(args.model)
     from .checkpoints.atomic import save_model_and_processor
+    from .checkpoints.padding import pad_vocabulary
     from .model.model_card_llava_st import model_card
     from .model.modeling_llava_st import LlavaSTForConditionalGeneration
     from .model.processing_llava_st import LlavaSTProcessor
@@ -47,8 +48,9 @@ def _convert(args: Namespace) -> None:
     # The processor first: it takes seconds, and a folder that lacks one is refused before the weights are read.
     processor = LlavaSTProcessor.from_pretrained(args.model)
     model = LlavaSTForConditionalGeneration.from_pretrained(args.model, **overrides)
+    pad_vocabulary(model, processor.tokenizer)
     card = model_card(_title(args.output), args.model, training=f"Converted by `llava-st convert` of llava-st-hf {__version__}.")
-    save_model_and_processor(model, processor, args.output, card)
+    save_model_and_processor(model, processor, args.output, card, fingerprint=not args.no_fingerprint)
 
 
 def _merge_lora(args: Namespace) -> None:
@@ -58,6 +60,7 @@ def _merge_lora(args: Namespace) -> None:
     from .checkpoints.adapters import base_of, merge_adapter
     from .checkpoints.atomic import save_model_and_processor
     from .checkpoints.conversion import add_coordinate_tokens_to_processor
+    from .checkpoints.padding import pad_vocabulary
     from .model.model_card_llava_st import model_card
     from .model.processing_llava_st import LlavaSTProcessor
 
@@ -66,8 +69,33 @@ def _merge_lora(args: Namespace) -> None:
     processor = LlavaSTProcessor.from_pretrained(args.processor or base)
     model = merge_adapter(args.adapter, base, **overrides)
     processor = add_coordinate_tokens_to_processor(model, processor)
+    pad_vocabulary(model, processor.tokenizer)
     card = model_card(_title(args.output), args.base, training=f"An adapter merged by `llava-st merge-lora` of llava-st-hf {__version__}.")
-    save_model_and_processor(model, processor, args.output, card)
+    save_model_and_processor(model, processor, args.output, card, fingerprint=not args.no_fingerprint)
+
+
+def _fingerprint(args: Namespace) -> None:
+    refuse_adapter(args.folder)
+    if args.device == "auto":
+        raise ValueError("--device auto is for `llava-st ground` and `llava-st chat`; give one device, such as cuda:0.")
+    device = placement(args.device).get("device") or default_device()
+    from .checkpoints.fingerprint import FINGERPRINT, check_checkpoint, read_fingerprint, write_fingerprint
+    from .model.modeling_llava_st import LlavaSTForConditionalGeneration
+    from .model.processing_llava_st import LlavaSTProcessor
+
+    fingerprint = read_fingerprint(args.folder) if args.check else None
+    if args.check and fingerprint is None:
+        raise FileNotFoundError(f"{args.folder} has no {FINGERPRINT}: write it with `llava-st fingerprint {args.folder}`.")
+    processor = LlavaSTProcessor.from_pretrained(args.folder)
+    model = LlavaSTForConditionalGeneration.from_pretrained(args.folder, dtype=args.dtype or "auto").to(device).eval()
+    if fingerprint is None:
+        write_fingerprint(args.folder, model, processor)
+        print(os.path.join(args.folder, FINGERPRINT))
+        return
+    tokens, difference = check_checkpoint(model, processor, fingerprint)
+    count = len(fingerprint.token_ids)
+    rest = "" if tokens == count else ", the others follow one that rounding may change"
+    print(f"{tokens} of {count} tokens are equal{rest}; features differ by up to {difference:.2g} of their standard deviation.")
 
 
 def _push(args: Namespace) -> None:
@@ -228,6 +256,7 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "chat": _chat,
     "convert": _convert,
     "merge-lora": _merge_lora,
+    "fingerprint": _fingerprint,
     "push": _push,
     "create-stage1": _start_stage1,
     "check-data": _check_data,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..model.model_card_llava_st import MAX_SHARD_SIZE, write_card
+from .fingerprint import FINGERPRINT, write_fingerprint
 
 
 PARTIAL = ".partial"
@@ -26,7 +27,7 @@ COMPLETE = ".complete"
 _MANIFEST = ".manifest.json"  # in `.complete`: the names of all files and folders of the new model
 # Without one of these, transformers and PEFT do not load a folder.
 _KEY_FILES = ("config.json", "adapter_config.json")
-_WEIGHT_FILES = ("model*.safetensors*", "adapter_model*", "pytorch_model*")
+_WEIGHT_FILES = ("model*.safetensors*", "adapter_model*", "pytorch_model*", FINGERPRINT)
 
 
 def flush(folder: Path) -> None:
@@ -70,7 +71,7 @@ def finish_interrupted_write(target: str | os.PathLike) -> None:
             if name not in names or (complete / name).exists():
                 (target / name).unlink(missing_ok=True)
         _sync(target)
-        for pattern in _WEIGHT_FILES:  # weights of the old model in another number of files would be loaded
+        for pattern in _WEIGHT_FILES:  # weights of the old model in another number of files would be loaded, its fingerprint checked
             for path in target.glob(pattern):
                 if path.name not in names:
                     path.unlink()
@@ -124,12 +125,18 @@ def save_errors(what: str, partial: Path) -> Iterator[None]:
 
 
 def save_model_and_processor(
-    model: PreTrainedModel, processor: ProcessorMixin, target: str | os.PathLike, card: ModelCard | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    target: str | os.PathLike,
+    card: ModelCard | None = None,
+    fingerprint: bool = False,
 ) -> None:
-    """Saves both to `target`, so that a model never loads with the processor of another one, with the code of both, and with a model card
-    if one is given. Weights are in files of at most 5 GB. See [`atomic_folder`]."""
+    """Saves both to `target`, so that a model never loads with the processor of another one, with the code of both, with a model card if
+    one is given, and with a fingerprint if that is asked for. Weights are in files of at most 5 GB. See [`atomic_folder`]."""
     with atomic_folder(target) as folder:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(folder)
         if card is not None:
             write_card(folder, card)
+        if fingerprint:
+            write_fingerprint(folder, model, processor)

@@ -145,9 +145,9 @@ class Fingerprint:
         if differing:
             worst = max(differing, key=lambda i: math.inf if differences[i].isnan() else differences[i].item())
             raise ValueError(
-                f"{len(differing)} of {len(expected)} features of the video of {FINGERPRINT} differ from those of the checkpoint, most "
-                f"at position {positions[worst]}, channel {channels[worst]}: {found[worst]:.4g} instead of {expected[worst]:.4g} (tolerance "
-                f"{tolerance:.3g}). Sampled frames, vision encoder, LAPE or packer are not those of the checkpoint."
+                f"{len(differing)} of {len(expected)} features of the video of {FINGERPRINT} differ from those of the checkpoint, most at "
+                f"position {positions[worst]}, channel {channels[worst]}: {found[worst]:.4g} instead of {expected[worst]:.4g}, tolerance "
+                f"{tolerance:.3g}. Sampled frames, vision encoder, LAPE or packer are not those of the checkpoint."
             )
         return differences.max().item() / self.feature_std
 

@@ -18,11 +18,15 @@ from ..model.model_card_llava_st import CARD, PICTURE, card_of, hub_id, model_ca
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
 from .conversion import ADAPTER_CONFIG
+from .fingerprint import FINGERPRINT, read_fingerprint
 
 
 # Files that are uploaded as they are. Configurations, processor and code are written anew, all else stays on the machine: checkpoints,
 # logs and settings of a run, its arguments as a pickle, and the base model of an adapter.
-_UPLOADED = ("*.safetensors", "*.safetensors.index.json", "generation_config.json", ADAPTER_CONFIG, CARD, PICTURE, "LICENSE*", "NOTICE*")
+_UPLOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "generation_config.json", FINGERPRINT, ADAPTER_CONFIG),
+    *(CARD, PICTURE, "LICENSE*", "NOTICE*"),
+)
 _PROCESSOR = "processor_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _LOCAL_PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+){2,}|[A-Za-z]:\\[\w.]+")
@@ -101,6 +105,7 @@ def stage_folder(
         base_model = _set_base(staged, base_model)
     else:
         _check_layout(folder)
+        read_fingerprint(folder)  # an error if it is of other weights
         LlavaSTConfig.from_pretrained(folder).save_pretrained(staged)
         custom_object_save(LlavaSTForConditionalGeneration, staged)
         _check_code(staged)

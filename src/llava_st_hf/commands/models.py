@@ -42,6 +42,11 @@ def placement(device: str | None) -> dict:
     return {"device": device}
 
 
+def default_device() -> str:
+    """The first GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_processor(args: Namespace) -> LlavaSTProcessor:
     """The processor of a model, after a check that both belong together. The weights are not read."""
     refuse_adapter(model := args.model or DEMO_MODEL_PATH)

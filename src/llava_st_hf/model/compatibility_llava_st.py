@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that a model and a processor belong together."""
+"""Checks that a model and a processor belong together, and that a server that builds the model does so with the plug-in."""
 
 from .coordinates_llava_st import coordinate_token
 
@@ -11,6 +11,32 @@ _SHARED_OPTIONS = (
     "use_downsample_image",
     "ignore_prompt_x_coordinates",
 )
+
+
+# Names that servers give the attention of their own: vLLM, SGLang, Text Generation Inference.
+_SERVERS = {"vllm": "vLLM", "vllm_mla": "vLLM", "sglang": "SGLang", "tgi": "Text Generation Inference"}
+
+
+def check_not_served_without_plugin(config) -> None:
+    """
+    Raises an error where a server builds the model by its general back end for models of transformers. Such a back end answers, but wrongly:
+    it samples other frames, gives features to one position less than the model, and does not load the output embeddings that LAPE needs.
+
+    Args:
+        config: [`LlavaSTConfig`] of the model. The plug-in for vLLM sets its attribute `served_by_plugin`.
+
+    Raises:
+        ValueError: naming the server, and the package to install.
+    """
+    attention = config.text_config._attn_implementation
+    if attention in _SERVERS and not config.served_by_plugin:
+        server = _SERVERS[attention]
+        advice = (
+            "Install the plug-in in the environment of the server, pip install 'llava-st-hf[serve]', and start it with `llava-st serve`."
+            if server == "vLLM"
+            else "Serve it with vLLM and the plug-in of this package: pip install 'llava-st-hf[serve]', then `llava-st serve`."
+        )
+        raise ValueError(f"{server} would serve this LLaVA-ST model without its plug-in, and its answers would be wrong. {advice}")
 
 
 def check_model_matches_processor(config, processor) -> None:

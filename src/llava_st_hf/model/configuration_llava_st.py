@@ -199,6 +199,9 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
         "packer_fast_scale": "fast_spatial_stride",
     }
 
+    # Set by the plug-in for vLLM on the configuration of a model that it builds. Not saved.
+    served_by_plugin: ClassVar[bool] = False
+
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     vision_use_final_norm: bool = False
@@ -272,7 +275,9 @@ class LlavaSTConfig(LlavaSTPushToHubMixin, PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Same as in transformers, with `custom_pipelines`."""
-        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+        saved = {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+        saved.pop("served_by_plugin", None)
+        return saved
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

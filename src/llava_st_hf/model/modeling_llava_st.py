@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .backbones_llava_st import UNUSED_ENCODER_WEIGHTS, check_embeddings, remove_unused_modules
 from .cache_name_llava_st import CACHE_NAMES, accept_cache_names
+from .compatibility_llava_st import check_not_served_without_plugin
 from .configuration_llava_st import LlavaSTConfig
 from .generation_llava_st import LlavaSTGenerationMixin
 from .lape_llava_st import add_positions, interpolate_coordinates, propagate
@@ -124,6 +125,7 @@ class LlavaSTModel(LlavaSTPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [*LlavaSTPreTrainedModel._keys_to_ignore_on_load_unexpected, r"^lm_head\."]
 
     def __init__(self, config: LlavaSTConfig):
+        check_not_served_without_plugin(config)
         super().__init__(config)
         config.check_vocabulary()
         self.vision_tower = AutoModel.from_config(config.vision_config)
