@@ -39,8 +39,10 @@ def pad_vocabulary(model: LlavaSTForConditionalGeneration, tokenizer: PreTrained
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}  # one if tied
     for matrix in matrices.values():
         matrix[num_tokens:] = matrix[:num_tokens].mean(dim=0, dtype=torch.float32)  # a sum in half precision would be inexact
-    others = [token_id for token_id in model.generation_config.suppress_tokens or [] if token_id < num_tokens]
-    model.generation_config.suppress_tokens = [*others, *range(num_tokens, padded)]
+    suppressed = set(model.generation_config.suppress_tokens or [])
+    while (num_rows := num_rows - 1) in suppressed:  # earlier padding, some of which may be tokens now
+        suppressed.remove(num_rows)
+    model.generation_config.suppress_tokens = [*sorted(suppressed), *range(num_tokens, padded)]
 
 
 __all__ = ["MULTIPLE", "pad_vocabulary"]
