@@ -151,7 +151,7 @@ def test_weights_digest_does_not_depend_on_the_number_of_files(saved, tmp_path):
     assert len(list(tmp_path.glob("model*.safetensors"))) > 2
     assert weights_digest(tmp_path) == weights_digest(folder)
     (tmp_path / "model-00001-of-00009.safetensors").write_bytes(b"\xff" * 20)
-    with pytest.raises(ValueError, match="model-00001-of-00009.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model-00001-of-00009\.safetensors is damaged"):
         weights_digest(tmp_path)
 
 

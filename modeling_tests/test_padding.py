@@ -93,7 +93,7 @@ def test_pad_vocabulary_leaves_a_stage_1_model_and_refuses_a_tokenizer_with_more
     assert model.config.text_config.vocab_size == len(stage1.tokenizer)
     model, larger = model_for(processor), tiny_tokenizer()
     larger.add_tokens(["<mine>"])
-    with pytest.raises(ValueError, match="more tokens|do not belong together"):
+    with pytest.raises(ValueError, match="do not belong together"):
         pad_vocabulary(model, larger)
 
 

@@ -19,8 +19,8 @@ _SERVERS = {"vllm": "vLLM", "vllm_mla": "vLLM", "sglang": "SGLang", "tgi": "Text
 
 def check_not_served_without_plugin(config) -> None:
     """
-    Raises an error where a server builds the model by its general back end for models of transformers. Such a back end answers, but wrongly:
-    it samples other frames, gives features to one position less than the model, and does not load the output embeddings that LAPE needs.
+    Raises an error where a server builds the model by its general back end for models of transformers. Its answers would be wrong: it
+    samples other frames, puts features one position away, and does not load the output embeddings that LAPE needs.
 
     Args:
         config: [`LlavaSTConfig`] of the model. The plug-in for vLLM sets its attribute `served_by_plugin`.
