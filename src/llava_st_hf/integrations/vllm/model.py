@@ -11,6 +11,7 @@ from vllm.model_executor.models.transformers import TransformersMultiModalForCau
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...model.modeling_llava_st import LlavaSTForConditionalGeneration
+from .fingerprint import check_served_features
 from .processing import LlavaSTDummyInputs, LlavaSTMultiModalProcessor, LlavaSTProcessingInfo, check_layout
 
 
@@ -57,6 +58,7 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         # A copy of the coordinate rows of the head, because under tensor parallelism each process has a part of the head only.
         rows = None
         self._num_rows_loaded = 0
+        self._is_checked = False
         if config.use_coordinate_tokens and not config.tie_word_embeddings:
             shape = (len(config.coordinates), config.text_config.hidden_size)
             rows = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=vllm_config.device_config.device)
@@ -136,17 +138,28 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         Returns:
             `(num_tokens, hidden_size)` for each image and video, one feature per token of its replacement.
         """
-        rows = self.coordinate_output_embeddings
-        if rows is not None and self._num_rows_loaded != len(rows) and self.vllm_config.load_config.load_format != "dummy":
-            raise ValueError(
-                f"The coordinate rows of {_HEAD} have not been loaded: load_format={self.vllm_config.load_config.load_format!r} is not "
-                "supported. Use 'auto'."
-            )
+        if not self._is_checked:  # here, because weights are final when the first features are computed: at the start, for a memory profile
+            self._is_checked = True
+            self._check_loaded()
         features = []
         if pixel_values is not None:
             images = pixel_values if isinstance(pixel_values, torch.Tensor) else torch.stack(pixel_values)
+            rows = self.coordinate_output_embeddings
             features += self.model.get_image_features(images, coordinate_output_embeddings=rows, return_dict=True).pooler_output
         for video in pixel_values_videos if pixel_values_videos is not None else ():  # each may have another number of frames
-            output = self.model.get_video_features(video[None], coordinate_output_embeddings=rows, return_dict=True)
-            features.append(output.pooler_output[0])
+            features.append(self._video_features(video))
         return features
+
+    def _video_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """(num_frames, 3, height, width) pixels → (num_tokens, hidden_size) features"""
+        rows = self.coordinate_output_embeddings
+        return self.model.get_video_features(frames[None], coordinate_output_embeddings=rows, return_dict=True).pooler_output[0]
+
+    def _check_loaded(self):
+        """Raises `ValueError` if the coordinate rows have not been loaded, or the features of the checkpoint's fingerprint differ."""
+        rows, load_format = self.coordinate_output_embeddings, self.vllm_config.load_config.load_format
+        if load_format == "dummy":  # random weights, to measure speed
+            return
+        if rows is not None and self._num_rows_loaded != len(rows):
+            raise ValueError(f"The coordinate rows of {_HEAD} have not been loaded: load_format={load_format!r} is not supported. Use 'auto'.")
+        check_served_features(self.model_config, self.quant_config, self.device_config.device, self._video_features)
