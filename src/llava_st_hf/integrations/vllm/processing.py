@@ -23,6 +23,7 @@ from vllm.multimodal.processing import (
 )
 
 from ...model.batch_feature_llava_st import MediaText
+from ...model.coordinates_llava_st import WIDTH_INPUT_TOKEN, coordinate_token
 from ...model.media_files_llava_st import MEDIA_ERRORS
 from ...model.original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from ...model.processing_llava_st import LlavaSTProcessor
@@ -157,6 +158,8 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
         processor = self.info.get_hf_processor()
         tokenizer = processor.tokenizer
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        if processor.ignore_prompt_x_coordinates:  # a prompt that has been processed; the processor writes this token for any width
+            text = text.replace(WIDTH_INPUT_TOKEN, coordinate_token("width", 0))
         tokens = {"image": processor.image_token, "video": processor.video_token}
         patches = {"image": processor.image_token_id, "video": processor.video_token_id}
         replacements = {}
