@@ -16,7 +16,7 @@ TEXT_TOKENS, ANSWER_TOKENS = 200, 56
 # A domain that cannot exist (RFC 2606): vLLM reads an empty list of domains as "all".
 NO_DOMAIN = "no-domain-is-allowed.invalid"
 CONNECTOR = "llava_st"  # name of our reader of media, in vLLM's registry
-_MIDDLEWARE = ("llava_st_hf.serving.upload_limit.UploadLimit", "llava_st_hf.serving.startup_check.StartupCheck")
+_MIDDLEWARE = ("llava_st_hf.serving.vllm_middleware.UploadLimit", "llava_st_hf.serving.vllm_middleware.StartupCheck")
 # Flags of vLLM that are options of `llava-st serve` → the option; and flags that start a server without the check of its answers.
 _OWN_FLAGS = {
     "host": "--host",

@@ -2,7 +2,6 @@
 """ASGI middleware that checks one answer of the checkpoint before vLLM's server accepts connections."""
 
 import base64
-import importlib
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -30,7 +29,6 @@ class StartupCheck:
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
-        importlib.import_module("llava_st_hf.serving.media_connector")  # registers it; imports vLLM
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         if scope["type"] != "lifespan":
@@ -85,7 +83,7 @@ async def check_answer(server: Any) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=None) as client:
         response = await client.post("/v1/chat/completions", json=fingerprint_request(fingerprint, name), headers=headers)
     if response.status_code != 200:
-        raise ValueError(f"The server answers the question of the checkpoint's fingerprint with status {response.status_code}: {response.text:.500}")
+        raise ValueError(f"The checkpoint's own question is answered with status {response.status_code}: {response.text:.500}")
     fingerprint.check_tokens(response.json()["choices"][0]["token_ids"], arithmetic(server.state.vllm_config.model_config))
 
 

@@ -49,9 +49,11 @@ class UploadLimit:
 
         try:
             await self.app(scope, limited_receive, limited_send)
-        finally:
-            if size > self.limit and not has_started:
-                await self._refuse(send)
+        except Exception:
+            if size <= self.limit or has_started:
+                raise
+        if size > self.limit and not has_started:
+            await self._refuse(send)
 
     async def _refuse(self, send: Callable[[Message], Awaitable[None]]) -> None:
         message = (
