@@ -23,7 +23,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def _serve(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hugging Face Hub id of a model in this package's layout.", show_default=False)
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="Folder or Hugging Face Hub id of a model in this package's layout.", show_default=False),
     ],
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`.", show_default=False)

@@ -130,8 +130,8 @@ def _takes_embeddings(checkpoint: str, config: LlavaSTConfig, processor: LlavaST
     has_row = len(processor.tokenizer) < config.text_config.vocab_size
     if options.prompt_embeds and not has_row:
         raise ValueError(
-            f"--prompt-embeds needs a row of the embedding matrix beside those of the tokens, and {checkpoint} has {len(processor.tokenizer)} "
-            f"of each. Convert it again with `llava-st convert {checkpoint} FOLDER`, which adds rows."
+            f"--prompt-embeds needs a row of the embedding matrix beside those of the tokens, and {checkpoint} has "
+            f"{len(processor.tokenizer)} of each. Convert it again with `llava-st convert {checkpoint} FOLDER`, which adds rows."
         )
     return has_row and is_loopback(options.host) if options.prompt_embeds is None else options.prompt_embeds
 

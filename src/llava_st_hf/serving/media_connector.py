@@ -60,4 +60,5 @@ class RequestMediaConnector(MediaConnector):
 
 def _unreadable(url: str, error: Exception) -> VLLMUnprocessableEntityError:
     name = "the data: URL" if url[:5].lower() == "data:" else url.split("?")[0][:200]  # a query may contain a secret
-    return VLLMUnprocessableEntityError(f"The image or video of {name} cannot be read: {str(error) or type(error).__name__}", parameter="url")
+    reason = str(error) or type(error).__name__
+    return VLLMUnprocessableEntityError(f"The image or video of {name} cannot be read: {reason}", parameter="url")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launcher of `transformers serve`, whose program refuses classes from outside: `python -m llava_st_hf.serving.transformers_serve CHECKPOINT`.
+"""Launcher of `transformers serve`, whose program refuses classes from outside.
 
-Options of `transformers serve` may follow. docs/serving.md lists what this server does not do.
+    python -m llava_st_hf.serving.transformers_serve CHECKPOINT [OPTIONS OF transformers serve]
+
+docs/serving.md lists what this server does not do.
 """
 
 import json
