@@ -138,8 +138,8 @@ def _takes_embeddings(checkpoint: str, config: LlavaSTConfig, processor: LlavaST
 
 def _check_flags(flags: Sequence[str]) -> None:
     for flag in flags:
-        name = re.match(r"--([\w-]+)", flag)
-        name = name[1].replace("_", "-") if name else ""
+        found = re.match(r"--([\w-]+)", flag)
+        name = found[1].replace("_", "-") if found else ""
         if name in _OWN_FLAGS:
             raise ValueError(f"{flag} after `--` is not passed to vLLM: use {_OWN_FLAGS[name]} of `llava-st serve`.")
         if name in _UNCHECKED_FLAGS:
