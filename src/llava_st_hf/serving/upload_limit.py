@@ -14,7 +14,8 @@ LIMIT = "LLAVA_ST_SERVE_UPLOAD_BYTES"
 
 class UploadLimit:
     """
-    Answers requests whose body is larger than a limit with status 413, before the rest of the body is read.
+    Answers requests whose body is larger than a limit with status 413. The rest of the body is received, because most clients read an
+    answer only after they have sent all, and discarded.
 
     Args:
         app: ASGI application.
@@ -31,13 +32,14 @@ class UploadLimit:
             return await self.app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limit:
-            return await self._refuse(send)
-        size, has_started = 0, False
+            return await self._refuse(receive, send)
+        size, has_started, is_complete = 0, False, False
 
         async def limited_receive() -> Message:
-            nonlocal size
+            nonlocal size, is_complete
             message = await receive()
             size += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
             # Without a Content-Length the size is found while the body is read. The application ends as if the client had disconnected.
             return message if size <= self.limit else {"type": "http.disconnect"}
 
@@ -53,9 +55,13 @@ class UploadLimit:
             if size <= self.limit or has_started:
                 raise
         if size > self.limit and not has_started:
-            await self._refuse(send)
+            await self._refuse(receive, send, is_complete)
 
-    async def _refuse(self, send: Callable[[Message], Awaitable[None]]) -> None:
+    async def _refuse(
+        self, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]], is_complete: bool = False
+    ) -> None:
+        while not is_complete:
+            is_complete = not (await receive()).get("more_body", False)
         message = (
             f"The request is larger than {self.limit} bytes, the limit of this server. Media in base64 take 4 bytes for 3. Send a shorter "
             "clip or a smaller image, or start the server with a larger --max-upload."
