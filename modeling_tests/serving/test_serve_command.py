@@ -18,15 +18,12 @@ import httpx
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from transformers import pipeline
 
 from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.fingerprint import FINGERPRINT
-from llava_st_hf.client import GroundingClient
 from modeling_tests.media import write_video
 from modeling_tests.serving.conftest import MAX_TOKENS
-from modeling_tests.serving.questions import Answer, shapes_questions
+from modeling_tests.serving.questions import Answer
 from modeling_tests.serving.requests_over_http import ask_all, chat_request, media_item, question_request
 from modeling_tests.serving.server import Server, running_server, start_server, wait_until_ready
 
@@ -56,24 +53,6 @@ def check_equal(found: list, answers: list[Answer]):
 def test_http_answers_of_all_tasks_equal_those_of_generate(server, bundled, connections):
     assert len(bundled) >= 200 and len({answer.task for answer in bundled}) == 8
     check_equal(ask_all(server.url, bodies(bundled), connections), bundled)
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory) -> tuple[list[list[dict]], list[str]]:
-    """Questions with coordinates, and the answers of the pipeline, which gives the model their exact positions."""
-    grounder = pipeline("video-grounding", model=DEMO_MODEL_PATH, dtype=torch.float32)
-    asked = shapes_questions(tmp_path_factory.mktemp("exact"), 6, grounder.processor.video_processor.num_frames)
-    messages = [messages for task, messages in asked if task in ("reg", "tr", "svg", "elc")]
-    return messages, [grounder(question, max_new_tokens=MAX_TOKENS)["text"] for question in messages]
-
-
-def test_client_exact_positions_give_the_answers_of_the_pipeline(server, exact):
-    messages, texts = exact
-    with GroundingClient(server.url, "demo", DEMO_MODEL_PATH, max_retries=0) as client:
-        found = list(client.map(messages, exact=True, max_tokens=MAX_TOKENS))
-        of_bins = list(client.map(messages, max_tokens=MAX_TOKENS))
-    assert len(texts) == 24 and [getattr(answer, "text", answer) for answer in found] == texts
-    assert [getattr(answer, "text", answer) for answer in of_bins] != texts  # the positions matter
 
 
 # Wrong requests
