@@ -37,16 +37,21 @@ FRAMES = 20  # that the demo model samples
 
 def questions(folder: Path, clips: int) -> list[list[dict]]:
     """Content of a message for questions about each clip: of a task with a short answer (tvg) and of one with a long one (stvg)."""
-    found = []
-    for number in range(clips):
+    found: list[list[dict]] = []
+    number = 0
+    while len(found) < clips:
         scene = make_scene(scene_seed("test", number), is_video=True)
         path = folder / f"{number}.mp4"
         write_video(scene, path)
-        url = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        rows = {row["task"]: row for row in video_rows(scene, path.name, np.random.default_rng(number), FRAMES)}
-        task = ("tvg", "stvg")[number % 2]
-        text = TASKS[task].prompt.format(text=rows[task]["text"])
-        found.append([{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": text}])
+        # Which questions are asked about a scene is random; some scenes have no event.
+        rows = [row for seed in range(8) for row in video_rows(scene, path.name, np.random.default_rng(seed), FRAMES)]
+        task = ("tvg", "stvg")[len(found) % 2]
+        texts = [row["text"] for row in rows if row["task"] == task]
+        number += 1
+        if texts:
+            url = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            text = TASKS[task].prompt.format(text=texts[0])
+            found.append([{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": text}])
     return found
 
 
