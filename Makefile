@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+SERVE := .venv-serve/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # What depends most on the libraries: model, generation, processing, pipeline and trainer.
 LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original_checkpoint_llava_st loss_llava_st generation_llava_st \
@@ -9,7 +10,7 @@ LOWEST_TESTS := $(patsubst %,modeling_tests/test_%.py,modeling_llava_st original
 	processing_llava_st processing_reference_llava_st image_processing_llava_st video_processing_llava_st pipeline_llava_st \
 	training_collator training_trainer training_trl training_grpo locking)
 
-.PHONY: demo test test-app test-lowest lint format api mutation clean
+.PHONY: demo test test-app test-lowest test-serve lint format api mutation clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(TEXT),--text "$(TEXT)")
@@ -27,6 +28,10 @@ build/chromium/chromium: modeling_tests/browser.py | .venv/browser
 # The lowest version of every dependency that pyproject.toml allows, in an environment of its own.
 test-lowest: .venv-lowest/test
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 $(LOWEST_TESTS) $(ARGS)
+
+# vLLM for CPU and the plug-in, in an environment of its own; about 20 minutes on two cores.
+test-serve: .venv-serve/serve
+	OMP_NUM_THREADS=1 $(SERVE)/python -m pytest -p no:xdist modeling_tests/serving $(ARGS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -65,5 +70,11 @@ mutation: .venv/mutation
 	$(LOWEST)/uv pip install --quiet --upgrade --python $(LOWEST)/python --resolution lowest-direct --editable ".[$*]"
 	touch $@
 
+.venv-serve/serve: pyproject.toml modeling_tests/serving/overrides.txt
+	test -x $(SERVE)/python || $(PYTHON) -m venv .venv-serve
+	test -x $(SERVE)/uv || $(SERVE)/python $(PIP) uv
+	$(SERVE)/uv pip install --quiet --python $(SERVE)/python --override modeling_tests/serving/overrides.txt --editable ".[serve-cpu]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest mutants build *.egg-info src/*.egg-info
+	rm -rf .venv .venv-lowest .venv-serve mutants build *.egg-info src/*.egg-info

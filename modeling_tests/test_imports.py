@@ -28,6 +28,7 @@ ALLOWED = {
     "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "refinement": {"model"},
+    "serving": {"model", "checkpoints"},
     "integrations": {"model", "data", "evaluation", "exports"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
