@@ -28,7 +28,7 @@ ALLOWED = {
     "training": {"model", "checkpoints", "data", "evaluation", "version", "deprecation", "files", "locking", "distributed"},
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "refinement": {"model"},
-    "integrations": {"model", "data", "evaluation", "exports"},
+    "integrations": {"model", "data", "evaluation", "exports", "checkpoints"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints", "shapes"},

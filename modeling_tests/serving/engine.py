@@ -23,7 +23,9 @@ class EngineError(Exception):
     """The engine did not start, or ended. `args[0]` is the end of its output."""
 
 
-def run_engine(folder: Path, model: str | Path, rounds: list[list[dict]], environment: dict[str, str] | None = None, **options) -> list[list]:
+def run_engine(
+    folder: Path, model: str | Path, rounds: list[list[dict]], environment: dict[str, str] | None = None, **options
+) -> list[list]:
     """
     Starts an engine, gives it requests and stops it.
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's offline engine with the plug-in gives the tokens of `generate`."""
 
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -69,7 +68,9 @@ def test_engine_bundled_model_16_at_once_equals_generate(bundled, constrained, t
 
 def test_engine_bundled_model_one_at_a_time_equals_generate(bundled, tmp_path):
     # No option of a test: compiled as by default, without a prefix cache.
-    outputs = run_engine(tmp_path, DEMO_MODEL_PATH, [[expected.request] for expected in bundled], enforce_eager=False, enable_prefix_caching=False)
+    outputs = run_engine(
+        tmp_path, DEMO_MODEL_PATH, [[expected.request] for expected in bundled], enforce_eager=False, enable_prefix_caching=False
+    )
     assert_equal(bundled, [output for [output] in outputs])
 
 
@@ -155,7 +156,11 @@ def test_engine_random_model_equals_generate(variant, media, tmp_path):
         options |= {"tensor_parallel_size": 2}
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     together, *alone = run_engine(
-        tmp_path, checkpoint, [[expected.request for expected in answers], *([expected.request] for expected in answers)], environment, **options
+        tmp_path,
+        checkpoint,
+        [[expected.request for expected in answers], *([expected.request] for expected in answers)],
+        environment,
+        **options,
     )
     assert_equal(answers, together)
     assert_equal(answers, [output for [output] in alone])
