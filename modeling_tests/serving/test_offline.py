@@ -5,16 +5,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_st_hf import DEMO_MODEL_PATH, LlavaSTProcessor
+from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.fingerprint import write_fingerprint
 
 from ..factories import tiny_config, tiny_model
 from ..media import moving_frames, write_video
 from ..processors import tiny_processor
-from .engine import EngineError, run_engine
+from .engine import run_engine
 from .questions import Answer, answer, differences, shapes_questions
 
 
