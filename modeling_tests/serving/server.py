@@ -102,7 +102,7 @@ def start_server(
 
 
 def wait_until_ready(server: Server, timeout: float = 300):
-    """Waits until `/health` answers. Raises `RuntimeError` with the end of the log if the server ends before, or after `timeout` seconds."""
+    """Waits until `/health` answers. Raises `RuntimeError` with the end of the log if the server ends, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

@@ -36,8 +36,8 @@ def check_options(vllm_config: VllmConfig) -> None:
     options = model_config.multimodal_config.media_io_kwargs
     if any(options.get(kind) for kind in ("image", "video")):
         raise ValueError(
-            f"media_io_kwargs is {options}, but LLaVA-ST reads images and videos by its own processors. Remove --media-io-kwargs; the number "
-            "of frames is set by --mm-processor-kwargs '{\"num_frames\": N}'."
+            f"media_io_kwargs is {options}, but LLaVA-ST reads images and videos by its own processors. Remove --media-io-kwargs; the "
+            "number of frames is set by --mm-processor-kwargs '{\"num_frames\": N}'."
         )
 
 
@@ -86,10 +86,9 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         config.served_by_plugin = True  # not saved; see `LlavaSTModel`
         config.text_config.tie_word_embeddings = config.tie_word_embeddings  # vLLM ties a head if either is set
         with torch.device("meta"):  # before vLLM changes the decoder's class
-            model = LlavaSTForConditionalGeneration(config)
-        self._expected_weights = {name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name in model.state_dict()}
-        del model
+            expected_weights = set(LlavaSTForConditionalGeneration(config).state_dict())
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._expected_weights = expected_weights
         # A copy of the coordinate rows of the head, because under tensor parallelism each process has a part of the head only.
         rows = None
         self._num_rows_loaded = 0
@@ -119,9 +118,8 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
                     yield name, weight
 
         loaded |= super().load_weights(without_head())
-        check_weight_names(
-            self.model_config.model, seen, self._expected_weights, self.config.tie_word_embeddings, self.quant_config is not None
-        )
+        is_quantized = self.quant_config is not None
+        check_weight_names(self.model_config.model, seen, self._expected_weights, self.config.tie_word_embeddings, is_quantized)
         return loaded
 
     def _load_head(self, weight: torch.Tensor) -> set[str]:

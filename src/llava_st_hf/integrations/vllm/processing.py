@@ -81,8 +81,8 @@ class UnreadMedium:
 
     def position(self, axis: str, value: float, written: str) -> float:
         raise ValueError(
-            f"The coordinate {written!r} has a unit, which a server does not convert. Write the coordinate token, or a fraction of the image "
-            "or video; `llava_st_hf.client` does it."
+            f"The coordinate {written!r} has a unit, which a server does not convert. Write the coordinate token, or a fraction of the "
+            "image or video; `llava_st_hf.client` does it."
         )
 
 
