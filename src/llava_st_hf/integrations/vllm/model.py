@@ -36,9 +36,44 @@ def check_options(vllm_config: VllmConfig) -> None:
     options = model_config.multimodal_config.media_io_kwargs
     if any(options.get(kind) for kind in ("image", "video")):
         raise ValueError(
-            f"media_io_kwargs is {options}, but LLaVA-ST reads images and videos by its own processors. Remove --media-io-kwargs; the number "
-            "of frames is set by --mm-processor-kwargs '{\"num_frames\": N}'."
+            f"media_io_kwargs is {options}, but LLaVA-ST reads images and videos by its own processors. Remove --media-io-kwargs; the "
+            "number of frames is set by --mm-processor-kwargs '{\"num_frames\": N}'."
         )
+
+
+def check_weight_names(model: str, seen: set[str], expected: set[str], is_tied: bool, is_quantized: bool) -> None:
+    """
+    Compares the names of the weights of a checkpoint with those of the model. vLLM itself notices missing weights of some modules only, and
+    none where it joins several weights in one.
+
+    Args:
+        model: name of the checkpoint, for the message.
+        seen: names in the checkpoint.
+        expected: names in the model.
+        is_tied: whether the head has no weight of its own.
+        is_quantized: whether modules may have other weights than in the model; modules are compared then.
+
+    Raises:
+        ValueError: naming weights that are missing or unexpected.
+    """
+    ignored = [re.compile(key) for key in LlavaSTForConditionalGeneration._keys_to_ignore_on_load_unexpected]
+    seen = {name for name in seen if not any(key.search(name) for key in ignored)}
+    expected = expected - {_HEAD} if is_tied else expected
+    seen = seen - {_HEAD} if is_tied else seen
+    if is_quantized:
+        modules = {name.rpartition(".")[0] for name in expected}
+        seen = {_module_of(name, modules) for name in seen}
+        expected = modules
+    for names, what in ((expected - seen, "misses"), (seen - expected, "has unexpected")):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise ValueError(f"The checkpoint {model} {what} weights: {shown}.")
+
+
+def _module_of(name: str, modules: set[str]) -> str:
+    """The module that a weight belongs to, or the name of a weight of none: `a.weight.absmax` belongs to `a`."""
+    parts = name.split(".")
+    return next((prefix for end in range(len(parts) - 1, 0, -1) if (prefix := ".".join(parts[:end])) in modules), name)
 
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaSTMultiModalProcessor, info=LlavaSTProcessingInfo, dummy_inputs=LlavaSTDummyInputs)
@@ -51,10 +86,9 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         config.served_by_plugin = True  # not saved; see `LlavaSTModel`
         config.text_config.tie_word_embeddings = config.tie_word_embeddings  # vLLM ties a head if either is set
         with torch.device("meta"):  # before vLLM changes the decoder's class
-            model = LlavaSTForConditionalGeneration(config)
-        self._expected_weights = {name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name in model.state_dict()}
-        del model
+            expected_weights = set(LlavaSTForConditionalGeneration(config).state_dict())
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._expected_weights = expected_weights
         # A copy of the coordinate rows of the head, because under tensor parallelism each process has a part of the head only.
         rows = None
         self._num_rows_loaded = 0
@@ -84,7 +118,8 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
                     yield name, weight
 
         loaded |= super().load_weights(without_head())
-        self._check_names(seen)
+        is_quantized = self.quant_config is not None
+        check_weight_names(self.model_config.model, seen, self._expected_weights, self.config.tie_word_embeddings, is_quantized)
         return loaded
 
     def _load_head(self, weight: torch.Tensor) -> set[str]:
@@ -103,23 +138,6 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         parameter = self.lm_head.weight
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, weight)
         return {_HEAD}
-
-    def _check_names(self, seen: set[str]):
-        # vLLM notices missing weights of some modules only, and not that one of several weights that it joins is missing.
-        ignored = [re.compile(key) for key in LlavaSTForConditionalGeneration._keys_to_ignore_on_load_unexpected]
-        seen = {name for name in seen if not any(key.search(name) for key in ignored)}
-        expected = self._expected_weights
-        if self.quant_config is not None:  # a quantized weight has other names, in the same module
-            seen, expected = ({name.rpartition(".")[0] for name in names} for names in (seen, expected))
-            seen = {name if name in expected else next((e for e in expected if name.startswith(f"{e}.")), name) for name in seen}
-        missing, unexpected = expected - seen, seen - expected
-        head = _HEAD if self.quant_config is None else "lm_head"
-        if self.config.tie_word_embeddings:
-            missing.discard(head)
-        for names, what in ((missing, "misses"), (unexpected, "has unexpected")):
-            if names:
-                shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                raise ValueError(f"The checkpoint {self.model_config.model} {what} weights: {shown}.")
 
     # Features
 
@@ -161,5 +179,7 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         if load_format == "dummy":  # random weights, to measure speed
             return
         if rows is not None and self._num_rows_loaded != len(rows):
-            raise ValueError(f"The coordinate rows of {_HEAD} have not been loaded: load_format={load_format!r} is not supported. Use 'auto'.")
+            raise ValueError(
+                f"The coordinate rows of {_HEAD} have not been loaded: load_format={load_format!r} is not supported. Use 'auto'."
+            )
         check_served_features(self.model_config, self.quant_config, self.device_config.device, self._video_features)

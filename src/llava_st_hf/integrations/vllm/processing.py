@@ -81,8 +81,8 @@ class UnreadMedium:
 
     def position(self, axis: str, value: float, written: str) -> float:
         raise ValueError(
-            f"The coordinate {written!r} has a unit, which a server does not convert. Write the coordinate token, or a fraction of the image "
-            "or video; `llava_st_hf.client` does it."
+            f"The coordinate {written!r} has a unit, which a server does not convert. Write the coordinate token, or a fraction of the "
+            "image or video; `llava_st_hf.client` does it."
         )
 
 
@@ -156,7 +156,9 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
         is no token of the vocabulary: its characters may be in one token with those beside it.
         """
         processor = self.info.get_hf_processor()
-        tokenizer = processor.tokenizer
+        tokenizer = self.info.get_tokenizer()  # vLLM may have added a token for parts of a prompt that are given as embeddings
+        if not isinstance(prompt, str) and (unknown := [token_id for token_id in prompt if token_id >= len(tokenizer)]):
+            raise ValueError(f"The prompt contains token ids that are not in the vocabulary of {len(tokenizer)} tokens: {unknown[:5]}.")
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
         if processor.ignore_prompt_x_coordinates:  # a prompt that has been processed; the processor writes this token for any width
             text = text.replace(WIDTH_INPUT_TOKEN, coordinate_token("width", 0))
