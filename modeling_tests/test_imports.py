@@ -29,6 +29,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "visualization", "version", "deprecation", "files", "locking", "distributed"},
     "refinement": {"model"},
     "integrations": {"model", "data", "evaluation", "exports"},
+    "client": {"model"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints", "shapes"},
