@@ -15,8 +15,42 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jinja2
 import torch
+import xgrammar.contrib.hf
 
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTProcessor
+
+
+def served_inputs(messages: list[dict], processor: LlavaSTProcessor):
+    """
+    Model inputs of the messages of a request, whose texts contain tokens and whose media are URLs.
+
+    Raises:
+        ValueError, OSError, jinja2.TemplateError: for invalid messages.
+    """
+    found: dict[str, list[str]] = {"image": [], "video": []}
+    converted = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            items = []
+            for item in content:
+                kind = item["type"].removesuffix("_url")
+                if kind in found and item["type"] != kind:
+                    found[kind].append(item[item["type"]]["url"])
+                    items.append({"type": kind})
+                elif kind == "text":
+                    items.append({"type": "text", "text": item["text"]})
+                else:
+                    raise ValueError(f"Unsupported chat content part type: {item['type']!r}.")
+            content = items
+        converted.append({"role": message["role"], "content": content})
+    template = processor.chat_template
+    prompt = processor.tokenizer.apply_chat_template(converted, chat_template=template, tokenize=False, add_generation_prompt=True)
+    images, videos = (found[kind] or None for kind in ("image", "video"))
+    inputs = processor(text=[prompt], images=images, videos=videos, return_tensors="pt")
+    if "coordinate_values" in inputs:
+        raise AssertionError(f"The prompt has coordinates that a server does not convert: {prompt}")
+    return inputs
 
 
 @dataclass
@@ -29,8 +63,8 @@ class OpenAIServer:
         name: id of the model in requests and in `/v1/models`.
         api_key: key that requests must have; None accepts all.
         faults: replies to the next requests of chat completions, in order, in place of an answer: a status; `(status, headers)`; "close"
-            closes the connection without a reply; "hang" keeps it open until the server stops; "invalid" sends a body that is not JSON.
-            None answers.
+            closes the connection without a reply; "hang" keeps it open until the server stops; "invalid" sends a body that is not JSON;
+            a dictionary is sent as the body. None answers.
         delay: seconds to wait before each answer.
         url: address with the path `/v1`, for `base_url`.
         requests: bodies of the chat completions received so far.
@@ -72,13 +106,7 @@ class OpenAIServer:
             raise ValueError(f"The model {body['model']!r} does not exist.")
         if body.get("temperature") != 0:
             raise ValueError("This server answers greedily: set temperature to 0.")
-        messages, images, videos = self._media(body["messages"])
-        prompt = self.processor.tokenizer.apply_chat_template(
-            messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=True
-        )
-        inputs = self.processor(text=[prompt], images=images or None, videos=videos or None, return_tensors="pt")
-        if "coordinate_values" in inputs:
-            raise AssertionError(f"The prompt has coordinates that a server does not convert: {prompt}")
+        inputs = served_inputs(body["messages"], self.processor)
         with self.generation, torch.no_grad():
             generated = self.model.generate(**inputs, **self._constraint(body), do_sample=False, max_new_tokens=body["max_tokens"])
         ids = generated[0, inputs["input_ids"].shape[1] :].tolist()
@@ -92,33 +120,13 @@ class OpenAIServer:
         structured = body.get("structured_outputs")
         if structured is None:
             return {}
-        from modeling_tests.grammar_walks import xgrammar_processor
-
-        (regex,) = structured.values() if set(structured) == {"regex"} else ValueError(f"structured_outputs={structured!r:.100}")
-        return {"logits_processor": [xgrammar_processor(self.processor.tokenizer, regex)]}
-
-    @staticmethod
-    def _media(messages: list[dict]) -> tuple[list[dict], list[str], list[str]]:
-        """Messages with placeholders, and the URLs of images and videos."""
-        found: dict[str, list[str]] = {"image": [], "video": []}
-        converted = []
-        for message in messages:
-            content = message["content"]
-            if not isinstance(content, str):
-                items = []
-                for item in content:
-                    kind = item["type"].removesuffix("_url")
-                    if kind in found and item["type"] != kind:
-                        found[kind].append(item[item["type"]]["url"])
-                        items.append({"type": kind})
-                    elif kind == "text":
-                        items.append({"type": "text", "text": item["text"]})
-                    else:
-                        raise ValueError(f"Unsupported chat content part type: {item['type']!r}.")
-                content = items
-            converted.append({"role": message["role"], "content": content})
-        return converted, found["image"], found["video"]
-
+        if set(structured) != {"regex"}:
+            raise ValueError(f"structured_outputs must have a regex, got {list(structured)}.")
+        tokenizer = self.processor.tokenizer
+        size = self.model.config.get_text_config().vocab_size
+        tokens = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size, stop_token_ids=tokenizer.eos_token_id)
+        compiled = xgrammar.GrammarCompiler(tokens).compile_regex(structured["regex"])
+        return {"logits_processor": [xgrammar.contrib.hf.LogitsProcessor(compiled)]}
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
