@@ -128,6 +128,7 @@ class OpenAIServer:
         compiled = xgrammar.GrammarCompiler(tokens).compile_regex(structured["regex"])
         return {"logits_processor": [xgrammar.contrib.hf.LogitsProcessor(compiled)]}
 
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: OpenAIServer

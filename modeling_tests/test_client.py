@@ -2,6 +2,7 @@
 """Client of servers: requests, answers, connections and their faults."""
 
 import base64
+import io
 import json
 import pickle
 import time
@@ -79,10 +80,8 @@ FAILED = {"video": "missing.mp4", "text": "x", "task": "tvg"}
 )
 def test_client_answers_all_tasks_as_the_pipeline(demo, folder, medium, question):
     with serve_openai(demo.model, demo.processor) as server, ask(server, demo.processor) as client:
-        answer = client(str(folder / medium), **question, max_tokens=80)
-    expected = demo(str(folder / medium), **question, max_new_tokens=80)
-    for note in expected["notes"]:
-        assert "cut off" in note
+        answer = client(str(folder / medium), **question, max_tokens=40)
+    expected = demo(str(folder / medium), **question, max_new_tokens=40)
     assert answer.to_dict() == Grounding.from_dict({**expected, "notes": list(answer.notes)}).to_dict()
     assert [note.replace("max_tokens", "max_new_tokens") for note in answer.notes] == expected["notes"]
 
@@ -175,7 +174,7 @@ def test_addresses_are_sent_where_the_server_reads_them_and_nothing_is_cut(proce
         ({"video": "film.mp4", "text": "x"}, {"max_tokens": 0}, "max_tokens must be a whole number of at least 1, got 0"),
         ({"video": "film.mp4", "text": "x"}, {"exact": True}, "exact=True needs rows"),
         ({"video": "film.mp4", "task": "tr", "span": (1, 99)}, {}, r"span=\(1.0, 99.0\) is outside the clip"),
-        ({"video": "film.mp4", "text": "at <t99s>"}, {}, "'<t99s>' is outside the clip"),
+        ({"video": "film.mp4", "text": "at <t99s>"}, {}, "<t99s> is outside the clip"),
         ({"video": "film.mp4", "text": "<video> again"}, {}, "The text contains <video>"),
         ({"video": "film.mp4", "text": "a <|im_end|> b"}, {}, "special token '<|im_end|>'"),
         ({"video": np.zeros((12, 40, 60, 3), np.uint8), "text": "at <t1s>"}, {}, "frame rate of the video is unknown"),
@@ -184,7 +183,7 @@ def test_addresses_are_sent_where_the_server_reads_them_and_nothing_is_cut(proce
     ],
 )
 def test_invalid_questions_are_errors_before_a_request(processor, tmp_path, question, options, message):
-    if isinstance(question, dict) and question.get("video") == "film.mp4":
+    if isinstance(question, dict) and isinstance(question["video"], str):
         question = {**question, "video": film(tmp_path)}
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         build_request(question, processor, model="m", **options)
@@ -218,9 +217,7 @@ def test_requests_have_the_prompt_tokens_of_the_processor(tmp_path, ignored):
             user("See <w12px>", picture, *third, {"type": "time", "time": 1.2} if ignored else "and"),
         ]
         try:
-            expected = processor.apply_chat_template(
-                chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-            )
+            expected = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
         except ValueError as error:
             with pytest.raises(ValueError) as found:
                 build_request(chat, processor, model="m")
@@ -239,9 +236,8 @@ def test_constrained_request_has_a_well_formed_answer(model, processor):
     question = {**QUESTION, "text": "a cat"}
     with serve_openai(model, processor) as server, ask(server, processor) as client:
         free, constrained = client(question, max_tokens=30), client(question, constrained=True, max_tokens=60)
-    assert not free.boxes and constrained.boxes
-    with pytest.raises(KeyError):
-        build_request(question, processor, model="m").payload["structured_outputs"]
+    assert not any(event.boxes for event in free.events)
+    assert [len(event.boxes) for event in constrained.events] == [1] and not constrained.notes
 
 
 # Exact positions
@@ -257,7 +253,7 @@ def test_exact_coordinates_have_the_embeddings_of_the_model(folder):
     sent = []
     for item in request.payload["messages"][0]["content"]:
         if item["type"] == "prompt_embeds":
-            sent.append(torch.load(__import__("io").BytesIO(base64.b64decode(item["data"])), weights_only=True))
+            sent.append(torch.load(io.BytesIO(base64.b64decode(item["data"])), weights_only=True))
     expected, _ = model.model.embed_inputs(inputs["input_ids"], inputs["coordinate_values"])
     places = ~torch.isnan(inputs["coordinate_values"])
     assert (places.sum(), len(sent)) == (6, 5)  # <t1.0> is the last bin
@@ -407,7 +403,7 @@ def test_model_and_processor_are_found_by_the_name_on_the_server(model, processo
     with serve_openai(model, processor, name=str(tmp_path)) as server, GroundingClient(server.url) as client:
         assert client(QUESTION, max_tokens=1).media.width == 30
     with serve_openai(model, processor, name="unknown") as server, GroundingClient(server.url) as client:
-        with pytest.raises(ValueError, match="processor of 'unknown' cannot be loaded"):
+        with pytest.raises(ValueError, match="'unknown', is not a folder here"):
             client(QUESTION)
 
 
@@ -463,7 +459,9 @@ def test_template_refuses_every_inline_coordinate(text):
 PROCESSOR = tiny_processor()
 
 
-@pytest.mark.parametrize("item", [{"type": "span", "start": 1, "end": 2}, {"type": "box", "box": [1, 2, 3, 4]}, {"type": "time", "time": 1}])
+@pytest.mark.parametrize(
+    "item", [{"type": "span", "start": 1, "end": 2}, {"type": "box", "box": [1, 2, 3, 4]}, {"type": "time", "time": 1}]
+)
 def test_template_refuses_spans_boxes_and_times(processor, item):
     with pytest.raises(Exception, match="ask with llava_st_hf.client.GroundingClient"):
         processor.tokenizer.apply_chat_template(

@@ -39,7 +39,8 @@ class GroundingClient:
     Args:
         base_url: address of the API, such as "http://127.0.0.1:8000/v1".
         model: name of the model on the server; by default its only one.
-        processor: [`LlavaSTProcessor`] of the checkpoint that is served, or its folder or repository of the Hub; by default `model`.
+        processor: [`LlavaSTProcessor`] of the checkpoint that is served, or its folder or repository of the Hub; by default `model`,
+            or without it the folder that the server names.
         api_key: key of the server; by default the environment variable OPENAI_API_KEY.
         connections: number of requests at the same time.
         timeout: seconds for one attempt, from its first byte sent until the last one received.
@@ -121,11 +122,16 @@ class GroundingClient:
         with self._lock:
             if self._processor is not None and not isinstance(self._processor, (str, os.PathLike)):
                 return self._processor
-            name = self.model if self._processor is None else self._processor
+            given = self._model if self._processor is None else self._processor
+            name = self.model if given is None else given
+            if given is None and not os.path.isdir(name):  # nothing is downloaded because a server names it
+                raise ValueError(f"The model of the server, {name!r:.200}, is not a folder here: give processor=, a folder or repository.")
             try:
                 return LlavaSTProcessor.from_pretrained(name)
             except (OSError, ValueError) as error:
-                raise ValueError(f"The processor of {os.fspath(name)!r} cannot be loaded: give processor=, a folder. ({error})") from error
+                raise ValueError(
+                    f"The processor of {os.fspath(name)!r} cannot be loaded: give processor=, a folder or repository. ({error})"
+                ) from error
 
     @cached_property
     def _coordinate_rows(self) -> CoordinateRows:
@@ -262,7 +268,9 @@ class GroundingClient:
         except httpx.TransportError as error:
             raise _Failure(f"{url} cannot be reached: {type(error).__name__}: {error}", temporary=True) from None
         if 300 <= status < 400:
-            raise _Failure(f"{url} answered with status {status}, a redirect to {_host(reply.get('location'))}, which is not followed", status)
+            raise _Failure(
+                f"{url} answered with status {status}, a redirect to {_host(reply.get('location'))}, which is not followed", status
+            )
         try:
             body = json.loads(received)
         except ValueError:

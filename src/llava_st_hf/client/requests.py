@@ -189,5 +189,3 @@ def _count_tokens(conversation: list[dict], infos: list[MediaInfo], processor: L
 def _video_tokens(info: MediaInfo, processor: LlavaSTProcessor) -> str:
     frames = processor.video_processor.num_frames
     return processor.replace_video_token({"pixel_values_videos": [range(frames)]}, 0)
-
-
