@@ -20,6 +20,7 @@ from llava_st_hf import DEMO_MODEL_PATH, Grounding, LlavaSTForConditionalGenerat
 from llava_st_hf.client import CoordinateRows, GroundingClient, RequestError, build_request, connections, read_response
 from llava_st_hf.client.media import encode_video, lossless_video
 from llava_st_hf.examples.sample_media import write_sample_media
+from llava_st_hf.model.grammar_export_llava_st import answer_regex
 from llava_st_hf.model.questions_llava_st import prepare_question
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.openai_server import serve_openai, served_inputs
@@ -232,12 +233,13 @@ def test_requests_have_the_prompt_tokens_of_the_processor(tmp_path, ignored):
     check()
 
 
-def test_constrained_request_has_a_well_formed_answer(model, processor):
-    question = {**QUESTION, "text": "a cat"}
+def test_constrained_request_has_a_well_formed_answer(model, processor, tmp_path):
+    question = {"video": film(tmp_path), "task": "tvg", "text": "a cat"}
     with serve_openai(model, processor) as server, ask(server, processor) as client:
-        free, constrained = client(question, max_tokens=30), client(question, constrained=True, max_tokens=60)
-    assert not any(event.boxes for event in free.events)
-    assert [len(event.boxes) for event in constrained.events] == [1] and not constrained.notes
+        free, constrained = client(question, max_tokens=30), client(question, constrained=True, max_tokens=30)
+    assert server.requests[1]["structured_outputs"] == {"regex": answer_regex("tvg", 100, 100)}
+    assert len(free.notes) > 1
+    assert [note.split(" after")[0] for note in constrained.notes] == ["The answer was cut off"]
 
 
 # Exact positions
@@ -264,9 +266,10 @@ def test_exact_coordinates_have_the_embeddings_of_the_model(folder):
 
 def test_exact_request_to_a_server_without_embeddings_is_an_error(model, processor):
     rows = CoordinateRows(torch.randn(300, 8), model.config)
-    with serve_openai(model, processor) as server, ask(server, processor, rows=rows) as client:
-        with pytest.raises(RequestError, match="prompt_embeds") as error:
-            client({**QUESTION, "task": None, "text": "At <w0.123>?"}, exact=True)
+    question = {**QUESTION, "task": None, "text": "At <w0.123>?"}
+    with serve_openai(model, processor) as server, ask(server, processor, rows=rows) as client, pytest.raises(RequestError) as error:
+        client(question, exact=True)
+    assert "prompt_embeds" in str(error.value)
     assert error.value.status == 400
 
 
@@ -378,9 +381,9 @@ def test_lasting_failures_are_errors_with_status_and_attempts(model, processor, 
 
 
 def test_server_that_is_not_there_is_an_error(processor, short_waits):
-    with GroundingClient("http://127.0.0.1:9/v1", model="m", processor=processor, max_retries=1) as client:
-        with pytest.raises(RequestError, match="cannot be reached"):
-            client(QUESTION)
+    client = GroundingClient("http://127.0.0.1:9/v1", model="m", processor=processor, max_retries=1)
+    with client, pytest.raises(RequestError, match="cannot be reached"):
+        client(QUESTION)
 
 
 def test_key_is_sent_and_not_shown(model, processor, monkeypatch):
@@ -402,9 +405,13 @@ def test_model_and_processor_are_found_by_the_name_on_the_server(model, processo
     processor.save_pretrained(tmp_path)
     with serve_openai(model, processor, name=str(tmp_path)) as server, GroundingClient(server.url) as client:
         assert client(QUESTION, max_tokens=1).media.width == 30
-    with serve_openai(model, processor, name="unknown") as server, GroundingClient(server.url) as client:
-        with pytest.raises(ValueError, match="'unknown', is not a folder here"):
-            client(QUESTION)
+    with (
+        serve_openai(model, processor, name="unknown") as server,
+        GroundingClient(server.url) as client,
+        pytest.raises(ValueError) as error,
+    ):
+        client(QUESTION)
+    assert "'unknown', is not a folder here" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +470,7 @@ PROCESSOR = tiny_processor()
     "item", [{"type": "span", "start": 1, "end": 2}, {"type": "box", "box": [1, 2, 3, 4]}, {"type": "time", "time": 1}]
 )
 def test_template_refuses_spans_boxes_and_times(processor, item):
-    with pytest.raises(Exception, match="ask with llava_st_hf.client.GroundingClient"):
+    with pytest.raises(Exception, match="Servers do not convert spans, times and boxes"):
         processor.tokenizer.apply_chat_template(
             [{"role": "user", "content": [item]}], chat_template=processor.chat_template, tokenize=False
         )

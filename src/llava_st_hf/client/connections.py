@@ -33,8 +33,8 @@ class GroundingClient:
     """
     Asks a server with OpenAI's API, such as vLLM with the plug-in of this package, the questions of the pipeline.
 
-    Reads media, converts seconds and pixels, cuts clips and reads answers in this process, with the files of the processor only. May be used
-    by several threads. Close it with `close` or use it in a `with` statement.
+    Reads media, converts seconds and pixels, cuts clips and reads answers in this process, with the files of the processor only. May be
+    used by several threads. Close it with `close` or use it in a `with` statement.
 
     Args:
         base_url: address of the API, such as "http://127.0.0.1:8000/v1".
@@ -78,7 +78,7 @@ class GroundingClient:
             raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}.")
         self.base_url, self.connections = base_url.rstrip("/"), int(connections)
         self.timeout, self.max_retries, self.media_urls = float(timeout), int(max_retries), media_urls
-        self._model, self._processor, self._rows = model, processor, rows
+        self._model, self._processor, self._rows = model, processor if processor is not None else model, rows
         self._api_key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY") or None
         if self._api_key is not None and not (self._api_key.isascii() and self._api_key.isprintable()):
             raise ValueError("api_key must consist of printable ASCII characters.")
@@ -122,9 +122,8 @@ class GroundingClient:
         with self._lock:
             if self._processor is not None and not isinstance(self._processor, (str, os.PathLike)):
                 return self._processor
-            given = self._model if self._processor is None else self._processor
-            name = self.model if given is None else given
-            if given is None and not os.path.isdir(name):  # nothing is downloaded because a server names it
+            name = self.model if self._processor is None else self._processor
+            if self._processor is None and not os.path.isdir(name):  # nothing is downloaded because a server names it
                 raise ValueError(f"The model of the server, {name!r:.200}, is not a folder here: give processor=, a folder or repository.")
             try:
                 return LlavaSTProcessor.from_pretrained(name)
@@ -268,9 +267,8 @@ class GroundingClient:
         except httpx.TransportError as error:
             raise _Failure(f"{url} cannot be reached: {type(error).__name__}: {error}", temporary=True) from None
         if 300 <= status < 400:
-            raise _Failure(
-                f"{url} answered with status {status}, a redirect to {_host(reply.get('location'))}, which is not followed", status
-            )
+            host = _host(reply.get("location"))
+            raise _Failure(f"{url} answered with status {status}, a redirect to {host}, which is not followed", status)
         try:
             body = json.loads(received)
         except ValueError:
