@@ -211,10 +211,9 @@ class GroundingClient:
     def build_request(self, question, **arguments) -> GroundingRequest:
         """The request of a question, with the model and the processor of this client; see the function `build_request`."""
         rows = self._coordinate_rows if arguments.get("exact") else None
-        options = {"model": self.model, "rows": rows, "media_urls": self.media_urls}
-        processor = self.processor
+        model, processor = self.model, self.processor
         with self._decoders:
-            return build_request(question, processor, **options, **arguments)
+            return build_request(question, processor, model=model, rows=rows, media_urls=self.media_urls, **arguments)
 
     # Requests
 
