@@ -56,14 +56,14 @@ def questions(tmp_path_factory):
         rng = np.random.default_rng(seed)
         x, y = np.sort(rng.random(2)) * width, np.sort(rng.random(2)) * height
         box = [float(x[0]), float(y[0]), float(x[1]), float(y[1])]
-        text, span = "the small blue circle moves right", (0.7 + number / 7, 1.9 + number / 9)
+        text, span = "the small blue circle moves right", (0.7 + number / 7, 1.6 + number / 9)
         values = {"text": text, "span": span, "box": box}
         for task, settings in TASKS.items():
             given = {name: values[name] for name in settings.needs if name != "time"}
             if "time" in settings.needs:
                 given |= {"time": span[0], "box": [10.3, 20.4, 40.5, 50.6]}
             found.append({settings.medium: str(image if settings.medium == "image" else video), "task": task, **given})
-        found.append({"video": str(video), "task": "tr", "start": 0.5, "end": 2.5, "span": span})
+        found.append({"video": str(video), "task": "tr", "start": 0.3, "end": 1.9, "span": (0.7 + number / 9, 1.53)})
         found.append({"image": np.dstack([pixels, pixels[..., 0]]), "text": f"What is in [<w0.1{number}><h0.2><w{width / 3}px><h0.7>]?"})
     return found
 

@@ -80,7 +80,8 @@ class CoordinateRows:
         """
         ids = self._token_id(token)
         unused = torch.zeros(1, self.embeddings.shape[1], dtype=self.embeddings.dtype)
-        return interpolate_coordinates(ids, unused, torch.tensor([position]), self.embeddings, self.vocabulary)
+        values = torch.tensor([position])
+        return interpolate_coordinates(ids, unused, values, self.embeddings, self.vocabulary)  # type: ignore[arg-type]
 
     def encode(self, token: str, position: float) -> str:
         """The embedding as `data` of a content part of type `prompt_embeds`: the base64 of a file of `torch.save`."""

@@ -12,7 +12,6 @@ from ..model.media_info_llava_st import MediaInfo
 from ..model.messages_llava_st import prepare_conversation
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.questions_llava_st import (
-    READING_KEYS,
     QuestionContext,
     check_times_can_be_converted,
     errors_name_arguments,
@@ -96,7 +95,9 @@ def build_request(
         raise ValueError("exact=True needs rows=CoordinateRows.from_checkpoint(…), the embeddings of the coordinate tokens.")
     messages, values = question_messages(question, arguments)
     check_times_can_be_converted(messages, values)
-    reading = reading_arguments(**dict(zip(READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True)))
+    reading = reading_arguments(
+        num_frames=num_frames, video_backend=video_backend, allow_truncated=allow_truncated, download_limits=download_limits
+    )
     checked_limits(download_limits)
     conversation, options = prepare_conversation(messages)
     check_messages(conversation, processor._control_tokens)

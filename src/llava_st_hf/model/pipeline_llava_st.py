@@ -441,8 +441,15 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         if coordinate_logits is not None:
             coordinates, calibration = score_answer(processor, ids, coordinate_logits), self._score_calibration
         # With a grammar, a question in free text that is answered in words needs no coordinates.
-        options = {"words_suffice": constrained, "coordinates": coordinates, "score_calibration": calibration}
-        answer = read_answer(text, context, *bins, cut_off_after=len(ids) if cut_off else None, **options)
+        answer = read_answer(
+            text,
+            context,
+            *bins,
+            cut_off_after=len(ids) if cut_off else None,
+            words_suffice=constrained,
+            coordinates=coordinates,
+            score_calibration=calibration,
+        )
         if generation:
             answer["generation"] = generation
         return answer
