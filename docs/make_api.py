@@ -14,6 +14,7 @@ from pathlib import Path
 
 PACKAGES = {
     "llava_st_hf": "Model, processor, pipeline, results",
+    "llava_st_hf.client": "Client of servers",
     "llava_st_hf.visualization": "Pictures and annotated videos",
     "llava_st_hf.exports": "Exports",
     "llava_st_hf.refinement": "Refinement by detectors and segmenters",

@@ -50,6 +50,13 @@ ELSEWHERE = {
 }
 # What a page takes from pages that it continues.
 SETUP = {
+    "client.md": """
+from transformers import pipeline
+from modeling_tests.openai_server import serve_openai
+demo = pipeline("video-grounding", model=MODEL, dtype="float32")
+running = serve_openai(demo.model, demo.processor)
+server = running.__enter__()  # until the test ends
+""",
     "generation.md": """
 from transformers import AutoModelForImageTextToText, AutoProcessor
 import llava_st_hf
@@ -70,6 +77,9 @@ def runnable(page: Path) -> list[str]:
 def with_demo_model(code: str) -> str:
     code = code.replace(PUBLISHED, repr(DEMO_MODEL_PATH)).replace('dtype="bfloat16", device_map="auto"', 'dtype="float32"')
     code = code.replace('output_dir="runs/mine"', 'output_dir="runs/mine", use_cpu=True, bf16=False')
+    # The server that the page is about, see `SETUP`; of a long answer the beginning suffices.
+    code = code.replace('"http://127.0.0.1:8000/v1"', "server.url").replace('"http://127.0.0.1:8000/v1/', 'server.url + "/')
+    code = code.replace('"max_tokens": 2048', '"max_tokens": 64')
     # Compilation takes minutes; test_compilation_llava_st tests it.
     return code.replace('dtype="bfloat16"', 'dtype="float32"').replace(", compile=True", "")
 
@@ -137,8 +147,12 @@ def test_docs_examples_run_and_give_the_results_shown(page, folder, monkeypatch)
     exec(SETUP.get(page.name, ""), scope)
     # Texts that the demo model does not understand may get long answers.
     monkeypatch.setattr(VideoGroundingPipeline, "_default_generation_config", GenerationConfig(max_new_tokens=128))
-    for code in runnable(page):
-        run(with_demo_model(code), scope, compares=PUBLISHED not in code)
+    try:
+        for code in runnable(page):
+            run(with_demo_model(code), scope, compares=PUBLISHED not in code)
+    finally:
+        if "running" in scope:
+            scope["running"].__exit__(None, None, None)
 
 
 def test_docs_blocks_that_are_not_run_exist():

@@ -30,6 +30,7 @@ ALLOWED = {
     "refinement": {"model"},
     "serving": {"model", "checkpoints"},
     "integrations": {"model", "data", "evaluation", "exports", "checkpoints"},
+    "client": {"model"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints", "shapes"},

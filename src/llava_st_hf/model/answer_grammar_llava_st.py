@@ -59,7 +59,7 @@ class AnswerGrammarMixin:
         spans = [None] * len(tasks) if spans is None else spans
         if not len(tasks) == len(media) == len(spans):
             raise ValueError(f"tasks, media and spans must have one entry per prompt, got {len(tasks)}, {len(media)} and {len(spans)}.")
-        rules = tuple(_rule(task, medium) for task, medium in zip(tasks, media, strict=True))
+        rules = tuple(grammar_rule(task, medium) for task, medium in zip(tasks, media, strict=True))
         if self._grammar is None or self._grammar[0] != len(self.tokenizer):
             self._grammar = (len(self.tokenizer), make_grammar(self.tokenizer))
         grammar = self._grammar[1]
@@ -78,13 +78,13 @@ class AnswerGrammarMixin:
             `list[int]`, empty where the answer has no coordinates or the task is None.
         """
         if task is not None:
-            _rule(task, None if task not in TASKS else TASKS[task].medium)
+            grammar_rule(task, None if task not in TASKS else TASKS[task].medium)
         if task not in _TEMPLATES:
             return []
         return self.tokenizer(_TEMPLATES[task], add_special_tokens=False)["input_ids"]
 
 
-def _rule(task: str | None, medium: str | None) -> str | None:
+def grammar_rule(task: str | None, medium: str | None) -> str | None:
     """The rule of `grammar_llava_st.RULES` for an answer."""
     if medium not in (None, "image", "video"):
         raise ValueError(f"media has the entry {medium!r}; it must be 'image', 'video' or None.")

@@ -7,8 +7,12 @@ from .checks_llava_st import is_finite_number
 from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
 
 
+# Argument of the template with which a processor renders prompts whose inline coordinates it converts afterwards.
+CONVERTS_COORDINATES = "processor_converts_coordinates"
 # ChatML as in the training of the original model. An image or video is followed by a newline. The text of an assistant message and its
-# <|im_end|> are marked for the loss.
+# <|im_end|> are marked for the loss. A server that renders the template itself, without the processor, would pass the letters of inline
+# coordinates to the model: without the argument `CONVERTS_COORDINATES` they are an error. Jinja has no regular expressions, so that the
+# macro looks at what is between "<" and ">".
 CHAT_TEMPLATE = (
     "{%- macro words(content) %}"
     "{%- if content is string %}{{ content }}"
@@ -16,19 +20,33 @@ CHAT_TEMPLATE = (
     "{%- if item['type'] == 'image' %}{{ '<image>\n' }}"
     "{%- elif item['type'] == 'video' %}{{ '<video>\n' }}"
     "{%- elif item['type'] == 'text' %}{{ item['text'] }}"
-    "{%- else %}{{ raise_exception('Content items have the type image, video or text, not ' + item['type']) }}"
+    "{%- else %}{{ raise_exception('Content items have the type image, video or text, not ' + item['type'] + '. Servers do not convert "
+    "spans, times and boxes: ask with llava_st_hf.client.GroundingClient.') }}"
     "{%- endif %}{%- endfor %}{%- endif %}"
+    "{%- endmacro %}"
+    "{%- macro refuse_coordinates(text) %}"
+    "{%- for part in text.split('<')[1:] if part[:1] in ['t', 'h', 'w'] and '>' in part %}"
+    "{%- set written = part.split('>')[0] %}"
+    "{%- set number = written[1:-2] if written.endswith('px') else written[1:-1] if written.endswith('s') else written[1:] %}"
+    "{%- set digits = number.lstrip('+-') %}"
+    "{%- if not number or digits in ['nan', 'inf'] or (digits[:1] in '0123456789.' and digits.strip('.eE+-') "
+    "and not digits.strip('0123456789.eE+-')) %}"
+    "{{ raise_exception('The text contains the coordinate <' + written + '>, which a server does not convert. Write its token, or ask with "
+    "llava_st_hf.client.GroundingClient, which does.') }}"
+    "{%- endif %}{%- endfor %}"
     "{%- endmacro %}"
     "{%- if messages and messages[0]['role'] != 'system' %}"
     "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
     "{%- endif %}"
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- set text = words(message['content']) %}"
+    f"{{%- if not {CONVERTS_COORDINATES} %}}{{{{- refuse_coordinates(text) }}}}{{%- endif %}}"
     "{%- if message['role'] == 'assistant' %}"
-    "{% generation %}{{- words(message['content']) + '<|im_end|>' }}{% endgeneration %}"
+    "{% generation %}{{- text + '<|im_end|>' }}{% endgeneration %}"
     "{{- '\n' }}"
     "{%- else %}"
-    "{{- words(message['content']) + '<|im_end|>\n' }}"
+    "{{- text + '<|im_end|>\n' }}"
     "{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"

@@ -15,7 +15,6 @@ from transformers.utils import ModelOutput, logging
 
 from .cached_media_llava_st import LastMedium
 from .compatibility_llava_st import check_model_matches_processor
-from .grounding_llava_st import parse_answer
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import split_generate_output
 from .questions_llava_st import (
@@ -26,6 +25,7 @@ from .questions_llava_st import (
     QuestionContext,
     is_chat,
     prepare_question,
+    read_answer,
     split_questions,
 )
 from .scores_llava_st import check_calibration, score_answer
@@ -441,20 +441,17 @@ class VideoGroundingPipeline(LlavaSTPushToHubMixin, Pipeline):
         if coordinate_logits is not None:
             coordinates, calibration = score_answer(processor, ids, coordinate_logits), self._score_calibration
         # With a grammar, a question in free text that is answered in words needs no coordinates.
-        answer = parse_answer(
+        answer = read_answer(
             text,
-            context.medium,
+            context,
             *bins,
-            **context.prompt_positions,
+            cut_off_after=len(ids) if cut_off else None,
             words_suffice=constrained,
             coordinates=coordinates,
             score_calibration=calibration,
         )
-        answer.update({name: value for name in ("task", "query") if (value := getattr(context, name)) is not None})
         if generation:
             answer["generation"] = generation
-        if cut_off:
-            answer["notes"].append(f"The answer was cut off after {len(ids)} tokens. Increase max_new_tokens to get all of it.")
         return answer
 
     def save_pretrained(self, save_directory, **kwargs):

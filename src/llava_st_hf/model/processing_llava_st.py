@@ -30,7 +30,7 @@ from .grounding_llava_st import MediaInfo, parse_answer
 from .image_processing_llava_st import LlavaSTImageProcessor, LlavaSTImageProcessorKwargs, original_size
 from .inline_coordinates_llava_st import INLINE_COORDINATE, check_order, read_coordinate
 from .inline_spelling_llava_st import check_spelling
-from .messages_llava_st import CHAT_TEMPLATE, prepare_conversation
+from .messages_llava_st import CHAT_TEMPLATE, CONVERTS_COORDINATES, prepare_conversation
 from .model_card_llava_st import LlavaSTPushToHubMixin
 from .original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from .renamed_arguments_llava_st import warn_renamed
@@ -410,6 +410,8 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
                 raise ValueError(f"`{name}` is given as an argument and by the keys of a video item. Give one of them, not both.")
         if options:
             kwargs["processor_kwargs"] = {**processor_kwargs, **options}
+        if CONVERTS_COORDINATES in str(self.chat_template if chat_template is None else chat_template):  # not in templates of others
+            kwargs[CONVERTS_COORDINATES] = True
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     # Answers

@@ -3,7 +3,8 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import GeneratorType
 
@@ -11,6 +12,7 @@ from .batch_feature_llava_st import LlavaSTBatchFeature
 from .cached_media_llava_st import LastMedium
 from .checks_llava_st import check_rate
 from .downloads_llava_st import DownloadLimits
+from .grounding_llava_st import parse_answer
 from .inline_coordinates_llava_st import INLINE_COORDINATE
 from .media_info_llava_st import MediaInfo, OutsideMediaError
 from .media_items_llava_st import as_own_item, prepare_image
@@ -88,13 +90,13 @@ def prepare_question(
     reading = dict(zip(READING_KEYS, (num_frames, video_backend, allow_truncated, download_limits), strict=True))
     processor_kwargs = reading_arguments(processor_kwargs=processor_kwargs, **reading)
     if "video_metadata" not in {*processor_kwargs, *processor_kwargs.get("videos_kwargs", {})}:
-        _check_times_can_be_converted(messages, question)
+        check_times_can_be_converted(messages, question)
     if history:
         messages = [*history, {**messages[0], "content": messages[0]["content"][1:]}]
     source = media_source(messages, processor_kwargs) if keep_source else None
     key = None if last_medium is None else last_medium.key(messages, processor_kwargs)
     known = None if last_medium is None else last_medium.find(key)
-    try:
+    with errors_name_arguments(question):
         model_inputs: LlavaSTBatchFeature = (processor if known is None else known.processor).apply_chat_template(
             messages,
             tokenize=True,
@@ -103,19 +105,63 @@ def prepare_question(
             return_tensors="pt",
             processor_kwargs=processor_kwargs,
         )
-    except OutsideMediaError as error:
-        name = _argument_names(question).get(error.written)
-        if name is None:
-            raise
-        raise ValueError(f"{name} {error.reason}") from error
-    media = model_inputs.media_info[0]
-    medium = media[-1] if media else None
-    context = QuestionContext(medium, _prompt_positions(medium, question), question.get("task"), question.get("text"), source)
+    context = question_context(model_inputs.media_info[0], question, source)
     if last_medium is not None and known is None:
         known = last_medium.keep(key, messages, processor, model_inputs)
     if known is None:
         return PreparedQuestion(model_inputs=dict(model_inputs), context=context)
     return PreparedQuestion(model_inputs={**model_inputs, **known.pixels}, context=context, medium=known.id)
+
+
+@contextmanager
+def errors_name_arguments(question: dict) -> Iterator[None]:
+    """Replaces, in errors about a coordinate outside its image or video, the coordinate by the argument of the question that it is from."""
+    try:
+        yield
+    except OutsideMediaError as error:
+        name = _argument_names(question).get(error.written)
+        if name is None:
+            raise
+        raise ValueError(f"{name} {error.reason}") from error
+
+
+def question_context(media: Sequence[MediaInfo], question: dict, source: dict | None = None) -> QuestionContext:
+    """
+    What the answer to a question is read with.
+
+    Args:
+        media: images and videos of the prompt, in order.
+        question: second result of `question_messages`.
+        source: see `QuestionContext`.
+    """
+    medium = media[-1] if media else None
+    return QuestionContext(medium, _prompt_positions(medium, question), question.get("task"), question.get("text"), source)
+
+
+def read_answer(
+    text: str,
+    context: QuestionContext,
+    num_temporal_bins: int,
+    num_spatial_bins: int,
+    cut_off_after: int | None = None,
+    limit_name: str = "max_new_tokens",
+    **options,
+) -> dict:
+    """
+    Converts the text of an answer to the dictionary that the pipeline returns.
+
+    Args:
+        text: the answer, with coordinate tokens.
+        context: of its question.
+        num_temporal_bins, num_spatial_bins: bins of the time axis, and of height and width.
+        cut_off_after: number of generated tokens, if the limit `limit_name` ended the answer.
+        options: `words_suffice`, `coordinates` and `score_calibration` of `parse_answer`.
+    """
+    answer = parse_answer(text, context.medium, num_temporal_bins, num_spatial_bins, **context.prompt_positions, **options)
+    answer.update({name: value for name in ("task", "query") if (value := getattr(context, name)) is not None})
+    if cut_off_after is not None:
+        answer["notes"].append(f"The answer was cut off after {cut_off_after} tokens. Increase {limit_name} to get all of it.")
+    return answer
 
 
 def media_source(messages: list[dict], processor_kwargs: dict) -> dict:
@@ -288,7 +334,7 @@ def _check_times_of_frames(options: dict, media) -> None:
         raise ValueError(f"{' and '.join(names)} can only be given for a list or folder of frames; a video file has its own times.")
 
 
-def _check_times_can_be_converted(messages: list[dict], question: dict) -> None:
+def check_times_can_be_converted(messages: list[dict], question: dict) -> None:
     """Raises an error if seconds are given for frames without a frame rate."""
     item = messages[0]["content"][0]
     if not question or item["type"] != "video" or "fps" in item or "timestamps" in item:
