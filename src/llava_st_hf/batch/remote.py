@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of servers."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ..client import build_request, read_response
+from ..model.processing_llava_st import LlavaSTProcessor
+from .media import fetch, size
+from .outcomes import Outcome
+from .servers import NoServerError, RequestError, Servers
+
+
+@dataclass
+class ServerAnswering:
+    """
+    Answers questions by requests to servers.
+
+    Args:
+        servers: that answer.
+        processor: of the checkpoint that they serve.
+        connections: number of requests at a time.
+        options: arguments of `build_request`, such as `max_tokens`, `exact` and `constrained`.
+    """
+
+    servers: Servers
+    processor: LlavaSTProcessor
+    connections: int
+    options: dict[str, Any]
+    batch_size: int = 1
+
+    def answer(self, questions: list[dict]) -> list[Outcome]:
+        """
+        Answers a question. What concerns this question alone is its outcome.
+
+        Raises:
+            NoServerError: if no server answers.
+        """
+        (question,) = questions
+        started = time.monotonic()
+        sent: dict[str, Any] = {}
+        try:
+            question = fetch(question)
+            request = build_request(question, self.processor, model=self.servers.model, **self.options)
+            sent["media_bytes"] = _media_bytes(request.payload) or size(question)
+            reply = self.servers.ask(request.payload)
+            sent |= {"requests": reply.requests, "server": reply.server, **_usage(reply.body)}
+            return [Outcome(read_response(reply.body, request), latency_s=_seconds_since(started), **sent)]
+        except NoServerError:
+            raise
+        except RequestError as error:
+            sent |= {"requests": error.requests, "error_type": error.kind}
+            return [Outcome(error=str(error), latency_s=_seconds_since(started), **sent)]
+        except Exception as error:  # also those of decoders, which have classes of their own
+            return [Outcome(error_type=type(error).__name__, error=str(error), latency_s=_seconds_since(started), **sent)]
+
+
+def _seconds_since(started: float) -> float:
+    return round(time.monotonic() - started, 4)
+
+
+def _usage(body: dict[str, Any]) -> dict[str, Any]:
+    usage = body.get("usage") or {}
+    tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {**tokens, "finish_reason": body["choices"][0].get("finish_reason")}
+
+
+def _media_bytes(value) -> int:
+    """Bytes of the media in a request, which are `data:` URLs in base64."""
+    if isinstance(value, dict):
+        return sum(map(_media_bytes, value.values()))
+    if isinstance(value, list):
+        return sum(map(_media_bytes, value))
+    if isinstance(value, str) and value[:5] == "data:":
+        encoded = len(value) - value.find(",") - 1
+        return encoded * 3 // 4 - value[-2:].count("=")
+    return 0
