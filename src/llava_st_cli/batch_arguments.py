@@ -18,7 +18,7 @@ def _batch(
         str,
         typer.Argument(
             metavar="MANIFEST",
-            help="Parquet, JSONL or CSV file with a question in each row: video or image, and text, task, clip, start, end, span, box, time.",
+            help="Parquet, JSONL or CSV file, a question in each row: video or image, and text, task, clip, start, end, span, box, time, fps.",
         ),
     ],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for the answers. Both may be URLs such as s3://bucket/folder.")],
@@ -75,5 +75,5 @@ def _batch(
     """Answer the questions of a manifest into a folder of Parquet files, with one row for each row of the manifest.
 
     Run the same command again to resume. The exit status is 3 if all rows were asked and some failed. The key of servers is read from
-    LLAVA_ST_API_KEY."""
+    OPENAI_API_KEY."""
     return Namespace(command="batch", **{**locals(), "server": server or []})

@@ -15,6 +15,7 @@ from typing import Any
 
 from llava_st_cli.terminal import error_line, one_line
 
+from ..client import CoordinateRows, GroundingClient
 from ..commands.models import load_pipeline, load_processor
 from ..locking import locked_folder
 from ..model.media_files_llava_st import local_path
@@ -32,7 +33,6 @@ from .storage import Folder
 
 
 SOME_FAILED = 3  # exit status
-_KEY = "LLAVA_ST_API_KEY"
 
 
 def run_batch(args: Namespace) -> int:
@@ -45,7 +45,7 @@ def run_batch(args: Namespace) -> int:
     Raises:
         ValueError, OSError: if the run cannot start or go on.
     """
-    args.api_key = os.environ.get(_KEY)
+    args.api_key = os.environ.get("OPENAI_API_KEY") or None
     if args.ray is not None:
         check_ray()
     manifest = read_manifest(args.manifest, args.media_root)
@@ -105,7 +105,9 @@ def _answering(args: Namespace, processor, servers: Servers | None) -> Answering
         options = {"exact": args.exact, "constrained": args.constrained}
         if args.max_new_tokens is not None:
             options["max_tokens"] = args.max_new_tokens
-        return ServerAnswering(servers, processor, args.connections, options)
+        rows = CoordinateRows.from_checkpoint(args.model) if args.exact else None
+        client = GroundingClient(args.server[0], servers.model, processor, args.api_key, rows=rows)
+        return ServerAnswering(servers, client, args.connections, options)
     options = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     return PipelineAnswering(load_pipeline(args, processor), args.batch_size, {**options, "grammar": "auto" if args.constrained else None})
 

@@ -38,11 +38,11 @@ class PipelineAnswering:
         prepared = [self._prepare(question) for question in questions]
         ready = [entry for entry in prepared if isinstance(entry, PreparedQuestion)]
         answers = iter(self._generate(ready))
-        outcomes = []
+        outcomes: list[Outcome] = []
+        seconds = round(time.monotonic() - started, 4)
         for question, entry in zip(questions, prepared, strict=True):
             result = next(answers) if isinstance(entry, PreparedQuestion) else entry
-            seconds = round(time.monotonic() - started, 4)
-            if isinstance(result, Exception):
+            if isinstance(result, Exception) or isinstance(entry, Exception):
                 outcomes.append(Outcome(error_type=type(result).__name__, error=str(result), latency_s=seconds))
                 continue
             outcomes.append(

@@ -5,11 +5,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..client import build_request, read_response
-from ..model.processing_llava_st import LlavaSTProcessor
+from ..client import GroundingClient, GroundingRequest, RequestError, read_response
+from ..model.results_llava_st import Grounding
 from .media import fetch, size
 from .outcomes import Outcome
-from .servers import NoServerError, RequestError, Servers
+from .servers import FailedRequest, NoServerError, Servers
+
+
+_MOST_UNREADABLE = 3  # answers, before the first one that can be read
 
 
 @dataclass
@@ -19,41 +22,59 @@ class ServerAnswering:
 
     Args:
         servers: that answer.
-        processor: of the checkpoint that they serve.
+        client: builds the requests.
         connections: number of requests at a time.
-        options: arguments of `build_request`, such as `max_tokens`, `exact` and `constrained`.
+        options: arguments of `client.build_request`, such as `max_tokens`, `exact` and `constrained`.
     """
 
     servers: Servers
-    processor: LlavaSTProcessor
+    client: GroundingClient
     connections: int
     options: dict[str, Any]
     batch_size: int = 1
+    _has_answers: bool = False
+    _unreadable: int = 0
 
     def answer(self, questions: list[dict]) -> list[Outcome]:
         """
         Answers a question. What concerns this question alone is its outcome.
 
         Raises:
-            NoServerError: if no server answers.
+            NoServerError: if no server answers, or if the servers have another checkpoint.
         """
         (question,) = questions
         started = time.monotonic()
         sent: dict[str, Any] = {}
         try:
             question = fetch(question)
-            request = build_request(question, self.processor, model=self.servers.model, **self.options)
+            request = self.client.build_request(question, **self.options)
             sent["media_bytes"] = _media_bytes(request.payload) or size(question)
             reply = self.servers.ask(request.payload)
             sent |= {"requests": reply.requests, "server": reply.server, **_usage(reply.body)}
-            return [Outcome(read_response(reply.body, request), latency_s=_seconds_since(started), **sent)]
+            answer = self._read(reply.body, request)
+            return [Outcome(answer, latency_s=_seconds_since(started), **sent)]
         except NoServerError:
             raise
-        except RequestError as error:
-            sent |= {"requests": error.requests, "error_type": error.kind}
+        except FailedRequest as error:
+            sent |= {"requests": error.attempts, "error_type": error.kind}
             return [Outcome(error=str(error), latency_s=_seconds_since(started), **sent)]
         except Exception as error:  # also those of decoders, which have classes of their own
             return [Outcome(error_type=type(error).__name__, error=str(error), latency_s=_seconds_since(started), **sent)]
+
+    def _read(self, body: dict[str, Any], request: GroundingRequest) -> Grounding:
+        """
+        Raises:
+            NoServerError: if all of the first answers cannot be read, as those of another checkpoint.
+        """
+        try:
+            answer = read_response(body, request)
+        except RequestError as error:
+            self._unreadable += 1
+            if not self._has_answers and self._unreadable >= _MOST_UNREADABLE:
+                raise NoServerError(f"None of the first {self._unreadable} answers can be read. {error}") from error
+            raise
+        self._has_answers = True
+        return answer
 
 
 def _seconds_since(started: float) -> float:

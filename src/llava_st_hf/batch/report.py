@@ -18,6 +18,7 @@ from .storage import Folder, in_parallel
 
 SUMMARY = "summary.json"
 SESSIONS = "sessions"
+_COUNTS = ("rows", "failed", "requests", "prompt_tokens", "completion_tokens", "media_bytes")
 _LINE_S = 60.0  # seconds between lines of the progress where stderr is no terminal
 
 
@@ -83,9 +84,6 @@ class Session:
         """Writes the file of the session, and removes the line of the progress."""
         self._bar.close()
         self.save(status)
-
-
-_COUNTS = ("rows", "failed", "requests", "prompt_tokens", "completion_tokens", "media_bytes")
 
 
 def summarize(folder: Folder, shards: Iterable[ShardInfo], rows: int, price_per_hour: float | None) -> dict[str, Any]:

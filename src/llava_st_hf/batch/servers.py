@@ -2,11 +2,13 @@
 """
 Requests to one or several servers of the same model: spread over those that answer, and repeated where repeating may help.
 
-A request is repeated after a lost connection, a time-out, and the HTTP statuses 408, 429 and 5xx, on another server if there is one. A
-server that does not answer gets no requests until it lists its model again. While none answers, requests wait; after `wait_s` seconds the
-run ends, so that a server that is down makes no failed rows.
+A request is repeated after a lost connection and the HTTP statuses 408, 429 and 5xx, on another server if there is one. After a time-out it
+is not: the server may be busy with it, and would be with the next one. A server that does not accept connections gets no requests until it
+lists its model again. While none does, requests wait; after `wait_s` seconds the run ends, so that a server that is down makes no failed
+rows.
 """
 
+import json
 import random
 import threading
 import time
@@ -14,6 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from ..client import RequestError
+from ..client.responses import error_message
 
 
 _REPEATED = {408, 429, 500, 502, 503, 504}
@@ -27,19 +32,20 @@ class NoServerError(OSError):
     """No server answers, or a server has another model than at the start: the run cannot go on."""
 
 
-class RequestError(Exception):
+class FailedRequest(RequestError):
     """
     A request that no server answered.
 
     Args:
         kind: "HTTP 400", or the name of the error of the connection.
         message: of the server or connection.
-        requests: how often it was sent.
+        status: HTTP status; None without one.
+        attempts: how often it was sent.
     """
 
-    def __init__(self, kind: str, message: str, requests: int):
-        super().__init__(message)
-        self.kind, self.requests = kind, requests
+    def __init__(self, kind: str, message: str, status: int | None, attempts: int):
+        super().__init__(message, status, attempts)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Servers:
         api_key: str | None = None,
         model: str | None = None,
     ):
-        self._max_retries, self._wait_s = max_retries, wait_s
+        self._max_retries, self._wait_s, self._timeout_s = max_retries, wait_s, timeout_s
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         limits = httpx.Limits(max_connections=connections + 1, max_keepalive_connections=connections)
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), limits=limits)
@@ -149,38 +155,42 @@ class Servers:
         Sends a request to `/v1/chat/completions`.
 
         Raises:
-            RequestError: if it is refused, or fails after all repetitions.
+            FailedRequest: if it is refused, or fails after all repetitions.
             NoServerError: if no server answers for `wait_s` seconds.
         """
+        content = json.dumps(payload).encode()
         requests = refused = 0
         avoided: _Server | None = None
         while True:
             server = self._begin(avoided)
+            pause = None
             try:
-                response = self._client.post(f"{server.url}/chat/completions", json=payload)
-                requests += 1
-                failure = (
-                    RequestError(f"HTTP {response.status_code}", _message(response), requests) if response.status_code != 200 else None
+                response = self._client.post(
+                    f"{server.url}/chat/completions", content=content, headers={"Content-Type": "application/json"}
                 )
-                pause = _retry_after(response)
+                requests += 1
+                if response.status_code == 200:
+                    self._last_answer = time.monotonic()
+                    return Reply(_body(response, server, requests), server.url, requests)
+                status, pause = response.status_code, _retry_after(response)
+                failure = FailedRequest(f"HTTP {status}", _message(response), status, requests)
+                if status not in _REPEATED:
+                    raise failure
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
                 refused += 1
                 self._set_down(server)
-                failure, pause = RequestError(type(error).__name__, str(error), requests), 0.0
+                failure = FailedRequest("ConnectError", f"{server.url} cannot be reached: {error}", None, requests)
                 if refused < _REFUSED:
                     continue
+            except httpx.TimeoutException as error:
+                reason = f"{server.url} did not answer within {self._timeout_s:g} seconds"
+                raise FailedRequest("TimeoutError", reason, None, requests + 1) from error
             except httpx.TransportError as error:
                 requests += 1
-                if not isinstance(error, httpx.TimeoutException):
-                    self._set_down(server)
-                failure, pause = RequestError(type(error).__name__, str(error) or f"{server.url} did not answer", requests), None
+                self._set_down(server)
+                failure = FailedRequest("ConnectionError", f"{server.url} closed the connection: {error!r}", None, requests)
             finally:
                 self._end(server)
-            if failure is None:
-                self._last_answer = time.monotonic()
-                return Reply(_body(response, server, requests), server.url, requests)
-            if failure.kind.startswith("HTTP") and response.status_code not in _REPEATED:
-                raise failure
             if requests > self._max_retries or refused >= _REFUSED:
                 raise failure
             avoided = server
@@ -242,11 +252,9 @@ def _base_url(url: str) -> str:
 def _message(response: httpx.Response) -> str:
     """The message of an error of a server."""
     try:
-        body = response.json()
-        error = body.get("error", body)
-        return str(error.get("message", error))[:2000]
-    except (ValueError, AttributeError):
-        return response.text[:500]
+        return error_message(response.json())
+    except ValueError:
+        return error_message(response.text)
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -265,5 +273,5 @@ def _body(response: httpx.Response, server: _Server, requests: int) -> dict[str,
             "ResponseError", f"{server.url} answered with HTTP 200 and no JSON: {response.text[:200]!r}", requests
         ) from error
     if not isinstance(body, dict) or not body.get("choices"):
-        raise RequestError("ResponseError", f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}", requests)
+        raise FailedRequest("RequestError", f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}", requests)
     return body

@@ -72,8 +72,8 @@ class Shard:
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> "Shard":
-        numbers = (int(item[name]) for name in ("index", "of", "first_row"))
-        return cls(*numbers, pyarrow.ipc.open_stream(item["table"]).read_all(), json.loads(item["questions"]))
+        index, of, first_row = (int(item[name]) for name in ("index", "of", "first_row"))
+        return cls(index, of, first_row, pyarrow.ipc.open_stream(item["table"]).read_all(), json.loads(item["questions"]))
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ def open_run(folder: Folder, manifest: Manifest, options: dict[str, Any], num_sh
     differences = [f"{name} is {asked.get(name)!r}, was {earlier.get(name)!r}" for name in _names(earlier, asked)]
     if earlier["manifest"] != asked["manifest"]:
         raise ValueError(
-            f"{folder.path} has answers to another manifest, {state['manifest']} with {state['rows']} rows; {manifest.path} has {rows} rows "
-            "and another content. Choose another output folder."
+            f"{folder.path} has answers to another manifest, {state['manifest']} with {state['rows']} rows; {manifest.path} "
+            f"has {rows} rows and another content. Choose another output folder."
         )
     if differences:
         raise ValueError(f"{folder.path} has answers with other options: {'; '.join(differences)}. Choose another output folder.")
