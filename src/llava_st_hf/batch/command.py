@@ -171,7 +171,11 @@ def _locked(folder: Folder) -> AbstractContextManager:
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """SIGTERM, which ends containers, stops the run as Ctrl-C does."""
-    earlier = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def stop(number, frame) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

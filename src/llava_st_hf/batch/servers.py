@@ -269,9 +269,8 @@ def _body(response: httpx.Response, server: _Server, requests: int) -> dict[str,
     try:
         body = response.json()
     except ValueError as error:
-        raise RequestError(
-            "ResponseError", f"{server.url} answered with HTTP 200 and no JSON: {response.text[:200]!r}", requests
-        ) from error
+        reason = f"{server.url} answered with HTTP 200 and no JSON: {response.text[:200]!r}"
+        raise FailedRequest("RequestError", reason, 200, requests) from error
     if not isinstance(body, dict) or not body.get("choices"):
         raise FailedRequest("RequestError", f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}", requests)
     return body
