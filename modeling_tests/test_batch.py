@@ -94,8 +94,7 @@ def test_manifest_formats_give_the_same_questions(folder):
     write_manifest(folder / "m.jsonl", rows)
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "m.parquet")
     (folder / "m.csv").write_text(
-        "id,video,task,text,span,clip,note\r\n"
-        'x,a.mp4,svg,"a ""dog"", small","[0.1, 0.4]",,carried\r\ny,a.mp4,tvg,a cat,,"[0, 3]",\r\n'
+        'id,video,task,text,span,clip,note\r\nx,a.mp4,svg,"a ""dog"", small","[0.1, 0.4]",,carried\r\ny,a.mp4,tvg,a cat,,"[0, 3]",\r\n'
     )
     read = [read_manifest(str(folder / f"m.{suffix}")) for suffix in ("jsonl", "parquet", "csv")]
     video = str(folder / "a.mp4")
@@ -165,7 +164,9 @@ def test_outcomes_are_read_as_written(tmp_path):
     boxes = (Box(1, 2, 3.5, 4, time=0.1, frame=1), Box(1, 2, 3, 4, time=0.4, frame=2, interpolated=True))
     answer = Grounding("text", (Event("a cat", 0.0, 0.4, boxes), Event(None)), media, ("one", "two"))
     outcomes = {
-        7: Outcome(answer, finish_reason="length", prompt_tokens=5, completion_tokens=2, media_bytes=9, requests=2, latency_s=0.5, server="s"),
+        7: Outcome(
+            answer, finish_reason="length", prompt_tokens=5, completion_tokens=2, media_bytes=9, requests=2, latency_s=0.5, server="s"
+        ),
         8: Outcome(error_type="HTTP 400", error="lone \ud800 surrogate", requests=1),
         9: Outcome(Grounding("", (Event("dog", boxes=(Box(0, 0, 1, 1),)),), MediaInfo("image", 4, 4)), requests=1),
     }
@@ -206,7 +207,9 @@ def test_stopped_run_keeps_its_answers_and_asks_only_the_others(tmp_path, connec
     answer_shards(shards, Store(folder, "run", "2"), second)
     answered_before = [text for text in first.asked if text != "6"]
     assert sorted(answered_before + second.asked, key=int) == [f"{row}" for row in range(1, 21)]
-    assert [(row["row"], row["n"], answer.text) for row, answer in read_answers(str(tmp_path))] == [(n, n - 1, f"{n}") for n in range(1, 21)]
+    assert [(row["row"], row["n"], answer.text) for row, answer in read_answers(str(tmp_path))] == [
+        (n, n - 1, f"{n}") for n in range(1, 21)
+    ]
     assert folder.names("partial") == []
 
 

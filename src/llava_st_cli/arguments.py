@@ -47,7 +47,7 @@ def _program(
 ) -> None:
     """LLaVA-ST: spatio-temporal video grounding with time spans and bounding boxes.
 
-    Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    Exit status: 0 success, 1 failure, 2 wrong usage, 3 failed rows of batch, 130 interrupted."""
     context.obj["debug"] = debug
 
 

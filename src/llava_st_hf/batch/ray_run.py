@@ -105,7 +105,7 @@ def answer_on_ray(args: Namespace, shards: list[Shard], store: Store, model: str
 
     if not ray.is_initialized():
         ray.init(
-            address=None if args.ray == LOCAL else args.ray,
+            address=args.ray,
             num_cpus=max(os.cpu_count() or 1, args.workers or 1) if args.ray == LOCAL else None,
             include_dashboard=False if args.ray == LOCAL else None,
         )
