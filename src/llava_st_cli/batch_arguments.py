@@ -18,7 +18,7 @@ def _batch(
         str,
         typer.Argument(
             metavar="MANIFEST",
-            help="Parquet, JSONL or CSV file, a question in each row: video or image, and text, task, clip, start, end, span, box, time, fps.",
+            help="Parquet, JSONL or CSV file, a question in each row: video or image, text, task, clip, start, end, span, box, time.",
         ),
     ],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for the answers. Both may be URLs such as s3://bucket/folder.")],
