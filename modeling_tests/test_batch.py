@@ -296,10 +296,9 @@ def test_servers_of_which_one_dies_lose_no_row(answering_model):
         for _ in range(3):
             assert servers.ask(body).server == kept.url
         assert servers.down == [dying.url]
-    started = time.monotonic()
-    with pytest.raises(NoServerError, match="No server has answered for 0.2 seconds"):
+        kept.next_fault = lambda *request: "close"  # connections that are open are still answered
+    with pytest.raises(NoServerError, match=r"No server has answered for 0\.2 seconds"):
         servers.ask(body)
-    assert time.monotonic() - started < 30
 
 
 def test_servers_with_different_models_or_none_are_an_error(answering_model):
