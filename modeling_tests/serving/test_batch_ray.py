@@ -56,12 +56,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def start(server: CountingServer, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "llava_st_hf", "batch", "m.jsonl", "out", "--model", DEMO_MODEL_PATH, "--server", server.running.url]
-    command += ["--connections", "2", "--num-shards", str(SHARDS), "--ray", "local", "--workers", "2", *options]
-    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True)
-
-
 def descendants(process: subprocess.Popen, name: str) -> list[int]:
     """Ids of the processes that a process has started, directly or not, and whose title contains `name`."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
@@ -78,8 +72,46 @@ def descendants(process: subprocess.Popen, name: str) -> list[int]:
     return [pid for pid in titles if pid != process.pid and name in titles[pid] and is_below(pid)]
 
 
+@pytest.fixture
+def start(server, folder) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command with further options. What still runs at the end of the test is killed."""
+    processes = []
+
+    def run(*options: str) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-m",
+            "llava_st_hf",
+            "batch",
+            "m.jsonl",
+            "out",
+            "--model",
+            DEMO_MODEL_PATH,
+            "--server",
+            server.running.url,
+        ]
+        command += ["--connections", "2", "--num-shards", str(SHARDS), "--ray", "local", "--workers", "2", *options]
+        process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        kill_with_descendants(process)
+
+
+def kill_with_descendants(process: subprocess.Popen) -> None:
+    """Kills a process, and the processes of Ray that it has started, some of which end late by themselves."""
+    started = descendants(process, "")
+    process.kill()
+    process.communicate()
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -96,42 +128,37 @@ def check(folder: Path, server: CountingServer, most_repeated: int) -> None:
     assert sum(count > 1 for count in counts.values()) <= most_repeated, counts
 
 
-def test_killed_worker_loses_no_row_and_repeats_only_its_shard(folder, server):
-    process = start(server)
+def test_killed_worker_loses_no_row_and_repeats_only_its_shard(folder, server, start):
+    process = start()
     wait_until(lambda: len(server.texts) >= 10, process)
     os.kill(descendants(process, "ShardWorker")[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 3, errors
     check(folder, server, COUNT // SHARDS)
 
 
-def test_killed_driver_is_resumed_without_finished_shards(folder, server):
-    process = start(server)
+def test_killed_driver_is_resumed_without_finished_shards(folder, server, start):
+    process = start()
     wait_until(lambda: len(server.texts) >= 16, process)
-    started = descendants(process, "")
-    process.kill()
-    process.communicate()
-    for pid in started:  # Ray's own processes end by themselves, some of them late
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_with_descendants(process)
     finished = {path.name for path in (folder / "out/answers").iterdir() if not path.name.startswith(".")}
     assert finished
     before = {name: (folder / "out/answers" / name).stat().st_mtime_ns for name in finished}
-    process = start(server)
-    _, errors = process.communicate(timeout=600)
+    process = start()
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 3, errors
     assert {name: (folder / "out/answers" / name).stat().st_mtime_ns for name in finished} == before
     check(folder, server, 2 * COUNT // SHARDS)
 
 
-def test_servers_that_end_stop_the_run_which_is_resumed(folder, server):
+def test_rows_that_lost_their_server_are_asked_again_by_retry_failed(folder, server, start):
     served = server.running.next_fault
     server.running.next_fault = lambda *request: served(*request) if len(server.texts) < 12 else "close"
-    process = start(server, "--max-retries", "0")
-    _, errors = process.communicate(timeout=600)
+    process = start("--max-retries", "0")
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 3, errors  # the server lists its model, but closes the connections of all other requests
     server.running.next_fault = served
-    process = start(server, "--retry-failed")
-    _, errors = process.communicate(timeout=600)
+    process = start("--retry-failed")
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 3, errors
     check(folder, server, 2)
