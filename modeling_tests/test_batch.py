@@ -322,12 +322,15 @@ def test_batch_ends_after_answers_of_another_checkpoint(folder, server, checkpoi
 def test_batch_in_object_storage_reads_manifest_and_media_there(folder, server, checkpoint):
     storage = fsspec.filesystem("memory")
     storage.pipe_file("/bucket/in/a.mp4", (folder / "a.mp4").read_bytes())
-    storage.pipe_file("/bucket/in/m.jsonl", "".join(json.dumps(row) + "\n" for row in questions(3)).encode())
+    storage.pipe_file("/bucket/in/bad.mp4", b"not a video")
+    given = [*questions(3), {"id": "q3", "video": "bad.mp4", "text": "Question?"}]
+    storage.pipe_file("/bucket/in/m.jsonl", "".join(json.dumps(row) + "\n" for row in given).encode())
     command = ["batch", "memory://bucket/in/m.jsonl", "memory://bucket/out", "--model", checkpoint, "--server", server.url]
-    assert main([*command, "--max-new-tokens", "4"]) == 0
-    assert main([*command, "--max-new-tokens", "4"]) == 0
+    assert main([*command, "--max-new-tokens", "4"]) == 3
+    assert main([*command, "--max-new-tokens", "4"]) == 3
     assert len(server.requests) == 3
-    assert [row["video"] for row in rows("memory://bucket/out")] == ["a.mp4"] * 3
+    assert [row["status"] for row in rows("memory://bucket/out")] == ["ok", "ok", "ok", "failed"]
+    assert rows("memory://bucket/out")[3]["error"].startswith("memory://bucket/in/bad.mp4: ")
     assert storage.exists("/bucket/out/summary.json")
 
 

@@ -22,14 +22,14 @@ from ..model.media_files_llava_st import local_path
 from .local import PipelineAnswering
 from .manifest import Manifest, read_manifest
 from .media import is_on_disk, medium
-from .outcomes import ANSWERS, ShardInfo
+from .outcomes import ANSWERS, ShardInfo, read_info
 from .ray_run import answer_on_ray, check_ray
 from .remote import ServerAnswering
 from .report import SUMMARY, Session, describe, new_session, summarize
 from .run import Answering, answer_shards
 from .servers import Servers
 from .state import PARTIAL, Shard, Store, finished, make_shards, open_run
-from .storage import Folder
+from .storage import Folder, in_parallel
 
 
 SOME_FAILED = 3  # exit status
@@ -72,7 +72,7 @@ def run_batch(args: Namespace) -> int:
                 store,
                 processor,
                 servers,
-                Session(folder, store.session, len(manifest.questions), _done(before, todo), _gpus(args)),
+                Session(folder, store.session, len(manifest.questions), _done(folder, before, todo), _gpus(args)),
             )
         return _report(args, folder, manifest, count)
 
@@ -187,10 +187,11 @@ def _unfinished(shards: list[Shard], before: list[ShardInfo], retry_failed: bool
     return [shard for shard in shards if shard.index not in finished_shards]
 
 
-def _done(before: list[ShardInfo], todo: list[Shard]) -> int:
-    """Rows that are not asked in this session, but for those of partial shards."""
-    open_shards = {shard.index for shard in todo}
-    return sum(info.rows if info.shard not in open_shards else info.rows - info.failed for info in before)
+def _done(folder: Folder, before: list[ShardInfo], todo: list[Shard]) -> int:
+    """Rows that have an answer, or an outcome that is kept, before this session."""
+    retried = {shard.index for shard in todo}
+    partial = in_parallel(lambda name: read_info(folder, f"{PARTIAL}/{name}"), folder.names(PARTIAL))
+    return sum(info.rows - info.failed if info.shard in retried else info.rows for info in [*before, *partial])
 
 
 def _gpus(args: Namespace) -> int:

@@ -9,7 +9,7 @@ import torch
 from ..model.pipeline_llava_st import VideoGroundingPipeline
 from ..model.questions_llava_st import PreparedQuestion, prepare_question
 from ..model.results_llava_st import Grounding
-from .media import fetch, size
+from .media import fetch, message, size
 from .outcomes import Outcome
 
 
@@ -41,9 +41,9 @@ class PipelineAnswering:
         outcomes: list[Outcome] = []
         seconds = round(time.monotonic() - started, 4)
         for question, entry in zip(questions, prepared, strict=True):
-            result = next(answers) if isinstance(entry, PreparedQuestion) else entry
+            result: Any = next(answers) if isinstance(entry, PreparedQuestion) else entry
             if isinstance(result, Exception) or isinstance(entry, Exception):
-                outcomes.append(Outcome(error_type=type(result).__name__, error=str(result), latency_s=seconds))
+                outcomes.append(Outcome(error_type=type(result).__name__, error=message(result, question), latency_s=seconds))
                 continue
             outcomes.append(
                 Outcome(

@@ -33,10 +33,22 @@ def fetch(question: dict[str, Any]) -> dict[str, Any]:
         OSError, ValueError: naming the URL, if it cannot be read or is larger than the limits of downloads.
     """
     kind, source = medium(question)
-    if not isinstance(source, str) or is_on_disk(source) or is_url(source) or is_data_url(source):
+    if not isinstance(source, str) or not _is_fetched(source):
         return question
     limits = DownloadLimits()
     return {**question, kind: read_file(source, limits.video_bytes if kind == "video" else limits.image_bytes)}
+
+
+def message(error: Exception, question: dict[str, Any]) -> str:
+    """The message of an error, with the URL of a medium that `fetch` has read, which is unknown to what reads its bytes."""
+    source = medium(question)[1]
+    if isinstance(source, str) and _is_fetched(source) and source not in str(error):
+        return f"{source}: {error}"
+    return str(error)
+
+
+def _is_fetched(source: str) -> bool:
+    return not is_on_disk(source) and not is_url(source) and not is_data_url(source)
 
 
 def size(question: dict[str, Any]) -> int | None:

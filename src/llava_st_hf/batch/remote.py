@@ -7,7 +7,7 @@ from typing import Any
 
 from ..client import GroundingClient, GroundingRequest, RequestError, read_response
 from ..model.results_llava_st import Grounding
-from .media import fetch, size
+from .media import fetch, message, size
 from .outcomes import Outcome
 from .servers import FailedRequest, NoServerError, Servers
 
@@ -46,9 +46,9 @@ class ServerAnswering:
         started = time.monotonic()
         sent: dict[str, Any] = {}
         try:
-            question = fetch(question)
-            request = self.client.build_request(question, **self.options)
-            sent["media_bytes"] = _media_bytes(request.payload) or size(question)
+            fetched = fetch(question)
+            request = self.client.build_request(fetched, **self.options)
+            sent["media_bytes"] = _media_bytes(request.payload) or size(fetched)
             reply = self.servers.ask(request.payload)
             sent |= {"requests": reply.requests, "server": reply.server, **_usage(reply.body)}
             answer = self._read(reply.body, request)
@@ -59,7 +59,7 @@ class ServerAnswering:
             sent |= {"requests": error.attempts, "error_type": error.kind}
             return [Outcome(error=str(error), latency_s=_seconds_since(started), **sent)]
         except Exception as error:  # also those of decoders, which have classes of their own
-            return [Outcome(error_type=type(error).__name__, error=str(error), latency_s=_seconds_since(started), **sent)]
+            return [Outcome(error_type=type(error).__name__, error=message(error, question), latency_s=_seconds_since(started), **sent)]
 
     def _read(self, body: dict[str, Any], request: GroundingRequest) -> Grounding:
         """

@@ -134,8 +134,9 @@ def describe(summary: dict[str, Any]) -> list[str]:
     if summary["truncated"]:
         lines.append(f'{summary["truncated"]} answers were ended by the limit of tokens: finish_reason is "length".')
     if summary["seconds"]:
+        requests = f", {summary['requests_per_second']} requests/s" if summary["requests"] else ""
         lines.append(
-            f"{summary['seconds']:.1f} s, {summary['rows_per_second']} rows/s, {summary['requests_per_second']} requests/s; "
+            f"{summary['seconds']:.1f} s, {summary['rows_per_second']} rows/s{requests}; "
             f"{summary['prompt_tokens']} tokens in, {summary['completion_tokens']} out ({summary['completion_tokens_per_second']}/s), "
             f"{summary['media_bytes'] / 1e6:.1f} MB of media"
         )
