@@ -18,6 +18,7 @@ PACKAGES = {
     "llava_st_hf.visualization": "Pictures and annotated videos",
     "llava_st_hf.exports": "Exports",
     "llava_st_hf.refinement": "Refinement by detectors and segmenters",
+    "llava_st_hf.batch": "Batch inference",
     "llava_st_hf.data": "Training data",
     "llava_st_hf.training": "Training",
     "llava_st_hf.evaluation": "Evaluation",

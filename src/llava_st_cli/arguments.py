@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import checkpoint_arguments, data_arguments, question_arguments, server_arguments
+from . import batch_arguments, checkpoint_arguments, data_arguments, question_arguments, server_arguments
 from .terminal import error_line
 
 
@@ -18,7 +18,7 @@ PROGRAM = "llava-st"
 app = typer.Typer(
     name=PROGRAM, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-for _module in (question_arguments, data_arguments, checkpoint_arguments, server_arguments):
+for _module in (question_arguments, batch_arguments, data_arguments, checkpoint_arguments, server_arguments):
     _module.add_commands(app)
 
 
@@ -47,7 +47,7 @@ def _program(
 ) -> None:
     """LLaVA-ST: spatio-temporal video grounding with time spans and bounding boxes.
 
-    Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    Exit status: 0 success, 1 failure, 2 wrong usage, 3 failed rows of batch, 130 interrupted."""
     context.obj["debug"] = debug
 
 

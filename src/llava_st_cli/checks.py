@@ -11,7 +11,11 @@ from .question_arguments import EXPORT_FORMATS
 
 
 # Options that are numbers of at least 1.
-_COUNTS = ("max_new_tokens", "batch_size", "limit", "num_frames", "num_processes", "num_machines", "main_process_port", "max_model_len", "max_images", "max_videos", "max_upload")
+_COUNTS = (
+    *("max_new_tokens", "batch_size", "limit", "num_frames", "num_processes", "num_machines", "main_process_port"),
+    *("max_model_len", "max_images", "max_videos", "max_upload"),
+    *("connections", "num_shards", "gpus"),
+)
 _DEVICE = re.compile(r"(cpu|mps|auto)|(cuda|xpu)(:\d+)?")
 DRAW_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Suffixes that decide the format of an export.
@@ -30,11 +34,13 @@ def check(args: Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if (workers := getattr(args, "workers", 0)) < 0:
+    if (workers := getattr(args, "workers", None) or 0) < 0:
         raise ValueError(f"--workers must be at least 0, got {workers}.")
     device = getattr(args, "device", None)
     if device is not None and not _DEVICE.fullmatch(device):
         raise ValueError(f"--device {device} is not a device; it must be cpu, cuda, cuda:N, mps, xpu, xpu:N or auto.")
+    if args.command == "batch":
+        _check_batch(args)
     if args.command == "ground":
         _check_question(args)
     if args.command == "chat":
@@ -57,7 +63,7 @@ def check(args: Namespace) -> None:
         if args.dtype is not None and not args.check:
             raise ValueError("--dtype is for --check: a fingerprint is computed in float32.")
     output = getattr(args, "output", None)
-    if output is not None and os.path.exists(output) and not os.path.isdir(output):
+    if output is not None and "://" not in output and os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"The output {output} is a file; give a folder.")
 
 
@@ -76,6 +82,29 @@ def _check_question(args: Namespace) -> None:
         _check_writable("--jsonl", args.jsonl)
     _check_export(args)
     _check_draw(args)
+
+
+def _check_batch(args: Namespace) -> None:
+    if args.workers is not None and (args.workers < 1 or args.ray is None):
+        raise ValueError(f"--workers must be at least 1 and needs --ray, got {args.workers}.")
+    if args.max_retries < 0:
+        raise ValueError(f"--max-retries must be at least 0, got {args.max_retries}.")
+    for name in ("timeout", "wait_for_server", "price_per_hour"):
+        value = getattr(args, name)
+        if value is not None and not (0 <= value < math.inf and (value or name != "timeout")):
+            raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {value:g}.")
+    if args.server and args.model is None:
+        raise ValueError("--server needs --model, the checkpoint that it serves: its processor prepares media and reads answers.")
+    if args.server and (args.device is not None or args.dtype is not None):
+        raise ValueError("--device and --dtype are those of a model in this process, and --server gives another one: leave them out.")
+    if args.exact and not args.server:
+        raise ValueError("--exact is for --server; a model in this process gets exact times and boxes always.")
+    for name in ("manifest", "media_root"):
+        path = getattr(args, name)
+        if path is not None and "://" not in path and not os.path.exists(path):
+            raise FileNotFoundError(f"No such file or folder: {path[:500]}")
+    if args.ray is not None and args.output.startswith("memory://"):
+        raise ValueError("--ray needs an output that all workers see, not memory://.")
 
 
 def _check_clip(args: Namespace) -> None:

@@ -35,6 +35,14 @@ def _chat(args: Namespace) -> int:
     return run_chat(args)
 
 
+def _batch(args: Namespace) -> int:
+    try:
+        from .batch.command import run_batch
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`llava-st batch` needs {error.name}: pip install 'llava-st-hf[batch]'.") from error
+    return run_batch(args)
+
+
 def _convert(args: Namespace) -> None:
     _refuse_adapter_folder(args.output)
     refuse_adapter(args.model)
@@ -263,6 +271,7 @@ def _evaluation(name: str) -> Callable[[Namespace], None]:
 COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "ground": _ground,
     "chat": _chat,
+    "batch": _batch,
     "convert": _convert,
     "merge-lora": _merge_lora,
     "fingerprint": _fingerprint,

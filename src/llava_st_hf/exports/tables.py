@@ -81,14 +81,21 @@ def write_parquet(answers: list[Grounding], path: Path) -> list[str]:
     import pyarrow  # an optional dependency
     from pyarrow import parquet
 
-    types = {"text": pyarrow.string(), "integer": pyarrow.int64(), "number": pyarrow.float64(), "boolean": pyarrow.bool_()}
     notes: list[str] = []
     rows = [{name: row.get(name) for name in COLUMNS} for row in _rows(answers, notes)]
-    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()]))
+    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(arrow_fields(*COLUMNS)))
     file = io.BytesIO()
     parquet.write_table(table, file)
     write_file(path, file.getvalue())
     return notes
+
+
+def arrow_fields(*columns: str) -> list[tuple]:
+    """Names of `COLUMNS` with their types in Parquet."""
+    import pyarrow
+
+    types = {"text": pyarrow.string(), "integer": pyarrow.int64(), "number": pyarrow.float64(), "boolean": pyarrow.bool_()}
+    return [(name, types[COLUMNS[name]]) for name in columns]
 
 
 def _rows(answers: list[Grounding], notes: list[str]) -> list[dict[str, Any]]:
