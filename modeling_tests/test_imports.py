@@ -35,7 +35,7 @@ ALLOWED = {
     "examples": {"model", "checkpoints", "shapes"},
     "trl": {"training"},
     "commands": {"model", "shapes", "files"},
-    "cli": {"app", "integrations", "commands", "model", "checkpoints", "data", "evaluation", "version"},
+    "cli": {"app", "serving", "integrations", "commands", "model", "checkpoints", "data", "evaluation", "version"},
     "__main__": {"cli"},
     "__init__": {"model", "exports", "refinement", "shapes", "version", "deprecation"},
 }
