@@ -37,7 +37,7 @@ ALLOWED = {
     "examples": {"model", "checkpoints", "shapes"},
     "trl": {"training"},
     "commands": {"model", "shapes", "files"},
-    "cli": {"app", "batch", "integrations", "commands", "model", "checkpoints", "data", "evaluation", "version"},
+    "cli": {"app", "batch", "serving", "integrations", "commands", "model", "checkpoints", "data", "evaluation", "version"},
     "__main__": {"cli"},
     "__init__": {"model", "exports", "refinement", "shapes", "version", "deprecation"},
 }
