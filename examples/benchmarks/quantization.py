@@ -3,7 +3,7 @@
 Measures what weights in 8 and 4 bits cost in accuracy, on a held-out split of the Shapes dataset.
 
     pip install 'bitsandbytes>=0.50' 'torchao>=0.18'
-    python examples/benchmarks/quantization.py runs/shapes/test
+    python examples/benchmarks/quantization.py runs/shapes/test --output runs/shapes/quantized     # run it again to resume
 
 If the folder of the split does not exist, `--questions` questions of each task of the test split are written to it. Every kind of weights
 answers the same questions, greedily. Printed are the metrics, their differences from float32 with a 95 % interval (bootstrap over the
@@ -163,12 +163,12 @@ def measure(kind: str, arguments: argparse.Namespace, questions: dict[str, list[
     model, size = load(kind, arguments.model)
     found = {"predictions": {}, "bytes": size}
     found["seconds"] = cpu_seconds(model, processor, questions["stvg"][: arguments.timed])
-    with tempfile.TemporaryDirectory() as folder:
-        for task, asked in questions.items():
-            settings = EvaluationSettings(f"jsonl_{task}", arguments.model, arguments.batch_size, MAX_NEW_TOKENS)
-            found["predictions"][task] = run_benchmark(
-                asked, model, processor, Path(folder, task), settings, read_own_answer, num_workers=0, show_progress=False
-            )
+    for task, asked in questions.items():
+        settings = EvaluationSettings(f"jsonl_{task}", f"{arguments.model}, {kind}", arguments.batch_size, MAX_NEW_TOKENS)
+        folder = arguments.output / kind.replace(", ", "-").replace(" ", "-") / task
+        found["predictions"][task] = run_benchmark(
+            asked, model, processor, folder, settings, read_own_answer, num_workers=0, show_progress=False
+        )
     return found
 
 
@@ -189,7 +189,7 @@ def print_metrics(results: dict[str, dict]) -> None:
 
 def print_costs(results: dict[str, dict], processor) -> None:
     expected = results["float32"]
-    print("\n| weights | MB (1e6 bytes) | tokens equal to float32 | answers equal | CPU time of a question ÷ float32's |\n|---|---:|---:|---:|---:|")
+    print("\n| weights | MB (1e6 bytes) | tokens equal to float32 | answers equal | CPU time ÷ float32's |\n|---|---:|---:|---:|---:|")
     for kind, found in results.items():
         counts, same, total = np.zeros(2), 0, 0
         for task, predictions in found["predictions"].items():
@@ -206,6 +206,7 @@ def print_costs(results: dict[str, dict], processor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("split", type=Path, help="folder of the questions; written if it does not exist")
+    parser.add_argument("--output", type=Path, required=True, help="folder for predictions")
     parser.add_argument("--model", default=DEMO_MODEL_PATH, help="folder or hub id; by default the demo model")
     parser.add_argument("--questions", type=int, default=500, help="questions of each task")
     parser.add_argument("--batch-size", type=int, default=25, help="questions answered together")

@@ -23,7 +23,7 @@ def leave_in_floating_point(config: QuantizationConfigMixin | dict) -> Quantizat
     Returns a copy of a quantization configuration that leaves the head, and by default all but the decoder, in floating point.
 
     Visual features contain rows of the head (LLaVA-ST, section 3.2), so that it is never quantized. Vision encoder, projector and packer
-    have 7 % of the weights of the published model. The encoder has layers with 4304 inputs, which blocks of 64 weights do not divide.
+    have 6 % of the weights of the published model. The encoder has layers with 4304 inputs, which blocks of 64 weights do not divide.
 
     Args:
         config (`QuantizationConfigMixin` or `dict`):
@@ -70,6 +70,6 @@ def check_four_bit_layers(model: nn.Module) -> None:
         size = layer.weight.blocksize
         if layer.in_features % size:
             raise ValueError(
-                f"{name} has {layer.in_features} inputs, which blocks of {size} weights do not divide: bitsandbytes gives wrong results for "
-                "such a layer on a CPU. Add it to llm_int8_skip_modules, use 8 bits, or load the model on a GPU."
+                f"{name} has {layer.in_features} inputs, which blocks of {size} weights do not divide: bitsandbytes gives wrong results "
+                "for such a layer on a CPU. Add it to llm_int8_skip_modules, use 8 bits, or load the model on a GPU."
             )
