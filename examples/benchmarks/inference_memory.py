@@ -11,7 +11,7 @@ is an estimate: fragmentation, workspaces of kernels and the CUDA context (about
 
 int8 and nf4 are those of bitsandbytes; head, embeddings, vision encoder, projector and packer stay in bfloat16, as `from_pretrained` leaves
 them. With nf4 a layer is converted to bfloat16 for its product, so that the largest one is added to the peak. `--check` compares the
-computed bytes with those of a model of 0.5 billion weights, built and quantized.
+computed bytes with those of a model of 0.8 billion weights, built and quantized.
 """
 
 import argparse
