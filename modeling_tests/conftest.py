@@ -24,6 +24,15 @@ def grounder():
     return pipeline("video-grounding", model=model_for(processor), processor=processor)
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> str:
+    """Folder of a tiny model with random weights and its processor. Tests do not change it."""
+    folder, processor = tmp_path_factory.mktemp("tiny_checkpoint"), tiny_processor()
+    model_for(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def batch(model):
     return mixed_batch(model.config)

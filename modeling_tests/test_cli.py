@@ -38,11 +38,8 @@ def clip(tmp_path) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder, processor = tmp_path_factory.mktemp("tiny"), tiny_processor()
-    model_for(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+def model(tiny_checkpoint) -> str:
+    return tiny_checkpoint
 
 
 def test_ground_prints_one_json_answer(clip, model, capsys):

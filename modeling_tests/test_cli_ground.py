@@ -31,15 +31,11 @@ from llava_st_hf.model.session_llava_st import GroundingSession
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.version import __version__
 from modeling_tests.media import moving_frames, write_video
-from modeling_tests.processors import model_for, tiny_processor
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder, processor = tmp_path_factory.mktemp("tiny"), tiny_processor()
-    model_for(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+def model(tiny_checkpoint) -> str:
+    return tiny_checkpoint
 
 
 @pytest.fixture
@@ -433,3 +429,42 @@ def test_python_m_runs_the_command(monkeypatch, capsys):
 
 def test_debug_option_is_before_the_command():
     assert parse(["--debug", "report", "f"]).debug and not parse(["report", "f"]).debug
+
+
+# Refusals before a model is loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["score", "nope"], 1, "The predictions nope are not a file or folder"),
+        (["report", "nope"], 1, "nope is not a folder"),
+        (["merge-lora", "nope", "out"], 1, "The adapter nope is not a folder"),
+        (
+            ["ground", "videos/a.mp4", "--text", "hi", "--model", "nope/x"],
+            1,
+            "nope/x is not a folder and not a model of the Hugging Face Hub",
+        ),
+        (["ground", "videos/a.mp4", "--text", "hi", "--model", "/nope/x/y"], 1, "/nope/x/y is not a folder, and not the id of a model"),
+        (
+            ["ground", "photo.png", "--text", "hi", "--draw", "p.mp4"],
+            1,
+            "photo.png is an image, whose drawing must end in .png, .jpg, .jpeg",
+        ),
+        (["ground", "videos/a.mp4", "--text", "hi", "--scale", "2"], 1, "--scale 2 must be a number above 0 and at most 16, with --draw"),
+        (["ground", "videos/a.mp4", "--text", "hi", "--task", "foo"], 2, "'foo' is not a task; it must be one of rec, reg"),
+        (["groun", "videos/a.mp4"], 2, "Did you mean 'ground'? See `llava-st --help`"),
+        (["app", "--host", "no such host"], 1, "host='no such host' is not a name or address of this computer"),
+    ],
+    ids=lambda value: "-".join(value[:1]) if isinstance(value, list) else None,
+)
+def test_refused_arguments_are_one_line_with_the_reason(arguments, status, message, videos, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(ground, "load_pipeline", None)
+    Image.new("RGB", (40, 30)).save("photo.png")
+    try:
+        found = main(arguments)
+    except SystemExit as error:
+        found = error.code
+    error = capsys.readouterr().err
+    assert (found, message in error) == (status, True), error

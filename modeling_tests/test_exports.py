@@ -634,3 +634,8 @@ def test_group_of_a_url_that_ends_with_two_dots_stays_in_the_folder_of_boxes():
     from llava_st_hf.exports.vidstg import _group
 
     assert _group("http://host/a/../clip.mp4") == "videos"
+
+
+def test_export_into_a_missing_folder_raises_with_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing/a\.csv cannot be written: the folder .*missing does not exist"):
+        export(answer(event_at((10, 20))), tmp_path / "missing" / "a.csv")

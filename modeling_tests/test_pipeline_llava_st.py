@@ -530,3 +530,9 @@ def test_pipeline_original_checkpoint_is_loaded_directly(video):
     assert type(loaded.model) is LlavaSTForConditionalGeneration and loaded.processor.ignore_prompt_x_coordinates
     answer = say(loaded, {"image": PICTURE, "task": "reg", "box": [10, 5, 90, 45]}, "a cat")
     assert answer["events"] == [TASK_EVENTS["reg"]] and answer["notes"] == []
+
+
+def test_pipeline_with_a_dtype_can_be_saved(tiny_checkpoint, tmp_path):
+    pipeline("video-grounding", model=tiny_checkpoint, dtype="bfloat16").save_pretrained(tmp_path)
+    assert "dtype" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert pipeline("video-grounding", model=str(tmp_path)).model.dtype == torch.bfloat16

@@ -123,6 +123,12 @@ def test_merge_events_takes_each_box_from_the_window_whose_edges_are_further():
     ]
 
 
+def test_merge_events_single_event_loses_boxes_outside_its_span():
+    whole = event(2, 8, 0, x=0.0)
+    [found] = merge_events([replace(whole, start=3.5, end=6.0)], CLIP)
+    assert [time for time, _ in found.boxes] == [4.0, 5.0, 6.0]
+
+
 def test_merge_events_weights_scores_by_seconds():
     (merged,) = merge_events([event(4.0, 10.0, 0, span_score=0.9), event(5.0, 8.0, 1, span_score=0.6, score=0.5)], CLIP)
     assert merged.span_score == pytest.approx((6 * 0.9 + 3 * 0.6) / 9) and merged.score == 0.5

@@ -69,7 +69,8 @@ def parse(argv: list[str]) -> Namespace:
         commands = {command.name for command in app.registered_commands}
         command = next((argument for argument in argv if argument in commands), None)
         page = " ".join(filter(None, (PROGRAM, command, "--help")))
-        print(error_line(f"{error.format_message().rstrip('.')}. See `{page}`."), file=sys.stderr)
+        message = error.format_message().rstrip(".")
+        print(error_line(f"{message}{'' if message.endswith('?') else '.'} See `{page}`."), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     if not isinstance(args, Namespace):  # the exit status of an option such as --help
         raise SystemExit(args or 0)

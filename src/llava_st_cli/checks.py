@@ -18,6 +18,7 @@ _COUNTS = (
 )
 _DEVICE = re.compile(r"(cpu|mps|auto)|(cuda|xpu)(:\d+)?")
 DRAW_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".png", ".jpg", ".jpeg", ".gif", ".webp")
+MAX_SCALE = 16  # that of `draw`
 # Suffixes that decide the format of an export.
 _EXPORT_SUFFIXES = (".csv", ".parquet", ".srt", ".vtt", ".xml")
 _SUBTITLES = ("srt", "webvtt")
@@ -53,6 +54,12 @@ def check(args: Namespace) -> None:
         _check_file("--annotations", args.annotations)
         if not os.path.isdir(args.data_folder):
             raise FileNotFoundError(f"--data-folder {args.data_folder} is not a folder.")
+    if args.command == "score" and not os.path.exists(args.predictions):
+        raise FileNotFoundError(f"The predictions {args.predictions} are not a file or folder.")
+    if args.command == "report" and not os.path.isdir(args.folder):
+        raise FileNotFoundError(f"{args.folder} is not a folder.")
+    if args.command == "merge-lora" and not os.path.isdir(args.adapter):
+        raise FileNotFoundError(f"The adapter {args.adapter} is not a folder.")
     if args.command == "score" and args.references is not None:
         if args.answer_format is None:
             raise ValueError("--references needs --answer-format, the format of the answers.")
@@ -144,6 +151,8 @@ def _check_export(args: Namespace) -> None:
 def _check_draw(args: Namespace) -> None:
     """Adds `args.drawings`: the path of the picture or video of each input."""
     args.drawings = None
+    if args.scale is not None and (args.draw is None or not 0 < args.scale <= MAX_SCALE):
+        raise ValueError(f"--scale {args.scale:g} must be a number above 0 and at most {MAX_SCALE}, with --draw.")
     if args.draw is None:
         return
     if os.path.splitext(args.draw)[1].lower() not in DRAW_SUFFIXES:

@@ -72,6 +72,12 @@ def add_commands(app: typer.Typer) -> None:
     app.command("chat", short_help="Ask several questions about one video or image.")(_chat)
 
 
+def _check_task(task: str | None) -> str | None:
+    if task is not None and task not in TASKS:
+        raise typer.BadParameter(f"{task!r} is not a task; it must be one of {', '.join(TASKS)}.")
+    return task
+
+
 def _ground(
     media: Annotated[list[str], typer.Argument(metavar="MEDIUM", help=_MEDIA, show_default=False)],
     model: Model = None,
@@ -85,6 +91,7 @@ def _ground(
             metavar="TASK",
             help=f"Prompt template: {', '.join(f'{key} ({name})' for key, name in TASKS.items())}.",
             autocompletion=lambda: list(TASKS.items()),
+            callback=_check_task,
         ),
     ] = None,
     clip: Clip = None,
@@ -149,6 +156,14 @@ def _ground(
             metavar="FILE",
             help="Draw the answer: .mp4, .mkv, .mov or .webm for an annotated video, .png or .jpg for a contact sheet or labelled image, "
             ".gif or .webp for an animated picture. For several inputs, {name} in FILE is the name of the input without suffix.",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Size of the drawing as a multiple of the original, for a labelled image or an annotated video; frames of less than 120 "
+            "pixels have no text without it.",
         ),
     ] = None,
     export: Annotated[

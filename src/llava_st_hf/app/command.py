@@ -144,6 +144,9 @@ def _load(model: str | None, device: str | None, dtype: str | None):
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise OSError(f"host={host!r} is not a name or address of this computer: {error}. Use 127.0.0.1, or 0.0.0.0 for all.") from error
+    try:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise OSError(f"host={host!r}, port={port}: the address cannot be used: {error}. Choose another port or host.") from error

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from llava_st_cli.terminal import error_line
 
+from ..model.media_kind_llava_st import media_kind
 from ..model.pipeline_llava_st import VideoGroundingPipeline
 from ..model.processing_llava_st import LlavaSTProcessor
 from ..model.questions_llava_st import PreparedQuestion, prepare_question
@@ -27,6 +28,7 @@ _READING = ("num_frames", "video_backend", "allow_truncated")
 _GENERATION = ("max_new_tokens", "scores", "grammar")
 # Options with which the pipeline reads the file itself: in windows, or again for a detector.
 _OF_FILES = ("window", "overlap", "all", "refine")
+_PICTURES = (".png", ".jpg", ".jpeg")  # suffixes of drawings of images
 
 
 def run_ground(args: Namespace) -> int:
@@ -34,6 +36,7 @@ def run_ground(args: Namespace) -> int:
     if args.task is not None:
         given = {name for name in ("text", "span", "time", "box") if getattr(args, name) is not None}
         check_task_arguments(args.task, given, prefix="--")
+    _check_drawings(args)
     output = _Output(args)
     inputs = [source for source in args.inputs if source not in output.answered]
     if skipped := len(args.inputs) - len(inputs):
@@ -53,6 +56,22 @@ def run_ground(args: Namespace) -> int:
     finally:  # an export that fails does not hide the inputs that failed
         status = output.status()
     return status
+
+
+def _check_drawings(args: Namespace) -> None:
+    """
+    Checks that the images among the inputs are drawn as pictures.
+
+    Raises:
+        ValueError: naming the image whose drawing would be a video.
+    """
+    for source, drawing in zip(args.inputs, args.drawings or (), strict=False):
+        try:
+            kind = media_kind(source)
+        except (ValueError, OSError):
+            continue  # reported when the input is read
+        if kind == "image" and not drawing.lower().endswith(_PICTURES):
+            raise ValueError(f"--draw {drawing}: {source} is an image, whose drawing must end in {', '.join(_PICTURES)}.")
 
 
 class _Output:
@@ -98,7 +117,7 @@ class _Output:
         import llava_st_hf
 
         try:
-            llava_st_hf.draw(answer.source, answer, path, fps=self.args.fps)  # type: ignore[operator]  # defined on first use
+            llava_st_hf.draw(answer.source, answer, path, fps=self.args.fps, scale=self.args.scale)  # type: ignore[operator]  # defined on first use
         except (ValueError, OSError) as error:
             if not self.args.several:
                 raise

@@ -4,7 +4,10 @@
 import os
 from argparse import Namespace
 
+import httpx
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import pipeline
 
 from ..model.compatibility_llava_st import check_model_matches_processor
@@ -15,8 +18,31 @@ from ..shapes.demo_model import DEMO_MODEL_PATH
 
 
 def refuse_adapter(model: str) -> None:
+    """
+    Refuses an adapter, and a model that is neither a folder nor on the Hugging Face Hub.
+
+    Raises:
+        ValueError, OSError: naming the model.
+    """
+    if not os.path.isdir(model):
+        _check_hub_id(model)
     if os.path.isfile(os.path.join(model, "adapter_config.json")):
         raise ValueError(f"{model} is an adapter, not a full model. Merge it into its base model with `llava-st merge-lora` first.")
+
+
+def _check_hub_id(model: str) -> None:
+    """Looks for the configuration of a model in the cache, then on the hub, once and for at most 10 seconds."""
+    unknown = f"{model} is not a folder and not a model of the Hugging Face Hub that can be read"
+    try:
+        if isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+        get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=10)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{model} is not a folder, and not the id of a model, which has the form owner/name.") from error
+    except (GatedRepoError, RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise OSError(f"{unknown}: {type(error).__name__}. Check its name; private models need `hf auth login`.") from error
+    except (OSError, httpx.HTTPError) as error:
+        raise OSError(f"{unknown}: the hub cannot be reached ({type(error).__name__}).") from error
 
 
 def placement(device: str | None) -> dict:

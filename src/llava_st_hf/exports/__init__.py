@@ -72,6 +72,8 @@ def export(groundings: Grounding | Mapping[str, Any] | Iterable, path: str | os.
     if name not in FORMATS:
         raise ValueError(f"format={name!r} is not a format; it must be one of {', '.join(FORMATS)}.")
     answers = read_answers(groundings)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     try:
         notes = FORMATS[name].write(answers, path)
     except ModuleNotFoundError as error:

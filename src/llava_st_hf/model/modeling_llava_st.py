@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .backbones_llava_st import UNUSED_ENCODER_WEIGHTS, check_embeddings, remove_unused_modules
 from .cache_name_llava_st import CACHE_NAMES, accept_cache_names
@@ -26,6 +27,7 @@ from .model_card_llava_st import LlavaSTPushToHubMixin
 from .outputs_llava_st import LlavaSTCausalLMOutputWithPast, LlavaSTModelOutputWithPast, keep_positions
 from .packer_llava_st import TENSOR_PARALLEL_PLAN, LlavaSTSpatialTemporalPacker, LlavaSTWindowPacker
 from .placeholders_llava_st import check_no_placeholders, find_placeholders, insert_features
+from .quantization_llava_st import check_four_bit_layers, leave_in_floating_point
 from .renamed_arguments_llava_st import accept_renamed_arguments
 from .trl_inputs_llava_st import LlavaSTReplacedForwardMixin, mask_counted_labels, mask_media_labels
 from .vision_llava_st import encode_frames
@@ -61,6 +63,17 @@ class LlavaSTPreTrainedModel(LlavaSTPushToHubMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _keys_to_ignore_on_load_unexpected = [UNUSED_ENCODER_WEIGHTS]
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config: QuantizationConfigMixin | dict | None = None, **kwargs):
+        """Same as in transformers, except for the modules that a `quantization_config` quantizes: see `leave_in_floating_point`."""
+        if quantization_config is not None:
+            kwargs["quantization_config"] = leave_in_floating_point(quantization_config)
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if getattr(model, "is_loaded_in_4bit", False):
+            check_four_bit_layers(model)
+        return loaded
 
     @torch.no_grad()
     def initialize_weights(self):

@@ -97,13 +97,16 @@ class LlavaSTWindowPacker(GradientCheckpointingLayer):
         for dim, stride in enumerate(self.window, start=1):
             if stride > 1:
                 queries = _window_centers(queries, dim, stride)  # (videos, frames/t, rows/h, columns/w, hidden)
-        query = self.q_proj(self.query_norm(self.query_mlp(queries)))
-        key = self._windows(self.k_proj(self.key_norm(self.key_mlp(hidden_states))))
-        value = self._windows(self.v_proj(self.value_norm(self.value_mlp(hidden_states))))
+        shape = hidden_states.shape[1:4]
+        # Three dimensions: bitsandbytes' layers of 8 bits take no more.
+        centers, features = queries.flatten(1, 3), hidden_states.flatten(1, 3)  # (videos, windows per video or features, hidden)
+        query = self.q_proj(self.query_norm(self.query_mlp(centers)))
+        key = self._windows(self.k_proj(self.key_norm(self.key_mlp(features))).unflatten(1, shape))
+        value = self._windows(self.v_proj(self.value_norm(self.value_mlp(features))).unflatten(1, shape))
         query = query.reshape(*key.shape[:2], 1, -1)  # (windows, heads, 1, head_dim)
         attended = F.scaled_dot_product_attention(query, key, value)  # (windows, heads, 1, head_dim)
-        attended = attended.reshape(*queries.shape[:-1], -1)  # (videos, frames/t, rows/h, columns/w, packer_hidden)
-        return queries + self.output_proj(self.out_proj(attended))
+        attended = attended.reshape(*centers.shape[:2], -1)  # (videos, windows per video, packer_hidden)
+        return queries + self.output_proj(self.out_proj(attended)).view_as(queries)
 
 
 # Styles of tensor parallelism by name of the layer in a packer. Processes share the heads; `output_proj` and norms are on all of them.

@@ -44,6 +44,8 @@ _SPECIAL_TOKEN = re.compile(f"{UNMARKED}(?:{'|'.join(map(re.escape, SPECIAL_TOKE
 _ANSWER = re.compile(rf"{UNMARKED}<\|im_start\|>assistant\n(.*?)(?:{UNMARKED}<\|im_end\|>|\Z)", re.DOTALL)
 # Whether this version of transformers can encode control tokens of messages as plain text; earlier ones ignore the argument.
 _CAN_SANITIZE = "sanitize_control_tokens" in signature(ProcessorMixin.apply_chat_template).parameters
+# Arguments of models, which `pipeline` passes to processors, too. A tokenizer keeps them and then cannot be saved as JSON.
+_MODEL_ARGUMENTS = ("dtype", "quantization_config")
 
 
 class LlavaSTProcessorKwargs(ProcessingKwargs, total=False):
@@ -136,6 +138,8 @@ class LlavaSTProcessor(AnswerGrammarMixin, LlavaSTPushToHubMixin, ProcessorMixin
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        for name in _MODEL_ARGUMENTS:
+            kwargs.pop(name, None)
         if cls._released_config(pretrained_model_name_or_path, **kwargs) is None:
             return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
         # A checkpoint of the original layout has a tokenizer only; image sizes and normalization are constants of the original code.

@@ -2,7 +2,7 @@
 """Merging of events that were found in several windows of one video."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -75,14 +75,19 @@ def merge_events(events: Iterable[WindowEvent], clip: tuple[float, float]) -> li
         clip: start and end of the clip that the windows divide, in seconds.
 
     Returns:
-        The events in the order of time. Each of `events` is in exactly one of them.
+        The events in the order of time, without boxes outside their spans. Each of `events` is in exactly one of them.
     """
     current = sorted(events, key=lambda event: event.order)
     while True:
         groups = _connected(current, lambda one, other: is_same_event(one, other, clip))
         if len(groups) == len(current):
-            return current
+            return [replace(event, boxes=_inside(event.boxes, event.start, event.end)) for event in current]
         current = sorted((_joined(group, clip) for group in groups), key=lambda event: event.order)
+
+
+def _inside(boxes: Sequence[tuple[float, dict]], start: float, end: float) -> tuple[tuple[float, dict], ...]:
+    """The boxes at times from `start` to `end`."""
+    return tuple((time, entry) for time, entry in boxes if start <= time <= end)
 
 
 def _connected(events: Sequence[WindowEvent], is_same: Callable[[WindowEvent, WindowEvent], bool]) -> list[list[WindowEvent]]:
@@ -163,7 +168,7 @@ def _joined(group: Sequence[WindowEvent], clip: tuple[float, float]) -> WindowEv
     for event in group:
         for time, entry in event.boxes:
             owners = [other for other in group if other.boxes and other.boxes[0][0] <= time <= other.boxes[-1][0]]
-            if start <= time <= end and min(owners, key=lambda other: _distance(other, time)) is event:
+            if min(owners, key=lambda other: _distance(other, time)) is event:
                 boxes.append((time, entry))
     return WindowEvent(
         start=start,
@@ -173,7 +178,7 @@ def _joined(group: Sequence[WindowEvent], clip: tuple[float, float]) -> WindowEv
         span_score=_mean([(event.span_score, event.end - event.start) for event in group]),
         score=_mean([(event.score, event.end - event.start) for event in group]),
         caption=next((event.caption for event in ranked if event.caption is not None), None),
-        boxes=tuple(sorted(boxes, key=lambda box: (box[0], tuple(box[1]["box"][side] for side in _SIDES)))),
+        boxes=_inside(sorted(boxes, key=lambda box: (box[0], tuple(box[1]["box"][side] for side in _SIDES))), start, end),
     )
 
 

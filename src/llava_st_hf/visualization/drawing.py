@@ -14,6 +14,7 @@ from ..model.checks_llava_st import check_rate, is_finite_number
 from ..model.downloads_llava_st import DownloadLimits
 from ..model.image_processing_llava_st import channels_first, checked_pixels, float_scale, load_image
 from ..model.media_files_llava_st import is_data_url, is_file_content, is_url
+from ..model.media_kind_llava_st import media_kind
 from ..model.results_llava_st import Grounding
 from .boxes import import_supervision
 from .colours import Colour
@@ -79,6 +80,8 @@ def draw(
     if len(kinds) > 1:
         raise ValueError(f"Answers to draw together must be about one medium; got answers about {' and '.join(sorted(kinds))}.")
     (kind,) = kinds
+    if isinstance(medium, (str, os.PathLike)) and (found := media_kind(medium)) != kind:
+        raise ValueError(f"{os.fspath(medium):.500} is {_article(found)}, but the answer is about {_article(kind)}.")
     path = None if output is None else _checked_output(Path(output), kind, medium)
     suffix = ".png" if path is None else path.suffix.lower()
     _check_options(kind, suffix, scale, fps, heading)
