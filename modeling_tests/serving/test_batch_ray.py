@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from modeling_tests.openai_server import OpenAIServer, serve_openai
 
 from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.batch import read_answers
 from llava_st_hf.examples.sample_media import write_sample_media
+from modeling_tests.openai_server import OpenAIServer, serve_openai
 
 
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'llava-st-hf[ray]'")

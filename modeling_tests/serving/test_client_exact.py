@@ -8,7 +8,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from modeling_tests.serving.server import SMALL, running_server
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_st_hf import DEMO_MODEL_PATH
@@ -18,6 +17,7 @@ from llava_st_hf.model.questions_llava_st import prepare_question
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.shapes.files import write_image, write_video
 from llava_st_hf.shapes.scenes import make_scene, scene_seed
+from modeling_tests.serving.server import SMALL, running_server
 
 
 MAX_TOKENS = 60
