@@ -48,6 +48,7 @@ def test_engine_original_layout_names_the_converting_command(architecture, tmp_p
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "vocab_size": 956,
+        "mm_resampler_type": "fast_slow_resampler",
         "mm_vision_tower": "google/siglip-so400m-patch14-384",
         "num_spatial_tokens": 100,
         "num_temporal_tokens": 100,
