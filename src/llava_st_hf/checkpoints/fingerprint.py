@@ -220,7 +220,7 @@ def compute_fingerprint(model: PreTrainedModel, processor, weights: str) -> Fing
         margins=[round(margin, 4) for margin in (best[:, 0] - best[:, 1]).tolist()],
         logit_std=round(logits.std(dim=-1).mean().item(), 6),
         features=[(p, channel, float(f"{features[p, channel].item():.7g}")) for p, channel in _places(fast, *features.shape)],
-        feature_shape=tuple(features.shape),
+        feature_shape=(features.shape[0], features.shape[1]),
         feature_std=features.std().item(),
         weights=weights,
     )

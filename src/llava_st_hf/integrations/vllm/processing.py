@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -25,6 +25,7 @@ from vllm.multimodal.processing import (
 from ...model.batch_feature_llava_st import MediaText
 from ...model.coordinates_llava_st import WIDTH_INPUT_TOKEN, coordinate_token
 from ...model.media_files_llava_st import MEDIA_ERRORS
+from ...model.media_info_llava_st import MediaInfo
 from ...model.original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
 from ...model.processing_llava_st import LlavaSTProcessor
 from .media import MediaParser
@@ -169,7 +170,8 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
             found, given = text.count(token), counts.get(kind, 0)
             if found != given:
                 raise ValueError(f"The prompt has {found} {token} for {given} {kind}s. The numbers must be equal.")
-            patch = MediaText(tokenizer.convert_ids_to_tokens(patches[kind]), UnreadMedium())
+            medium = cast(MediaInfo, UnreadMedium())  # of a MediaInfo only `position` is used
+            patch = MediaText(tokenizer.convert_ids_to_tokens(patches[kind]), medium)
             replacements[f"{kind}s_replacements"] = [patch] * given
         [text], _ = processor.get_text_with_replacements([text], **replacements)
         return tokenizer.encode(text, add_special_tokens=False)
