@@ -97,7 +97,8 @@ def start(server, folder) -> Iterator[Callable[..., subprocess.Popen]]:
 
     yield run
     for process in processes:
-        kill_with_descendants(process)
+        if process.poll() is None:
+            kill_with_descendants(process)
 
 
 def kill_with_descendants(process: subprocess.Popen) -> None:
