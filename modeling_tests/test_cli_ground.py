@@ -184,11 +184,11 @@ def test_ground_out_of_memory_answers_a_batch_one_by_one():
 def test_ground_draws_each_answer_and_exports_all(videos, model, monkeypatch, capsys):
     drawn, exported = {}, []
 
-    def draw(medium, answer, output, fps):
+    def draw(medium, answer, output, fps, scale):
         drawn[medium] = output
         if medium == "videos/c.mp4":
             raise ValueError("no room")
-        assert answer.source == medium and fps is None
+        assert answer.source == medium and fps is None and scale is None
 
     monkeypatch.setattr(llava_st_hf, "draw", draw, raising=False)
     monkeypatch.setattr(llava_st_hf, "export", lambda answers, path, format: exported.append((answers, path, format)), raising=False)

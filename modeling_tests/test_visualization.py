@@ -357,6 +357,9 @@ def test_draw_answers_without_or_with_different_media_raise(tmp_path):
         draw("in.mp4", answer(image), tmp_path / "none" / "out.png")
     with pytest.raises(ValueError, match=r"must end with \.png, \.jpg, \.jpeg for an answer about an image"):
         draw("in.png", answer(image), tmp_path / "out.mp4")
+    PIL.Image.new("RGB", (160, 128)).save(tmp_path / "in.png")
+    with pytest.raises(ValueError, match=r"in\.png is an image, but the answer is about a video"):
+        draw(str(tmp_path / "in.png"), answer(MediaInfo("video", 160, 128, 10.0)), tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

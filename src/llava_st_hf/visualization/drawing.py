@@ -80,11 +80,11 @@ def draw(
     if len(kinds) > 1:
         raise ValueError(f"Answers to draw together must be about one medium; got answers about {' and '.join(sorted(kinds))}.")
     (kind,) = kinds
-    if isinstance(medium, (str, os.PathLike)) and (found := media_kind(medium)) != kind:
-        raise ValueError(f"{os.fspath(medium):.500} is {_article(found)}, but the answer is about {_article(kind)}.")
     path = None if output is None else _checked_output(Path(output), kind, medium)
     suffix = ".png" if path is None else path.suffix.lower()
     _check_options(kind, suffix, scale, fps, heading)
+    if isinstance(medium, (str, os.PathLike)) and (found := media_kind(medium)) != kind:
+        raise ValueError(f"{os.fspath(medium):.500} is {_article(found)}, but the answer is about {_article(kind)}.")
     tracks = make_tracks(groundings, names, colours)
     import_supervision()
     notes = _glyph_notes(groundings, tracks, names, heading)
