@@ -104,6 +104,8 @@ def answer_on_ray(args: Namespace, shards: list[Shard], store: Store, model: str
     from ray.exceptions import RayError
 
     if not ray.is_initialized():
+        # Ray's own limit of 30 seconds is too short where other processes use all cores.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
         ray.init(
             address=args.ray,
             num_cpus=max(os.cpu_count() or 1, args.workers or 1) if args.ray == LOCAL else None,

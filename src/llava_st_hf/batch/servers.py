@@ -272,5 +272,6 @@ def _body(response: httpx.Response, server: _Server, requests: int) -> dict[str,
         reason = f"{server.url} answered with HTTP 200 and no JSON: {response.text[:200]!r}"
         raise FailedRequest("RequestError", reason, 200, requests) from error
     if not isinstance(body, dict) or not body.get("choices"):
-        raise FailedRequest("RequestError", f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}", requests)
+        reason = f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}"
+        raise FailedRequest("RequestError", reason, 200, requests)
     return body
