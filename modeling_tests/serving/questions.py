@@ -85,7 +85,7 @@ def answer(
         video_options: `num_frames` or `fps`.
     """
     inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=video_options
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=dict(video_options)
     )
     inputs.pop("coordinate_values", None)
     media = [[item["type"], item["path"]] for message in messages for item in message["content"] if item["type"] in ("image", "video")]

@@ -23,7 +23,7 @@ from .server import SMALL, running_server
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with running_server(log, *SMALL, timeout=600) as running:
+    with running_server(log, *SMALL, "--trust-request-mm-kwargs", timeout=600) as running:
         yield running
 
 
