@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the commands that serve a model: `app`, `label-studio` and `cvat`."""
+"""Arguments of the commands that serve a model: `serve`, `app`, `label-studio` and `cvat`."""
 
 from argparse import Namespace
 from typing import Annotated
@@ -15,9 +15,53 @@ Host = Annotated[
 
 
 def add_commands(app: typer.Typer) -> None:
+    app.command("serve")(_serve)
     app.command("app")(_app)
     app.command("label-studio")(_label_studio)
     app.command("cvat")(_cvat)
+
+
+def _serve(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="Folder or Hugging Face Hub id of a model in this package's layout.", show_default=False),
+    ],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model in requests. Default: CHECKPOINT as given.")] = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="TCP port.")] = 8000,
+    dtype: Dtype = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Largest number of tokens of a prompt and its answer. Default: what the decoder allows."),
+    ] = None,
+    max_images: Annotated[int, typer.Option(metavar="N", help="Images in a request.")] = 1,
+    max_videos: Annotated[int, typer.Option(metavar="N", help="Videos in a request.")] = 1,
+    max_upload: Annotated[int, typer.Option(metavar="MIB", help="Largest request in MiB; media in base64 take 4 bytes for 3.")] = 256,
+    media_domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Host that media are downloaded from. May be given several times. Default: none."),
+    ] = None,
+    media_folder: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder that file:// URLs may be in. Default: none are read.")
+    ] = None,
+    prompt_embeds: Annotated[
+        bool | None,
+        typer.Option(
+            help="Accept embeddings in requests: exact positions of the client. Default: if only this computer can connect and the "
+            "checkpoint has a row for their token."
+        ),
+    ] = None,
+    without_fingerprint: Annotated[
+        bool, typer.Option("--without-fingerprint", help="Serve a checkpoint without a fingerprint: its answers are not checked.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint, print the command line of vLLM, and end.")] = False,
+) -> Namespace:
+    """Serve a checkpoint with vLLM: OpenAI's API over HTTP."""
+    values = locals()
+    return Namespace(command="serve", **{**values, "flags": flags or [], "media_domain": media_domain or []})
 
 
 def _app(

@@ -115,6 +115,15 @@ def _push(args: Namespace) -> None:
     )
 
 
+def _serve(args: Namespace) -> None:
+    from .serving.arguments import ServerOptions
+    from .serving.command import serve
+
+    names = ("name", "host", "port", "dtype", "max_model_len", "max_images", "max_videos", "media_folder", "prompt_embeds")
+    options = ServerOptions(media_domains=args.media_domain, **{name: getattr(args, name) for name in names})
+    serve(args.checkpoint, options, args.max_upload, args.without_fingerprint, args.dry_run, args.flags)
+
+
 def _app(args: Namespace) -> None:
     from .app.command import run
 
@@ -263,6 +272,7 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "eval": _evaluation("run_eval"),
     "score": _evaluation("run_score"),
     "report": _evaluation("run_report"),
+    "serve": _serve,
     "app": _app,
     "label-studio": _label_studio,
     "cvat": _cvat,
