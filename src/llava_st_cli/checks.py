@@ -11,7 +11,19 @@ from .question_arguments import EXPORT_FORMATS
 
 
 # Options that are numbers of at least 1.
-_COUNTS = ("max_new_tokens", "batch_size", "limit", "num_frames", "num_processes", "num_machines", "main_process_port", "max_model_len", "max_images", "max_videos", "max_upload")
+_COUNTS = (
+    "max_new_tokens",
+    "batch_size",
+    "limit",
+    "num_frames",
+    "num_processes",
+    "num_machines",
+    "main_process_port",
+    "max_model_len",
+    "max_images",
+    "max_videos",
+    "max_upload",
+)
 _DEVICE = re.compile(r"(cpu|mps|auto)|(cuda|xpu)(:\d+)?")
 DRAW_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Suffixes that decide the format of an export.
