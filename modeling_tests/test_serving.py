@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`llava-st serve` without vLLM: refusals, the command line of vLLM, and its middleware. modeling_tests/serving/ has the tests with vLLM."""
+"""`llava-st serve` without vLLM: refusals, the command line of vLLM, its middleware. Tests with vLLM are in modeling_tests/serving/."""
 
 import asyncio
 import json
