@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import socket
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -45,7 +46,7 @@ def dry_run(capsys, *argv) -> tuple[dict[str, str], list[str]]:
 
 
 def values(words: list[str], flag: str) -> list[str]:
-    return [after for word, after in zip(words, words[1:], strict=False) if word == flag]
+    return [after for word, after in pairwise(words) if word == flag]
 
 
 # Checkpoints
