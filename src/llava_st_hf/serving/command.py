@@ -86,7 +86,11 @@ def _run(arguments: list[str], environment: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="llava-st-serve-") as folder:
         report = Path(folder, "report.txt")
         os.environ |= {**environment, REPORT: str(report)}
-        _vllm_serve(arguments)
+        try:
+            _vllm_serve(arguments)
+        except SystemExit:  # of uvicorn, whose status after a failed startup is 3
+            if not report.exists():
+                raise
         if report.exists():
             raise ValueError(report.read_text(encoding="utf-8").splitlines()[0])
 
