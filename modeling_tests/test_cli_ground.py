@@ -468,3 +468,12 @@ def test_refused_arguments_are_one_line_with_the_reason(arguments, status, messa
         found = error.code
     error = capsys.readouterr().err
     assert (found, message in error) == (status, True), error
+
+
+def test_ground_unreachable_hub_is_asked_once(videos, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(ground.LlavaSTProcessor, "from_pretrained", None)
+    assert main(["ground", "videos/a.mp4", "--text", "hi", "--model", "nope/x"]) == 1
+    error = capsys.readouterr().err
+    assert "nope/x is not a folder and not a model of the Hugging Face Hub" in error and "the hub cannot be reached" in error

@@ -34,6 +34,7 @@ NOT_RUN = {
     ): "other weights: test_stage1_parts",
     ("publishing.md", "from transformers import pipeline"): "a repository of the Hub: test_publishing",
     ("publishing.md", "from llava_st_hf.checkpoints.publishing import publish_folder"): "a repository of the Hub: test_publishing",
+    ("quantization.md", "import torch"): "bitsandbytes: test_quantization_llava_st",
     (
         "refinement.md",
         'grounder = pipeline("video-grounding", model="appletea2333/LLaVA-ST-Qwen2-7B", dtype="bfloat16", device_map="auto")',

@@ -54,12 +54,6 @@ def check(args: Namespace) -> None:
         _check_file("--annotations", args.annotations)
         if not os.path.isdir(args.data_folder):
             raise FileNotFoundError(f"--data-folder {args.data_folder} is not a folder.")
-    if args.command == "score" and not os.path.exists(args.predictions):
-        raise FileNotFoundError(f"The predictions {args.predictions} are not a file or folder.")
-    if args.command == "report" and not os.path.isdir(args.folder):
-        raise FileNotFoundError(f"{args.folder} is not a folder.")
-    if args.command == "merge-lora" and not os.path.isdir(args.adapter):
-        raise FileNotFoundError(f"The adapter {args.adapter} is not a folder.")
     if args.command == "score" and args.references is not None:
         if args.answer_format is None:
             raise ValueError("--references needs --answer-format, the format of the answers.")
@@ -72,6 +66,12 @@ def check(args: Namespace) -> None:
     output = getattr(args, "output", None)
     if output is not None and "://" not in output and os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"The output {output} is a file; give a folder.")
+    if args.command == "score" and not os.path.exists(args.predictions):
+        raise FileNotFoundError(f"The predictions {args.predictions} are not a file or folder.")
+    if args.command == "report" and not os.path.isdir(args.folder):
+        raise FileNotFoundError(f"{args.folder} is not a folder.")
+    if args.command == "merge-lora" and not os.path.isdir(args.adapter):
+        raise FileNotFoundError(f"The adapter {args.adapter} is not a folder.")
 
 
 def _check_question(args: Namespace) -> None:

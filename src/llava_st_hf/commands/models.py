@@ -4,10 +4,9 @@
 import os
 from argparse import Namespace
 
-import httpx
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from transformers import pipeline
 
 from ..model.compatibility_llava_st import check_model_matches_processor
@@ -41,7 +40,7 @@ def _check_hub_id(model: str) -> None:
         raise FileNotFoundError(f"{model} is not a folder, and not the id of a model, which has the form owner/name.") from error
     except (GatedRepoError, RepositoryNotFoundError, EntryNotFoundError) as error:
         raise OSError(f"{unknown}: {type(error).__name__}. Check its name; private models need `hf auth login`.") from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         raise OSError(f"{unknown}: the hub cannot be reached ({type(error).__name__}).") from error
 
 

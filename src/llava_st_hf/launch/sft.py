@@ -25,6 +25,7 @@ from ..locking import locked_folder
 from ..model.model_card_llava_st import hub_id
 from ..model.modeling_llava_st import LlavaSTForConditionalGeneration
 from ..model.processing_llava_st import LlavaSTProcessor
+from ..model.quantization_llava_st import FLOATING_POINT_MODULES
 from ..shapes.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from ..training import (
     LlavaSTGRPOTrainer,
@@ -79,7 +80,7 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     """Returns the quantization of the language model's linear layers, or None. Other modules are small or trained, and not quantized."""
     config = get_quantization_config(model_args)
     if config is not None:
-        config.llm_int8_skip_modules = ["model.vision_tower", "model.multi_modal_projector", "model.packer", "lm_head"]
+        config.llm_int8_skip_modules = list(FLOATING_POINT_MODULES)
     return config
 
 
