@@ -156,8 +156,7 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         Returns:
             `(num_tokens, hidden_size)` for each image and video, one feature per token of its replacement.
         """
-        if not self._is_checked:  # here, because weights are final when the first features are computed: at the start, for a memory profile
-            self._is_checked = True
+        if not self._is_checked:  # by a loader that did not call `eval`
             self._check_loaded()
         features = []
         if pixel_values is not None:
@@ -173,8 +172,17 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         rows = self.coordinate_output_embeddings
         return self.model.get_video_features(frames[None], coordinate_output_embeddings=rows, return_dict=True).pooler_output[0]
 
+    def eval(self):
+        # vLLM's loaders call it last, when quantized weights have their final form.
+        super().eval()
+        if not self._is_checked:
+            self._check_loaded()
+        return self
+
+    @torch.no_grad()
     def _check_loaded(self):
         """Raises `ValueError` if the coordinate rows have not been loaded, or the features of the checkpoint's fingerprint differ."""
+        self._is_checked = True  # before features are computed
         rows, load_format = self.coordinate_output_embeddings, self.vllm_config.load_config.load_format
         if load_format == "dummy":  # random weights, to measure speed
             return
