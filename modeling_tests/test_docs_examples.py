@@ -41,6 +41,7 @@ NOT_RUN = {
     ): "weights of a detector: test_refinement_pipeline",
     ("refinement.md", "from llava_st_hf.refinement import Linking, load"): "weights of a detector: test_refinement",
     ("refinement.md", "from llava_st_hf.refinement import refine_answer"): "weights of a detector: test_refinement",
+    ("vllm.md", "from pathlib import Path"): "vLLM: modeling_tests/serving",
     ("web_app.md", "from llava_st_hf.app.command import run"): "a server that runs until it is stopped: test_app",
     ("untrusted_input.md", "from llava_st_hf import DownloadLimits"): "another host: test_downloads_llava_st",
 }
@@ -49,15 +50,23 @@ ELSEWHERE = {
     "api.md": "docstrings",
     "shapes.md": "test_docs_pages",
 }
-# What a page takes from pages that it continues.
-SETUP = {
-    "client.md": """
+_SERVER = """
 from transformers import pipeline
 from modeling_tests.openai_server import serve_openai
 demo = pipeline("video-grounding", model=MODEL, dtype="float32")
 running = serve_openai(demo.model, demo.processor)
 server = running.__enter__()  # until the test ends
+"""
+# What a page takes from pages that it continues, or from commands.
+SETUP = {
+    "batch_inference.md": """
+from pathlib import Path
+from llava_st_cli.main import main
+Path("questions.jsonl").write_text('{"id": "a", "video": "clip.mp4", "task": "tvg", "text": "the small blue circle moves right"}')
+assert main(["batch", "questions.jsonl", "answers"]) == 0
 """,
+    "client.md": _SERVER,
+    "serving.md": _SERVER + "server.name = 'runs/llava-st'",
     "generation.md": """
 from transformers import AutoModelForImageTextToText, AutoProcessor
 import llava_st_hf
@@ -80,7 +89,7 @@ def with_demo_model(code: str) -> str:
     code = code.replace('output_dir="runs/mine"', 'output_dir="runs/mine", use_cpu=True, bf16=False')
     # The server that the page is about, see `SETUP`; of a long answer the beginning suffices.
     code = code.replace('"http://127.0.0.1:8000/v1"', "server.url").replace('"http://127.0.0.1:8000/v1/', 'server.url + "/')
-    code = code.replace('"max_tokens": 2048', '"max_tokens": 64')
+    code = code.replace('"max_tokens": 2048', '"max_tokens": 64').replace('"temperature": 0}', '"temperature": 0, "max_tokens": 64}')
     # Compilation takes minutes; test_compilation_llava_st tests it.
     return code.replace('dtype="bfloat16"', 'dtype="float32"').replace(", compile=True", "")
 

@@ -145,4 +145,4 @@ def test_development_page_lists_every_module_with_its_public_names():
     for modules_of_row, names in rows:
         text = "".join(read(files[module]) for module in re.findall(r"`(\S+\.py)`", modules_of_row))
         for name in re.findall(r"`(\w+)`", names):
-            assert re.search(rf"^(class|def) {name}\b|^{name}\b.* = ", text, re.MULTILINE), f"{modules_of_row}: {name}"
+            assert re.search(rf"^(class|def|async def) {name}\b|^{name}\b.* = ", text, re.MULTILINE), f"{modules_of_row}: {name}"
