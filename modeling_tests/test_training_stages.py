@@ -87,7 +87,10 @@ def test_adapter_of_a_stage_merges_equally_with_peft_and_the_command(three_stage
     assert llava_st(["merge-lora", str(adapter / "base"), str(adapter), str(tmp_path / "merged")]) == 0
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     for name, weight in by_peft.state_dict().items():
-        torch.testing.assert_close(merged.state_dict()[name], weight)
+        found = merged.state_dict()[name]
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            found = found[: len(weight)]  # the command adds rows to the vocabulary
+        torch.testing.assert_close(found, weight)
     answer = pipeline("video-grounding", model=str(tmp_path / "merged"))(str(folder / "data/0.mp4"), task="tvg", text="a square")
     assert answer["text"]
 
