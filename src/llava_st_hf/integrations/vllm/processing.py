@@ -77,6 +77,17 @@ def video_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, **videos}
 
 
+def split_at(token_ids: list[int], separator: int | None) -> list[list[int]]:
+    """The runs of ids between those that equal `separator`: one more than there are of these; one of all ids for None."""
+    runs: list[list[int]] = [[]]
+    for token_id in token_ids:
+        if token_id == separator:
+            runs.append([])
+        else:
+            runs[-1].append(token_id)
+    return runs
+
+
 class UnreadMedium:
     """An image or video that need not be decoded, because its features are in vLLM's cache."""
 
@@ -157,10 +168,17 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
         is no token of the vocabulary: its characters may be in one token with those beside it.
         """
         processor = self.info.get_hf_processor()
-        tokenizer = self.info.get_tokenizer()  # vLLM may have added a token for parts of a prompt that are given as embeddings
-        if not isinstance(prompt, str) and (unknown := [token_id for token_id in prompt if token_id >= len(tokenizer)]):
-            raise ValueError(f"The prompt contains token ids that are not in the vocabulary of {len(tokenizer)} tokens: {unknown[:5]}.")
-        text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        tokenizer = self.info.get_tokenizer()
+        text, mark, given_embedding = prompt, None, None
+        if not isinstance(prompt, str):
+            # With `--enable-prompt-embeds` vLLM adds one token, to another copy of the tokenizer, for each row that is given as embedding.
+            given_embedding = len(tokenizer) if self.info.ctx.model_config.enable_prompt_embeds else None
+            unknown = [token_id for token_id in prompt if token_id >= len(tokenizer) and token_id != given_embedding]
+            if unknown:
+                raise ValueError(f"The prompt contains token ids that are not in the vocabulary of {len(tokenizer)} tokens: {unknown[:5]}.")
+            texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in split_at(prompt, given_embedding)]
+            mark = next(chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in part for part in texts))  # private use
+            text = mark.join(texts)
         if processor.ignore_prompt_x_coordinates:  # a prompt that has been processed; the processor writes this token for any width
             text = text.replace(WIDTH_INPUT_TOKEN, coordinate_token("width", 0))
         tokens = {"image": processor.image_token, "video": processor.video_token}
@@ -174,7 +192,10 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
             patch = MediaText(tokenizer.convert_ids_to_tokens(patches[kind]), medium)
             replacements[f"{kind}s_replacements"] = [patch] * given
         [text], _ = processor.get_text_with_replacements([text], **replacements)
-        return tokenizer.encode(text, add_special_tokens=False)
+        token_ids: list[int] = []
+        for number, part in enumerate([text] if mark is None else text.split(mark)):
+            token_ids += [given_embedding] * (number > 0) + tokenizer.encode(part, add_special_tokens=False)
+        return token_ids
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
         """Calls LLaVA-ST's processor for each item: its pixels, and the tokens that replace its token in the prompt."""
