@@ -13,11 +13,9 @@ from llava_st_hf.checkpoints.fingerprint import write_fingerprint
 from ..factories import tiny_config, tiny_model
 from ..media import moving_frames, write_video
 from ..processors import tiny_processor
+from .conftest import MAX_TOKENS
 from .engine import run_engine
-from .questions import Answer, answer, differences, shapes_questions
-
-
-PER_TASK = 26  # 208 questions of eight tasks
+from .questions import Answer, answer, differences
 
 
 def assert_equal(answers: list[Answer], outputs: list[dict]):
@@ -30,21 +28,12 @@ def assert_equal(answers: list[Answer], outputs: list[dict]):
 
 
 @pytest.fixture(scope="module")
-def bundled(tmp_path_factory) -> list[Answer]:
-    model = AutoModelForImageTextToText.from_pretrained(DEMO_MODEL_PATH, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(DEMO_MODEL_PATH)
-    questions = shapes_questions(tmp_path_factory.mktemp("shapes"), PER_TASK, processor.video_processor.num_frames)
-    assert len(questions) == 8 * PER_TASK
-    return [answer(model, processor, messages, 640, task) for task, messages in questions]
-
-
-@pytest.fixture(scope="module")
 def constrained(bundled) -> list[Answer]:
     """One question of each task, with an answer that is constrained to its form."""
     model = AutoModelForImageTextToText.from_pretrained(DEMO_MODEL_PATH, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(DEMO_MODEL_PATH)
     firsts = {expected.task: expected for expected in bundled}
-    return [answer(model, processor, _messages(expected), 640, task, constrained=True) for task, expected in firsts.items()]
+    return [answer(model, processor, _messages(expected), MAX_TOKENS, task, constrained=True) for task, expected in firsts.items()]
 
 
 def _messages(expected: Answer) -> list[dict]:

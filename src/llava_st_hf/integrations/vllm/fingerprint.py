@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from ...checkpoints.fingerprint import FINGERPRINT, read_fingerprint
 
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows messages of loggers below its own
 
 
 def check_served_features(
