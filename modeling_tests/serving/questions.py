@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xgrammar.contrib.hf
 
 from llava_st_hf.model.grammar_export_llava_st import answer_regex
 from llava_st_hf.model.tasks_llava_st import TASKS, task_content
@@ -93,7 +94,11 @@ def answer(
     options = {}
     if constrained:
         request["regex"] = answer_regex(task, processor.num_temporal_bins, processor.num_spatial_bins)
-        options["grammar"] = processor.answer_constraint([task], [TASKS[task].medium])
+        # Not the grammar of `generate`, which also requires ascending times and ordered sides of boxes: a regular expression cannot.
+        size, ends = model.config.get_text_config().vocab_size, processor.tokenizer.eos_token_id
+        vocabulary = xgrammar.TokenizerInfo.from_huggingface(processor.tokenizer, vocab_size=size, stop_token_ids=ends)
+        compiled = xgrammar.GrammarCompiler(vocabulary).compile_regex(request["regex"])
+        options["logits_processor"] = [xgrammar.contrib.hf.LogitsProcessor(compiled)]
     if video_options:
         request["mm_processor_kwargs"] = video_options
     output = model.generate(
