@@ -31,14 +31,6 @@ from modeling_tests.processors import model_for, tiny_processor
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    folder, processor = tmp_path_factory.mktemp("tiny"), tiny_processor()
-    model_for(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def answering_model():
     processor = tiny_processor()
     return model_for(processor), processor
@@ -150,9 +142,9 @@ def test_manifest_that_cannot_be_read_is_an_error(folder, name, content, message
         read_manifest(str(folder / name))
 
 
-def test_batch_media_that_all_are_missing_are_an_error_before_the_first_request(folder, server, checkpoint, capsys):
+def test_batch_media_that_all_are_missing_are_an_error_before_the_first_request(folder, server, tiny_checkpoint, capsys):
     write_manifest(folder / "m.jsonl", questions(3))
-    assert run(server, checkpoint, "--media-root", str(folder.parent)) == 1
+    assert run(server, tiny_checkpoint, "--media-root", str(folder.parent)) == 1
     assert "None of the images and videos" in capsys.readouterr().err and not server.requests and not (folder / "out").exists()
 
 
@@ -216,13 +208,13 @@ def test_stopped_run_keeps_its_answers_and_asks_only_the_others(tmp_path, connec
 # Servers
 
 
-def test_batch_with_faults_has_one_row_for_each_row_and_retries_only_failed_ones(folder, server, checkpoint, capsys):
+def test_batch_with_faults_has_one_row_for_each_row_and_retries_only_failed_ones(folder, server, tiny_checkpoint, capsys):
     given = questions(12)
     given[2]["video"], given[5]["video"] = "bad.mp4", "missing.mp4"
     given[7] = {"id": "q7", "image": "b.png", "task": "rec", "text": "the dog"}
     write_manifest(folder / "m.jsonl", given)
     server.faults = [400, (503, {"Retry-After": "0"}), "close", None, "invalid"]
-    assert run(server, checkpoint, "--num-shards", "3", "--price-per-hour", "36") == 3
+    assert run(server, tiny_checkpoint, "--num-shards", "3", "--price-per-hour", "36") == 3
     found = rows()
     assert [(row["row"], row["id"], row["extra"]) for row in found] == [(n + 1, f"q{n}", given[n].get("extra")) for n in range(12)]
     failed = {row["error_type"] for row in found if row["status"] == "failed"}
@@ -234,54 +226,57 @@ def test_batch_with_faults_has_one_row_for_each_row_and_retries_only_failed_ones
     assert summary["cost"] == pytest.approx(36 * summary["gpu_hours"], abs=1e-4) and summary["completion_tokens"] == 4 * 8
     assert sum(row["media_bytes"] or 0 for row in found) == summary["media_bytes"] > (folder / "a.mp4").stat().st_size
     server.requests.clear()
-    assert run(server, checkpoint) == 3 and not server.requests
+    assert run(server, tiny_checkpoint) == 3 and not server.requests
     write_video(folder / "missing.mp4", moving_frames(6, 32, 48), fps=10)
-    assert run(server, checkpoint, "--retry-failed") == 3
+    assert run(server, tiny_checkpoint, "--retry-failed") == 3
     assert len(asked(server)) == len(set(asked(server))) == 3  # not the damaged video
     assert [row["status"] for row in rows()] == ["ok", "ok", "failed", *["ok"] * 9]
     assert rows()[2]["error_type"] == "OSError"
 
 
-def test_batch_answers_are_those_of_the_pipeline(folder, server, checkpoint):
+def test_batch_answers_are_those_of_the_pipeline(folder, server, tiny_checkpoint):
     write_manifest(folder / "m.jsonl", [*questions(2), {"id": "i", "image": "b.png", "task": "rec", "text": "the dog"}])
-    assert run(server, checkpoint) == 0
-    assert main(["batch", "m.jsonl", "local", "--model", checkpoint, "--max-new-tokens", "4", "--device", "cpu", "--batch-size", "2"]) == 0
+    assert run(server, tiny_checkpoint) == 0
+    assert (
+        main(["batch", "m.jsonl", "local", "--model", tiny_checkpoint, "--max-new-tokens", "4", "--device", "cpu", "--batch-size", "2"])
+        == 0
+    )
     (served, local) = ([answer for _, answer in read_answers(output)] for output in ("out", "local"))
     assert [(answer.text, answer.events, answer.media) for answer in served] == [(a.text, a.events, a.media) for a in local]
     tokens = [[row[name] for name in ("prompt_tokens", "finish_reason")] for row in (*rows(), *rows("local"))]
     assert tokens[:3] == tokens[3:]
 
 
-def test_batch_into_a_folder_of_another_run_is_an_error(folder, server, checkpoint, capsys):
+def test_batch_into_a_folder_of_another_run_is_an_error(folder, server, tiny_checkpoint, capsys):
     write_manifest(folder / "m.jsonl", questions(3))
-    assert run(server, checkpoint) == 0
-    assert run(server, checkpoint, "--constrained") == 1
+    assert run(server, tiny_checkpoint) == 0
+    assert run(server, tiny_checkpoint, "--constrained") == 1
     assert "constrained is True, was False" in capsys.readouterr().err
-    assert run(server, checkpoint, "--num-shards", "2") == 1
+    assert run(server, tiny_checkpoint, "--num-shards", "2") == 1
     assert "shards is 2, was 1" in capsys.readouterr().err
     write_manifest(folder / "m.jsonl", questions(4))
-    assert run(server, checkpoint) == 1
+    assert run(server, tiny_checkpoint) == 1
     assert "has answers to another manifest" in capsys.readouterr().err
     write_manifest(folder / "m.jsonl", questions(3))
     (folder / "out/answers/00000-of-00001.parquet").write_bytes(b"PAR1 damaged")
-    assert run(server, checkpoint) == 1
+    assert run(server, tiny_checkpoint) == 1
     assert "is damaged or was not written by" in capsys.readouterr().err
 
 
-def test_batch_ends_when_no_server_answers_and_asks_nothing_twice_afterwards(folder, answering_model, checkpoint, capsys):
+def test_batch_ends_when_no_server_answers_and_asks_nothing_twice_afterwards(folder, answering_model, tiny_checkpoint, capsys):
     write_manifest(folder / "m.jsonl", questions(10))
     with serve_openai(*answering_model) as first:
         served = first.next_fault
         first.next_fault = lambda *request: served(*request) if len(first.requests) < 6 else "close"
         # The server lists its model, so the rows get their attempts: the connection is closed for all of them.
-        assert run(first, checkpoint, "--max-retries", "0", "--connections", "1") == 3
+        assert run(first, tiny_checkpoint, "--max-retries", "0", "--connections", "1") == 3
     lost = [row["error_type"] for row in rows() if row["status"] == "failed"]
     assert lost == ["ConnectionError"] * 4
     url = first.url
-    assert run(first, checkpoint, "--retry-failed") == 1
+    assert run(first, tiny_checkpoint, "--retry-failed") == 1
     assert f"No server answers: {url}" in capsys.readouterr().err
     with serve_openai(*answering_model) as second:
-        assert run(second, checkpoint, "--retry-failed") == 0
+        assert run(second, tiny_checkpoint, "--retry-failed") == 0
     assert sorted(asked(first) + asked(second)) == sorted(f"Question {n}?" for n in range(10))
 
 
@@ -311,21 +306,21 @@ def test_servers_with_different_models_or_none_are_an_error(answering_model):
         Servers([one.url])
 
 
-def test_batch_ends_after_answers_of_another_checkpoint(folder, server, checkpoint, capsys):
+def test_batch_ends_after_answers_of_another_checkpoint(folder, server, tiny_checkpoint, capsys):
     write_manifest(folder / "m.jsonl", questions(30))
     answer = server.answer
     server.answer = lambda body: {**answer(body), "usage": {"prompt_tokens": 1, "completion_tokens": 4}}
-    assert run(server, checkpoint) == 1
+    assert run(server, tiny_checkpoint) == 1
     assert "None of the first 3 answers can be read" in capsys.readouterr().err and len(server.requests) < 15
 
 
-def test_batch_in_object_storage_reads_manifest_and_media_there(folder, server, checkpoint):
+def test_batch_in_object_storage_reads_manifest_and_media_there(folder, server, tiny_checkpoint):
     storage = fsspec.filesystem("memory")
     storage.pipe_file("/bucket/in/a.mp4", (folder / "a.mp4").read_bytes())
     storage.pipe_file("/bucket/in/bad.mp4", b"not a video")
     given = [*questions(3), {"id": "q3", "video": "bad.mp4", "text": "Question?"}]
     storage.pipe_file("/bucket/in/m.jsonl", "".join(json.dumps(row) + "\n" for row in given).encode())
-    command = ["batch", "memory://bucket/in/m.jsonl", "memory://bucket/out", "--model", checkpoint, "--server", server.url]
+    command = ["batch", "memory://bucket/in/m.jsonl", "memory://bucket/out", "--model", tiny_checkpoint, "--server", server.url]
     assert main([*command, "--max-new-tokens", "4"]) == 3
     assert main([*command, "--max-new-tokens", "4"]) == 3
     assert len(server.requests) == 3
@@ -334,10 +329,10 @@ def test_batch_in_object_storage_reads_manifest_and_media_there(folder, server, 
     assert storage.exists("/bucket/out/summary.json")
 
 
-def test_killed_batch_is_resumed_without_asking_finished_shards_again(folder, server, checkpoint):
+def test_killed_batch_is_resumed_without_asking_finished_shards_again(folder, server, tiny_checkpoint):
     count, shard = 24, 4
     write_manifest(folder / "m.jsonl", questions(count))
-    command = ["batch", "m.jsonl", "out", "--model", checkpoint, "--server", server.url, "--max-new-tokens", "4", "--num-shards", "6"]
+    command = ["batch", "m.jsonl", "out", "--model", tiny_checkpoint, "--server", server.url, "--max-new-tokens", "4", "--num-shards", "6"]
     command += ["--connections", "2"]
     server.delay = 0.05
     process = subprocess.Popen([sys.executable, "-m", "llava_st_hf", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
