@@ -20,7 +20,7 @@ from llava_st_hf.batch import read_answers
 from llava_st_hf.batch.manifest import read_manifest
 from llava_st_hf.batch.outcomes import Outcome, read_outcomes, write_outcomes
 from llava_st_hf.batch.run import answer_shards
-from llava_st_hf.batch.servers import NoServerError, Servers
+from llava_st_hf.batch.servers import FailedRequest, NoServerError, Servers
 from llava_st_hf.batch.state import Shard, Store
 from llava_st_hf.batch.storage import Folder
 from llava_st_hf.model.media_info_llava_st import MediaInfo
@@ -294,6 +294,13 @@ def test_servers_of_which_one_dies_lose_no_row(answering_model):
         kept.next_fault = lambda *request: "close"  # connections that are open are still answered
     with pytest.raises(NoServerError, match=r"No server has answered for 0\.2 seconds"):
         servers.ask(body)
+
+
+def test_servers_body_without_choices_is_a_failed_request(server):
+    server.answer = lambda body: {"choices": []}
+    with pytest.raises(FailedRequest, match="no choices") as raised:
+        Servers([server.url]).ask({"model": server.name, "messages": []})
+    assert (raised.value.kind, raised.value.status, raised.value.attempts) == ("RequestError", 200, 1)
 
 
 def test_servers_with_different_models_or_none_are_an_error(answering_model):
