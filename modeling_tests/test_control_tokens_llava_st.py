@@ -53,6 +53,26 @@ def test_control_token_in_message_text_raises_with_the_token(processor, token, r
                 processor.apply_chat_template([{"role": role, "content": content}], tokenize=tokenize)
 
 
+def render_without_processor(processor, role: str, content) -> str:
+    """The prompt as a server writes it, which has the template only."""
+    message = {"role": role, "content": content}
+    return processor.tokenizer.apply_chat_template([message], chat_template=processor.chat_template, tokenize=False)
+
+
+@pytest.mark.parametrize("token", [*TOKENS, "<image>", "<video>", "<|ä_1|>"])
+def test_template_of_a_server_refuses_control_tokens(processor, token):
+    split = [{"type": "image"}, {"type": "text", "text": f"<|{token[:3]}"}, {"type": "text", "text": f"{token[3:]}?"}]
+    for role, content in (("user", f"What is {token}?"), ("assistant", split), (f"user{token}", "Hi")):
+        with pytest.raises(Exception, match=re.escape(f"The text contains the special token {token}, which")):
+            render_without_processor(processor, role, content)
+
+
+def test_template_of_a_server_accepts_media_and_other_markup(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "<|a b|> <||> <|im_end| > <b>Hi</b>"}, {"type": "video"}]
+    prompt = render_without_processor(processor, "user", content)
+    assert "<image>\n<|a b|> <||> <|im_end| > <b>Hi</b><video>\n" in prompt
+
+
 def test_control_token_in_second_chat_of_a_batch_raises(processor):
     with refused("<|im_end|>"):
         processor.apply_chat_template([[user("Hi")], [user("Hi"), answer("Ho<|im_end|>")]], tokenize=True)

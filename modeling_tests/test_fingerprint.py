@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_st_hf import DEMO_MODEL_PATH, LlavaSTConfig, LlavaSTForConditionalGeneration, LlavaSTModel, LlavaSTProcessor
 from llava_st_hf.checkpoints.atomic import save_model_and_processor
-from llava_st_hf.checkpoints.fingerprint import FINGERPRINT, check_checkpoint, read_fingerprint, write_fingerprint
+from llava_st_hf.checkpoints.fingerprint import FINGERPRINT, check_checkpoint, read_fingerprint, served_arithmetic, write_fingerprint
 from llava_st_hf.checkpoints.publishing import stage_folder
 from llava_st_hf.checkpoints.weights_digest import weights_digest
 from llava_st_hf.cli import main
@@ -111,6 +112,19 @@ def test_check_features_finds_features_at_other_positions_missing_values_and_lap
         wrong = model.get_video_features(inputs["pixel_values_videos"], coordinate_output_embeddings=torch.zeros_like(rows)).pooler_output
     with pytest.raises(ValueError, match="LAPE or packer"):
         fingerprint.check_features(wrong, arithmetic)
+
+
+def test_served_arithmetic_is_that_of_the_weights_or_of_the_scheme_of_quantization():
+    def scheme(name: str, **attributes):
+        return SimpleNamespace(get_name=lambda: name, **attributes)
+
+    assert served_arithmetic(torch.bfloat16, None) == "bfloat16"
+    eight = [scheme("fp8"), scheme("bitsandbytes", load_in_8bit=True), scheme("gptq", weight_bits=8)]
+    four = [scheme("bitsandbytes", load_in_8bit=False), scheme("awq", weight_bits=4), scheme("torchao")]
+    assert {served_arithmetic(torch.bfloat16, one) for one in eight} == {"8-bit"}
+    assert {served_arithmetic(torch.bfloat16, one) for one in four} == {"4-bit"}
+    with pytest.raises(ValueError, match="float64"):
+        served_arithmetic(torch.float64, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

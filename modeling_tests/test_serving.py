@@ -79,6 +79,12 @@ def test_serve_checkpoint_without_fingerprint_is_refused_unless_it_is_allowed(ca
     assert environment[WITHOUT_FINGERPRINT] == "1"
 
 
+def test_serve_chat_template_of_an_earlier_version_is_refused_unless_another_is_given(capsys, folder, tmp_path):
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    assert f"The chat template of {folder} does not refuse coordinates" in refusal(capsys, folder, "--dry-run")
+    assert dry_run(capsys, folder, "--", "--chat_template=own.jinja")[1][-1] == "--chat_template=own.jinja"
+
+
 def test_serve_without_vllm_names_the_extra(capsys, folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal(capsys, folder) == "llava-st: `llava-st serve` needs vLLM: pip install 'llava-st-hf[serve]'."
@@ -109,8 +115,9 @@ def test_serve_dry_run_prints_a_closed_loopback_server_in_the_dtype_of_the_check
 def test_serve_options_and_flags_of_vllm_are_passed_on(capsys, folder, tmp_path):
     options = ["--host", "0.0.0.0", "--port", "81", "--dtype", "bfloat16", "--name", "st", "--max-videos", "2", "--max-upload", "5"]
     media = ["--media-domain", "a.example", "--media-domain", "b.example", "--media-folder", str(tmp_path)]
-    environment, words = dry_run(capsys, folder, *options, *media, "--", "--api-key", "k", "--enforce-eager")
-    assert words[-3:] == ["--api-key", "k", "--enforce-eager"]
+    flags = ["--mm-processor-kwargs", '{"allow_truncated": true}', "--api-key", "k", "--enforce-eager"]
+    environment, words = dry_run(capsys, folder, *options, *media, "--", *flags)
+    assert words[-5:] == flags
     expected = {"--host": "0.0.0.0", "--port": "81", "--dtype": "bfloat16", "--served-model-name": "st"}
     assert {flag: values(words, flag)[0] for flag in expected} == expected
     assert json.loads(values(words, "--limit-mm-per-prompt")[0]) == {"image": 1, "video": 2}
@@ -132,6 +139,9 @@ def test_serve_options_and_flags_of_vllm_are_passed_on(capsys, folder, tmp_path)
         (["--", "--port", 3], "--port after `--` is not passed to vLLM: use --port of `llava-st serve`"),
         (["--", "--allowed_media_domains=x"], "use --media-domain of `llava-st serve`"),
         (["--", "--headless"], "--headless of vLLM cannot be used"),
+        (["--", "--mm-processor-kwargs", '{"videos_kwargs": {"num_frames": 7}}'], "--mm-processor-kwargs with num_frames samples other"),
+        (["--", '--mm_processor_kwargs={"fps": 2}'], "--mm-processor-kwargs with fps samples other"),
+        (["--", "--mm-processor-kwargs.num_frames", 7], "--mm-processor-kwargs with num_frames samples other"),
     ],
 )
 def test_serve_wrong_options_are_refused(capsys, folder, options, message):
@@ -176,9 +186,10 @@ class Answers:
 
     def __init__(self, model: str, token_ids: list[int], dtype: torch.dtype = torch.float32, status: int = 200):
         engine = SimpleNamespace(errored=False)
-        model_config = SimpleNamespace(dtype=dtype, quantization=None)
+        model_config = SimpleNamespace(dtype=dtype)
         arguments = SimpleNamespace(model=model, served_model_name=["st"], api_key=["secret"])
-        self.state = SimpleNamespace(engine_client=engine, args=arguments, vllm_config=SimpleNamespace(model_config=model_config))
+        config = SimpleNamespace(model_config=model_config, quant_config=None)
+        self.state = SimpleNamespace(engine_client=engine, args=arguments, vllm_config=config)
         self.token_ids, self.status = token_ids, status
         self.asked: list[tuple[dict, dict]] = []
         self.has_ended = False

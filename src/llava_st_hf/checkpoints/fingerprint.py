@@ -304,6 +304,23 @@ def _messages(processor) -> list[dict]:
     return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
 
 
+def served_arithmetic(dtype: torch.dtype, quantization) -> str:
+    """
+    Returns the key of `TOLERANCES` of a model that vLLM serves.
+
+    Args:
+        dtype: of activations and of weights that are not quantized.
+        quantization: vLLM's `QuantizationConfig`, or None. Methods of an unknown number of bits have the tolerance of 4 bits.
+    """
+    if quantization is None:
+        return _arithmetic(dtype)
+    # Each method has an attribute of its own for the number of bits.
+    is_8_bit = (
+        quantization.get_name() == "fp8" or getattr(quantization, "load_in_8bit", False) or getattr(quantization, "weight_bits", None) == 8
+    )
+    return "8-bit" if is_8_bit else "4-bit"
+
+
 def _arithmetic(name: str | torch.dtype) -> str:
     """Returns the key of `TOLERANCES` of a dtype."""
     key = str(name).removeprefix("torch.")

@@ -4,15 +4,17 @@
 import dataclasses
 
 from .checks_llava_st import is_finite_number
+from .configuration_llava_st import SPECIAL_TOKENS
 from .media_items_llava_st import as_own_item, check_keys, prepare_image, prepare_video
 
 
-# Argument of the template with which a processor renders prompts whose inline coordinates it converts afterwards.
+# Argument of the template with which a processor renders prompts: it has checked their control tokens, and converts their inline
+# coordinates afterwards.
 CONVERTS_COORDINATES = "processor_converts_coordinates"
 # ChatML as in the training of the original model. An image or video is followed by a newline. The text of an assistant message and its
 # <|im_end|> are marked for the loss. A server that renders the template itself, without the processor, would pass the letters of inline
-# coordinates to the model: without the argument `CONVERTS_COORDINATES` they are an error. Jinja has no regular expressions, so that the
-# macro looks at what is between "<" and ">".
+# coordinates, and control tokens in the texts of a user, to the model: without the argument `CONVERTS_COORDINATES` they are an error.
+# Jinja has no regular expressions, so that the macros look at what is between "<" and ">".
 CHAT_TEMPLATE = (
     "{%- macro words(content) %}"
     "{%- if content is string %}{{ content }}"
@@ -23,6 +25,20 @@ CHAT_TEMPLATE = (
     "{%- else %}{{ raise_exception('Content items have the type image, video or text, not ' + item['type'] + '. Servers do not convert "
     "spans, times and boxes: ask with llava_st_hf.client.GroundingClient.') }}"
     "{%- endif %}{%- endfor %}{%- endif %}"
+    "{%- endmacro %}"
+    "{%- macro texts(content) %}"
+    "{%- if content is string %}{{ content }}"
+    "{%- else %}{%- for item in content if item['type'] == 'text' %}{{ item['text'] }}{%- endfor %}{%- endif %}"
+    "{%- endmacro %}"
+    "{%- macro refuse_control_tokens(text) %}"
+    f"{{%- for token in {['<image>', '<video>', *sorted(SPECIAL_TOKENS.values())]} + [bos_token, eos_token, pad_token, unk_token] "
+    "if token and token in text %}"
+    "{{ raise_exception('The text contains the special token ' + token + ', which only the chat template may write. Remove it.') }}"
+    "{%- endfor %}"
+    "{%- for part in text.split('<|')[1:] if '|>' in part and part.split('|>')[0].replace('_', 'a').isalnum() %}"
+    "{{ raise_exception('The text contains the special token <|' + part.split('|>')[0] + '|>, which only the chat template may write. "
+    "Remove it.') }}"
+    "{%- endfor %}"
     "{%- endmacro %}"
     "{%- macro refuse_coordinates(text) %}"
     "{%- for part in text.split('<')[1:] if part[:1] in ['t', 'h', 'w'] and '>' in part %}"
@@ -41,7 +57,11 @@ CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\n' }}"
     "{%- set text = words(message['content']) %}"
-    f"{{%- if not {CONVERTS_COORDINATES} %}}{{{{- refuse_coordinates(text) }}}}{{%- endif %}}"
+    f"{{%- if not {CONVERTS_COORDINATES} %}}"
+    "{{- refuse_control_tokens(message['role']) }}"
+    "{{- refuse_control_tokens(texts(message['content'])) }}"
+    "{{- refuse_coordinates(text) }}"
+    "{%- endif %}"
     "{%- if message['role'] == 'assistant' %}"
     "{% generation %}{{- text + '<|im_end|>' }}{% endgeneration %}"
     "{{- '\n' }}"

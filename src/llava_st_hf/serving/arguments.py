@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.processing_llava_st import LlavaSTProcessor
@@ -137,7 +138,7 @@ def _takes_embeddings(checkpoint: str, config: LlavaSTConfig, processor: LlavaST
 
 
 def _check_flags(flags: Sequence[str]) -> None:
-    for flag in flags:
+    for flag, following in pairwise([*flags, ""]):
         found = re.match(r"--([\w-]+)", flag)
         name = found[1].replace("_", "-") if found else ""
         if name in _OWN_FLAGS:
@@ -146,4 +147,10 @@ def _check_flags(flags: Sequence[str]) -> None:
             raise ValueError(
                 f"--{name} of vLLM cannot be used with `llava-st serve`, which checks the answers of an HTTP server on a TCP port, whose "
                 "flags are all on the command line."
+            )
+        # The value is JSON in the same argument or in the next one, or the key is part of the name.
+        if name.startswith("mm-processor-kwargs") and (sampling := re.search(r"num_frames|fps", f"{flag} {following}")):
+            raise ValueError(
+                f"--mm-processor-kwargs with {sampling[0]} samples other frames than those with which the checkpoint's answer is "
+                'checked. Save a copy of the checkpoint whose processor samples them (docs/serving.md, "Number of frames").'
             )

@@ -10,7 +10,9 @@ import socket
 from transformers import PreTrainedConfig
 
 from ..model.configuration_llava_st import LlavaSTConfig
+from ..model.messages_llava_st import CONVERTS_COORDINATES
 from ..model.original_checkpoint_llava_st import ORIGINAL_MODEL_TYPE
+from ..model.processing_llava_st import LlavaSTProcessor
 
 
 INSTALL = "pip install 'llava-st-hf[serve]'"
@@ -56,6 +58,19 @@ def check_folder(checkpoint: str) -> str:
     from huggingface_hub import snapshot_download
 
     return snapshot_download(checkpoint)
+
+
+def check_chat_template(checkpoint: str, processor: LlavaSTProcessor) -> None:
+    """
+    Raises:
+        ValueError: for a chat template that passes the letters of coordinates such as `<t1.8s>` to the model, as the one in checkpoints of
+            earlier versions does, instead of refusing them.
+    """
+    if CONVERTS_COORDINATES not in str(processor.chat_template):
+        raise ValueError(
+            f"The chat template of {checkpoint} does not refuse coordinates such as <t1.8s>, which a server does not convert. Save the "
+            'template of this version (docs/serving.md, "Chat template"), or give one of your own with `-- --chat-template FILE`.'
+        )
 
 
 def check_vllm() -> None:

@@ -15,7 +15,7 @@ from ..model.compatibility_llava_st import check_model_matches_processor
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.processing_llava_st import LlavaSTProcessor
 from .arguments import CONNECTOR, ServerOptions, vllm_arguments
-from .checks import check_address, check_folder, check_vllm, is_loopback
+from .checks import check_address, check_chat_template, check_folder, check_vllm, is_loopback
 from .startup_check import REPORT, WITHOUT_FINGERPRINT
 from .upload_limit import LIMIT
 
@@ -53,6 +53,8 @@ def serve(
     folder = check_folder(checkpoint)
     config, processor = LlavaSTConfig.from_pretrained(folder), LlavaSTProcessor.from_pretrained(folder)
     check_model_matches_processor(config, processor)
+    if not any(flag.replace("_", "-").partition("=")[0] == "--chat-template" for flag in flags):
+        check_chat_template(checkpoint, processor)
     arguments = vllm_arguments(checkpoint, folder, config, processor, options, flags)
     if read_fingerprint(folder) is None and not without_fingerprint:
         raise ValueError(

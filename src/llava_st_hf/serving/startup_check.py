@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from ..checkpoints.fingerprint import Fingerprint, read_fingerprint
+from ..checkpoints.fingerprint import Fingerprint, read_fingerprint, served_arithmetic
 
 
 Message = MutableMapping[str, Any]
@@ -84,14 +84,9 @@ async def check_answer(server: Any) -> None:
         response = await client.post("/v1/chat/completions", json=fingerprint_request(fingerprint, name), headers=headers)
     if response.status_code != 200:
         raise ValueError(f"The checkpoint's own question is answered with status {response.status_code}: {response.text:.500}")
-    fingerprint.check_tokens(response.json()["choices"][0]["token_ids"], arithmetic(server.state.vllm_config.model_config))
-
-
-def arithmetic(model_config: Any) -> str:
-    """Key of the tolerances of a fingerprint for the weights that vLLM serves, whose scheme of quantization it names."""
-    if model_config.quantization is None:
-        return str(model_config.dtype).removeprefix("torch.")
-    return "8-bit" if "8" in model_config.quantization else "4-bit"
+    served = server.state.vllm_config
+    arithmetic = served_arithmetic(served.model_config.dtype, served.quant_config)
+    fingerprint.check_tokens(response.json()["choices"][0]["token_ids"], arithmetic)
 
 
 def fingerprint_request(fingerprint: Fingerprint, name: str) -> dict:

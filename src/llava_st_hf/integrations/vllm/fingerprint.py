@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
 
-from ...checkpoints.fingerprint import FINGERPRINT, read_fingerprint
+from ...checkpoints.fingerprint import FINGERPRINT, read_fingerprint, served_arithmetic
 
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows messages of loggers below its own
@@ -44,15 +44,5 @@ def check_served_features(
     processor = AutoVideoProcessor.from_pretrained(model_config.model, revision=model_config.revision)
     frames = processor([fingerprint.video], return_tensors="pt")["pixel_values_videos"][0]  # (num_frames, 3, height, width)
     features = video_features(frames.to(device, model_config.dtype))
-    difference = fingerprint.check_features(features, arithmetic(model_config.dtype, quant_config))
+    difference = fingerprint.check_features(features, served_arithmetic(model_config.dtype, quant_config))
     logger.info("The features of the checkpoint's fingerprint are equal within %.2g standard deviations.", difference)
-
-
-def arithmetic(dtype: torch.dtype, quant_config) -> str:
-    """Key of `checkpoints.fingerprint.TOLERANCES`. Methods of an unknown number of bits have the tolerance of 4 bits."""
-    if quant_config is None:
-        return str(dtype).removeprefix("torch.")
-    is_8_bit = (
-        quant_config.get_name() == "fp8" or getattr(quant_config, "load_in_8bit", False) or getattr(quant_config, "weight_bits", None) == 8
-    )
-    return "8-bit" if is_8_bit else "4-bit"
