@@ -143,7 +143,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_data/mixture.yaml").write_text(f"datasets: [{{{source.format('rows.jsonl', '.')}}}]")
     (tmp_path / "mixture.yaml").write_text(f"datasets: [{{{source.format('my_data/rows.jsonl', 'my_data')}}}]")
     (tmp_path / "runs/stvg").mkdir(parents=True)
-    (tmp_path / "runs/llava-st").symlink_to(DEMO_MODEL_PATH)
+    shutil.copytree(DEMO_MODEL_PATH, tmp_path / "runs/llava-st")  # examples may save to it
     event = GroundingResult(span=(0.3, 0.6), tubelet={13: (32.0, 58.0, 53.0, 78.0)})
     line = Prediction("1", "st_align_stvg", "stvg", "", truth=event, prediction=event).to_dict()
     (tmp_path / "runs/stvg/predictions.jsonl").write_text(json.dumps(line) + "\n")
