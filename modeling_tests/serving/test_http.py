@@ -103,6 +103,14 @@ def test_server_number_of_frames_of_a_request_equals_generate(server, loaded, fi
     assert body["choices"][0]["token_ids"] == expected_ids(loaded, "video", files[0], text, **options)
 
 
+def test_server_does_not_choose_tokens_that_generate_suppresses(server, loaded, files):
+    text = "Describe what took place during the period {<TEMP-020><TEMP-070>} in the video."
+    suppressed = loaded[0].generation_config.suppress_tokens
+    status, body = ask(server, "video", data_url(files[0], "video/mp4"), text, logit_bias=dict.fromkeys(map(str, suppressed), 100))
+    assert status == 200 and suppressed, body
+    assert body["choices"][0]["token_ids"] == expected_ids(loaded, "video", files[0], text)
+
+
 def bad_requests(video: Path, photo: Path) -> dict:
     """Name → kind, URL, text, options and what the message contains."""
     film, image = data_url(video, "video/mp4"), data_url(photo, "image/jpeg")

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable
 
 import torch
-from vllm.config import VllmConfig
+from transformers import GenerationConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.transformers import TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -76,6 +77,15 @@ def _module_of(name: str, modules: set[str]) -> str:
     return next((prefix for end in range(len(parts) - 1, 0, -1) if (prefix := ".".join(parts[:end])) in modules), name)
 
 
+def suppressed_tokens(model_config: ModelConfig) -> list[int]:
+    """Ids that `generate` never chooses, such as the rows that pad a vocabulary: `suppress_tokens` of the generation configuration."""
+    try:
+        generation = GenerationConfig.from_pretrained(model_config.model, revision=model_config.revision)
+    except OSError:  # the checkpoint has none
+        return []
+    return list(generation.suppress_tokens or [])
+
+
 @MULTIMODAL_REGISTRY.register_processor(LlavaSTMultiModalProcessor, info=LlavaSTProcessingInfo, dummy_inputs=LlavaSTDummyInputs)
 class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
     """The class that vLLM builds for the architecture `LlavaSTForConditionalGeneration`."""
@@ -97,6 +107,10 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
             shape = (len(config.coordinates), config.text_config.hidden_size)
             rows = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=vllm_config.device_config.device)
         self.register_buffer("coordinate_output_embeddings", rows, persistent=False)
+        suppressed = suppressed_tokens(vllm_config.model_config)
+        self.register_buffer(
+            "suppressed_tokens", torch.tensor(suppressed, dtype=torch.long, device=vllm_config.device_config.device), False
+        )
 
     # Weights
 
@@ -138,6 +152,13 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
         parameter = self.lm_head.weight
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, weight)
         return {_HEAD}
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """(num_tokens, hidden_size) hidden states → (num_tokens, vocab_size) logits, -inf for tokens that `generate` never chooses."""
+        logits = super().compute_logits(hidden_states)
+        if logits is not None and len(self.suppressed_tokens):  # None in processes that do not sample
+            logits[:, self.suppressed_tokens] = -torch.inf
+        return logits
 
     # Features
 
