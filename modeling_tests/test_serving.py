@@ -108,6 +108,7 @@ def test_serve_dry_run_prints_a_closed_loopback_server_in_the_dtype_of_the_check
     assert {flag: values(words, flag)[0] for flag in expected} == expected
     assert json.loads(values(words, "--limit-mm-per-prompt")[0]) == {"image": 1, "video": 1}
     assert values(words, "--allowed-media-domains")[0].endswith(".invalid") and "--allowed-local-media-path" not in words
+    assert json.loads(values(words, "--override-generation-config")[0]) == {"temperature": 0}  # `generate` is greedy
     assert "--enable-prompt-embeds" in words  # the demo model has rows to spare, and only this computer can connect
     assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0" and environment[LIMIT] == str(256 * 2**20)
 
@@ -139,6 +140,12 @@ def test_serve_options_and_flags_of_vllm_are_passed_on(capsys, folder, tmp_path)
         (["--", "--port", 3], "--port after `--` is not passed to vLLM: use --port of `llava-st serve`"),
         (["--", "--allowed_media_domains=x"], "use --media-domain of `llava-st serve`"),
         (["--", "--headless"], "--headless of vLLM cannot be used"),
+        (["--", "--hos", "0.0.0.0"], "--hos may be an abbreviation of --host"),
+        (["--", "--mm-processor-kw", '{"fps": 2}'], "--mm-processor-kw may be an abbreviation of --mm-processor-kwargs"),
+        (["--", "--revision", "v2"], "--revision has no effect on a folder"),
+        (["--", "--override-generation-config", '{"top_p": 0.9}'], 'Add a "temperature"'),
+        (["--media-domain", "https://a.example"], "--media-domain https://a.example must be the name of a host"),
+        (["--media-domain", "a.example:8080"], "--media-domain a.example:8080 must be the name of a host"),
         (["--", "--mm-processor-kwargs", '{"videos_kwargs": {"num_frames": 7}}'], "--mm-processor-kwargs with num_frames samples other"),
         (["--", '--mm_processor_kwargs={"fps": 2}'], "--mm-processor-kwargs with fps samples other"),
         (["--", "--mm-processor-kwargs.num_frames", 7], "--mm-processor-kwargs with num_frames samples other"),
@@ -149,6 +156,13 @@ def test_serve_wrong_options_are_refused(capsys, folder, options, message):
 
     assert program(["serve", folder, "--dry-run", *map(str, options)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_serve_checkpoint_whose_generate_samples_keeps_its_sampling(capsys, folder, tmp_path):
+    (tmp_path / "model" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.7}')
+    flags = ["--override-generation-config", '{"top_p": 0.9}']
+    words = dry_run(capsys, folder, "--", *flags)[1]
+    assert values(words, "--override-generation-config") == flags[1:]
 
 
 def test_serve_prompt_embeds_without_a_spare_row_is_refused(capsys, folder, monkeypatch):

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.examples.sample_media import write_sample_media
 
+from ..media import moving_frames, write_video
 from .questions import answer
 from .server import SMALL, running_server
 
@@ -109,6 +110,21 @@ def test_server_does_not_choose_tokens_that_generate_suppresses(server, loaded, 
     status, body = ask(server, "video", data_url(files[0], "video/mp4"), text, logit_bias=dict.fromkeys(map(str, suppressed), 100))
     assert status == 200 and suppressed, body
     assert body["choices"][0]["token_ids"] == expected_ids(loaded, "video", files[0], text)
+
+
+def test_server_identifies_a_video_by_its_content_and_not_by_the_uuid_of_a_request(server, loaded, files, tmp_path):
+    other = write_video(tmp_path / "other.mp4", moving_frames(30, 48, 64))
+    text = "Describe what took place during the period {<TEMP-020><TEMP-070>} in the video."
+    found = []
+    for path in (files[0], other):
+        content = [{"type": "video_url", "video_url": {"url": data_url(path, "video/mp4")}, "uuid": "a"}, {"type": "text", "text": text}]
+        status, body = ask(server, "video", "", text, messages=[{"role": "user", "content": content}])
+        assert status == 200, body
+        found.append(body["choices"][0]["token_ids"])
+    assert found == [expected_ids(loaded, "video", path, text) for path in (files[0], other)] and found[0] != found[1]
+    content = [{"type": "video_url", "video_url": None, "uuid": "a"}, {"type": "text", "text": text}]
+    status, body = ask(server, "video", "", text, messages=[{"role": "user", "content": content}])
+    assert (status, "The video is missing" in body["error"]["message"]) == (400, True), body
 
 
 def bad_requests(video: Path, photo: Path) -> dict:

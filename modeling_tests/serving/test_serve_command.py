@@ -55,6 +55,13 @@ def test_http_answers_of_all_tasks_equal_those_of_generate(server, bundled, conn
     check_equal(ask_all(server.url, bodies(bundled), connections), bundled)
 
 
+def test_requests_without_a_temperature_are_answered_greedily(server, bundled):
+    asked = [answer for answer in bundled if len(answer.ids) > 20][:4]
+    without = [{name: value for name, value in body.items() if name != "temperature"} for body in bodies(asked)]
+    assert len(asked) == 4
+    check_equal(ask_all(server.url, without, 4), asked)
+
+
 # Wrong requests
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from transformers import GenerationConfig
+
 from ..model.configuration_llava_st import LlavaSTConfig
 from ..model.processing_llava_st import LlavaSTProcessor
 from .checks import is_loopback
@@ -33,6 +35,7 @@ _OWN_FLAGS = {
     "no-enable-prompt-embeds": "--no-prompt-embeds",
 }
 _UNCHECKED_FLAGS = ("grpc", "headless", "config", "uds")
+_REVISION, _SAMPLING, _PROCESSOR_OPTIONS = "revision", "override-generation-config", "mm-processor-kwargs"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,11 @@ def vllm_arguments(
 
     Raises:
         ValueError: if `flags` contain one that is an option here, or one with which answers would not be checked; if a prompt with the
-            images or videos of a request does not fit into the model's length; if there is no row for the token of embeddings.
+            images or videos of a request does not fit into the model's length; for a host of media that is no name; if there is no row for
+            the token of embeddings.
     """
-    _check_flags(flags)
+    sampling = _sampling(folder)
+    _check_flags(flags, is_greedy=bool(sampling))
     text = config.text_config
     length = text.max_position_embeddings if options.max_model_len is None else options.max_model_len
     image, video = tokens_of_media(processor)
@@ -102,7 +107,12 @@ def vllm_arguments(
         )
     if length > text.max_position_embeddings:
         raise ValueError(f"--max-model-len {length} is more than the {text.max_position_embeddings} tokens of the decoder.")
-    domains = list(options.media_domains) or [NO_DOMAIN]
+    for domain in options.media_domains:
+        if not re.fullmatch(r"[\w.-]+|\[[\w:.]+\]", domain):
+            raise ValueError(
+                f"--media-domain {domain} must be the name of a host, such as media.example.org, without scheme, port and path."
+            )
+    domains = [domain.lower() for domain in options.media_domains] or [NO_DOMAIN]
     arguments = [
         folder,
         *("--served-model-name", options.name or checkpoint),
@@ -110,6 +120,7 @@ def vllm_arguments(
         *("--dtype", _dtype(config, options.dtype)),
         *("--max-model-len", str(length)),
         *("--limit-mm-per-prompt", json.dumps({"image": options.max_images, "video": options.max_videos})),
+        *sampling,
         *("--allowed-media-domains", *domains),
         *(() if options.media_folder is None else ("--allowed-local-media-path", options.media_folder)),
         *(("--enable-prompt-embeds",) if _takes_embeddings(checkpoint, config, processor, options) else ()),
@@ -126,6 +137,15 @@ def _dtype(config: LlavaSTConfig, dtype: str | None) -> str:
     return "bfloat16" if stored is None else str(stored).removeprefix("torch.")
 
 
+def _sampling(folder: str) -> list[str]:
+    """vLLM's own default is sampling at temperature 1, also where `generate` decodes greedily."""
+    try:
+        samples = GenerationConfig.from_pretrained(folder).do_sample
+    except OSError:  # the checkpoint has no generation configuration
+        samples = False
+    return [] if samples else [f"--{_SAMPLING}", json.dumps({"temperature": 0})]
+
+
 def _takes_embeddings(checkpoint: str, config: LlavaSTConfig, processor: LlavaSTProcessor, options: ServerOptions) -> bool:
     """Whether requests may contain embeddings. vLLM adds a token for them to the tokenizer, whose id must be a row of the matrices."""
     has_row = len(processor.tokenizer) < config.text_config.vocab_size
@@ -137,10 +157,15 @@ def _takes_embeddings(checkpoint: str, config: LlavaSTConfig, processor: LlavaST
     return has_row and is_loopback(options.host) if options.prompt_embeds is None else options.prompt_embeds
 
 
-def _check_flags(flags: Sequence[str]) -> None:
+def _check_flags(flags: Sequence[str], is_greedy: bool) -> None:
     for flag, following in pairwise([*flags, ""]):
         found = re.match(r"--([\w-]+)", flag)
-        name = found[1].replace("_", "-") if found else ""
+        if not found:
+            continue
+        name = found[1].replace("_", "-")
+        for known in (*_OWN_FLAGS, *_UNCHECKED_FLAGS, _REVISION, _SAMPLING, _PROCESSOR_OPTIONS):
+            if known.startswith(name) and known != name and name not in _OWN_FLAGS:
+                raise ValueError(f"--{name} may be an abbreviation of --{known}. Write flags of vLLM in full.")
         if name in _OWN_FLAGS:
             raise ValueError(f"{flag} after `--` is not passed to vLLM: use {_OWN_FLAGS[name]} of `llava-st serve`.")
         if name in _UNCHECKED_FLAGS:
@@ -148,8 +173,19 @@ def _check_flags(flags: Sequence[str]) -> None:
                 f"--{name} of vLLM cannot be used with `llava-st serve`, which checks the answers of an HTTP server on a TCP port, whose "
                 "flags are all on the command line."
             )
+        if name == _REVISION:
+            raise ValueError(
+                f"--{name} has no effect on a folder, and `llava-st serve` gives vLLM the folder of the checkpoint. Download the revision "
+                "(`hf download ID --revision REVISION --local-dir FOLDER`), then serve FOLDER."
+            )
         # The value is JSON in the same argument or in the next one, or the key is part of the name.
-        if name.startswith("mm-processor-kwargs") and (sampling := re.search(r"num_frames|fps", f"{flag} {following}")):
+        value = f"{flag} {following}"
+        if name == _SAMPLING and is_greedy and "temperature" not in value:
+            raise ValueError(
+                f"--{name} replaces the default temperature 0 of `llava-st serve`, without which vLLM samples at temperature 1. Add a "
+                '"temperature" to its value.'
+            )
+        if name == _PROCESSOR_OPTIONS and (sampling := re.search(r"num_frames|fps", value)):
             raise ValueError(
                 f"--mm-processor-kwargs with {sampling[0]} samples other frames than those with which the checkpoint's answer is "
                 'checked. Save a copy of the checkpoint whose processor samples them (docs/serving.md, "Number of frames").'

@@ -53,7 +53,7 @@ def serve(
     folder = check_folder(checkpoint)
     config, processor = LlavaSTConfig.from_pretrained(folder), LlavaSTProcessor.from_pretrained(folder)
     check_model_matches_processor(config, processor)
-    if not any(flag.replace("_", "-").partition("=")[0] == "--chat-template" for flag in flags):
+    if not _has_flag(flags, "chat-template"):
         check_chat_template(checkpoint, processor)
     arguments = vllm_arguments(checkpoint, folder, config, processor, options, flags)
     if read_fingerprint(folder) is None and not without_fingerprint:
@@ -78,9 +78,13 @@ def serve(
         logger.warning(
             "The server is available to all who can reach port %d of this computer%s",
             options.port,
-            "." if "--api-key" in flags or os.environ.get("VLLM_API_KEY") else ", without a key (`-- --api-key KEY`).",
+            "." if _has_flag(flags, "api-key") or os.environ.get("VLLM_API_KEY") else ", without a key (`-- --api-key KEY`).",
         )
     _run(arguments, environment)
+
+
+def _has_flag(flags: Sequence[str], name: str) -> bool:
+    return any(flag.replace("_", "-").partition("=")[0] == f"--{name}" for flag in flags)
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> None:

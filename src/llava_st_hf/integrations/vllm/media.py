@@ -41,8 +41,7 @@ class MediaItems(ProcessorBatchItems[Any]):
     Images or videos of a request.
 
     Args:
-        data: for each item, what LLaVA-ST's processors take: bytes of a file, a PIL image, an array, `(frames, metadata)` for a video;
-            or None, where the request names a processed item by its `uuid`.
+        data: for each item, what LLaVA-ST's processors take: bytes of a file, a PIL image, an array, `(frames, metadata)` for a video.
         modality: `"image"` or `"video"`.
     """
 
@@ -104,8 +103,14 @@ class MediaParser(MultiModalDataParser):
             return bytes(item.original_bytes)
         kinds = (bytes, PIL.Image.Image) if modality == "image" else (bytes,)
         is_video_with_metadata = modality == "video" and isinstance(item, tuple) and len(item) == 2 and _is_frames(item[0])
-        if item is None or isinstance(item, kinds) or _is_frames(item) or is_video_with_metadata:
+        if isinstance(item, kinds) or _is_frames(item) or is_video_with_metadata:
             return item
+        if item is None:
+            raise VLLMValidationError(
+                f"The {modality} is missing. Send it with each request: a uuid does not replace it, because another client may have chosen "
+                "the same one.",
+                parameter="uuid",
+            )
         raise VLLMValidationError(
             f"A {modality} must be the bytes of a file, an array{' or (array, metadata)' if modality == 'video' else ' or a PIL image'}; "
             f"got {type(item).__name__}.",

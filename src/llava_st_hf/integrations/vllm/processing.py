@@ -158,7 +158,9 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
         video_options(inputs.hf_processor_mm_kwargs)
         with bad_requests("prompt"):
             prompt = self._prompt(inputs.prompt, inputs.mm_data_items.get_all_counts())
-        return super().apply(replace(inputs, prompt=prompt), *args, **kwargs)
+        # vLLM's caches, which all clients share, would find features by the `uuid` of a request, whatever its file contains. Without it they
+        # find them by a hash of the content.
+        return super().apply(replace(inputs, prompt=prompt, mm_uuid_items=None), *args, **kwargs)
 
     def _prompt(self, prompt: str | list[int], counts: Mapping[str, int]) -> list[int]:
         """
