@@ -3,10 +3,12 @@
 
 import asyncio
 import json
+import os
 import shlex
 import shutil
 import socket
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,8 @@ import torch
 from llava_st_hf import DEMO_MODEL_PATH
 from llava_st_hf.checkpoints.fingerprint import FINGERPRINT, read_fingerprint
 from llava_st_hf.cli import main
-from llava_st_hf.serving import transformers_serve
+from llava_st_hf.serving import command, transformers_serve
+from llava_st_hf.serving.arguments import ServerOptions
 from llava_st_hf.serving.checks import check_address, check_vllm_version, is_loopback
 from llava_st_hf.serving.startup_check import REPORT, WITHOUT_FINGERPRINT, StartupCheck
 from llava_st_hf.serving.upload_limit import LIMIT, UploadLimit
@@ -272,6 +275,20 @@ def test_startup_check_other_answer_ends_the_server_with_a_report(report):
     (message,) = lifespan(application)
     assert message["type"] == "lifespan.startup.failed" and "differs from that of the checkpoint at token 1" in message["message"]
     assert application.has_ended and report.read_text() == f"{message['message']}\n"
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), RuntimeError("Process ApiServer_1 (PID: 1) died with exit code 3")])
+def test_serve_failed_startup_raises_the_report_and_not_the_status_of_a_process(folder, monkeypatch, ending):
+    def end(arguments):
+        Path(os.environ[REPORT]).write_text("The answer differs.\n")
+        raise ending
+
+    monkeypatch.setattr(command, "_vllm_serve", end)
+    monkeypatch.setattr(command, "check_vllm", lambda: None)
+    monkeypatch.setattr(command, "check_address", lambda host, port: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(ValueError, match=r"^The answer differs\.$"):
+        command.serve(folder, ServerOptions())
 
 
 def test_startup_check_error_of_the_server_ends_it(report):

@@ -94,7 +94,8 @@ def _run(arguments: list[str], environment: dict[str, str]) -> None:
         os.environ |= {**environment, REPORT: str(report)}
         try:
             _vllm_serve(arguments)
-        except SystemExit:  # of uvicorn, whose status after a failed startup is 3
+        # Of uvicorn, whose status after a failed startup is 3; of vLLM, where such a server was one of several processes (--api-server-count).
+        except (SystemExit, RuntimeError):
             if not report.exists():
                 raise
         if report.exists():

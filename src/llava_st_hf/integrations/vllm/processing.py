@@ -158,8 +158,8 @@ class LlavaSTMultiModalProcessor(BaseMultiModalProcessor[LlavaSTProcessingInfo])
         video_options(inputs.hf_processor_mm_kwargs)
         with bad_requests("prompt"):
             prompt = self._prompt(inputs.prompt, inputs.mm_data_items.get_all_counts())
-        # With the `uuid` of a request vLLM's caches, which all clients share, would find features by it, whatever the file contains. Without
-        # it they find them by a hash of the content.
+        # With the `uuid` of a request, vLLM's caches, which all clients share, would find features by it, whatever the file contains.
+        # Without it they find them by a hash of the content.
         return super().apply(replace(inputs, prompt=prompt, mm_uuid_items=None), *args, **kwargs)
 
     def _prompt(self, prompt: str | list[int], counts: Mapping[str, int]) -> list[int]:
