@@ -94,7 +94,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> None:
         os.environ |= {**environment, REPORT: str(report)}
         try:
             _vllm_serve(arguments)
-        # Of uvicorn, whose status after a failed startup is 3; of vLLM, where such a server was one of several processes (--api-server-count).
+        # Of uvicorn, whose status after a failed startup is 3; of vLLM, where this was one of several processes (--api-server-count).
         except (SystemExit, RuntimeError):
             if not report.exists():
                 raise
