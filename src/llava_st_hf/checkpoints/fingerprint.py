@@ -170,7 +170,10 @@ def write_fingerprint(folder: str | os.PathLike, model: PreTrainedModel, process
         ValueError: if the model is quantized, or does not belong to the processor.
     """
     if getattr(model, "is_quantized", False):
-        raise ValueError("The fingerprint of a quantized model would not detect errors of quantization. Write that of the original model.")
+        raise ValueError(
+            f"{folder} is quantized: its fingerprint would not detect errors of quantization, and that of the original model belongs to "
+            "other weights. Serve the original model with a quantization of vLLM, which is checked, or this one with --without-fingerprint."
+        )
     fingerprint = compute_fingerprint(model, processor, weights_digest(folder))
     content = {"format": _FORMAT, **asdict(fingerprint), "video": base64.b64encode(fingerprint.video).decode()}
     Path(folder, FINGERPRINT).write_text(json.dumps(content) + "\n", encoding="utf-8")
