@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 from llava_st_hf import DEMO_MODEL_PATH, Grounding, LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.client import CoordinateRows, GroundingClient, RequestError, build_request, connections, read_response
+from llava_st_hf.client import CoordinateRows, GroundingClient, RequestError, build_request, http, read_response
 from llava_st_hf.client.media import encode_video, lossless_video
 from llava_st_hf.examples.sample_media import write_sample_media
 from llava_st_hf.model.grammar_export_llava_st import answer_regex
@@ -51,7 +51,7 @@ def demo():
 
 @pytest.fixture
 def short_waits(monkeypatch):
-    monkeypatch.setattr(connections, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
 
 
 def ask(server, processor, **settings):
@@ -295,6 +295,7 @@ def test_read_response_states_that_an_answer_was_cut_off(processor):
         (lambda body: body.update(error={"message": "out of memory"}), "out of memory"),
         (lambda body: body["choices"][0].update(finish_reason="abort"), "finish_reason='abort'"),
         (lambda body: body["choices"][0].update(message={"content": None}), "must have a message with text"),
+        (lambda body: body["choices"][0].update(message={"content": "half \ud800"}), "is not valid Unicode"),
         (lambda body: body["usage"].update(prompt_tokens=32), "counted 32 prompt tokens"),
     ],
 )
@@ -360,8 +361,8 @@ def test_retry_after_is_kept(model, processor, short_waits):
     ("fault", "status", "attempts", "message"),
     [
         (400, 400, 1, "Status 400 was asked for"),
-        (503, 503, 3, r"Status 503 was asked for. \(3 attempts\)"),
-        ("close", None, 3, "cannot be reached"),
+        (503, 503, 3, r"Status 503 was asked for \(3 attempts\)\."),
+        ("close", None, 3, "The connection to .* was lost"),
         ("invalid", 200, 1, "not JSON"),
         ("hang", None, 1, "did not answer within 0.3 seconds"),
         ((307, {"Location": "http://user:secret@127.0.0.1:9/?token=secret"}), 307, 1, "redirect to '127.0.0.1', which is not followed"),
@@ -417,7 +418,7 @@ def test_model_and_processor_are_found_by_the_name_on_the_server(model, processo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"base_url": "127.0.0.1:8000"}, "base_url must be an address"),
+        ({"base_url": "127.0.0.1:8000"}, "address of a server must have the form"),
         ({"connections": 0}, "connections must be a whole number of at least 1, got 0"),
         ({"timeout": float("nan")}, "timeout must be a number of seconds above 0"),
         ({"max_retries": -1}, "max_retries must be a whole number of at least 0"),
