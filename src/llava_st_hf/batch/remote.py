@@ -86,8 +86,9 @@ def _seconds_since(started: float) -> float:
 def _counted(body) -> dict[str, int]:
     """Numbers of tokens in the body of a response, where the server gives them."""
     usage = body.get("usage") if isinstance(body, dict) else None
-    counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")} if isinstance(usage, dict) else {}
-    return {name: count for name, count in counts.items() if is_integer(count) and 0 <= count < 2**63}
+    counts: dict[str, Any] = usage if isinstance(usage, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: counts[name] for name in names if is_integer(counts.get(name)) and 0 <= counts[name] < 2**63}
 
 
 def _media_bytes(value) -> int:
