@@ -2,10 +2,12 @@
 """Client of servers: requests, answers, connections and their faults."""
 
 import base64
+import email.utils
 import io
 import json
 import pickle
 import time
+from datetime import datetime, timedelta, timezone
 
 import httpx
 import numpy as np
@@ -25,6 +27,7 @@ from llava_st_hf.model.questions_llava_st import prepare_question
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.openai_server import serve_openai, served_inputs
 from modeling_tests.processors import model_for, tiny_processor, user
+from modeling_tests.servers import redirect, reply, serve
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +382,40 @@ def test_lasting_failures_are_errors_with_status_and_attempts(model, processor, 
             client(QUESTION, max_tokens=1)
     copy = pickle.loads(pickle.dumps(error.value))
     assert (str(copy), copy.status, copy.attempts) == (str(error.value), status, attempts)
+
+
+IN_TWO_MINUTES = email.utils.format_datetime(datetime.now(timezone.utc) + timedelta(seconds=120), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "retry_after", "message"),
+    [
+        (reply(b"x" * 10**6), "RequestError", None, "sent more than 200000 bytes"),
+        (reply(b"[" * 10**5, status="500 Error"), "HTTP 500", None, "status 500"),
+        (reply(b"[" * 10**5), "RequestError", None, "not JSON"),
+        (reply(b"no gzip", "Content-Encoding: gzip"), "RequestError", None, "cannot be decompressed"),
+        (redirect("http://[secret"), "HTTP 302", None, "a redirect to an invalid address"),
+        (reply(b"{}", f"Retry-After: {IN_TWO_MINUTES}", status="503 Busy"), "HTTP 503", 120, "status 503"),
+        (reply(b"{}", "Retry-After: soon", status="408 Late"), "HTTP 408", None, "status 408"),
+        (None, "TimeoutError", None, "did not answer within 0.5 seconds"),
+    ],
+    ids=["large", "deep-error", "deep", "gzip", "redirect", "date", "no-date", "drip"],
+)
+def test_response_that_is_no_answer_is_a_failure_of_its_kind(monkeypatch, sent, kind, retry_after, message):
+    monkeypatch.setattr(http, "LARGEST_BODY", 200000)
+
+    def answer(connection, target):
+        if sent is None:  # the body does not end, and each of its bytes is in time
+            connection.sendall(reply(b"", length=None))
+            server.drip(connection, b" ")
+        else:
+            connection.sendall(sent)
+
+    with serve(answer) as server, pytest.raises(http.Failure, match=message) as raised:
+        http.Api(server.url, None, 1, 0.5).send("GET", "/models")
+    failure = raised.value
+    assert (failure.kind, failure.temporary) == (kind, kind in ("HTTP 500", "HTTP 503", "HTTP 408"))
+    assert failure.retry_after == (None if retry_after is None else pytest.approx(retry_after, abs=60))
 
 
 def test_server_that_is_not_there_is_an_error(processor, short_waits):

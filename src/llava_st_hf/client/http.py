@@ -68,9 +68,9 @@ class Api:
             raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}.")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key must consist of printable ASCII characters.")
-        self._api_key, self._httpx = api_key, httpx
+        self._api_key, self._httpx = api_key or None, httpx
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if api_key is not None:
+        if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         limits = httpx.Limits(max_connections=int(connections), max_keepalive_connections=int(connections))
         # Redirects are not followed: they would send prompts and media to another address.
@@ -203,4 +203,7 @@ def _retry_after(value: str | None) -> float | None:
 
 def _host(location: str | None) -> str:
     """Host of an address, without the parts that may be secret."""
-    return "an unknown address" if location is None else repr(urlsplit(location).hostname or location.split("?")[0])
+    try:
+        return "an unknown address" if location is None else repr(urlsplit(location).hostname or location.split("?")[0])
+    except ValueError:
+        return "an invalid address"
