@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xgrammar.contrib.hf
 from transformers import pipeline
 
 from llava_st_cli.main import main
-from llava_st_hf import DEMO_MODEL_PATH
+from llava_st_hf import DEMO_MODEL_PATH, Grounding
 from llava_st_hf.batch import read_answers
+from llava_st_hf.model.grammar_export_llava_st import answer_regex
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.shapes.files import write_image, write_video
 from llava_st_hf.shapes.questions import sentence
@@ -66,17 +68,28 @@ def command(manifest: Path, output: Path, server: Server, *options: str) -> list
     return [*found, "--num-shards", "10", "--max-new-tokens", "400", "--wait-for-server", "600", *options]
 
 
-def check(output: Path, rows: list[dict], grounder, **options) -> list[dict]:
+def constraint(grounder, task: str) -> list[xgrammar.contrib.hf.LogitsProcessor]:
+    """The regular expression of requests. The pipeline's own grammar also requires ascending times in the span of a question."""
+    processor = grounder.processor
+    regex = answer_regex(task, processor.num_temporal_bins, processor.num_spatial_bins)
+    size, ends = grounder.model.config.get_text_config().vocab_size, processor.tokenizer.eos_token_id
+    vocabulary = xgrammar.TokenizerInfo.from_huggingface(processor.tokenizer, vocab_size=size, stop_token_ids=ends)
+    return [xgrammar.contrib.hf.LogitsProcessor(xgrammar.GrammarCompiler(vocabulary).compile_regex(regex))]
+
+
+def check(output: Path, rows: list[dict], grounder, constrained: bool) -> list[dict]:
     """Checks that each row has one outcome: the answer of the pipeline, or a failure if its file cannot be read. Returns the rows."""
     found = list(read_answers(str(output)))
     assert [(row["row"], row["id"]) for row, _ in found] == [(number + 1, number) for number in range(len(rows))]
     failures = {row["video"]: (row["error_type"], row["requests"]) for row, answer in found if answer is None}
-    assert failures == {"damaged.mp4": ("OSError", 0), "missing.mp4": ("FileNotFoundError", 0)}
+    assert failures == {"damaged.mp4": ("TruncatedVideoError", 0), "missing.mp4": ("FileNotFoundError", 0)}
     for (row, answer), asked in zip(found, rows, strict=True):
         if answer is not None:
             (kind,) = {"image", "video"} & set(asked)
-            expected = grounder({**asked, kind: str(output.parent / asked[kind])}, max_new_tokens=400, **options)
-            assert (answer.text, [event.to_dict() for event in answer.events]) == (expected["text"], expected["events"]), row
+            options = {"logits_processor": constraint(grounder, asked["task"])} if constrained else {}
+            question = {**asked, kind: str(output.parent / asked[kind])}
+            expected = Grounding.from_dict(grounder(question, max_new_tokens=400, generate_kwargs=options))
+            assert (answer.text, answer.events) == (expected.text, expected.events), row
     return [row for row, _ in found]
 
 
@@ -108,8 +121,8 @@ def test_batch_whose_server_is_killed_has_the_answers_of_the_pipeline_and_asks_n
         by_second = answered(second)
         assert main(command(at_bins, constrained, second, "--constrained")) == 3
     grounder = pipeline("video-grounding", model=DEMO_MODEL_PATH, dtype="float32", device="cpu")
-    found = check(exact, rows, grounder)
+    found = check(exact, rows, grounder, constrained=False)
     assert all(path.read_bytes() == content for path, content in contents.items())
     asked = sum(row["requests"] for row in found)
     assert 0 < by_second < len(rows) - 2 and len(rows) - 2 <= answered(first) + by_second <= asked <= len(rows) - 2 + CONNECTIONS
-    assert all(row["requests"] == 1 for row in check(constrained, others, grounder, grammar="auto") if row["error"] is None)
+    assert all(row["requests"] == 1 for row in check(constrained, others, grounder, constrained=True) if row["error"] is None)
