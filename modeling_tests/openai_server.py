@@ -66,6 +66,7 @@ class OpenAIServer:
             closes the connection without a reply; "hang" keeps it open until the server stops; "invalid" sends a body that is not JSON;
             a dictionary is sent as the body. None answers.
         delay: seconds to wait before each answer.
+        is_ready: False for the status 503 to all requests, as of the proxy of a server that is down.
         url: address with the path `/v1`, for `base_url`.
         requests: bodies of the chat completions received so far.
         headers: their headers.
@@ -78,6 +79,7 @@ class OpenAIServer:
     api_key: str | None = None
     faults: list = field(default_factory=list)
     delay: float = 0.0
+    is_ready: bool = True
     url: str = ""
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
@@ -149,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self._send(b"")
+        elif not self.state.is_ready:
+            self._error("Not ready", 503)
         elif self.path == "/v1/models":
             self._send(json.dumps({"object": "list", "data": [{"id": self.state.name, "object": "model"}]}).encode())
         else:
@@ -172,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, state: OpenAIServer, body: dict, fault) -> None:
         if state.api_key is not None and self.headers.get("Authorization") != f"Bearer {state.api_key}":
             self._error(f"Invalid API key: {self.headers.get('Authorization')}", 401)
+        elif not state.is_ready:
+            self._error("Not ready", 503)
         elif fault == "close":
             self.close_connection = True
         elif fault == "hang":
@@ -200,10 +206,10 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve_openai(model, processor, **settings) -> Iterator[OpenAIServer]:
-    """Context manager that runs the server; `settings` are those of `OpenAIServer`."""
+def serve_openai(model, processor, port: int = 0, **settings) -> Iterator[OpenAIServer]:
+    """Context manager that runs the server, on any free port by default; `settings` are those of `OpenAIServer`."""
     state = OpenAIServer(model, processor, **settings)
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+    server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -3,11 +3,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow
@@ -16,11 +19,13 @@ from PIL import Image
 from pyarrow import parquet
 
 from llava_st_cli.main import main
-from llava_st_hf.batch import read_answers
+from llava_st_hf.batch import read_answers, servers
+from llava_st_hf.batch.command import checkpoint_hash
+from llava_st_hf.batch.local import PipelineAnswering
 from llava_st_hf.batch.manifest import read_manifest
 from llava_st_hf.batch.outcomes import Outcome, read_outcomes, write_outcomes
 from llava_st_hf.batch.run import answer_shards
-from llava_st_hf.batch.servers import FailedRequest, NoServerError, Servers
+from llava_st_hf.batch.servers import NoServerError, Servers
 from llava_st_hf.batch.state import Shard, Store
 from llava_st_hf.batch.storage import Folder
 from llava_st_hf.model.media_info_llava_st import MediaInfo
@@ -129,6 +134,9 @@ def test_manifest_problems_are_listed_with_their_rows(folder):
         ("m.jsonl", '{"video": "a.mp4", "text": "x", "n": 1}\n{"video": "a.mp4", "text": "x", "n": "one"}\n', "The values of 'n'"),
         ("m.jsonl", "", "has no rows"),
         ("m.jsonl", '{"video": "a.mp4", "text": "x", "status": "ok"}\n', "the column status, which the output has"),
+        ("m.jsonl", '{"video": "a.mp4", "text": "x", "text": "y"}\n', "the name 'text' occurs twice"),
+        ("m.jsonl", '{"video": "a.mp4", "text": "x", "n": {}}\n', "the column 'n', which cannot be written"),
+        ("m.jsonl", '{"video": "a.mp4", "text": "x", "n": %s}\n' % ("[" * 10**5), "maximum recursion depth"),
         ("m.csv", "video,text\na.mp4\n", "row 1 has 1 cells, the header has 2"),
         ("m.csv", "video,text,start\na.mp4,x,soon\n", "row 1: start must be a number, got 'soon'"),
         ("m.csv", "video,text,text\na.mp4,x,y\n", "each once"),
@@ -159,7 +167,7 @@ def test_outcomes_are_read_as_written(tmp_path):
         7: Outcome(
             answer, finish_reason="length", prompt_tokens=5, completion_tokens=2, media_bytes=9, requests=2, latency_s=0.5, server="s"
         ),
-        8: Outcome(error_type="HTTP 400", error="lone \ud800 surrogate", requests=1),
+        8: Outcome(error_type="HTTP 400", error=f"lone \ud800 surrogate{'.' * 10**6}", requests=1),
         9: Outcome(Grounding("", (Event("dog", boxes=(Box(0, 0, 1, 1),)),), MediaInfo("image", 4, 4)), requests=1),
     }
     table = pyarrow.table({"video": ["a", "b", "c"]})
@@ -167,7 +175,7 @@ def test_outcomes_are_read_as_written(tmp_path):
     info = write_outcomes(folder, "x.parquet", table, 7, outcomes, 0, "run", "session")
     read = read_outcomes(folder, "x.parquet")
     assert (read[7], read[9]) == (outcomes[7], outcomes[9])
-    assert read[8].error == "lone \\ud800 surrogate" and read[8].answer is None
+    assert read[8].error.startswith("lone \\ud800 surrogate.") and len(read[8].error) < 5000 and read[8].answer is None
     assert (info.failures, info.requests, info.truncated, info.prompt_tokens) == ({"HTTP 400": 1}, 4, 1, 5)
 
 
@@ -263,6 +271,68 @@ def test_batch_into_a_folder_of_another_run_is_an_error(folder, server, tiny_che
     assert "is damaged or was not written by" in capsys.readouterr().err
 
 
+def test_checkpoint_with_other_weights_of_the_same_size_is_another_run(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    assert checkpoint_hash(str(copy)) == checkpoint_hash(tiny_checkpoint)
+    weights = next(copy.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert checkpoint_hash(str(copy)) != checkpoint_hash(tiny_checkpoint)
+
+
+def test_read_answers_of_a_run_that_has_not_ended_is_an_error(tmp_path):
+    shards = [Shard(i, 2, 1 + i, pyarrow.table({"n": [i]}), [{"text": f"{i}"}]) for i in range(2)]
+    answer_shards(shards[1:], Store(Folder(str(tmp_path)), "run", "1"), Recorder(0))
+    with pytest.raises(FileNotFoundError, match="has 1 of 00002 files"):
+        next(read_answers(str(tmp_path)))
+
+
+def test_shard_that_cannot_be_saved_does_not_lose_those_after_it(tmp_path, monkeypatch):
+    shards = [Shard(i, 3, 1 + 2 * i, pyarrow.table({"n": [0, 1]}), [{"text": f"{i}{n}"} for n in range(2)]) for i in range(3)]
+    folder, save = Folder(str(tmp_path)), Store.save
+
+    def fail(self, shard, *arguments):
+        if shard.index == 1:
+            raise OSError("No space left on device")
+        return save(self, shard, *arguments)
+
+    monkeypatch.setattr(Store, "save", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        answer_shards(shards, Store(folder, "run", "1"), Halves())
+    assert [name[:5] for name in folder.names("partial")] == ["00000", "00002"]
+
+
+class Halves:
+    """Answers the first of two rows of each of three shards, after all rows have been begun. The others end the run."""
+
+    batch_size, connections = 1, 6
+
+    def __init__(self):
+        self.all_begun = threading.Barrier(6)
+
+    def answer(self, questions):
+        self.all_begun.wait(60)
+        if questions[0]["text"].endswith("1"):
+            raise NoServerError("none")
+        return [Outcome(Grounding(questions[0]["text"]))]
+
+
+def test_question_that_the_pipeline_refuses_is_a_failed_row_of_its_own(folder):
+    class Grounder:
+        processor = tiny_processor()
+
+        def __call__(self, questions, batch_size, **options):
+            if any(question["context"].query == "too long" for question in questions):
+                raise ValueError("The prompt is too long.")
+            return [Grounding(question["context"].query).to_dict() for question in questions]
+
+    asked = [{"image": str(folder / "b.png"), "task": "rec", "text": text} for text in ("a dog", "too long", "a cat")]
+    outcomes = PipelineAnswering(Grounder(), 3, {}).answer(asked)
+    assert [outcome.answer and outcome.answer.text for outcome in outcomes] == ["a dog", None, "a cat"]
+    assert outcomes[1].error == "The prompt is too long."
+
+
 def test_batch_ends_when_no_server_answers_and_asks_nothing_twice_afterwards(folder, answering_model, tiny_checkpoint, capsys):
     write_manifest(folder / "m.jsonl", questions(10))
     with serve_openai(*answering_model) as first:
@@ -280,8 +350,11 @@ def test_batch_ends_when_no_server_answers_and_asks_nothing_twice_afterwards(fol
     assert sorted(asked(first) + asked(second)) == sorted(f"Question {n}?" for n in range(10))
 
 
+BODY = {"model": "llava-st", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 2}
+
+
 def test_servers_of_which_one_dies_lose_no_row(answering_model):
-    body = {"model": "llava-st", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 2}
+    body = BODY
     with serve_openai(*answering_model) as kept:
         with serve_openai(*answering_model) as dying:
             servers = Servers([dying.url, kept.url.removesuffix("/v1")], wait_s=0.2)
@@ -296,11 +369,43 @@ def test_servers_of_which_one_dies_lose_no_row(answering_model):
         servers.ask(body)
 
 
-def test_servers_body_without_choices_is_a_failed_request(server):
-    server.answer = lambda body: {"choices": []}
-    with pytest.raises(FailedRequest, match="no choices") as raised:
-        Servers([server.url]).ask({"model": server.name, "messages": []})
-    assert (raised.value.kind, raised.value.status, raised.value.attempts) == ("RequestError", 200, 1)
+def test_server_that_is_started_again_gets_requests_again(answering_model, monkeypatch):
+    monkeypatch.setattr(servers, "_PROBE_S", 0.05)
+    with serve_openai(*answering_model) as kept:
+        with serve_openai(*answering_model) as dying:
+            asked = Servers([dying.url, kept.url])
+        dying.faults = ["close"]  # its connection is still open
+        assert [asked.ask(BODY).server for _ in range(2)] == [kept.url] * 2 and asked.down == [dying.url]
+        with serve_openai(*answering_model, port=urlsplit(dying.url).port):
+            deadline = time.monotonic() + 10
+            while (reply := asked.ask(BODY)).server == kept.url and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert reply.server == dying.url and not asked.down
+
+
+def test_requests_wait_for_a_proxy_whose_server_is_down(answering_model, monkeypatch):
+    monkeypatch.setattr(servers, "_PROBE_S", 0.05)
+    with serve_openai(*answering_model) as server:
+        asked = Servers([server.url], max_retries=1)
+        server.is_ready = False
+        timer = threading.Timer(1.5, setattr, (server, "is_ready", True))
+        timer.start()
+        assert asked.ask(BODY).requests == 2
+        timer.join()
+
+
+def test_answers_that_are_none_are_failed_rows_and_lose_no_others(folder, server, tiny_checkpoint):
+    def body(content, usage):
+        return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": usage}
+
+    write_manifest(folder / "m.jsonl", questions(6))
+    server.faults = [None, body("An answer", {"completion_tokens": 2**70, "prompt_tokens": "many"}), body("half \ud800", {})]
+    server.faults += [{"choices": []}, {"choices": "none", "usage": 7}, (413, {})]
+    assert run(server, tiny_checkpoint, "--connections", "1") == 3
+    found = rows()
+    assert [row["status"] for row in found] == ["ok", "ok", "failed", "failed", "failed", "failed"]
+    assert [row["error_type"] for row in found[2:]] == ["RequestError"] * 3 + ["HTTP 413"]
+    assert [row["requests"] for row in found] == [1] * 6 and found[1]["completion_tokens"] is None
 
 
 def test_servers_with_different_models_or_none_are_an_error(answering_model):

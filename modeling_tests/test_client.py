@@ -2,10 +2,12 @@
 """Client of servers: requests, answers, connections and their faults."""
 
 import base64
+import email.utils
 import io
 import json
 import pickle
 import time
+from datetime import datetime, timedelta, timezone
 
 import httpx
 import numpy as np
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 from llava_st_hf import DEMO_MODEL_PATH, Grounding, LlavaSTForConditionalGeneration, LlavaSTProcessor
-from llava_st_hf.client import CoordinateRows, GroundingClient, RequestError, build_request, connections, read_response
+from llava_st_hf.client import CoordinateRows, GroundingClient, RequestError, build_request, http, read_response
 from llava_st_hf.client.media import encode_video, lossless_video
 from llava_st_hf.examples.sample_media import write_sample_media
 from llava_st_hf.model.grammar_export_llava_st import answer_regex
@@ -25,6 +27,7 @@ from llava_st_hf.model.questions_llava_st import prepare_question
 from modeling_tests.media import moving_frames, write_video
 from modeling_tests.openai_server import serve_openai, served_inputs
 from modeling_tests.processors import model_for, tiny_processor, user
+from modeling_tests.servers import redirect, reply, serve
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def demo():
 
 @pytest.fixture
 def short_waits(monkeypatch):
-    monkeypatch.setattr(connections, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
 
 
 def ask(server, processor, **settings):
@@ -295,6 +298,7 @@ def test_read_response_states_that_an_answer_was_cut_off(processor):
         (lambda body: body.update(error={"message": "out of memory"}), "out of memory"),
         (lambda body: body["choices"][0].update(finish_reason="abort"), "finish_reason='abort'"),
         (lambda body: body["choices"][0].update(message={"content": None}), "must have a message with text"),
+        (lambda body: body["choices"][0].update(message={"content": "half \ud800"}), "is not valid Unicode"),
         (lambda body: body["usage"].update(prompt_tokens=32), "counted 32 prompt tokens"),
     ],
 )
@@ -360,8 +364,8 @@ def test_retry_after_is_kept(model, processor, short_waits):
     ("fault", "status", "attempts", "message"),
     [
         (400, 400, 1, "Status 400 was asked for"),
-        (503, 503, 3, r"Status 503 was asked for. \(3 attempts\)"),
-        ("close", None, 3, "cannot be reached"),
+        (503, 503, 3, r"Status 503 was asked for \(3 attempts\)\."),
+        ("close", None, 3, "The connection to .* was lost"),
         ("invalid", 200, 1, "not JSON"),
         ("hang", None, 1, "did not answer within 0.3 seconds"),
         ((307, {"Location": "http://user:secret@127.0.0.1:9/?token=secret"}), 307, 1, "redirect to '127.0.0.1', which is not followed"),
@@ -378,6 +382,40 @@ def test_lasting_failures_are_errors_with_status_and_attempts(model, processor, 
             client(QUESTION, max_tokens=1)
     copy = pickle.loads(pickle.dumps(error.value))
     assert (str(copy), copy.status, copy.attempts) == (str(error.value), status, attempts)
+
+
+TOMORROW = email.utils.format_datetime(datetime.now(timezone.utc) + timedelta(days=1), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "retry_after", "message"),
+    [
+        (reply(b"x" * 10**6), "RequestError", None, "sent more than 200000 bytes"),
+        (reply(b"[" * 10**5, status="500 Error"), "HTTP 500", None, "status 500"),
+        (reply(b"[" * 10**5), "RequestError", None, "not JSON"),
+        (reply(b"no gzip", "Content-Encoding: gzip"), "RequestError", None, "cannot be decompressed"),
+        (redirect("http://[secret"), "HTTP 302", None, "a redirect to an invalid address"),
+        (reply(b"{}", f"Retry-After: {TOMORROW}", status="503 Busy"), "HTTP 503", 86400, "status 503"),
+        (reply(b"{}", "Retry-After: soon", status="408 Late"), "HTTP 408", None, "status 408"),
+        (None, "TimeoutError", None, "did not answer within 0.5 seconds"),
+    ],
+    ids=["large", "deep-error", "deep", "gzip", "redirect", "date", "no-date", "drip"],
+)
+def test_response_that_is_no_answer_is_a_failure_of_its_kind(monkeypatch, sent, kind, retry_after, message):
+    monkeypatch.setattr(http, "LARGEST_BODY", 200000)
+
+    def answer(connection, target):
+        if sent is None:  # the body does not end, and each of its bytes is in time
+            connection.sendall(reply(b"", length=None))
+            server.drip(connection, b" ")
+        else:
+            connection.sendall(sent)
+
+    with serve(answer) as server, pytest.raises(http.Failure, match=message) as raised:
+        http.Api(server.url, None, 1, 0.5).send("GET", "/models")
+    failure = raised.value
+    assert (failure.kind, failure.temporary) == (kind, kind in ("HTTP 500", "HTTP 503", "HTTP 408"))
+    assert failure.retry_after == (None if retry_after is None else pytest.approx(retry_after, abs=3600))
 
 
 def test_server_that_is_not_there_is_an_error(processor, short_waits):
@@ -417,7 +455,7 @@ def test_model_and_processor_are_found_by_the_name_on_the_server(model, processo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"base_url": "127.0.0.1:8000"}, "base_url must be an address"),
+        ({"base_url": "127.0.0.1:8000"}, "address of a server must have the form"),
         ({"connections": 0}, "connections must be a whole number of at least 1, got 0"),
         ({"timeout": float("nan")}, "timeout must be a number of seconds above 0"),
         ({"max_retries": -1}, "max_retries must be a whole number of at least 0"),

@@ -13,12 +13,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils.hub import extract_commit_hash
+
 from llava_st_cli.terminal import error_line, one_line
 
 from ..client import CoordinateRows, GroundingClient
 from ..commands.models import load_pipeline, load_processor
 from ..locking import locked_folder
 from ..model.media_files_llava_st import local_path
+from ..shapes.demo_model import DEMO_MODEL_PATH
 from .local import PipelineAnswering
 from .manifest import Manifest, read_manifest
 from .media import is_on_disk, medium
@@ -33,6 +37,7 @@ from .storage import Folder, in_parallel
 
 
 SOME_FAILED = 3  # exit status
+_CHECKPOINT_FILES = {".json", ".jinja", ".txt", ".model", ".safetensors"}
 
 
 def run_batch(args: Namespace) -> int:
@@ -123,7 +128,7 @@ def _options(args: Namespace, served_model: str | None) -> dict[str, Any]:
     return {
         "media_root": media_root if "://" in media_root else os.path.abspath(media_root),
         "model": args.model,
-        "checkpoint": None if args.model is None else checkpoint_hash(args.model),
+        "checkpoint": checkpoint_hash(args.model or DEMO_MODEL_PATH),
         "answered_by": "servers" if args.server else "pipeline",
         "served_model": served_model,
         **{name: getattr(args, name) for name in names},
@@ -132,15 +137,24 @@ def _options(args: Namespace, served_model: str | None) -> dict[str, Any]:
 
 def checkpoint_hash(model: str) -> str | None:
     """
-    Hash of the JSON files of a checkpoint folder and of the sizes and names of its weights, so that a folder with another checkpoint is
-    noticed; None for a hub id.
+    Hash of the files of a checkpoint folder, weights included, or the commit of a repository of the hub that has been loaded, so that
+    another checkpoint under the same name is noticed; None for a commit that is unknown.
     """
     folder = Path(model)
     if not folder.is_dir():
-        return None
-    described = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.json")}
-    described |= {file.name: str(file.stat().st_size) for file in folder.glob("*.safetensors")}
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        found = try_to_load_from_cache(model, "config.json")
+        return extract_commit_hash(found if isinstance(found, str) else None, None)
+    files = sorted(file for file in folder.iterdir() if file.suffix in _CHECKPOINT_FILES)
+    hashes = zip((file.name for file in files), in_parallel(_file_hash, files), strict=True)
+    return hashlib.sha256(json.dumps(dict(hashes)).encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _check_media(manifest: Manifest) -> None:

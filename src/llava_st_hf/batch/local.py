@@ -66,12 +66,12 @@ class PipelineAnswering:
             return error.with_traceback(None)
 
     def _generate(self, questions: list[PreparedQuestion]) -> list[dict | Exception]:
-        """Answers of a batch. If the memory does not suffice, its questions are answered one by one."""
+        """Answers of a batch. If the memory does not suffice, or a question is refused, its questions are answered one by one."""
         if not questions:
             return []
         try:
             return self._grounder(questions, batch_size=len(questions), **self._options)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, ValueError, OSError) as error:
             failure = error.with_traceback(None)
         # Not in the handler, whose traceback refers to the tensors of the batch.
         return [answer for question in questions for answer in self._generate([question])] if len(questions) > 1 else [failure]

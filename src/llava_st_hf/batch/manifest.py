@@ -23,7 +23,7 @@ from ..model.checks_llava_st import is_finite_number, is_integer, shown
 from ..model.control_tokens_llava_st import check_control_tokens
 from ..model.inline_spelling_llava_st import check_spelling
 from ..model.questions_llava_st import MEDIA_KEYS, question_messages
-from .outcomes import RESULT_COLUMNS
+from .outcomes import RESULT_COLUMNS, Outcome, to_parquet
 from .storage import is_url, read_file
 
 
@@ -78,6 +78,7 @@ def read_manifest(path: str, media_root: str | None = None) -> Manifest:
         raise ValueError(f"{path}: {error}") from error
     if reserved := [name for name in table.column_names if name in RESULT_COLUMNS]:
         raise ValueError(f"{path} has the column {', '.join(reserved)}, which the output has: rename it.")
+    _check_columns(table, path)
     root = media_root if media_root is not None else posixpath.dirname(path) if is_url(path) else os.path.dirname(os.path.abspath(path))
     questions = []
     for number, row in enumerate(rows, start=1):
@@ -98,7 +99,7 @@ def read_manifest(path: str, media_root: str | None = None) -> Manifest:
 
 
 def _read_parquet(content: bytes, problems: list[str]) -> tuple[pyarrow.Table, list[dict]]:
-    table = parquet.read_table(io.BytesIO(content))
+    table = parquet.ParquetFile(io.BytesIO(content)).read()
     if len(set(table.column_names)) < len(table.column_names):
         raise ValueError(f"A column name occurs twice: {', '.join(table.column_names)}.")
     return table, table.select([name for name in table.column_names if name in (*QUESTION_COLUMNS, "id")]).to_pylist()
@@ -108,10 +109,10 @@ def _read_jsonl(content: bytes, problems: list[str]) -> tuple[pyarrow.Table, lis
     rows: list[dict] = []
     for number, line in enumerate(content.decode("utf-8-sig").rstrip("\n").split("\n") if content.strip() else [], start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
             if not isinstance(row, dict):
                 raise ValueError(f"a JSON object is expected, got {shown(row)}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"row {number} is not a JSON object: {error}") from error
         rows.append(row)
     # The keys of all rows: a table from rows has those of the first one only.
@@ -121,8 +122,17 @@ def _read_jsonl(content: bytes, problems: list[str]) -> tuple[pyarrow.Table, lis
         try:
             columns[name] = pyarrow.array([row.get(name) for row in rows])
         except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            raise ValueError(f"The values of {name!r} are not of one type: {error}") from error
+            raise ValueError(f"The values of {name!r} cannot be stored as a column of one type: {error}") from error
     return pyarrow.table(columns), rows
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of pairs in JSON. Raises a `ValueError` for a repeated name, of which Python would take the last value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {shown(next(name for name in names if names.count(name) > 1))} occurs twice")
+    return found
 
 
 def _read_csv(content: bytes, problems: list[str]) -> tuple[pyarrow.Table, list[dict]]:
@@ -157,6 +167,18 @@ def _value(name: str, cell: str):
 
 
 # Checks
+
+
+def _check_columns(table: pyarrow.Table, path: str) -> None:
+    """
+    Raises:
+        ValueError: if a column is of a type that cannot be written again: it would be found out after the first questions are answered.
+    """
+    for name in table.column_names if table.num_rows else []:
+        try:
+            to_parquet(table.select([name]).slice(0, 1), 1, {1: Outcome()})
+        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
+            raise ValueError(f"{path} has the column {shown(name)}, which cannot be written to Parquet: {error}") from error
 
 
 def _question(row: dict, root: str) -> dict[str, Any]:

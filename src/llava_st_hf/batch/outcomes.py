@@ -25,6 +25,7 @@ from .storage import Folder
 #: Folder of the output with a file for each shard.
 ANSWERS = "answers"
 _METADATA = b"llava_st_batch"  # key of the metadata of a file
+_LONGEST_ERROR = 4000  # characters of a message, which may quote media in base64
 _BOX = pyarrow.struct(arrow_fields("frame", "time_s", *(f"{side}_px" for side in SIDES), "interpolated"))
 _EVENT = pyarrow.struct([*arrow_fields("caption", "start_s", "end_s"), ("boxes", pyarrow.list_(_BOX))])
 _TYPES = {"kind": pyarrow.string(), "notes": pyarrow.list_(pyarrow.string())}
@@ -130,17 +131,20 @@ def write_outcomes(
         first_row: number of the first of them, from 1.
         outcomes: number of the row → outcome.
     """
-    rows = sorted(outcomes)
-    info = _info([outcomes[row] for row in rows], shard, run, session)
-    columns = [_column(name, rows, outcomes) for name in RESULT_COLUMNS]
-    written = table.take(pyarrow.array([row - first_row for row in rows], pyarrow.int64()))
-    for name, column in zip(RESULT_COLUMNS, columns, strict=True):
-        written = written.append_column(name, column)
-    written = written.replace_schema_metadata({_METADATA: json.dumps(asdict(info))})
-    content = io.BytesIO()
-    parquet.write_table(written, content)
-    folder.write(file, content.getvalue())
+    info = _info(list(outcomes.values()), shard, run, session)
+    folder.write(file, to_parquet(table, first_row, outcomes, {_METADATA: json.dumps(asdict(info))}))
     return info
+
+
+def to_parquet(table: pyarrow.Table, first_row: int, outcomes: dict[int, Outcome], metadata: dict | None = None) -> bytes:
+    """Content of a file with the rows of a table that have an outcome; see `write_outcomes`."""
+    rows = sorted(outcomes)
+    written = table.take(pyarrow.array([row - first_row for row in rows], pyarrow.int64()))
+    for name in RESULT_COLUMNS:
+        written = written.append_column(name, _column(name, rows, outcomes))
+    content = io.BytesIO()
+    parquet.write_table(written.replace_schema_metadata(metadata), content)
+    return content.getvalue()
 
 
 def read_info(folder: Folder, file: str) -> ShardInfo:
@@ -174,6 +178,11 @@ def read_outcomes(folder: Folder, file: str) -> dict[int, Outcome]:
     return {row["row"]: Outcome(_from_struct(row["answer"], row), **{name: row[name] for name in names}) for row in rows}
 
 
+def shard_name(index: int, of: int) -> str:
+    """Name of the file of a shard. Names are in the order of the shards."""
+    return f"{index:0{max(5, len(str(of)))}d}-of-{of:05d}.parquet"
+
+
 def read_answers(output: str) -> Iterator[tuple[dict[str, Any], Grounding | None]]:
     """
     Reads the output of `llava-st batch`, one file at a time, in the order of the manifest.
@@ -185,12 +194,18 @@ def read_answers(output: str) -> Iterator[tuple[dict[str, Any], Grounding | None
         `(row, answer)`: the columns of the row except `answer`, and the answer; None for a question that failed.
 
     Raises:
-        ValueError, OSError: naming a file that cannot be read.
+        ValueError, OSError: naming a file that cannot be read, or that is missing, as in the output of a run that has not ended.
     """
     folder = Folder(output)
     names = folder.names(ANSWERS)
     if not names:
         raise FileNotFoundError(f"{folder.name(ANSWERS)} has no files: is {output} the output of `llava-st batch`?")
+    count = names[0].removesuffix(".parquet").rpartition("-")[2]
+    if not count.isdecimal() or names != [shard_name(index, int(count)) for index in range(int(count))]:
+        raise FileNotFoundError(
+            f"{folder.name(ANSWERS)} has {len(names)} of {count} files. Run the same command again to have all rows; any reader of Parquet "
+            "reads the files of those that are done."
+        )
     for name in names:
         file = f"{ANSWERS}/{name}"
         read_info(folder, file)
@@ -221,7 +236,7 @@ def _column(name: str, rows: list[int], outcomes: dict[int, Outcome]) -> pyarrow
     else:
         values = [getattr(outcomes[row], name) for row in rows]
     if name in ("error_type", "error"):  # a lone surrogate cannot be stored
-        values = [None if value is None else value.encode("utf-8", "backslashreplace").decode("utf-8") for value in values]
+        values = [None if value is None else value[:_LONGEST_ERROR].encode("utf-8", "backslashreplace").decode("utf-8") for value in values]
     return pyarrow.array(values, RESULT_COLUMNS[name])
 
 

@@ -13,6 +13,7 @@ import socket
 from argparse import Namespace
 from typing import Any
 
+from ..shapes.demo_model import DEMO_MODEL_PATH
 from .outcomes import Outcome
 from .report import Session
 from .run import answer_shards
@@ -34,20 +35,26 @@ class ShardWorker:
         model: name that servers must serve; None without servers.
 
     Raises:
-        ValueError: if this machine does not see the output folder of the command.
+        ValueError: if this machine does not see the output folder of the command, or has another checkpoint.
     """
 
     def __init__(self, args: Namespace, output: str, store: dict[str, Any], model: str | None):
-        from .command import make_answering
+        from .command import checkpoint_hash, make_answering
 
         folder = Folder(output)
-        if read_run(folder) != store["run"]:
+        run, options = read_run(folder) or (None, {})
+        if run != store["run"]:
             raise ValueError(
                 f"The worker on {socket.gethostname()} does not see the run of the command in {output}. Give a folder that all machines "
                 "share, or object storage."
             )
         self._store = Store(folder, **store)
         self._answering = make_answering(args, model)
+        if checkpoint_hash(args.model or DEMO_MODEL_PATH) != options["checkpoint"]:
+            raise ValueError(
+                f"{args.model or 'The demo model'} on {socket.gethostname()} is another checkpoint than on the machine of the command: "
+                "copy it, or give a folder that all machines share."
+            )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         """Answers the shards of a batch, of one row each. Returns the sums of what was asked, with one row for each shard."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..client import GroundingClient, GroundingRequest, RequestError, read_response
+from ..model.checks_llava_st import is_integer
 from ..model.results_llava_st import Grounding
 from .media import fetch, message, size
 from .outcomes import Outcome
-from .servers import FailedRequest, NoServerError, Servers
+from .servers import NoServerError, Servers
 
 
 _MOST_UNREADABLE = 3  # answers, before the first one that can be read
@@ -50,18 +51,19 @@ class ServerAnswering:
             request = self.client.build_request(fetched, **self.options)
             sent["media_bytes"] = _media_bytes(request.payload) or size(fetched)
             reply = self.servers.ask(request.payload)
-            sent |= {"requests": reply.requests, "server": reply.server, **_usage(reply.body)}
+            sent |= {"requests": reply.requests, "server": reply.server, **_counted(reply.body)}
             answer = self._read(reply.body, request)
-            return [Outcome(answer, latency_s=_seconds_since(started), **sent)]
+            reason = reply.body["choices"][0]["finish_reason"]
+            return [Outcome(answer, finish_reason=reason, latency_s=_seconds_since(started), **sent)]
         except NoServerError:
             raise
-        except FailedRequest as error:
-            sent |= {"requests": error.attempts, "error_type": error.kind}
+        except RequestError as error:
+            sent = {"requests": error.attempts, **sent, "error_type": error.kind}
             return [Outcome(error=str(error), latency_s=_seconds_since(started), **sent)]
         except Exception as error:  # also those of decoders, which have classes of their own
             return [Outcome(error_type=type(error).__name__, error=message(error, question), latency_s=_seconds_since(started), **sent)]
 
-    def _read(self, body: dict[str, Any], request: GroundingRequest) -> Grounding:
+    def _read(self, body, request: GroundingRequest) -> Grounding:
         """
         Raises:
             NoServerError: if all of the first answers cannot be read, as those of another checkpoint.
@@ -81,10 +83,12 @@ def _seconds_since(started: float) -> float:
     return round(time.monotonic() - started, 4)
 
 
-def _usage(body: dict[str, Any]) -> dict[str, Any]:
-    usage = body.get("usage") or {}
-    tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    return {**tokens, "finish_reason": body["choices"][0].get("finish_reason")}
+def _counted(body) -> dict[str, int]:
+    """Numbers of tokens in the body of a response, where the server gives them."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    counts: dict[str, Any] = usage if isinstance(usage, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: counts[name] for name in names if is_integer(counts.get(name)) and 0 <= counts[name] < 2**63}
 
 
 def _media_bytes(value) -> int:

@@ -6,6 +6,7 @@ Rows are begun in the order of the manifest, also across shards, so that no thre
 many rows as there are threads are begun at a time, and so are the shards that a killed process leaves behind.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -95,9 +96,10 @@ def answer_shards(
             if not one.missing:
                 finish(one)
     finally:
-        for one in list(opened.values()):
-            if one.outcomes:
-                store.save(one.shard, one.outcomes, one.work)
+        with contextlib.ExitStack() as saved:  # which goes on with the next one after an exception
+            for one in opened.values():
+                if one.outcomes:
+                    saved.callback(store.save, one.shard, one.outcomes, one.work)
 
 
 def _answered(batches: Iterator, answer: Callable, threads: int) -> Iterator[tuple]:

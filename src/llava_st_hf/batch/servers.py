@@ -2,29 +2,23 @@
 """
 Requests to one or several servers of the same model: spread over those that answer, and repeated where repeating may help.
 
-A request is repeated after a lost connection and the HTTP statuses 408, 429 and 5xx, on another server if there is one. After a time-out it
-is not: the server may be busy with it, and would be with the next one. A server that does not accept connections gets no requests until it
-lists its model again. While none does, requests wait; after `wait_s` seconds the run ends, so that a server that is down makes no failed
-rows.
+A request is repeated as by `GroundingClient`, on another server if there is one. A server that does not accept connections, loses one, or
+answers with the HTTP statuses 502 to 504, as the proxy of a server that is down does, gets no requests until it lists its model again.
+While none does, requests wait; after `wait_s` seconds the run ends, so that a server that is down makes no failed rows.
 """
 
 import json
-import random
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from ..client import RequestError
-from ..client.responses import error_message
+from ..client.http import Api, Failure, wait_after
 
 
-_REPEATED = {408, 429, 500, 502, 503, 504}
 _PROBE_S = 1.0  # seconds between two questions whether a server is up again
 _PROBE_TIMEOUT_S = 5.0
-_LONGEST_PAUSE_S = 30.0
+_DOWN = (502, 503, 504)  # statuses
 _REFUSED = 20  # connections of one request that servers refuse although they list their model
 
 
@@ -32,37 +26,25 @@ class NoServerError(OSError):
     """No server answers, or a server has another model than at the start: the run cannot go on."""
 
 
-class FailedRequest(RequestError):
-    """
-    A request that no server answered.
-
-    Args:
-        kind: "HTTP 400", or the name of the error of the connection.
-        message: of the server or connection.
-        status: HTTP status; None without one.
-        attempts: how often it was sent.
-    """
-
-    def __init__(self, kind: str, message: str, status: int | None, attempts: int):
-        super().__init__(message, status, attempts)
-        self.kind = kind
-
-
 @dataclass(frozen=True)
 class Reply:
-    """`body` of a response, `server` that sent it, and how often the request was sent."""
+    """Parsed `body` of a response, `server` that sent it, and how often the request was sent."""
 
-    body: dict[str, Any]
+    body: Any
     server: str
     requests: int
 
 
 @dataclass
 class _Server:
-    url: str
+    api: Api
     in_flight: int = 0
     is_up: bool = True
     next_probe: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return self.api.base_url
 
 
 class Servers:
@@ -93,12 +75,10 @@ class Servers:
         api_key: str | None = None,
         model: str | None = None,
     ):
-        self._max_retries, self._wait_s, self._timeout_s = max_retries, wait_s, timeout_s
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        limits = httpx.Limits(max_connections=connections + 1, max_keepalive_connections=connections)
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), limits=limits)
+        self._max_retries, self._wait_s = max_retries, wait_s
         self._lock = threading.Lock()
-        self._servers = [_Server(_base_url(url)) for url in urls]
+        # A connection more than requests, for the question which model is served.
+        self._servers = [_Server(Api(_with_version(url), api_key, connections + 1, timeout_s)) for url in urls]
         if len({server.url for server in self._servers}) < len(urls):
             raise ValueError(f"--server is given twice: {', '.join(urls)}.")
         self._last_answer = time.monotonic()
@@ -115,10 +95,10 @@ class Servers:
         reasons = []
         for server in self._servers:
             try:
-                found[server.url] = self._served_model(server)
-            except httpx.TransportError as error:
+                found[server.url] = _served_model(server)
+            except Failure as failure:
                 server.is_up = False
-                reasons.append(f"{server.url}: {error or type(error).__name__}")
+                reasons.append(str(failure))
         if not found:
             raise ValueError(f"No server answers: {'; '.join(reasons)}.")
         if len(set(found.values())) > 1:
@@ -128,34 +108,12 @@ class Servers:
             raise ValueError(f"{next(iter(found))} serves {served}, but {model} is expected.")
         return served
 
-    def _served_model(self, server: _Server) -> str:
-        """
-        Asks a server which model it serves.
-
-        Raises:
-            httpx.TransportError: if it does not answer.
-            ValueError: if it answers otherwise than with one model.
-        """
-        response = self._client.get(f"{server.url}/models", timeout=_PROBE_TIMEOUT_S)
-        if response.status_code in _REPEATED:
-            raise httpx.TransportError(f"HTTP {response.status_code}")
-        if response.status_code != 200:
-            raise ValueError(f"{server.url}/models answers with HTTP {response.status_code}: {_message(response)}")
-        try:
-            # A server may list adapters beside the model; their answers would be others.
-            names = [str(model["id"]) for model in response.json()["data"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{server.url} does not list its models as OpenAI's API does: {response.text[:200]!r}") from error
-        if len(names) != 1:
-            raise ValueError(f"{server.url} serves {len(names)} models, but must serve one: {', '.join(names)}.")
-        return names[0]
-
     def ask(self, payload: dict[str, Any]) -> Reply:
         """
         Sends a request to `/v1/chat/completions`.
 
         Raises:
-            FailedRequest: if it is refused, or fails after all repetitions.
+            RequestError: if it is refused, or fails after all repetitions.
             NoServerError: if no server answers for `wait_s` seconds.
         """
         content = json.dumps(payload).encode()
@@ -163,38 +121,21 @@ class Servers:
         avoided: _Server | None = None
         while True:
             server = self._begin(avoided)
-            pause = None
             try:
-                response = self._client.post(
-                    f"{server.url}/chat/completions", content=content, headers={"Content-Type": "application/json"}
-                )
-                requests += 1
-                if response.status_code == 200:
-                    self._last_answer = time.monotonic()
-                    return Reply(_body(response, server, requests), server.url, requests)
-                status, pause = response.status_code, _retry_after(response)
-                failure = FailedRequest(f"HTTP {status}", _message(response), status, requests)
-                if status not in _REPEATED:
-                    raise failure
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
-                refused += 1
-                self._set_down(server)
-                failure = FailedRequest("ConnectError", f"{server.url} cannot be reached: {error}", None, requests)
-                if refused < _REFUSED:
+                body = server.api.send("POST", "/chat/completions", content)
+                self._last_answer = time.monotonic()
+                return Reply(body, server.url, requests + 1)
+            except Failure as failure:
+                requests, refused = requests + failure.was_sent, refused + (not failure.was_sent)
+                if failure.status in _DOWN or (failure.status is None and failure.temporary):
+                    self._set_down(server)
+                if not failure.was_sent and refused < _REFUSED:
                     continue
-            except httpx.TimeoutException as error:
-                reason = f"{server.url} did not answer within {self._timeout_s:g} seconds"
-                raise FailedRequest("TimeoutError", reason, None, requests + 1) from error
-            except httpx.TransportError as error:
-                requests += 1
-                self._set_down(server)
-                failure = FailedRequest("ConnectionError", f"{server.url} closed the connection: {error!r}", None, requests)
+                wait = wait_after(failure, requests, self._max_retries if failure.was_sent else -1)
             finally:
                 self._end(server)
-            if requests > self._max_retries or refused >= _REFUSED:
-                raise failure
             avoided = server
-            time.sleep(min(_LONGEST_PAUSE_S, random.uniform(0.5, 1.0) * 2 ** (requests - 1) if pause is None else pause))
+            time.sleep(wait)
 
     def _begin(self, avoided: _Server | None) -> _Server:
         """The server with the fewest requests, among those that are up; `avoided` only if there is no other."""
@@ -228,8 +169,8 @@ class Servers:
                     continue
                 server.next_probe = time.monotonic() + _PROBE_TIMEOUT_S + _PROBE_S  # not by two threads
             try:
-                served = self._served_model(server)
-            except httpx.TransportError:
+                served = _served_model(server)
+            except Failure:
                 self._set_down(server)
                 continue
             except ValueError as error:
@@ -242,36 +183,22 @@ class Servers:
                 server.is_up = True
 
 
-def _base_url(url: str) -> str:
-    if not url.lower().startswith(("http://", "https://")):
-        raise ValueError(f"--server {url} must be a URL such as http://127.0.0.1:8000.")
+def _served_model(server: _Server) -> str:
+    """
+    Asks a server which model it serves.
+
+    Raises:
+        Failure: if it does not answer.
+        ValueError: if it answers otherwise than with one model.
+    """
+    try:
+        return server.api.model(server.api.send("GET", "/models", timeout=_PROBE_TIMEOUT_S))
+    except Failure as failure:
+        if failure.temporary or failure.status is None:
+            raise
+        raise ValueError(f"{failure}.") from failure
+
+
+def _with_version(url: str) -> str:
     url = url.rstrip("/")
     return url if url.endswith("/v1") else f"{url}/v1"
-
-
-def _message(response: httpx.Response) -> str:
-    """The message of an error of a server."""
-    try:
-        return error_message(response.json())
-    except ValueError:
-        return error_message(response.text)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds of the header Retry-After; None without one."""
-    try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):
-        return None
-
-
-def _body(response: httpx.Response, server: _Server, requests: int) -> dict[str, Any]:
-    try:
-        body = response.json()
-    except ValueError as error:
-        reason = f"{server.url} answered with HTTP 200 and no JSON: {response.text[:200]!r}"
-        raise FailedRequest("RequestError", reason, 200, requests) from error
-    if not isinstance(body, dict) or not body.get("choices"):
-        reason = f"{server.url} answered with HTTP 200 and no choices: {response.text[:200]!r}"
-        raise FailedRequest("RequestError", reason, 200, requests)
-    return body

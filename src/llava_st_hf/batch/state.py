@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow
 
 from .manifest import Manifest
-from .outcomes import ANSWERS, Outcome, ShardInfo, read_info, read_outcomes, write_outcomes
+from .outcomes import ANSWERS, Outcome, ShardInfo, read_info, read_outcomes, shard_name, write_outcomes
 from .storage import Folder, in_parallel
 
 
@@ -176,11 +176,6 @@ def _with_requests(outcome: Outcome, earlier: Outcome | None) -> Outcome:
     return outcome if earlier is None else replace(outcome, requests=outcome.requests + earlier.requests)
 
 
-def shard_name(index: int, of: int) -> str:
-    """Name of the file of a shard."""
-    return f"{index:05d}-of-{of:05d}.parquet"
-
-
 def make_shards(manifest: Manifest, count: int) -> list[Shard]:
     """Divides a manifest into shards of consecutive rows, whose numbers of rows differ by at most one."""
     rows = len(manifest.questions)
@@ -241,10 +236,13 @@ def open_run(folder: Folder, manifest: Manifest, options: dict[str, Any], num_sh
     return _hash(state), count
 
 
-def read_run(folder: Folder) -> str | None:
-    """Hash of manifest and options of an output folder; None if it has no `run.json`."""
+def read_run(folder: Folder) -> tuple[str, dict[str, Any]] | None:
+    """Hash of manifest and options of an output folder, and the options; None if it has no `run.json`."""
     content = folder.read(RUN_FILE)
-    return None if content is None else _hash(json.loads(content))
+    if content is None:
+        return None
+    state = json.loads(content)
+    return _hash(state), state["options"]
 
 
 def finished(folder: Folder, count: int) -> Iterator[ShardInfo]:

@@ -79,6 +79,7 @@ class Folder:
     def open(self, file: str):
         """A file of the folder, open for reading at any position."""
         with _naming(self.name(file)):
+            self.fs.invalidate_cache()  # of a folder that other processes write to
             return self.fs.open(self._place(file), "rb")
 
     def write(self, file: str, content: bytes) -> None:

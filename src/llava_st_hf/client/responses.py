@@ -14,14 +14,16 @@ class RequestError(RuntimeError):
         message: what happened, without secrets.
         status: HTTP status; None if there is none, as after a time-out.
         attempts: number of times that the request was sent.
+        kind: "HTTP 400" or another status; "TimeoutError"; "ConnectError" for no connection, "ConnectionError" for one that was lost;
+            "RequestError" for a response that is no answer to the request.
     """
 
-    def __init__(self, message: str, status: int | None = None, attempts: int = 1):
+    def __init__(self, message: str, status: int | None = None, attempts: int = 1, kind: str = "RequestError"):
         super().__init__(message)
-        self.status, self.attempts = status, attempts
+        self.status, self.attempts, self.kind = status, attempts, kind
 
     def __reduce__(self):
-        return type(self), (*self.args, self.status, self.attempts)
+        return type(self), (*self.args, self.status, self.attempts, self.kind)
 
 
 def read_response(body: dict, context: GroundingRequest | AnswerContext) -> Grounding:
@@ -52,6 +54,10 @@ def read_response(body: dict, context: GroundingRequest | AnswerContext) -> Grou
     text = message.get("content") if isinstance(message, dict) else None
     if not isinstance(text, str):
         raise RequestError(f"The choice of a chat completion must have a message with text, got {choices[0]!r:.200}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no file can store
+        raise RequestError(f"The text of the answer is not valid Unicode: {text!r:.200}.") from error
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     counted = usage.get("prompt_tokens")
     if isinstance(counted, int) and counted != context.prompt_tokens:
