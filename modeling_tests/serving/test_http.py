@@ -18,14 +18,11 @@ from llava_st_hf.examples.sample_media import write_sample_media
 
 from ..media import moving_frames, write_video
 from .questions import answer
-from .server import SMALL, running_server
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with running_server(log, *SMALL, "--trust-request-mm-kwargs", timeout=600) as running:
-        yield running
+def server(plain_server):
+    return plain_server
 
 
 @pytest.fixture(scope="module")
