@@ -211,4 +211,4 @@ class LlavaSTForVLLM(TransformersMultiModalForCausalLM):
             raise ValueError(
                 f"The coordinate rows of {_HEAD} have not been loaded: load_format={load_format!r} is not supported. Use 'auto'."
             )
-        check_served_features(self.model_config, self.quant_config, self.device_config.device, self._video_features)
+        check_served_features(self.vllm_config, self._video_features)
