@@ -31,7 +31,7 @@ ALLOWED = {
     "serving": {"model", "checkpoints"},
     "integrations": {"model", "data", "evaluation", "exports", "checkpoints"},
     "client": {"model"},
-    "batch": {"model", "client", "commands", "exports", "shapes", "locking"},
+    "batch": {"model", "checkpoints", "client", "commands", "exports", "shapes", "locking"},
     "app": {"model", "shapes", "exports", "visualization"},
     "launch": {"model", "data", "training", "shapes", "locking", "distributed"},
     "examples": {"model", "checkpoints", "shapes"},

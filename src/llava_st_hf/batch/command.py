@@ -18,6 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from llava_st_cli.terminal import error_line, one_line
 
+from ..checkpoints.weights_digest import weights_digest
 from ..client import CoordinateRows, GroundingClient
 from ..commands.models import load_pipeline, load_processor
 from ..locking import locked_folder
@@ -37,7 +38,7 @@ from .storage import Folder, in_parallel
 
 
 SOME_FAILED = 3  # exit status
-_CHECKPOINT_FILES = {".json", ".jinja", ".txt", ".model", ".safetensors"}
+_CHECKPOINT_FILES = {".json", ".jinja", ".txt", ".model"}
 
 
 def run_batch(args: Namespace) -> int:
@@ -137,24 +138,18 @@ def _options(args: Namespace, served_model: str | None) -> dict[str, Any]:
 
 def checkpoint_hash(model: str) -> str | None:
     """
-    Hash of the files of a checkpoint folder, weights included, or the commit of a repository of the hub that has been loaded, so that
-    another checkpoint under the same name is noticed; None for a commit that is unknown.
+    Hash of the files of a checkpoint folder, with the digest of its weights, or the commit of a repository of the hub that has been loaded,
+    so that another checkpoint under the same name is noticed; None for a commit that is unknown.
     """
     folder = Path(model)
     if not folder.is_dir():
         found = try_to_load_from_cache(model, "config.json")
         return extract_commit_hash(found if isinstance(found, str) else None, None)
     files = sorted(file for file in folder.iterdir() if file.suffix in _CHECKPOINT_FILES)
-    hashes = zip((file.name for file in files), in_parallel(_file_hash, files), strict=True)
-    return hashlib.sha256(json.dumps(dict(hashes)).encode()).hexdigest()
-
-
-def _file_hash(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            found.update(block)
-    return found.hexdigest()
+    described = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    if any(folder.glob("model*.safetensors")):  # servers have the weights, and the command may have the files of the processor only
+        described["weights"] = weights_digest(folder)
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _check_media(manifest: Manifest) -> None:
