@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava_st_hf.cli import main as llava_st
-from llava_st_hf.evaluation import ANSWER_PARSERS, BENCHMARKS, ParseContext, Prediction, read_benchmark, score
-from llava_st_hf.evaluation import captions
+from llava_st_hf.evaluation import ANSWER_PARSERS, BENCHMARKS, ParseContext, Prediction, captions, read_benchmark, score
 from llava_st_hf.evaluation.captions import missing_caption_tools
 from llava_st_hf.evaluation.predictions import append_predictions, read_predictions
 from llava_st_hf.model.coordinates_llava_st import DEFAULT_NUM_BINS
