@@ -5,11 +5,13 @@ import faulthandler
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from pathlib import Path
 
 
 ADDRESS_SPACE = 24 * 2**30  # bytes that a child may map: a damaged size field must not exhaust the memory of the machine
@@ -63,6 +65,39 @@ class _Child:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+def _context():
+    """
+    Children are forked from a server that has imported the modules and has no threads: a fork of this process could hang on a lock held by
+    one of its threads, and takes up to a second in a large process. A new interpreter takes seconds to import the modules.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["modeling_tests.video_verdicts", "modeling_tests.one_training"])
+    return context
+
+
+def _redirected(function: Callable, arguments: tuple, errors: Path) -> None:
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 2)
+    function(*arguments)
+    sys.stderr.flush()
+
+
+def call_in_child(function: Callable, *arguments, errors: Path) -> int:
+    """
+    Calls `function(*arguments)`, which must be picklable, in a child process.
+
+    Args:
+        errors: file to which the child writes its standard error.
+
+    Returns:
+        The exit code of the child, 1 after an exception, or the negative number of the signal that ended it.
+    """
+    process = _context().Process(target=_redirected, args=(function, arguments, errors))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def call_each(function: Callable, jobs: Iterable, seconds: float, processes: int = 2) -> Iterator[tuple]:
     """
     Yields `(job, result)` for each job as it is done, in any order.
@@ -75,11 +110,7 @@ def call_each(function: Callable, jobs: Iterable, seconds: float, processes: int
 
     `result` is the value returned by `function`, `Died` or `Hung`.
     """
-    # Children are forked from a server that has imported the modules and has no threads: a fork of this process could hang on a lock
-    # held by one of its threads.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["modeling_tests.video_verdicts"])
-    jobs = iter(jobs)
+    context, jobs = _context(), iter(jobs)
     children: list[_Child] = []
 
     def start(child: _Child | None = None) -> None:

@@ -3,17 +3,15 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from llava_st_hf.checkpoints import atomic
 from llava_st_hf.checkpoints.atomic import atomic_folder, finish_interrupted_write
+from modeling_tests.child_processes import call_in_child
 
 
-ROOT = Path(__file__).resolve().parents[1]
 OLD = {"model-00001-of-00002.safetensors": "old", "model-00002-of-00002.safetensors": "old", "model.safetensors.index.json": "old"}
 OLD |= {"processor_config.json": "old", "config.json": "old", "notes.txt": "mine"}
 NEW = {"model.safetensors": "new", "processor_config.json": "new", "tokenizer": {"vocab.json": "new"}, "config.json": "new"}
@@ -61,10 +59,17 @@ def write_and_die(target: Path, calls: int) -> bool:
 
 
 def test_atomic_folder_killed_at_any_rename_leaves_old_or_new_or_no_model(tmp_path):
+    errors = tmp_path / "errors"
+    assert call_in_child(kill_at_each_call, tmp_path, errors=errors) == 0, errors.read_text()
+    assert (tmp_path / "target0").exists()
+
+
+def kill_at_each_call(folder: Path) -> None:
+    """Kills the process at each system call in turn. Runs in a small child process, which is quick to fork."""
     complete = {**NEW, "notes.txt": "mine"}
     found, calls = [], 0
     while True:
-        target = tmp_path / f"target{calls}"
+        target = folder / f"target{calls}"
         target.mkdir()
         write(target, OLD)
         died = write_and_die(target, calls)
@@ -82,19 +87,17 @@ def test_atomic_folder_killed_at_any_rename_leaves_old_or_new_or_no_model(tmp_pa
         content = read(target)
         content.pop(".partial", None)
         assert content == (complete if new is not None or found[-1] == "new" else OLD), f"killed before call {calls}"
-        with atomic_folder(target) as folder:
-            write(folder, NEW)
+        with atomic_folder(target) as partial_folder:
+            write(partial_folder, NEW)
         assert read(target) == complete
         calls += 1
     assert found == sorted(found, key=["old", "none", "new"].index) and set(found) == {"old", "none", "new"}
 
 
 def test_atomic_folder_killed_again_while_completing_is_completed_by_the_next_call(tmp_path):
-    # In an interpreter of its own: a fork of the test process takes up to a second after the tests before it.
-    code = "import sys, pathlib; from modeling_tests.test_checkpoints_atomic import kill_twice; kill_twice(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert any(tmp_path.iterdir())
+    errors = tmp_path / "errors"
+    assert call_in_child(kill_twice, tmp_path, errors=errors) == 0, errors.read_text()
+    assert (tmp_path / "3-0").exists()
 
 
 def kill_twice(folder: Path) -> None:

@@ -4,9 +4,6 @@ import logging
 import math
 import os
 import re
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -345,13 +342,3 @@ def test_processor_accepts_the_messages_of_load_mixture(tmp_path, load):
     inputs = tiny_processor().apply_chat_template(row["messages"], tokenize=True, return_dict=True, return_tensors="pt")
     found = inputs["coordinate_values"][~inputs["coordinate_values"].isnan()]
     assert found.tolist() == pytest.approx([5 / 19, 10 / 19])  # a video of 20 frames at 10 frames per second
-
-
-def test_package_imports_without_datasets_and_ijson():
-    program = """
-        import sys
-        for name in ("datasets", "ijson", "llava_st_hf.data"):
-            sys.modules[name] = None
-        import llava_st_hf, llava_st_hf.cli
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)

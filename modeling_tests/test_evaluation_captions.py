@@ -23,7 +23,7 @@ def described(said: str | None, true: str = "a child pushes a red toy") -> Predi
 
 
 @requires_caption_tools
-def test_score_captions_reference_data_equals_the_original_code():
+def test_score_captions_reference_data_equals_the_original_code(one_meteor):
     expected = json.loads((REFERENCE / "metrics" / "expected_metrics.json").read_text())["elc"]["caption_score"]
     found = score_original("elc", json.loads((REFERENCE / "metrics" / "elc.json").read_text()))
     assert [found[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx(expected["Bleu_4"], rel=1e-3)
@@ -32,7 +32,7 @@ def test_score_captions_reference_data_equals_the_original_code():
 
 
 @requires_caption_tools
-def test_score_captions_empty_and_unusual_captions_keep_their_index():
+def test_score_captions_empty_and_unusual_captions_keep_their_index(one_meteor):
     true = ["a child pushes a red toy", "two dogs run on the beach", "a man opens the door", "a cat sleeps", "she sings"]
     said = ["", "two dogs\n\u2028run ||| on the beach", "...", "“Eine Katze” schläft 🐈", "She sings!"]
     scores = score_captions(said, true)
@@ -46,7 +46,7 @@ def test_score_captions_empty_and_unusual_captions_keep_their_index():
 
 
 @requires_caption_tools
-def test_score_correct_caption_gives_the_maximum():
+def test_score_correct_caption_gives_the_maximum(one_meteor):
     scores = score("tr", [described("A child pushes a red toy.")])
     assert scores["BLEU-4"] == pytest.approx(1.0) and scores["ROUGE_L"] == scores["METEOR"] == pytest.approx(1.0)
     assert scores["ROUGE_L_low"] == scores["ROUGE_L_high"] == pytest.approx(1.0)
@@ -54,7 +54,7 @@ def test_score_correct_caption_gives_the_maximum():
 
 
 @requires_caption_tools
-def test_score_skipped_captions_only_gives_zero():
+def test_score_skipped_captions_only_gives_zero(one_meteor):
     scores = score("reg", [Prediction("one", "b", "reg", "What?", GroundingResult(caption="a cat"), skipped="no file")])
     assert [scores[name] for name in METRICS] == pytest.approx([0.0] * len(METRICS), abs=1e-6)
     assert scores["skipped"] == 1
@@ -111,6 +111,6 @@ def test_score_failing_java_keeps_other_metrics_and_a_note(monkeypatch, tmp_path
 
 
 @requires_caption_tools
-def test_score_captions_lone_surrogate_does_not_affect_the_other_captions():
+def test_score_captions_lone_surrogate_does_not_affect_the_other_captions(one_meteor):
     scores = score_captions(["a \ud83d cat sleeps", "a dog"], ["a cat sleeps", "a dog"])
     assert scores.values["ROUGE_L"].tolist() == [1.0, 1.0]

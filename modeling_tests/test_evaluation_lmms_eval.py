@@ -146,7 +146,7 @@ def test_process_results_cut_off_answer_is_counted_and_empty_answer_scores_zero(
 
 
 @pytest.mark.skipif(missing_caption_tools() is not None, reason="captions need pycocoevalcap and Java")
-def test_caption_metrics_are_computed_over_all_answers(environment):
+def test_caption_metrics_are_computed_over_all_answers(environment, one_meteor):
     docs = docs_of("st_align_elc")
     right = [utils.process_results(doc, [oracle(utils._question(doc))]) for doc in docs]
     metrics = {metric["metric"]: metric["aggregation"] for metric in TASK_FILES["st_align_elc"]["metric_list"]}

@@ -360,7 +360,7 @@ def test_report_full_disk_names_the_file(runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", ["tr", "reg"])
 @pytest.mark.filterwarnings("ignore:.*aptions")
-def test_report_captions_have_no_empty_columns_and_no_charts(tmp_path, task):
+def test_report_captions_have_no_empty_columns_and_no_charts(tmp_path, task, one_meteor):
     row = Prediction(
         "one", "mine", task, "What?", GroundingResult(caption="a cat"), answer="a cat", prediction=GroundingResult(caption="a cat")
     )

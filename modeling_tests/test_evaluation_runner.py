@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from llava_st_hf.evaluation.rows import GroundingResult, Prediction, Question
 from llava_st_hf.evaluation.runner import EvaluationSettings, run_benchmark
 from llava_st_hf.locking import locked_folder
 from llava_st_hf.model import image_processing_llava_st, modeling_llava_st, video_processing_llava_st
+from modeling_tests.child_processes import call_in_child
 from modeling_tests.corpora import write_media
 from modeling_tests.media import write_cut
 from modeling_tests.miniatures import MINIATURES
@@ -131,74 +133,87 @@ def test_run_benchmark_incomplete_line_is_dropped(tmp_path, media, uninterrupted
     assert run(tmp_path, media) == uninterrupted
 
 
+def killed_at_5(answer, question, *rest):
+    if question.id == "5":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_answer(answer, question, *rest)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_run_benchmark_after_sigkill_resumes(tmp_path, media, uninterrupted, num_workers):
-    program = (
-        "import os, signal, sys; from pathlib import Path; from modeling_tests import test_evaluation_runner as t\n"
-        "def killer(answer, question, *rest):\n"
-        "    if question.id == '5': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return t.read_answer(answer, question, *rest)\n"
-        f"t.run(Path({str(tmp_path)!r}), {media!r}, reader=killer, num_workers={num_workers})"
-    )
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    assert killed.returncode == -signal.SIGKILL and len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
+    killed = partial(run, tmp_path, media, reader=killed_at_5, num_workers=num_workers)
+    assert call_in_child(killed, errors=tmp_path.with_suffix(".errors")) == -signal.SIGKILL
+    assert len(list(read_predictions(tmp_path / "part-000.jsonl"))) == 4
     assert run(tmp_path, media) == uninterrupted  # immediately, even if a worker of the killed process is still alive
 
 
-def launch(program: str, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a program in two processes on CPU."""
-    path = folder / "program.py"
-    path.write_text(f"import sys\nfrom pathlib import Path\nfrom modeling_tests import test_evaluation_runner as t\n{program}\n")
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(path)]
+# Two runs in each of two processes: one that succeeds, and one in which the second process fails while the first one waits for it.
+IN_TWO_PROCESSES = """
+import sys, time
+from pathlib import Path
+from llava_st_hf.evaluation import runner
+from modeling_tests import test_evaluation_runner as t
+
+folder, media = Path(sys.argv[1]), {"video": sys.argv[2], "image": sys.argv[3]}
+state = runner.this_process()
+assert state.num_processes == 2
+files = runner._files
+
+def late(folder):
+    # The second process lists the predictions folder late, when the first could already have answered its share.
+    if state.process_index == 1 and not list(folder.glob("part-001*")):
+        time.sleep(3)
+    return files(folder)
+
+answered = []
+
+def counting(answer, question, *rest):
+    answered.append(question.id)
+    return t.read_answer(answer, question, *rest)
+
+def failing(answer, question, *rest):
+    if state.process_index == 1:
+        raise RuntimeError("deliberate")
+    return t.read_answer(answer, question, *rest)
+
+runner._files = late
+t.run(folder / "equal", media, reader=counting)
+(folder / f"answered{state.process_index}").write_text(" ".join(answered))
+runner._files = files
+t.run(folder / "failing", media, reader=failing)
+"""
+
+
+def launch(program: str, folder: Path, media: dict) -> subprocess.CompletedProcess:
+    """Runs a program in two processes on CPU; its arguments are the folder, the video and the image."""
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += [str(folder / "program.py"), str(folder), media["video"], media["image"]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=240)
 
 
-def test_run_benchmark_two_processes_equal_one_and_share_the_questions(tmp_path, media, uninterrupted):
-    # The second process lists the predictions folder late, when the first could already have answered its share.
-    program = f"""
-import time
-from llava_st_hf.evaluation import runner
-from llava_st_hf.distributed import shut_down_processes
-state = runner.this_process()
-assert state.num_processes == 2
-files = runner._files
-def late(folder):
-    if state.process_index == 1 and not list(folder.glob("part-001*")):
-        time.sleep(3)
-    return files(folder)
-runner._files = late
-answered = []
-def counting(answer, question, *rest):
-    answered.append(question.id)
-    return t.read_answer(answer, question, *rest)
-t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=counting)
-Path({str(tmp_path)!r}, f"answered{{state.process_index}}").write_text(" ".join(answered))
-shut_down_processes()
-import torch.distributed
-assert not torch.distributed.is_initialized()
-"""
-    finished = launch(program, tmp_path)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert list(read_predictions(tmp_path / "run/predictions.jsonl")) == uninterrupted
-    assert sorted(os.listdir(tmp_path / "run")) == [".lock", ".lock-owner", "predictions.jsonl", "settings.json"]
-    shares = [(tmp_path / f"answered{number}").read_text().split() for number in (0, 1)]
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, media) -> tuple[Path, subprocess.CompletedProcess]:
+    """Folder and result of IN_TWO_PROCESSES; one start for two tests, as it takes 20 seconds of CPU time."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    return folder, launch(IN_TWO_PROCESSES, folder, media)
+
+
+def test_run_benchmark_two_processes_equal_one_and_share_the_questions(two_processes, uninterrupted):
+    folder, finished = two_processes
+    assert (folder / "answered0").exists(), finished.stderr[-3000:]
+    assert list(read_predictions(folder / "equal/predictions.jsonl")) == uninterrupted
+    assert sorted(os.listdir(folder / "equal")) == [".lock", ".lock-owner", "predictions.jsonl", "settings.json"]
+    shares = [(folder / f"answered{number}").read_text().split() for number in (0, 1)]
     assert sorted([*shares[0], *shares[1]]) == [str(number) for number in range(7)]
     assert sorted(map(len, shares)) == [3, 4]
 
 
-def test_run_benchmark_failing_process_ends_all_processes(tmp_path, media):
-    program = f"""
-from llava_st_hf.evaluation import runner
-def failing(answer, question, *rest):
-    if runner.this_process().process_index == 1:
-        raise RuntimeError("deliberate")
-    return t.read_answer(answer, question, *rest)
-t.run(Path({str(tmp_path / "run")!r}), {media!r}, reader=failing)
-"""
-    finished = launch(program, tmp_path)  # within its time limit
-    assert finished.returncode != 0 and "deliberate" in finished.stderr
+def test_run_benchmark_failing_process_ends_all_processes(two_processes):
+    _, finished = two_processes  # within its time limit
+    assert finished.returncode != 0 and "RuntimeError: deliberate" in finished.stderr
 
 
 def test_run_benchmark_folder_in_use_raises_and_keeps_its_answers(tmp_path, media, uninterrupted):
@@ -216,8 +231,9 @@ def test_run_benchmark_folder_in_use_raises_and_keeps_its_answers(tmp_path, medi
 
 
 def test_run_benchmark_two_processes_folder_in_use_ends_both(tmp_path, media):
+    program = f"from modeling_tests import test_evaluation_runner as t; t.run(t.Path({str(tmp_path / 'run')!r}), {media!r})"
     with locked_folder(tmp_path / "run"):
-        finished = launch(f"t.run(Path({str(tmp_path / 'run')!r}), {media!r})", tmp_path)
+        finished = launch(program, tmp_path, media)
     assert finished.returncode != 0 and f"is in use by process {os.getpid()}" in finished.stderr
 
 

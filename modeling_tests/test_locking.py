@@ -11,13 +11,17 @@ import filelock
 import pytest
 from packaging.version import Version
 
+from llava_st_hf import locking
 from llava_st_hf.locking import locked_folder
 
 
-HOLDER = """
-import sys, time
-from llava_st_hf.locking import locked_folder
-with locked_folder(sys.argv[1]):
+# The module alone: the import of its package takes seconds in each process.
+HOLDER = f"""
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("locking", {locking.__file__!r})
+locking = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(locking)
+with locking. locked_folder(sys.argv[1]):
     print("locked", flush=True)
     time.sleep(60)
 """

@@ -17,6 +17,7 @@ import ablations
 from llava_st_hf import LlavaSTForConditionalGeneration, LlavaSTModel
 from llava_st_hf.data import load_mixture
 from llava_st_hf.model.packer_llava_st import LlavaSTWindowPacker
+from llava_st_hf.shapes import files as shapes_files
 from llava_st_hf.shapes.files import write_training_data
 from modeling_tests.shapes_start import write_stage2
 
@@ -99,6 +100,8 @@ def test_hard_targets_gives_the_loss_of_the_nearest_bin_without_propagation(mode
 
 
 def test_one_stage_mixture_has_the_number_of_questions_of_all_stages(tmp_path, monkeypatch):
+    for write in ("write_video", "write_image"):  # the mixture is made of annotations; it does not read the media
+        monkeypatch.setattr(shapes_files, write, lambda scene, path: Path(path).touch())
     write_training_data(tmp_path, num_videos=6, num_images=20, num_easy_videos=10, num_easy_images=20, num_frames=20)
     monkeypatch.setattr(ablations, "PARTS", {"stage2_words": 2, "stage2_edges": 1, "stage3": 1})
     steps = ablations.write_joint_mixture(tmp_path, tmp_path / "joint.yaml")

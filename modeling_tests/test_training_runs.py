@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_tests.child_processes import call_in_child
 from modeling_tests.one_training import main as run_here
 
 
@@ -19,8 +20,8 @@ CLOCKS = ("_per_second", "_runtime")
 OF_THE_PART = ("train_loss", "total_flos")
 
 
-def run(folder: Path, processes: int = 1, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
-    launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"] if processes > 1 else []
+def run_in_two(folder: Path, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
     command = [sys.executable, "-W", "ignore", "-m", *launcher, "modeling_tests.one_training", str(folder), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=timeout)
@@ -50,14 +51,14 @@ def test_run_with_gradient_accumulation_or_two_processes_equals_one_large_batch(
     run_here(tmp_path / "one", {"max_steps": 2, "per_device_train_batch_size": 4})
     run_here(tmp_path / "accumulated", {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
     assert_same_run(tmp_path / "one", tmp_path / "accumulated")
-    finished = run(tmp_path / "two", 2, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    finished = run_in_two(tmp_path / "two", max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_run_of_two_processes_ends_when_one_of_them_fails(tmp_path):
     """The other process waits in a collective operation until the launcher ends it."""
-    finished = run(tmp_path, 2, max_steps=4, fail_at=1, timeout=120)
+    finished = run_in_two(tmp_path, max_steps=4, fail_at=1, timeout=120)
     assert finished.returncode not in (0, None) and "RuntimeError: the last process fails" in finished.stderr
 
 
@@ -68,12 +69,11 @@ def test_resumed_run_after_a_kill_equals_an_uninterrupted_run(tmp_path, strategy
         "max_steps": 12, "save_strategy": "steps", "save_steps": 5, "logging_steps": 3, "lora_dropout": 0.3, "optim": "adamw_torch",
         "learning_rate": 1e-3, "train_sampling_strategy": strategy, "dataloader_num_workers": 1,
     }  # fmt: skip
-    killed = run(tmp_path / "killed", kill_at=8, **options)
-    assert killed.returncode == -9 and not (tmp_path / "killed/log.json").exists()
-    finished = run(tmp_path / "killed", **options)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    finished = run(tmp_path / "undisturbed", **options)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    errors = tmp_path / "errors"
+    assert call_in_child(run_here, tmp_path / "killed", {"kill_at": 8, **options}, errors=errors) == -9
+    assert not (tmp_path / "killed/log.json").exists()
+    for name in ("killed", "undisturbed"):
+        assert call_in_child(run_here, tmp_path / name, dict(options), errors=errors) == 0, errors.read_text()[-3000:]
     log = log_of(tmp_path / "killed")
     assert log == log_of(tmp_path / "undisturbed")  # bitwise
     assert [entry["step"] for entry in log] == [3, 5, 6, 9, 10, 12, 12]

@@ -82,6 +82,7 @@ PHASES = {
         images="first:25%",
     ),
 }
+_CHUNK = 32  # scenes that a process makes at a time
 # Without macroblock-tree rate control, with which x264's AVX-512 code encodes equal frames to files that differ from run to run.
 _ENCODING = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
@@ -142,7 +143,8 @@ def make_rows(
     easy: bool = False,
 ) -> Iterator[list[list[dict]]]:
     """
-    Writes images or videos and yields the rows of each for each of `wordings`, in order, with one process per CPU core.
+    Writes images or videos and yields the rows of each for each of `wordings`, in order, with one process per CPU core; in this process if
+    there are few.
 
     Args:
         folder: of the images or videos.
@@ -156,8 +158,12 @@ def make_rows(
     """
     folder.mkdir(parents=True, exist_ok=True)
     make = partial(_make, folder=folder, split=split, kind=kind, num_frames=num_frames, world=world, wordings=wordings, easy=easy)
+    numbers = range(first, first + count)
+    if count <= _CHUNK:
+        yield from map(make, numbers)
+        return
     with ProcessPoolExecutor() as pool:
-        yield from pool.map(make, range(first, first + count), chunksize=32)
+        yield from pool.map(make, numbers, chunksize=_CHUNK)
 
 
 def write_training_data(
@@ -231,7 +237,7 @@ def write_questions(folder: str | os.PathLike, split: str, per_task: int, num_fr
         found: dict[str, list[dict]] = {task: [] for task in tasks}
         first = 0
         while min(map(len, found.values())) < per_task:
-            made = make_rows(folder / "media", split, kind, per_task // 2 + 32, num_frames, world, first)
+            made = make_rows(folder / "media", split, kind, per_task // 2 + 8, num_frames, world, first)
             for number, [rows] in enumerate(made, first):
                 for task, chosen in found.items():
                     fitting = [row for row in rows if row["task"] == task]
