@@ -373,6 +373,16 @@ def test_merge_lora_without_base_reads_it_from_the_adapter(tmp_path, monkeypatch
     assert found.keys() == given.keys() and all(torch.equal(found[name], given[name]) for name in found)
 
 
+def test_merge_lora_without_peft_is_an_error_that_names_the_extra(tmp_path, monkeypatch, capsys):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(ORIGINAL_CHECKPOINT)}))
+    (adapter / "adapter_model.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "peft", None)  # importing it raises ModuleNotFoundError
+    assert main(["merge-lora", str(adapter), str(tmp_path / "merged"), "--config-overrides", str(OVERRIDES)]) == 1
+    assert "needs peft: pip install 'llava-st-hf[train]'" in capsys.readouterr().err
+
+
 def test_demo_example_runs_offline_and_writes_answer_video_and_image(tmp_path):
     demo = Path(__file__).parents[1] / "examples" / "demo.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

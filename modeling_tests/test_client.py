@@ -424,6 +424,23 @@ def test_server_that_is_not_there_is_an_error(processor, short_waits):
         client(QUESTION)
 
 
+def test_address_without_v1_is_an_error_that_states_the_address(processor):
+    with serve(lambda connection, target: connection.sendall(reply(b'{"detail": "Not Found"}', status="404 Not Found"))) as server:
+        for end, advised in (("", True), ("/v1", False)):
+            address = server.url.rstrip("/") + end
+            with GroundingClient(address, processor=processor) as client, pytest.raises(RequestError, match="status 404") as error:
+                client(QUESTION)
+            assert (f'ends in "/v1": {address}/v1' in str(error.value)) == advised
+
+
+def test_processor_that_is_not_a_folder_is_an_error_that_names_it(tmp_path):
+    with (
+        GroundingClient("http://127.0.0.1:9/v1", model="m", processor=tmp_path / "nowhere") as client,
+        pytest.raises(ValueError, match=r"The processor '.*nowhere' is not a folder"),
+    ):
+        client(QUESTION)
+
+
 def test_key_is_sent_and_not_shown(model, processor, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
     with serve_openai(model, processor, api_key="sk-right") as server:

@@ -28,6 +28,7 @@ def merge_adapter(adapter: str | os.PathLike, base: str | os.PathLike | None = N
 
     Raises:
         FileNotFoundError: naming the file that the folder lacks.
+        ImportError: for a PEFT folder, if PEFT is not installed.
         ValueError: naming the file, and the tensor that does not fit the base.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -74,8 +75,10 @@ def _is_local(base: str) -> bool:
 
 
 def _merge_peft(base: str | os.PathLike, adapter: str | os.PathLike, **kwargs) -> LlavaSTForConditionalGeneration:
-    from peft import PeftModel, get_peft_model_state_dict
-
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ModuleNotFoundError as error:
+        raise ImportError(f"Merging the adapter {adapter} needs {error.name}: pip install 'llava-st-hf[train]'.") from error
     try:
         with safe_open(os.path.join(adapter, ADAPTER_WEIGHTS), framework="pt") as weights:
             found = set(weights.keys())

@@ -202,8 +202,8 @@ def read_fingerprint(folder: str | os.PathLike) -> Fingerprint | None:
         raise ValueError(f"{path} is damaged ({error}): write it again with `llava-st fingerprint {folder}`.") from error
     if fingerprint.weights != weights_digest(folder):
         raise ValueError(
-            f"{path} was written for other weights than those of the folder, which were saved later: write it again with `llava-st "
-            f"fingerprint {folder}`."
+            f"{path} was written for other weights than those of the folder, or for these in another dtype. If the weights are as "
+            f"intended, write it again with `llava-st fingerprint {folder}`."
         )
     return fingerprint
 

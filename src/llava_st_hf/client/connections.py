@@ -99,11 +99,14 @@ class GroundingClient:
             name = self.model if self._processor is None else self._processor
             if self._processor is None and not os.path.isdir(name):  # nothing is downloaded because a server names it
                 raise ValueError(f"The model of the server, {name!r:.200}, is not a folder here: give processor=, a folder or repository.")
+            path = os.fspath(name)
+            if not os.path.isdir(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") > 1):
+                raise ValueError(f"The processor {path!r} is not a folder: give processor=, the folder or repository of the checkpoint.")
             try:
                 return LlavaSTProcessor.from_pretrained(name)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"The processor of {os.fspath(name)!r} cannot be loaded: give processor=, a folder or repository. ({error})"
+                    f"The processor of {path!r} cannot be loaded: give processor=, a folder or repository. ({error})"
                 ) from error
 
     @cached_property

@@ -135,6 +135,8 @@ class Api:
             text = error_message(received.decode("utf-8", "replace") if body is None else body)
             temporary = status in (408, 429) or status >= 500
             text = f"{url} answered with status {status}: {text}"
+            if status == 404 and not self.base_url.endswith("/v1"):
+                text = f'{text.rstrip(".")}. The address of most servers ends in "/v1": {self.base_url}/v1'
             raise Failure(text, f"HTTP {status}", status, temporary, _retry_after(headers.get("retry-after")))
         if body is None:
             start = received[:200].decode("utf-8", "replace")
