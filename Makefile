@@ -29,7 +29,7 @@ build/chromium/chromium: modeling_tests/browser.py | .venv/browser
 test-lowest: .venv-lowest/test
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 $(LOWEST_TESTS) $(ARGS)
 
-# vLLM for CPU and the plug-in, in an environment of its own; about 20 minutes on two cores.
+# vLLM for CPU and the plug-in, in an environment of its own; about 35 minutes on two cores.
 test-serve: .venv-serve/serve
 	OMP_NUM_THREADS=1 $(SERVE)/python -m pytest -p no:xdist modeling_tests/serving $(ARGS)
 
