@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -78,6 +78,8 @@ def _context():
 def _redirected(function: Callable, arguments: tuple, errors: Path) -> None:
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
+    # As in a program of its own. Otherwise workers of data loaders are started by another fork server, and do not end with this process.
+    set_start_method("fork", force=True)
     function(*arguments)
     sys.stderr.flush()
 
