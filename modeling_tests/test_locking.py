@@ -58,8 +58,8 @@ def test_locked_folder_is_released_after_the_block_and_after_an_error_in_it(tmp_
 @pytest.mark.skipif(Version(filelock.__version__) < Version("4.3"), reason="older versions leave the lock to forked processes")
 def test_locked_folder_is_not_held_by_forked_workers_of_a_killed_process(tmp_path):
     """Data loader workers are forked, and end some seconds after their parent was killed."""
-    code = HOLDER.replace(
-        "    time.sleep", "    import os\n    if not os.fork(): print(os.getpid(), flush=True)  # by the worker, when it has begun\n    time.sleep"
+    code = HOLDER.replace(  # the worker states its id, when it has begun
+        "    time.sleep", "    import os\n    if not os.fork(): print(os.getpid(), flush=True)\n    time.sleep"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     worker = None
